@@ -1,0 +1,1 @@
+"""Agents that learn which diffusion steps to skip, and the command line."""

@@ -1,0 +1,1 @@
+"""Conditional denoising diffusion for super-resolution: schedule, UNet, samplers, training, checkpoints."""

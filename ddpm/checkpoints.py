@@ -1,0 +1,79 @@
+"""Finding and loading checkpoints, and the device they run on."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+
+from ddpm.errors import CheckpointError, ConfigError
+from ddpm.unet import UNet
+
+
+def shipped_checkpoints() -> dict[str, Path]:
+    """The checkpoints that come with the package: name → folder."""
+    root = Path(str(files("checkpoints")))
+    return {p.parent.name: p.parent for p in sorted(root.glob("*/config.json"))}
+
+
+def resolve_checkpoint(checkpoint: str | Path) -> str:
+    """A shipped name becomes its folder; a folder or a Hub id stays what it is.
+
+    Raises:
+        CheckpointError: it is none of the three.
+    """
+    shipped = shipped_checkpoints()
+    if str(checkpoint) in shipped:
+        return str(shipped[str(checkpoint)])
+    if Path(checkpoint).is_dir():
+        for name in ("config.json", "model.safetensors"):
+            if not (Path(checkpoint) / name).is_file():
+                raise CheckpointError(f"{checkpoint} is no checkpoint: it lacks {name}")
+        return str(checkpoint)
+    if str(checkpoint).count("/") == 1 and not str(checkpoint).startswith((".", "/")):
+        return str(checkpoint)
+    raise CheckpointError(
+        f"unknown checkpoint {str(checkpoint)!r}; known are {', '.join(shipped)}, "
+        "a folder with config.json and model.safetensors, or a Hub id such as owner/name"
+    )
+
+
+def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
+    """Loads a net in float32 for inference.
+
+    Args:
+        checkpoint: name of a shipped checkpoint, folder, or Hub id.
+        device: "cpu", "cuda", "cuda:1", "mps", …
+
+    Raises:
+        CheckpointError: the checkpoint is unknown, damaged or incomplete.
+        ConfigError: its configuration holds an unknown setting, or the device does not exist.
+    """
+    check_device(device)
+    source = resolve_checkpoint(checkpoint)
+    try:
+        unet = UNet.from_pretrained(source)
+    except (SafetensorError, RuntimeError, TypeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"the checkpoint {source} is damaged or does not fit its config.json ({error})") from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}/config.json: {error}") from None
+    except ValueError as error:  # JSON that does not parse
+        raise CheckpointError(f"{source}/config.json is damaged ({error})") from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"unknown checkpoint {str(checkpoint)!r}: no such folder, and the Hub did not give it "
+            f"({type(error).__name__}); shipped are {', '.join(shipped_checkpoints())}"
+        ) from None
+    return unet.eval().requires_grad_(False).to(device)
+
+
+def check_device(device: str) -> None:
+    """Raises ConfigError where torch has no such device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            found.append("mps")
+        raise ConfigError(f"no such device: {device!r}; this machine has {', '.join(found)}") from None

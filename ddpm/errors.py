@@ -1,0 +1,17 @@
+"""Errors that a user's input can cause; each message says what was got, what was expected and what to do."""
+
+
+class SkipDiffError(ValueError):
+    """Base of every error caused by input; the command line prints it as one line and exits with code 2."""
+
+
+class ConfigError(SkipDiffError):
+    """A setting has an unknown name or a value outside its range."""
+
+
+class CheckpointError(SkipDiffError):
+    """A checkpoint is unknown, incomplete or damaged."""
+
+
+class ImageError(SkipDiffError):
+    """A picture cannot be read, or has a size that does not fit its use."""

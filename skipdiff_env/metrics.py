@@ -1,0 +1,166 @@
+"""Image quality: PSNR and SSIM on luma, LPIPS, NIQE and every other metric that pyiqa knows."""
+
+import contextlib
+import difflib
+import functools
+import io
+import re
+import urllib.error
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpm.errors import ConfigError
+from skipdiff_env.torchvision_ops import ensure_torchvision
+
+WEIGHTS = Path(str(files("skipdiff_env"))) / "weights"
+# Y of BT.601 with studio swing, as the super-resolution literature measures it.
+LUMA = {"test_y_channel": True, "color_space": "ycbcr"}
+# Smallest side on which a metric is defined; NIQE fits its model to blocks of 96 x 96.
+MIN_SIDE = {"niqe": 96, "niqe_matlab": 96, "ilniqe": 96, "ssim": 11, "lpips": 32}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quality metric over batches of pictures.
+
+    Attributes:
+        name: its name.
+        lower_better: whether a smaller value means a better picture.
+        needs_reference: whether the target picture must be given.
+        min_side: smallest side, in pixels, that it is defined on.
+    """
+
+    name: str
+    lower_better: bool
+    needs_reference: bool
+    min_side: int
+    _measure: Callable[[Tensor, Tensor | None], Tensor]
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ConfigError where the metric is undefined for pictures of this size."""
+        if min(height, width) < self.min_side:
+            raise ConfigError(
+                f"metric {self.name} needs pictures of at least {self.min_side} pixels a side, got {width} x {height}; "
+                "take larger pictures or another metric"
+            )
+
+    def __call__(self, sr: Tensor, hr: Tensor | None = None) -> NDArray[np.float64]:
+        """Measures a batch.
+
+        Args:
+            sr: results, (B, 3, H, W) in [-1, 1].
+            hr: targets of the same shape; only for metrics with `needs_reference`.
+
+        Returns:
+            float64, (B,); NaN for a picture on which the metric fails (a flat one, for example).
+
+        Raises:
+            ConfigError: the pictures are too small, or the target is missing.
+        """
+        self.check_size(*sr.shape[-2:])
+        if self.needs_reference and hr is None:
+            raise ConfigError(f"metric {self.name} compares with a target picture, and none was given")
+        with torch.inference_mode():
+            sr, hr = _quantise(sr), None if hr is None else _quantise(hr)
+            try:
+                return self._measure_finite(sr, hr)
+            except (RuntimeError, ValueError, np.linalg.LinAlgError):
+                # one bad picture makes some metrics give up on a whole batch
+                values = np.full(len(sr), np.nan)
+                for i in range(len(sr)):
+                    with contextlib.suppress(RuntimeError, ValueError, np.linalg.LinAlgError):
+                        values[i] = self._measure_finite(sr[i : i + 1], None if hr is None else hr[i : i + 1])[0]
+                return values
+
+    def _measure_finite(self, sr: Tensor, hr: Tensor | None) -> NDArray[np.float64]:
+        values = self._measure(sr, hr).double().cpu().numpy().reshape(len(sr))
+        return np.where(np.isfinite(values), values, np.nan)
+
+
+def _quantise(images: Tensor) -> Tensor:
+    """From [-1, 1] to the 256 levels of a file on disk in [0, 1], so that a figure is that of the saved picture."""
+    return ((images.float() + 1) * 127.5).round_().clamp_(0, 255).div_(255)
+
+
+def _luma(images: Tensor) -> Tensor:
+    """Whole-numbered luma of (B, 3, H, W) in [0, 1]: float64, (B, 1, H, W) in [0, 1].
+
+    pyiqa rounds luma as well, but the luma of 8-bit levels often lies halfway between two whole numbers, and the matrix
+    product it uses then rounds as the processor's instruction set has it: NIQE moves in its third digit. Plain float32
+    operations in this order are the same everywhere.
+    """
+    red, green, blue = images.unbind(1)
+    return (red * 0.299 + green * 0.587 + blue * 0.114).mul_(255).round_().double().div_(255)[:, None]
+
+
+@functools.cache
+def make_metric(name: str, device: str = "cpu") -> Metric:
+    """Makes a metric; NIQE, LPIPS, PSNR and SSIM need no network, others may fetch weights at first use.
+
+    "psnr" and "ssim" are measured on Y, "lpips" is v0.1 with AlexNet, "niqe" as in pyiqa.
+
+    Args:
+        name: "niqe", "lpips", "psnr", "ssim" or any name in `pyiqa.list_models()`.
+        device: where to compute.
+
+    Raises:
+        ConfigError: the metric is unknown, or its weights are missing and cannot be fetched.
+    """
+    ensure_torchvision()
+    if name == "lpips":
+        return Metric(name, True, True, MIN_SIDE[name], _lpips(device))
+    import pyiqa
+
+    options: dict[str, dict[str, Any]] = {
+        "psnr": LUMA,
+        "ssim": LUMA,
+        "niqe": {"pretrained_model_path": str(WEIGHTS / "niqe_modelparameters.mat")},
+    }
+    known = pyiqa.list_models()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3) or ["niqe", "lpips", "psnr", "ssim"]
+        raise ConfigError(f"unknown metric {name!r}; did you mean {', '.join(close)}? pyiqa.list_models() names all")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            model = pyiqa.create_metric(name, device=torch.device(device), **options.get(name, {}))
+    except (urllib.error.URLError, OSError) as error:
+        wanted = re.findall(r'Downloading: "(.+?)" to (\S+)', said.getvalue())
+        source = f"download {wanted[-1][0]} and put it at {wanted[-1][1]}" if wanted else "see pyiqa's documentation"
+        raise ConfigError(
+            f"the weights of metric {name} are missing and could not be fetched ({error}); {source}"
+        ) from None
+
+    def measure(sr: Tensor, hr: Tensor | None) -> Tensor:
+        if name == "niqe":
+            return model(_luma(sr))
+        return model(sr, hr) if model.metric_mode == "FR" else model(sr)
+
+    return Metric(name, model.lower_better, model.metric_mode == "FR", MIN_SIDE.get(name, 1), measure)
+
+
+def _lpips(device: str) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """LPIPS v0.1 (AlexNet) from the shipped convolutions and the lpips package's own linear heads."""
+    import lpips
+    from safetensors.torch import load_file
+
+    model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    features = load_file(WEIGHTS / "alexnet_features.safetensors")
+    slices = {
+        name: module for part in range(1, 6) for name, module in getattr(model.net, f"slice{part}").named_children()
+    }
+    for name, module in slices.items():
+        if f"features.{name}.weight" in features:
+            module.weight.data.copy_(features.pop(f"features.{name}.weight"))
+            module.bias.data.copy_(features.pop(f"features.{name}.bias"))
+    assert not features, f"unused LPIPS weights: {sorted(features)}"
+    model.eval().requires_grad_(False).to(device)
+    return lambda sr, hr: model(sr, hr, normalize=True)  # from [0, 1] to the [-1, 1] it wants

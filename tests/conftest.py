@@ -1,0 +1,94 @@
+"""Fixtures: a tiny net, schedules, photographs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm.schedule import FloatArray, cosine_alphas_cumprod
+from ddpm.unet import UNet
+
+TINY: dict[str, Any] = {
+    "width": 8,
+    "multipliers": (1, 2),
+    "blocks": 1,
+    "attention_resolutions": (),
+    "norm_groups": 4,
+    "patch_size": 2,
+    "dropout": 0.0,
+    "noise_level_scale": 1000.0,
+    "prediction": "v",
+    "target": "residual",
+    "start": 5,
+}
+
+
+def tiny_unet(seed: int = 0, **changes: Any) -> UNet:
+    """A small random net in inference mode."""
+    torch.manual_seed(seed)
+    return UNet(**{**TINY, **changes}).eval().requires_grad_(False)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tiny nets are quicker without thread hand-over, and results do not depend on the machine's cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def unet() -> UNet:
+    """The tiny net: predicts v of the residual."""
+    return tiny_unet()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the tiny net."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_unet().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def alphas_cumprod() -> FloatArray:
+    """The full schedule, T = 100."""
+    return cosine_alphas_cumprod(100)
+
+
+@pytest.fixture
+def photo() -> Callable[..., np.ndarray]:
+    """A maker of smooth, noisy pictures: (height, width, seed) → uint8 (H, W, 3)."""
+
+    def make(height: int = 64, width: int = 64, seed: int = 0) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        smooth = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).astype(float)
+        return (smooth + rng.normal(0, 8, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+    return make
+
+
+@pytest.fixture
+def photos(tmp_path: Path, photo: Callable[..., np.ndarray]) -> Path:
+    """A folder of four 128 x 128 pictures."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(photo(128, 128, seed=i)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def count_forwards() -> Callable[[UNet], list[int]]:
+    """Hooks a net; the list it gives collects the batch size of every forward."""
+
+    def hook(unet: UNet) -> list[int]:
+        sizes: list[int] = []
+        unet.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+        return sizes
+
+    return hook
