@@ -1,5 +1,6 @@
 """The command line, `skipdiff`. Heavy imports happen inside the commands, so that `--help` is quick."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,172 @@ def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> N
         unet = {k: options.pop(k) for k in UNET_OPTIONS}
         config = TrainingConfig(unet=unet, **options)
     click.echo(f"checkpoint: {train(config, out, resume)}")
+
+
+CHECKPOINT = click.option("--checkpoint", default="natural-x4", help="Name, folder or Hub id.")
+STEPS = click.option(
+    "--steps",
+    callback=_numbers(2),
+    help="S,N: coarse steps, and diffusion steps each spans.  [default: the checkpoint's]",
+)
+DEVICE = click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps …")
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATHS...")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder (or, for one picture, file).")
+@CHECKPOINT
+@STEPS
+@click.option(
+    "--start", type=int, help="Diffusion step where the fine chain begins, 1 … N.  [default: the checkpoint's]"
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise.")
+@click.option("--samples", type=click.IntRange(min=1), default=1, help="Different answers for each picture.")
+@DEVICE
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Pictures of one size enlarged together.")
+@click.option("--tile", type=click.IntRange(min=0), default=256, help="Tile side in pixels of the result; 0: no tiles.")
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
+def upscale(
+    paths: tuple[str, ...], out: Path, seed: int, samples: int, overwrite: bool, batch_size: int, **options: Any
+) -> None:
+    """Enlarge photographs: files, folders and patterns.
+
+    Results are named <stem>_x4.png, below folders with their subfolder.
+    """
+    import time
+
+    from tqdm import tqdm
+
+    from ddpm.images import read_picture, write_picture
+    from skipdiff_env.upscaler import Upscaler
+
+    upscaler = Upscaler(batch_size=batch_size, **options)
+    errors: list[str] = []
+
+    def fail(message: object) -> None:
+        errors.append(str(message))
+        tqdm.write(f"Error: {' '.join(str(message).split())}", file=sys.stderr)
+
+    jobs = _upscale_jobs(paths, out, upscaler.scale, samples, overwrite, fail)
+    began, done, forwards = time.perf_counter(), 0, 0
+    with tqdm(total=len(jobs) * upscaler.expected_nfe, unit="forward", dynamic_ncols=True, desc="upscale") as bar:
+        bar.bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}]"
+        batch: list[tuple[Any, int, Path]] = []
+
+        def flush() -> None:
+            nonlocal done, forwards
+            if not batch:
+                return
+            pictures, seeds, targets = zip(*batch, strict=True)
+            batch.clear()
+            try:
+                results = upscaler.enlarge(pictures, seeds, lambda part: bar.update(min(part, bar.total - bar.n)))
+            except SkipDiffError as error:
+                for target in targets:
+                    fail(f"{target}: {error}")
+                return
+            for (picture, result), target in zip(results, targets, strict=True):
+                try:
+                    write_picture(picture, target)
+                except SkipDiffError as error:
+                    fail(error)
+                    continue
+                done += 1
+                forwards += result.nfe
+
+        for source, targets in jobs.items():
+            try:
+                picture = read_picture(source)
+            except SkipDiffError as error:
+                fail(error)
+                continue
+            for k, target in enumerate(targets):
+                if len(batch) == batch_size or (batch and batch[0][0].rgb.shape != picture.rgb.shape):
+                    flush()
+                batch.append((picture, seed + k, target))
+        flush()
+    if done:
+        seconds = time.perf_counter() - began
+        click.echo(f"{done} pictures, {forwards / done:g} forwards each, {seconds / done:.2f} s each")
+    if errors:
+        raise click.exceptions.Exit(2)
+
+
+def _upscale_jobs(
+    paths: tuple[str, ...], out: Path, scale: int, samples: int, overwrite: bool, fail: Callable[[object], None]
+) -> dict[Path, list[Path]]:
+    """Source → targets, one for each sample; what cannot be done is told to `fail`."""
+    from ddpm.images import SUFFIXES, find_images
+
+    jobs: dict[Path, list[Path]] = {}
+    taken: set[Path] = set()
+    for given in paths:
+        try:
+            sources = find_images([given])
+        except SkipDiffError as error:
+            fail(error)
+            continue
+        for source in sources:
+            if source in jobs:
+                continue
+            folder = source.relative_to(given).parent if Path(given).is_dir() else Path()
+            if out.suffix.lower() in SUFFIXES and not out.is_dir():
+                names = [out]
+            else:
+                names = [out / folder / f"{source.stem}_x{scale}.png"]
+            if samples > 1:
+                names = [names[0].with_stem(f"{names[0].stem}_{k}") for k in range(samples)]
+            clash = [n for n in names if n in taken or (n.exists() and not overwrite)]
+            if clash and clash[0] in taken:
+                fail(
+                    f"{source}: another picture of this run is written to {clash[0]} already; give it a run of its own"
+                )
+            elif clash:
+                fail(f"{source}: {clash[0]} exists; replace it with --overwrite, or give another --out")
+            else:
+                jobs[source] = names
+                taken.update(names)
+    return jobs
+
+
+@main.command()
+@click.option("--images", multiple=True, required=True, help="Folder, file or pattern of photographs; may be repeated.")
+@CHECKPOINT
+@STEPS
+@click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, help="Number of noise seeds; figures are mean ± std over them."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Take only the first pictures.")
+@click.option("--metrics", default="psnr,ssim,niqe,lpips", help="Metrics, separated by commas.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for table.md, table.csv, rows.csv and table.json.")
+@DEVICE
+@click.option("--batch-size", type=click.IntRange(min=1), default=16)
+def evaluate(images: tuple[str, ...], metrics: str, out: Path | None, **options: Any) -> None:
+    """Compare bicubic, the full DDPM, the coarse chain, and coarse + fine from every start.
+
+    Each picture's centre crop is shrunk and enlarged again. Quality is that of 8-bit results; PSNR and SSIM are on luma.
+    """
+    from agents.evaluation import evaluate as run
+    from agents.evaluation import load_crops, to_markdown, write_tables
+
+    crops = load_crops(images, options.pop("image_size"), options.pop("limit"))
+    rows = run(crops, metrics=metrics.split(","), **options)
+    click.echo(to_markdown(rows))
+    if out is not None:
+        write_tables(rows, out)
+
+
+@main.command()
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="demo.png", help="Picture to write.")
+@CHECKPOINT
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise.")
+@DEVICE
+def demo(out: Path, **options: Any) -> None:
+    """Shrink scikit-image's photographs four times, enlarge them in every way, and compare."""
+    from agents.demo import demo as run
+
+    click.echo(run(out, **options))
 
 
 if __name__ == "__main__":

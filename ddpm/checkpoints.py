@@ -1,5 +1,7 @@
 """Finding and loading checkpoints, and the device they run on."""
 
+import contextlib
+import io
 from importlib.resources import files
 from pathlib import Path
 
@@ -53,7 +55,8 @@ def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
     check_device(device)
     source = resolve_checkpoint(checkpoint)
     try:
-        unet = UNet.from_pretrained(source)
+        with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces local folders
+            unet = UNet.from_pretrained(source)
     except (SafetensorError, RuntimeError, TypeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"the checkpoint {source} is damaged or does not fit its config.json ({error})") from None
     except ConfigError as error:

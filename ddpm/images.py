@@ -18,8 +18,6 @@ from torch import Tensor
 from ddpm.errors import ImageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm"})
-# A sane photograph has fewer pixels than this; larger files are taken for decompression bombs.
-MAX_PIXELS = 2**28
 
 
 @dataclass
@@ -68,14 +66,36 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Brings 16- and 32-bit grey modes, which Pillow would clip, to 8 bits."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float64)
-        if image.mode == "F":
-            low, high = 0.0, 1.0 if values.max(initial=0) <= 1 else 255.0
-        else:
-            low, high = 0.0, 65535.0
-        scaled = np.nan_to_num((values - low) / (high - low)).clip(0, 1) * 255
-        return Image.fromarray(np.round(scaled).astype(np.uint8))
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return image
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    # floats are taken to lie in 0 … 1 if they fit there; integers are 16 bits wide, as in PNG and TIFF
+    white = 65535.0 if image.mode != "F" else 1.0 if values.max(initial=0) <= 1 else 255.0
+    return Image.fromarray(np.round(values.clip(0, white) / white * 255).astype(np.uint8))
+
+
+def from_pil(image: Image.Image) -> Picture:
+    """Takes a Pillow picture of any mode, applies its EXIF orientation and gives 8 bits a channel."""
+    icc_profile = image.info.get("icc_profile")
+    image = _to_8_bit(ImageOps.exif_transpose(image))
+    if image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
+        icc_profile = None  # it describes the file's own colour space, which the result is not in
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = np.array(image.convert("RGBA"))
+        return Picture(rgba[..., :3], rgba[..., 3], grey, icc_profile)
+    return Picture(np.array(image.convert("RGB")), None, grey, icc_profile)
+
+
+def to_pil(picture: Picture) -> Image.Image:
+    """The picture as Pillow has it: L, LA, RGB or RGBA."""
+    image = Image.fromarray(np.ascontiguousarray(picture.rgb))
+    if picture.grey:
+        image = image.convert("L")
+    if picture.alpha is not None:
+        image.putalpha(Image.fromarray(picture.alpha))
+    if picture.icc_profile:
+        image.info["icc_profile"] = picture.icc_profile
     return image
 
 
@@ -83,17 +103,13 @@ def read_picture(path: str | Path) -> Picture:
     """Reads a picture of any mode, applies its EXIF orientation and gives 8 bits a channel.
 
     Raises:
-        ImageError: the file cannot be opened, is no picture, is damaged or truncated, or is too large.
+        ImageError: the file cannot be opened, is no picture, is damaged or truncated, has no pixels, or has too many.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                opened.load()
-                icc_profile = opened.info.get("icc_profile")
-                image = ImageOps.exif_transpose(opened)
+            with Image.open(path) as image:
+                picture = from_pil(image)
     except FileNotFoundError:
         raise ImageError(f"no such file: {path}") from None
     except PermissionError:
@@ -104,21 +120,13 @@ def read_picture(path: str | Path) -> Picture:
         raise ImageError(f"not a picture that Pillow can read: {path}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(
-            f"{path} claims more pixels than a picture may have ({MAX_PIXELS:,}); refused as a decompression bomb"
+            f"{path} claims more than {Image.MAX_IMAGE_PIXELS:,} pixels; refused as a decompression bomb"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise ImageError(f"{path} is damaged or truncated ({error})") from None
-    if image.width == 0 or image.height == 0:
-        raise ImageError(f"{path} has no pixels ({image.width} x {image.height})")
-    image = _to_8_bit(image)
-    has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    grey = image.mode in ("1", "L", "LA", "La")
-    if image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
-        icc_profile = None  # it describes the file's own colour space, which the result is not in
-    if has_alpha:
-        rgba = np.asarray(image.convert("RGBA"))
-        return Picture(rgba[..., :3].copy(), rgba[..., 3].copy(), grey, icc_profile)
-    return Picture(np.array(image.convert("RGB")), None, grey, icc_profile)
+    if picture.rgb.size == 0:
+        raise ImageError(f"{path} has no pixels ({picture.rgb.shape[1]} x {picture.rgb.shape[0]})")
+    return picture
 
 
 def to_tensor(rgb: NDArray[np.uint8]) -> Tensor:
@@ -156,15 +164,11 @@ def write_picture(picture: Picture, path: str | Path) -> None:
     Raises:
         ImageError: the ending is unknown, the folder cannot be written, or the disk is full.
     """
-    image = Image.fromarray(picture.rgb)
-    if picture.grey:
-        image = image.convert("L")
-    if picture.alpha is not None:
-        image.putalpha(Image.fromarray(picture.alpha))
+    image = to_pil(picture)
     try:
         with atomic_path(path) as temporary:
-            image.save(temporary, icc_profile=picture.icc_profile)
-    except (OSError, ValueError, KeyError) as error:
+            image.save(temporary, icc_profile=picture.icc_profile, quality=95)
+    except (OSError, ValueError) as error:
         raise ImageError(
             f"cannot write {path}: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
         ) from None

@@ -40,6 +40,11 @@ class TiledUNet:
         ramp = torch.arange(1, size + 1, device=device).clamp(max=self.overlap + 1) / (self.overlap + 1)
         return torch.minimum(ramp, ramp.flip(0))
 
+    def area(self, height: int, width: int) -> int:
+        """Pixels that go through the net for one picture of this size, overlaps counted as often as they are seen."""
+        tiles = len(self._starts(height)) * len(self._starts(width))
+        return tiles * min(self.tile, height) * min(self.tile, width)
+
     def __call__(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:
         """As `UNet.forward`; H and W multiples of the net's stride."""
         height, width = x_t.shape[-2:]

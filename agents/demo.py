@@ -1,0 +1,80 @@
+"""The demonstration: scikit-image's own photographs, shrunk and enlarged in every way, side by side."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from skimage import data
+from torch import Tensor
+from tqdm import tqdm
+
+from agents.evaluation import compare, measure, to_markdown
+from ddpm.checkpoints import load_unet
+from ddpm.degradation import degrade, downsample
+from ddpm.images import atomic_path, to_tensor, to_uint8
+from skipdiff_env.metrics import make_metric
+from skipdiff_env.refinement import RefinementProcess
+
+# Photographs that scikit-image carries in its wheel, and the top left corner of the crop that is shown.
+PHOTOGRAPHS = {"astronaut": (0, 128), "chelsea": (20, 110), "coffee": (60, 170), "rocket": (100, 180)}
+SIZE = 192
+METRICS = ("psnr", "ssim", "lpips", "niqe")
+
+
+def photographs() -> Tensor:
+    """The demonstration's targets, (4, 3, 192, 192) in [-1, 1]."""
+    crops = []
+    for name, (top, left) in PHOTOGRAPHS.items():
+        crops.append(to_tensor(getattr(data, name)()[top : top + SIZE, left : left + SIZE, :3]))
+    return torch.stack(crops)
+
+
+def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str = "cpu") -> str:
+    """Enlarges the photographs by bicubic, the full DDPM, the coarse chain, and coarse + fine; writes them side by side.
+
+    Args:
+        out: picture to write.
+        checkpoint: name, folder or Hub id.
+        seed: noise seed.
+        device: where to compute.
+
+    Returns:
+        A table of means over the photographs.
+    """
+    unet = load_unet(checkpoint, device)
+    N = unet.diffusion_steps // unet.coarse_steps
+    process = RefinementProcess(unet, unet.diffusion_steps, (unet.coarse_steps, N), device=device)
+    start = unet.start or N
+    hr = photographs().to(device)
+    lr_up = degrade(hr, unet.scale)
+    expected = unet.diffusion_steps + unet.coarse_steps + start
+    with tqdm(total=expected, desc="demo", unit="forward", dynamic_ncols=True) as bar:
+        hook = unet.register_forward_hook(lambda *_: bar.update() and None)
+        results = compare(process, lr_up, [seed] * len(hr), [start])
+        hook.remove()
+    rows = measure(results, [make_metric(name, device) for name in METRICS], hr, seed)
+    small = torch.nn.functional.interpolate(downsample(hr, unet.scale), scale_factor=unet.scale, mode="nearest")
+    columns = {f"input ({SIZE // unet.scale} px)": small}
+    columns |= {f"{m}\n{r.nfe} forwards": r.sr for m, r in results.items()} | {"original": hr}
+    _draw(columns, out)
+    return f"{to_markdown(rows)}\n\npicture: {out}"
+
+
+def _draw(columns: dict[str, Tensor], out: Path) -> None:
+    height = next(iter(columns.values())).shape[0]
+    figure, axes = plt.subplots(height, len(columns), figsize=(2 * len(columns), 2 * height + 0.5), squeeze=False)
+    for column, (title, images) in enumerate(columns.items()):
+        axes[0, column].set_title(title, fontsize=9)
+        for row, image in enumerate(images):
+            axes[row, column].imshow(np.asarray(to_uint8(image)))
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.005, top=0.93, wspace=0.02, hspace=0.02)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, dpi=110, format=out.suffix.lstrip(".") or "png")
+    plt.close(figure)

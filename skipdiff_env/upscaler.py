@@ -1,0 +1,170 @@
+"""Enlarging pictures: coarse stage, then fine refinement as a policy decides."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ddpm.checkpoints import load_unet
+from ddpm.degradation import upsample
+from ddpm.errors import ConfigError, ImageError
+from ddpm.images import Picture, from_pil, read_picture, to_pil, to_tensor, to_uint8, write_picture
+from ddpm.sampling import Denoiser
+from ddpm.tiling import TiledUNet
+from skipdiff_env.refinement import Policy, RefinementProcess, fixed_start
+
+# Float32 pictures that are alive at once at the worst moment of a diffusion step.
+LIVE_PICTURES = 9
+
+
+@dataclass(frozen=True)
+class Upscaled:
+    """One enlarged picture.
+
+    Attributes:
+        sr: the result, (3, H, W) in [-1, 1].
+        start: diffusion step at which the surviving fine chain began.
+        nfe: UNet forwards, coarse and fine.
+    """
+
+    sr: Tensor
+    start: int
+    nfe: int
+
+
+class Upscaler:
+    """Enlarges pictures of any size with few diffusion steps.
+
+    `Upscaler().upscale_file("small.jpg", "large.png")` is all it takes; `Upscaler()(image)` does it for a Pillow image.
+
+    Args:
+        checkpoint: name of a shipped checkpoint, a folder, or a Hub id.
+        steps: (S, N), coarse steps and diffusion steps that each spans; None: the checkpoint's own.
+        start: diffusion step 1 … N at which the fine chain begins; None: the checkpoint's own.
+        policy: decides step by step instead of `start`.
+        device: where to compute.
+        tile: side of the overlapping tiles for pictures larger than that, in pixels of the result; 0: no tiles.
+        batch_size: pictures of one size that are enlarged together.
+
+    Raises:
+        CheckpointError: the checkpoint is unknown or damaged.
+        ConfigError: S · N differs from the checkpoint's T, `start` lies outside 1 … N, or there is no such device.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path = "natural-x4",
+        *,
+        steps: tuple[int, int] | None = None,
+        start: int | None = None,
+        policy: Policy | None = None,
+        device: str = "cpu",
+        tile: int = 256,
+        batch_size: int = 8,
+    ) -> None:
+        self.unet = load_unet(checkpoint, device)
+        self.scale, self.device, self.tile = self.unet.scale, device, tile
+        self.denoiser: Denoiser = TiledUNet(self.unet, tile, min(32, tile // 4)) if tile else self.unet
+        T, S = self.unet.diffusion_steps, self.unet.coarse_steps
+        self.process = RefinementProcess(self.denoiser, T, steps or (S, T // S), batch_size=batch_size, device=device)
+        if start is not None and not 1 <= start <= self.process.N:
+            raise ConfigError(f"start must lie in 1 … {self.process.N}, the fine steps of --steps, got {start}")
+        # the checkpoint's start belongs to its own N; another N starts at the same place within the fine part at most
+        start = start or min(self.unet.start or self.process.N, self.process.N)
+        self.policy = policy or fixed_start(start)
+        # with a policy it is known only afterwards
+        self.expected_nfe = self.process.S - 1 + (self.process.N if policy else start)
+        self.batch_size = batch_size
+
+    def upscale(
+        self,
+        lr: Sequence[Tensor],
+        seeds: Sequence[int],
+        progress: Callable[[float], object] | None = None,
+    ) -> list[Upscaled]:
+        """Enlarges pictures of one size.
+
+        Args:
+            lr: pictures, each (3, h, w) in [-1, 1]; at most `batch_size` of them run together.
+            seeds: noise seed of each; the same picture and seed give the same result in any batch.
+            progress: told after each forward what part of one step of one picture it was.
+
+        Returns:
+            For each the result (3, scale·h, scale·w).
+
+        Raises:
+            ImageError: the result would not fit into memory.
+        """
+        height, width = (side * self.scale for side in lr[0].shape[-2:])
+        self._check_memory(height, width, min(len(lr), self.batch_size))
+        stride = self.unet.stride
+        padding = (0, -width % stride, 0, -height % stride)
+        if progress is not None:
+            canvas = height + padding[3], width + padding[1]
+            area = self.denoiser.area(*canvas) if isinstance(self.denoiser, TiledUNet) else canvas[0] * canvas[1]
+
+            def advance(net: object, args: object, out: Tensor) -> None:
+                progress(out.numel() / 3 / area)
+
+            hook = self.unet.register_forward_hook(advance)
+        results = []
+        for i in range(0, len(lr), self.batch_size):
+            condition = upsample(torch.stack(list(lr[i : i + self.batch_size])).to(self.device), self.scale)
+            condition = F.pad(condition, padding, mode="replicate")
+            states = self.process.begin(list(condition), seeds[i : i + self.batch_size])
+            images = self.process.run(states, self.policy)
+            results += [
+                Upscaled(sr[:, :height, :width], state.start, state.nfe)
+                for sr, state in zip(images, states, strict=True)
+            ]
+        if progress is not None:
+            hook.remove()
+        return results
+
+    def _check_memory(self, height: int, width: int, batch: int) -> None:
+        if torch.device(self.device).type != "cpu":
+            return
+        needed = LIVE_PICTURES * 12 * height * width * batch
+        available = psutil.virtual_memory().available
+        if needed > available:
+            raise ImageError(
+                f"a result of {width} x {height} needs about {needed / 2**30:.1f} GiB of memory, "
+                f"{available / 2**30:.1f} GiB are free; cut the picture up or lower the batch size"
+            )
+
+    def enlarge(
+        self, pictures: Sequence[Picture], seeds: Sequence[int], progress: Callable[[float], object] | None = None
+    ) -> list[tuple[Picture, Upscaled]]:
+        """Enlarges decoded pictures of one size; alpha (by bicubic), greyness and colour profile are kept."""
+        results = self.upscale([to_tensor(p.rgb) for p in pictures], seeds, progress)
+        return [
+            (replace(picture, rgb=to_uint8(result.sr), alpha=self._alpha(picture)), result)
+            for picture, result in zip(pictures, results, strict=True)
+        ]
+
+    def _alpha(self, picture: Picture) -> np.ndarray | None:
+        if picture.alpha is None:
+            return None
+        alpha = Image.fromarray(picture.alpha)
+        size = alpha.width * self.scale, alpha.height * self.scale
+        return np.asarray(alpha.resize(size, Image.Resampling.BICUBIC))
+
+    def __call__(self, image: Image.Image, seed: int = 0) -> Image.Image:
+        """Enlarges a Pillow image of any mode."""
+        return to_pil(self.enlarge([from_pil(image)], [seed])[0][0])
+
+    def upscale_file(self, path: str | Path, out: str | Path, seed: int = 0) -> Upscaled:
+        """Enlarges a file into another, whose ending chooses the format.
+
+        Raises:
+            ImageError: the picture cannot be read, or the result not written.
+        """
+        picture, result = self.enlarge([read_picture(path)], [seed])[0]
+        write_picture(picture, out)
+        return result
