@@ -1,16 +1,14 @@
 """Finding and loading checkpoints, and the device they run on."""
 
-import contextlib
-import io
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
 
 from ddpm.errors import CheckpointError, ConfigError
-from ddpm.unet import UNet
+from ddpm.unet import WEIGHTS, UNet
 
 
 def shipped_checkpoints() -> dict[str, Path]:
@@ -29,16 +27,36 @@ def resolve_checkpoint(checkpoint: str | Path) -> str:
     if str(checkpoint) in shipped:
         return str(shipped[str(checkpoint)])
     if Path(checkpoint).is_dir():
-        for name in ("config.json", "model.safetensors"):
+        for name in ("config.json", WEIGHTS):
             if not (Path(checkpoint) / name).is_file():
                 raise CheckpointError(f"{checkpoint} is no checkpoint: it lacks {name}")
         return str(checkpoint)
     if str(checkpoint).count("/") == 1 and not str(checkpoint).startswith((".", "/")):
         return str(checkpoint)
-    raise CheckpointError(
-        f"unknown checkpoint {str(checkpoint)!r}; known are {', '.join(shipped)}, "
-        "a folder with config.json and model.safetensors, or a Hub id such as owner/name"
+    raise CheckpointError(f"unknown checkpoint {str(checkpoint)!r}; known are {_known()}")
+
+
+def _known() -> str:
+    return ", ".join(
+        [*shipped_checkpoints(), f"a folder with config.json and {WEIGHTS}, or a Hub id such as owner/name"]
     )
+
+
+def save_checkpoint(unet: UNet, folder: Path) -> None:
+    """Writes config.json and model.safetensors into `folder`, by way of a temporary folder beside it.
+
+    On any failure `folder` stays as it was.
+    """
+    folder = folder.resolve()
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        unet.save_pretrained(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in temporary.iterdir():
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
@@ -55,19 +73,20 @@ def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
     check_device(device)
     source = resolve_checkpoint(checkpoint)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces local folders
-            unet = UNet.from_pretrained(source)
-    except (SafetensorError, RuntimeError, TypeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"the checkpoint {source} is damaged or does not fit its config.json ({error})") from None
+        unet = UNet.from_pretrained(source)
+    except CheckpointError:
+        raise
     except ConfigError as error:
         raise ConfigError(f"{source}/config.json: {error}") from None
-    except ValueError as error:  # JSON that does not parse
-        raise CheckpointError(f"{source}/config.json is damaged ({error})") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
+        if Path(source).is_dir():
+            raise CheckpointError(f"the checkpoint {source} cannot be read ({error})") from None
         raise CheckpointError(
             f"unknown checkpoint {str(checkpoint)!r}: no such folder, and the Hub did not give it "
-            f"({type(error).__name__}); shipped are {', '.join(shipped_checkpoints())}"
+            f"({type(error).__name__}); known are {_known()}"
         ) from None
+    except (ValueError, TypeError, AttributeError) as error:  # JSON that does not parse, or is no object
+        raise CheckpointError(f"{source}/config.json is damaged ({error})") from None
     return unet.eval().requires_grad_(False).to(device)
 
 

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from ddpm.checkpoints import save_checkpoint
 from ddpm.degradation import degrade
 from ddpm.errors import ConfigError, ImageError
 from ddpm.images import find_images, read_picture, to_tensor
@@ -330,14 +331,3 @@ def train(config: TrainingConfig, folder: str | Path, resume: bool = False) -> P
             save(done)
     accelerator.end_training()
     return folder / "checkpoint"
-
-
-def save_checkpoint(unet: UNet, folder: Path) -> None:
-    """Writes config.json and model.safetensors into `folder`, by way of a temporary folder beside it."""
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    unet.save_pretrained(temporary)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in temporary.iterdir():
-        file.replace(folder / file.name)
-    temporary.rmdir()

@@ -1,16 +1,45 @@
 """SR3's conditional UNet, conditioned on a continuous noise level instead of a step number."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ddpm.errors import ConfigError
+from ddpm.errors import CheckpointError, ConfigError
 from ddpm.schedule import check_steps
+
+WEIGHTS = "model.safetensors"
+
+
+def tensor_mismatch(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> str:
+    """In what a file's tensors differ from those of a net, both name → shape; the empty string if in nothing."""
+
+    def first(items: Sequence[str]) -> str:
+        return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    shapes = [
+        f"{name} has shape {tuple(found[name])} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    return "; ".join(
+        text
+        for text, items in (
+            (f"it lacks {first(missing)}", missing),
+            (f"it holds unknown {first(unknown)}", unknown),
+            (first(shapes), shapes),
+        )
+        if items
+    )
 
 
 class NoiseLevelEmbedding(nn.Module):
@@ -91,6 +120,10 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+
+
 class UNet(
     nn.Module,
     PyTorchModelHubMixin,
@@ -100,8 +133,8 @@ class UNet(
 ):
     """The UNet of SR3 with everything a sampler must know about it in its configuration.
 
-    `UNet.from_pretrained(DIR_OR_HUB_ID)` reads `config.json` and `model.safetensors`; `save_pretrained(DIR)` writes them.
-    The defaults are the architecture of the paper.
+    `UNet.from_pretrained(DIR_OR_HUB_ID)` reads `config.json` and `model.safetensors`, whose tensors must be exactly those
+    of the net; `save_pretrained(DIR)` writes them. The defaults are the architecture of the paper.
 
     Args:
         width: channels of the first level.
@@ -110,7 +143,7 @@ class UNet(
         attention_resolutions: sizes in pixels, inside a net that is given `image_size`, at which blocks attend.
         image_size: side of the pictures the net is meant for; only `attention_resolutions` refers to it.
         dropout: probability of dropping an activation inside a residual block, 0 ≤ dropout < 1.
-        norm_groups: groups of every GroupNorm.
+        norm_groups: groups of every GroupNorm; a divisor of `width`.
         patch_size: pixels per side folded into channels before the first level (1: none).
         noise_level_scale: factor on the noise level before its embedding (1 in SR3's own files).
         prediction: "eps", the noise, or "v" = √ᾱ·eps - √(1-ᾱ)·x_0.
@@ -148,7 +181,7 @@ class UNet(
     ) -> None:
         super().__init__()
         if unknown:
-            known = ", ".join(sorted(type(self)._hub_mixin_init_parameters))
+            known = ", ".join(sorted(set(type(self)._hub_mixin_init_parameters) - {"self", "unknown"}))
             raise ConfigError(f"unknown UNet setting {', '.join(sorted(unknown))}; known are {known}")
         for name, value, allowed in (
             ("prediction", prediction, ("eps", "v")),
@@ -156,20 +189,37 @@ class UNet(
         ):
             if value not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        for name, number in (("width", width), ("blocks", blocks), ("patch_size", patch_size), ("scale", scale)):
-            if not isinstance(number, int) or number < 1:
+        for name, number in (
+            ("width", width),
+            ("blocks", blocks),
+            ("image_size", image_size),
+            ("norm_groups", norm_groups),
+            ("patch_size", patch_size),
+            ("scale", scale),
+            ("diffusion_steps", diffusion_steps),
+            ("coarse_steps", coarse_steps),
+        ):
+            if not _is_whole(number):
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {number!r}")
-        if not multipliers or min(multipliers) < 1:
-            raise ConfigError(f"multipliers must be whole numbers of at least 1, got {list(multipliers)}")
-        if width % 2 or any(width * m % norm_groups for m in multipliers):
+        for name, numbers in (("multipliers", multipliers), ("attention_resolutions", attention_resolutions)):
+            if not isinstance(numbers, list | tuple) or not all(map(_is_whole, numbers)):
+                raise ConfigError(f"{name} must be a list of whole numbers of at least 1, got {numbers!r}")
+        if not multipliers:
+            raise ConfigError("multipliers must name at least one level, got none")
+        for name, factor in (("noise_level_scale", noise_level_scale), ("residual_scale", residual_scale)):
+            if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+                raise ConfigError(f"{name} must be a number above 0, got {factor!r}")
+        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise ConfigError(f"dropout must be a number of at least 0 and below 1, got {dropout!r}")
+        if width % 2 or width % norm_groups:
             raise ConfigError(
-                f"width must be even and every width · multiplier divisible by norm_groups, got width {width}, "
-                f"multipliers {list(multipliers)}, norm_groups {norm_groups}"
+                f"width must be even and divisible by norm_groups, got width {width} and norm_groups {norm_groups}"
             )
         if diffusion_steps % coarse_steps:
             check_steps(diffusion_steps, coarse_steps, diffusion_steps // coarse_steps)
-        if start is not None and not 1 <= start <= diffusion_steps // coarse_steps:
-            raise ConfigError(f"start must lie in 1 … {diffusion_steps // coarse_steps}, got {start}")
+        N = diffusion_steps // coarse_steps
+        if start is not None and not (_is_whole(start) and start <= N):
+            raise ConfigError(f"start must be a whole number in 1 … {N}, got {start!r}")
 
         self.prediction = prediction
         self.target = target
@@ -213,6 +263,51 @@ class UNet(
         self.last_norm = nn.GroupNorm(norm_groups, channels)
         self.last = nn.Conv2d(channels, 3 * pixels, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        map_location: str = "cpu",
+        **settings: Any,
+    ) -> "UNet":
+        """Builds the net and loads its weights; the mixin's own leaves what the file lacks at random values.
+
+        Raises:
+            CheckpointError: the file is damaged, or its tensors are not those of the configured net.
+        """
+        for name in ("proxies", "resume_download"):  # older versions of huggingface_hub pass them
+            settings.pop(name, None)
+        unet = cls(**settings)
+        file = Path(model_id) / WEIGHTS
+        if not Path(model_id).is_dir():
+            file = Path(
+                hf_hub_download(
+                    model_id,
+                    WEIGHTS,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            )
+        try:
+            tensors = load_file(file)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged ({error}); copy or download it again") from None
+        weights = unet.state_dict()
+        mismatch = tensor_mismatch({k: v.shape for k, v in weights.items()}, {k: v.shape for k, v in tensors.items()})
+        if mismatch:
+            raise CheckpointError(f"{file} does not fit its config.json: {mismatch}")
+        unet.load_state_dict(tensors)
+        return unet.eval().to(map_location)
 
     def forward(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:
         """Predicts eps or v.
