@@ -99,17 +99,14 @@ def to_pil(picture: Picture) -> Image.Image:
     return image
 
 
-def read_picture(path: str | Path) -> Picture:
-    """Reads a picture of any mode, applies its EXIF orientation and gives 8 bits a channel.
-
-    Raises:
-        ImageError: the file cannot be opened, is no picture, is damaged or truncated, has no pixels, or has too many.
-    """
+@contextmanager
+def _open(path: str | Path) -> Iterator[Image.Image]:
+    """Opens a picture; whatever goes wrong until the block ends becomes an ImageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                picture = from_pil(image)
+                yield image
     except FileNotFoundError:
         raise ImageError(f"no such file: {path}") from None
     except PermissionError:
@@ -124,6 +121,26 @@ def read_picture(path: str | Path) -> Picture:
         ) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise ImageError(f"{path} is damaged or truncated ({error})") from None
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Width and height as the file's header has them, before any EXIF rotation.
+
+    Raises:
+        ImageError: the file cannot be opened, is no picture, or has too many pixels.
+    """
+    with _open(path) as image:
+        return image.size
+
+
+def read_picture(path: str | Path) -> Picture:
+    """Reads a picture of any mode, applies its EXIF orientation and gives 8 bits a channel.
+
+    Raises:
+        ImageError: the file cannot be opened, is no picture, is damaged or truncated, has no pixels, or has too many.
+    """
+    with _open(path) as image:
+        picture = from_pil(image)
     if picture.rgb.size == 0:
         raise ImageError(f"{path} has no pixels ({picture.rgb.shape[1]} x {picture.rgb.shape[0]})")
     return picture

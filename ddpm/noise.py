@@ -9,6 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+# No draw of `keyed_noise` is larger: numpy's float32 ziggurat ends at 3.6542, and its tail adds at most 24·ln 2 / 3.6542.
+MAX_NOISE = 8.21
+
 
 class Stage(IntEnum):
     """Which part of the process a noise belongs to."""

@@ -70,6 +70,17 @@ def predict_x0(unet: Denoiser, alphas_cumprod: FloatArray, t: Step, x_t: Tensor,
     return x0.add_(lr_up, alpha=c).clamp_(-c, c).sub_(lr_up, alpha=c)
 
 
+def posterior(alphas_cumprod: FloatArray, t: Step) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """q(x_{t-1} | x_t, x_0) is normal: mean a·x_0 + b·x_t, standard deviation σ. Gives (a, b, σ), one each per t."""
+    now, before = alphas_cumprod[t], alphas_cumprod[np.subtract(t, 1)]
+    beta = 1 - now / before
+    return (
+        np.sqrt(before) * beta / (1 - now),
+        np.sqrt(1 - beta) * (1 - before) / (1 - now),
+        np.sqrt((1 - before) / (1 - now) * beta),  # zero at t = 1, since before is 1
+    )
+
+
 def p_sample(
     unet: Denoiser, alphas_cumprod: FloatArray, t: Step, x_t: Tensor, lr_up: Tensor, noise: Tensor | None
 ) -> Tensor:
@@ -86,12 +97,9 @@ def p_sample(
     Returns:
         Latents at step t - 1; for t = 1 the result x_0.
     """
-    now, before = alphas_cumprod[t], alphas_cumprod[np.subtract(t, 1)]
-    beta = 1 - now / before
+    of_x0, of_x_t, sigma = posterior(alphas_cumprod, t)
     x0 = predict_x0(unet, alphas_cumprod, t, x_t, lr_up)
-    mean = x0.mul_(_coefficient(np.sqrt(before) * beta / (1 - now), x_t))
-    mean = mean.add_(x_t * _coefficient(np.sqrt(1 - beta) * (1 - before) / (1 - now), x_t))
-    sigma = np.sqrt((1 - before) / (1 - now) * beta)  # zero at t = 1, since before is 1
+    mean = x0.mul_(_coefficient(of_x0, x_t)).add_(x_t * _coefficient(of_x_t, x_t))
     return mean if noise is None else mean.add_(noise * _coefficient(sigma, x_t))
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ddpm.errors import ConfigError
-from ddpm.noise import KeyedNoise, Stage
-from ddpm.sampling import Denoiser, coarse_approximation, p_sample, to_image
-from ddpm.schedule import check_steps, cosine_alphas_cumprod
+from ddpm.noise import MAX_NOISE, KeyedNoise, Stage
+from ddpm.sampling import Denoiser, coarse_approximation, p_sample, posterior, predict_x0, to_image
+from ddpm.schedule import FloatArray, check_steps, cosine_alphas_cumprod
 from skipdiff_env.memo import Memo
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Refinement:
         key: identity of the picture for the memo; None is never memoised.
         coarse: the coarse latent x_S1, (3, H, W).
         latent: the current latent u, (3, H, W).
-        t: the diffusion step that is decided (or, at 1, performed) next.
+        t: the diffusion step that is decided (or, at 1, performed) next; 0 at the end.
         history: diffusion steps that were performed since the coarse latent; with the picture and the seed they
             determine `latent`.
         nfe: UNet forwards of this picture so far, coarse and fine, thrown away or not.
@@ -81,7 +81,7 @@ class RefinementProcess:
         device: where the net is.
 
     Raises:
-        ConfigError: S · N differs from T, N is below 2, or the skip mode is unknown.
+        ConfigError: S · N differs from T, or the skip mode is unknown.
     """
 
     def __init__(
@@ -151,7 +151,35 @@ class RefinementProcess:
         """Performs the step t = 1, which is never skipped, and gives the pictures, each (3, H, W) in [-1, 1]."""
         assert all(state.t == 1 for state in states), "decisions are left"
         self._denoise(states)
+        for state in states:
+            state.t = 0
         return [to_image(self.unet, state.latent[None], state.lr_up[None])[0] for state in states]
+
+    @torch.inference_mode()
+    def estimate(self, state: Refinement) -> Tensor:
+        """The picture (3, H, W) that the net sees in the latent as it stands; one forward, which is not counted."""
+        latent, lr_up = state.latent[None], state.lr_up[None]
+        x0 = predict_x0(self.unet, self.alphas_cumprod, state.t, latent, lr_up) if state.t > 0 else latent
+        return to_image(self.unet, x0, lr_up)[0]
+
+    def latent_bound(self) -> float:
+        """A number that no value of a latent ever exceeds.
+
+        x_0 is clamped and keyed noise is bounded, so each reverse step, a weighted sum of x_0, latent and noise, gives
+        a bound for the next latent from that of the last.
+        """
+        x0 = 1.0 if self.unet.target == "image" else 2 * self.unet.residual_scale
+        bound = MAX_NOISE
+
+        def after(alphas_cumprod: FloatArray, t: int) -> float:
+            of_x0, of_x_t, sigma = posterior(alphas_cumprod, t)
+            return float(of_x0 * x0 + of_x_t * bound + sigma * MAX_NOISE)
+
+        for j in range(self.S, 1, -1):
+            bound = after(self.coarse_alphas_cumprod, j)
+        for t in range(self.N, 0, -1):
+            bound = max(bound, after(self.alphas_cumprod, t))  # any step may be skipped
+        return bound
 
     def run(self, states: Sequence[Refinement], policy: Policy) -> list[Tensor]:
         """Refines pictures that stand at t = N to the end, as the policy decides."""
