@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ddpm.errors import SkipDiffError
+from ddpm.errors import ConfigError, SkipDiffError
 
 
 class Group(click.Group):
@@ -270,6 +270,37 @@ def demo(out: Path, **options: Any) -> None:
     from agents.demo import demo as run
 
     click.echo(run(out, **options))
+
+
+@main.command("import-sr3")
+@click.argument("file", metavar="GEN.pth", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--norm-groups",
+    type=click.IntRange(min=1),
+    help="Groups of every GroupNorm: norm_groups in the model's JSON, which the file does not hold. "
+    "[default: 32 where it divides the width, else what fits best]",
+)
+@click.option("--image-size", type=click.IntRange(min=1), default=128, help="Side of the pictures it was trained on.")
+@click.option("--scale", type=click.IntRange(min=1), default=8, help="How many times the model enlarges.")
+@click.option("--coarse-steps", type=click.IntRange(min=1), default=10, help="Default S of the checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Write into OUT although it is not empty.")
+@click.option("--trust-pickle", is_flag=True, help="Run code that the file may hold. Only for files you trust.")
+def import_sr3(file: Path, out: Path, overwrite: bool, **options: Any) -> None:
+    """Turn a checkpoint of SR3 (I…_E…_gen.pth) into the folder OUT, which every other command takes as --checkpoint.
+
+    The result computes what the original does, from the noise level; it is sampled with the 100-step cosine schedule.
+    """
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise ConfigError(f"the folder {out} is not empty; name another one or pass --overwrite")
+
+    from ddpm import sr3
+    from ddpm.checkpoints import save_checkpoint
+
+    unet = sr3.import_sr3(file, **options)
+    save_checkpoint(unet, out)
+    click.echo(sr3.describe(unet, guessed_groups=options["norm_groups"] is None))
+    click.echo(f"checkpoint: {out}")
 
 
 if __name__ == "__main__":

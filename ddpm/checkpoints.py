@@ -1,11 +1,13 @@
 """Finding and loading checkpoints, and the device they run on."""
 
 import shutil
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
 
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.unet import WEIGHTS, UNet
@@ -43,20 +45,27 @@ def _known() -> str:
 
 
 def save_checkpoint(unet: UNet, folder: Path) -> None:
-    """Writes config.json and model.safetensors into `folder`, by way of a temporary folder beside it.
+    """Writes config.json and model.safetensors into `folder`, whose other files stay.
 
-    On any failure `folder` stays as it was.
+    Raises:
+        CheckpointError: the folder cannot be written, or the disk is full; `folder` is left as it was.
     """
-    folder = folder.resolve()
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    created = not folder.exists()
+    temporary = folder / ".partial"
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
         unet.save_pretrained(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+        # safetensors makes its files readable by their owner only
+        (temporary / WEIGHTS).chmod((temporary / "config.json").stat().st_mode)
         for file in temporary.iterdir():
             file.replace(folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write the checkpoint {folder} ({error})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if created:
+            with suppress(OSError):
+                folder.rmdir()  # works where it is still empty
 
 
 def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
