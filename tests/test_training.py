@@ -1,0 +1,199 @@
+"""Training: resuming after a kill gives the same weights, and bad settings are refused."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ddpm import training
+from ddpm.checkpoints import load_unet
+from ddpm.errors import ConfigError, ImageError
+from ddpm.schedule import cosine_alphas_cumprod
+from ddpm.training import CropDataset, TrainingConfig, latest_state, resumed_config, train, training_loss
+from tests.conftest import TINY, tiny_unet
+
+UNET = {**TINY, "dropout": 0.2}
+OPTIONS = [
+    "--crop=32", "--batch-size=2", "--save-every=2", "--iterations=8", "--width=8", "--multipliers=1,2", "--norm-groups=4",
+    "--attention-resolutions=999", "--dropout=0.2", "--warmup=2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def config(photos: Path) -> TrainingConfig:
+    return TrainingConfig([str(photos)], UNET, crop=32, batch_size=2, iterations=4, save_every=2, warmup=1)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoint" / "model.safetensors")
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+def run_cli(*args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "agents.cli", "train-ddpm", *args],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_killed_and_resumed_gives_the_same_weights(photos: Path, tmp_path: Path) -> None:
+    whole = run_cli(f"--images={photos}", f"--out={tmp_path / 'whole'}", *OPTIONS)
+    killed = run_cli(f"--images={photos}", f"--out={tmp_path / 'killed'}", *OPTIONS)
+    while latest_state(tmp_path / "killed") is None and killed.poll() is None:
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    _, errors = whole.communicate()
+    assert whole.returncode == 0, errors
+    state = latest_state(tmp_path / "killed")
+    assert state is not None
+    assert int(state.name.removeprefix("state-")) < 8
+
+    resumed = run_cli("--resume", f"--out={tmp_path / 'killed'}")
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    for name in ("optimizer.bin", "custom_checkpoint_0.pkl"):
+        a, b = (torch.load(tmp_path / run / "state-00000008" / name, weights_only=True) for run in ("whole", "killed"))
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_failure_between_checkpoints(config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(config, tmp_path / "whole")
+    calls = iter(range(100))
+
+    def fail(*args: Any) -> torch.Tensor:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return training_loss(*args)
+
+    monkeypatch.setattr(training, "training_loss", fail)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    monkeypatch.undo()
+    train(resumed_config(tmp_path / "run", {}), tmp_path / "run", resume=True)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_the_run_folder(config: TrainingConfig, tmp_path: Path) -> None:
+    checkpoint = train(config, tmp_path / "run")
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"config.json", "versions.json", "checkpoint", "tensorboard", "state-00000004"} == names
+    unet = load_unet(checkpoint)
+    assert unet.start == 5
+    assert weights(tmp_path / "run")["first.weight"].dtype == torch.float16
+    assert next(unet.parameters()).dtype == torch.float32
+    untrained = tiny_unet(config.seed, dropout=0.2)
+    assert not torch.equal(unet.first.weight, untrained.first.weight)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("target", ["image", "residual"])
+def test_loss_falls(prediction: str, target: str, photo: Callable[..., np.ndarray]) -> None:
+    unet = tiny_unet(prediction=prediction, target=target).requires_grad_(True).train()
+    optimizer = torch.optim.Adam(unet.parameters(), 5e-3)
+    hr = torch.stack([training.to_tensor(photo(32, 32, seed=i)) for i in range(8)])
+    alphas_cumprod = cosine_alphas_cumprod(100)
+
+    def fixed_loss() -> float:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return training_loss(unet, unet, alphas_cumprod, hr.repeat(8, 1, 1, 1)).item()
+
+    before = fixed_loss()
+    for _ in range(40):
+        optimizer.zero_grad()
+        training_loss(unet, unet, alphas_cumprod, hr).backward()
+        optimizer.step()
+    assert fixed_loss() < 0.95 * before
+
+
+def test_crops_depend_on_seed_and_number_alone(photos: Path) -> None:
+    paths = sorted(photos.iterdir())
+    one = CropDataset(paths, 32, 100, seed=1, cache_mb=0)
+    same = CropDataset(paths, 32, 100, seed=1, cache_mb=10)
+    other = CropDataset(paths, 32, 100, seed=2, cache_mb=0)
+    assert all(torch.equal(one[n], same[n]) for n in (17, 3, 99))
+    assert not all(torch.equal(one[n], other[n]) for n in (17, 3, 99))
+    assert len(same.cache) > 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("cosine", [1, 0.5, 0]), ("step", [1, 1, 0.01]), ("constant", [1, 1, 1])]
+)
+def test_learning_rate(config: TrainingConfig, schedule: str, expected: list[float]) -> None:
+    config = replace(config, lr_schedule=schedule, iterations=1000, warmup=0, lr=1.0)
+    np.testing.assert_allclose([config.learning_rate(i) for i in (0, 500, 999)], expected, atol=1e-5)
+    assert replace(config, warmup=9).learning_rate(0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": 33}, "multiple"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"lr": 0}, "positive"),
+        ({"ema_decay": 1}, r"\[0, 1\)"),
+        ({"lr_schedule": "linear"}, "cosine, step or constant"),
+        ({"mixed_precision": "int8"}, "auto, no, fp16 or bf16"),
+        ({"unet": {"wdith": 8}}, "wdith"),
+    ],
+)
+def test_bad_settings(config: TrainingConfig, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(replace(config, **changes), tmp_path / "run")
+
+
+def test_bad_pictures(config: TrainingConfig, tmp_path: Path, photo: Callable[..., np.ndarray]) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    with pytest.raises(ImageError, match="no picture in the folder"):
+        train(replace(config, images=[str(folder)]), tmp_path / "run")
+    Image.fromarray(photo(31, 64)).save(folder / "small.png")
+    with pytest.raises(ImageError, match=r"small.png is 64 x 31, smaller than the crop of 32"):
+        train(replace(config, images=[str(folder)]), tmp_path / "run")
+    (folder / "small.png").write_text("hello")
+    with pytest.raises(ImageError, match=r"small.png cannot be trained on"):
+        train(replace(config, images=[str(folder)]), tmp_path / "run")
+
+
+def test_resuming_keeps_the_run(config: TrainingConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        resumed_config(tmp_path, {})
+    train(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match="not empty"):
+        train(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match="keeps its width"):
+        resumed_config(tmp_path / "run", {"width": 64})
+    with pytest.raises(ConfigError, match="keeps its seed"):
+        resumed_config(tmp_path / "run", {"seed": 1})
+    assert resumed_config(tmp_path / "run", {"width": 8, "iterations": 6}).iterations == 6
+    (tmp_path / "run" / "config.json").write_text('{"images": ["x"], "lrr": 1}')
+    with pytest.raises(ConfigError, match="lrr"):
+        resumed_config(tmp_path / "run", {})
+
+
+def test_diverging_loss_stops(config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "training_loss", lambda *args: training_loss(*args) * float("nan"))
+    with pytest.raises(ConfigError, match="loss became nan"):
+        train(config, tmp_path / "run")
+    assert latest_state(tmp_path / "run") == tmp_path / "run" / "state-00000002"
