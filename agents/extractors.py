@@ -1,0 +1,317 @@
+"""The skip proposal network (SPN) of the paper as a features extractor for Stable-Baselines3.
+
+An episode has few decisions, so the policy is given all of it: `VecFrameStack(env, n_stack=N - 1, channels_order="first")`
+stacks the latents seen so far, zeros in front. Running a GRU over them from a hidden state of 0 equals a recurrent policy
+that carries its state through the episode, works with every algorithm, and keeps `predict` without state.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from ddpm.errors import ConfigError
+
+NORMS = ("batch", "group")
+# Side of the last feature map, and the smallest picture a stride-2 net of at least two layers can be built for.
+LAST_MAP = 8
+MIN_SIZE = 32
+
+
+class RolloutBatchNorm2d(nn.Module):
+    """Batch normalisation whose statistics stand still from the start of a rollout to the end of learning from it.
+
+    `nn.BatchNorm2d` normalises by its running statistics while a policy collects (evaluation mode) and by those of the
+    minibatch while it learns (training mode): the same observation gets two different policies, the importance ratio of
+    the very first minibatch is not 1, and PPO and TRPO are off-policy from the start. Here both normalise by the running
+    statistics. Forwards in training mode only measure; what they measured moves the running statistics when the
+    module goes back to evaluation mode, which is where Stable-Baselines3 begins the next rollout. The very first
+    batch ever seen sets the statistics, so that even the first rollout is normalised.
+
+    Args:
+        channels: C of the (B, C, H, W) input.
+        momentum: smallest weight of a new measurement; the first ones weigh more (1/2, 1/3, …).
+        eps: added to the variance.
+    """
+
+    # "running_" is the prefix by which DQN copies statistics to its target net
+    running_mean: Tensor
+    running_var: Tensor
+    running_count: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("running_count", torch.zeros(1))
+        self._measured: list[tuple[int, Tensor, Tensor]] = []  # number of values, mean, mean of squares
+
+    @torch.no_grad()
+    def _measure(self, x: Tensor) -> None:
+        # on a CPU several times quicker than torch.var_mean
+        mean = x.mean(dim=(2, 3)).double().mean(dim=0)
+        square = torch.linalg.vector_norm(x, dim=(2, 3)).double().square().mean(dim=0) / x[0, 0].numel()
+        self._measured.append((len(x) * x[0, 0].numel(), mean, square))
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        """Moves the running statistics towards what was measured since the last update."""
+        total = sum(count for count, _, _ in self._measured)
+        mean = sum(mean * (count / total) for count, mean, _ in self._measured)
+        square = sum(square * (count / total) for count, _, square in self._measured)
+        self._measured.clear()
+        weight = max(self.momentum, 1 / (self.running_count.item() + 1))
+        assert isinstance(mean, Tensor)
+        self.running_mean.lerp_(mean.float(), weight)
+        self.running_var.lerp_((square - mean**2).clamp(min=0).float(), weight)
+        self.running_count += 1
+
+    def train(self, mode: bool = True) -> "RolloutBatchNorm2d":
+        """Sets the mode; going to evaluation mode takes over what was measured in training mode."""
+        if not mode and self._measured:
+            self._update()
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises (B, C, H, W), B ≥ 1."""
+        if self.running_count == 0:
+            self._measure(x)
+            self._update()
+        elif self.training:
+            self._measure(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class _Episodes:
+    """Distinct frames and distinct beginnings of episodes, each computed once.
+
+    The stack of one decision holds the stack of the decision before it, so a batch of whole episodes of N - 1 decisions
+    holds every frame up to N - 1 times; SKIP, which restarts from the same latent, repeats frames as well.
+
+    Attributes:
+        frames: the distinct frames, (C, H, W) each.
+        gates: their input to the GRU, (number of frames, …).
+        hidden: hidden state after each distinct beginning of an episode; row 0 is the state before the first frame.
+    """
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.frames: list[Tensor] = []
+        self.gates: Tensor | None = None
+        self.hidden = hidden
+        self._by_key: dict[bytes, list[int]] = {}
+        self._nodes: dict[tuple[int, int], int] = {}
+
+    def index(self, frames: Tensor) -> tuple[list[list[int]], list[Tensor]]:
+        """Numbers the frames of (B, n, C, H, W).
+
+        Returns:
+            For each member the numbers of its frames, oldest first, without the zeros in front; and the new frames.
+        """
+        flat = frames.flatten(2)
+        # a few values tell frames apart; a full comparison then makes sure
+        keys = flat[:, :, :: max(flat.shape[2] // 61, 1)].contiguous().cpu().numpy()
+        known = len(self.frames)
+        numbers = []
+        for stack, stack_keys in zip(flat, keys, strict=True):
+            episode: list[int] = []
+            for frame, key in zip(stack, stack_keys, strict=True):
+                if episode or key.any() or frame.any():
+                    episode.append(self._number(frame, key.tobytes()))
+            numbers.append(episode)
+        return numbers, [frame.view(frames.shape[2:]) for frame in self.frames[known:]]
+
+    def _number(self, frame: Tensor, key: bytes) -> int:
+        alike = self._by_key.setdefault(key, [])
+        for i in alike:
+            if self.frames[i] is frame or torch.equal(self.frames[i], frame):
+                return i
+        alike.append(len(self.frames))
+        self.frames.append(frame)
+        return alike[-1]
+
+    def keep(self, first: int) -> None:
+        """Copies the frames from number `first` on, whose memory belongs to the caller."""
+        self.frames[first:] = [frame.clone() for frame in self.frames[first:]]
+
+    def grow(self, at: list[int], episodes: list[list[int]], depth: int) -> tuple[list[int], list[int]]:
+        """Moves each episode's place in the tree from its frame `depth` to the next, in place.
+
+        Args:
+            at: row of `hidden` that each episode has reached.
+            episodes: numbers of the frames of each.
+            depth: how many frames each has behind it; shorter episodes stay where they are.
+
+        Returns:
+            For the new rows of `hidden`: the row before, and the number of the frame.
+        """
+        rows: list[int] = []
+        numbers: list[int] = []
+        for b, episode in enumerate(episodes):
+            if len(episode) <= depth:
+                continue
+            edge = (at[b], episode[depth])
+            if edge not in self._nodes:
+                self._nodes[edge] = len(self.hidden) + len(rows)
+                rows.append(edge[0])
+                numbers.append(edge[1])
+            at[b] = self._nodes[edge]
+        return rows, numbers
+
+
+class SkipProposalExtractor(BaseFeaturesExtractor):
+    """Convolutions over each latent of an episode and a GRU over the latents: the paper's SPN without its two heads.
+
+    The convolutions have 32, 24, 24, … channels, kernels 9, 5, 5, …, stride 2 and padding k // 2, each with normalisation
+    and ReLU. Their number follows from the size of the pictures, so that the last map is 24 x 8 x 8 = 1536: 4 for 128 px,
+    5 for 256 px. The GRU keeps 1536 values too. With `net_arch=[]` Stable-Baselines3 adds one linear layer to the
+    logits and one to the value.
+
+    Use it with `policy_kwargs={"features_extractor_class": SkipProposalExtractor, "net_arch": [],
+    "normalize_images": False}` on `VecFrameStack(env, n_stack=N - 1, channels_order="first")`.
+
+    Args:
+        observation_space: Box of floats, (3 · n, H, W): n stacked latents, oldest first, unused ones exactly zero.
+        norm: "batch" (the paper's; see `RolloutBatchNorm2d`) or "group" (8 groups; knows no statistics).
+        image_size: side that the net is built for, a power of two of at least 32; latents of another size are resized to
+            it. None: the power of two that is nearest to the smaller side of the space.
+        hidden_size: size of the GRU's state; None: as many as the convolutions give (1536).
+        recurrent: False leaves the GRU out and gives the convolutions of the newest latent alone, for algorithms
+            with a recurrent state of their own (RecurrentPPO, on an environment that is not stacked).
+
+    Raises:
+        ConfigError: the space does not hold stacked latents, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        norm: str = "batch",
+        image_size: int | None = None,
+        hidden_size: int | None = None,
+        recurrent: bool = True,
+    ) -> None:
+        check_space(observation_space)
+        assert observation_space.shape is not None
+        channels, height, width = observation_space.shape
+        if norm not in NORMS:
+            raise ConfigError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        if image_size is None:
+            image_size = max(MIN_SIZE, 2 ** round(math.log2(min(height, width))))
+        if image_size < MIN_SIZE or image_size & (image_size - 1):
+            raise ConfigError(f"image_size must be a power of two of at least {MIN_SIZE}, got {image_size}")
+        if hidden_size is not None and hidden_size < 1:
+            raise ConfigError(f"hidden_size must be at least 1, got {hidden_size}")
+
+        layers: list[nn.Module] = []
+        channels_in = 3
+        for layer in range(round(math.log2(image_size // LAST_MAP))):
+            channels_out, kernel = (32, 9) if layer == 0 else (24, 5)
+            layers += [
+                nn.Conv2d(channels_in, channels_out, kernel, stride=2, padding=kernel // 2, bias=False),
+                RolloutBatchNorm2d(channels_out) if norm == "batch" else nn.GroupNorm(8, channels_out),
+                nn.ReLU(inplace=True),
+            ]
+            channels_in = channels_out
+        with torch.no_grad():
+            shape = torch.zeros(1, 3, image_size, image_size)
+            for module in layers:
+                shape = module(shape) if isinstance(module, nn.Conv2d) else shape
+        flattened = shape.numel()
+        hidden_size = hidden_size or flattened
+        super().__init__(observation_space, hidden_size if recurrent else flattened)
+        self.convolutions = nn.Sequential(*layers, nn.Flatten())
+        self.gru = nn.GRUCell(flattened, hidden_size) if recurrent else None
+        self.image_size = image_size
+        self.n_frames = channels // 3
+        self._remembered: _Episodes | None = None
+        self._remember = False
+
+    def remember(self, on: bool) -> None:
+        """Starts or stops keeping what was computed from one call to the next, and forgets what was kept.
+
+        While a policy collects or plays, each call sees the frames of the one before again. Only for as long as the weights
+        stand still: switch it off (or on again) before they change. Calls that want gradients neither use
+        nor fill it.
+        """
+        self._remember, self._remembered = on, None
+
+    def _resize(self, frames: Tensor) -> Tensor:
+        size = (self.image_size, self.image_size)
+        if frames.shape[-2:] == size:
+            return frames
+        return F.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+    def _episodes(self) -> _Episodes:
+        if self._remember and not torch.is_grad_enabled():
+            if self._remembered is None:
+                self._remembered = _Episodes(self._zeros())
+            return self._remembered
+        return _Episodes(self._zeros())
+
+    def _zeros(self) -> Tensor:
+        return next(self.parameters()).new_zeros(1, self.features_dim)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Features of the episodes so far.
+
+        Args:
+            observations: (B, 3 · n, H, W), frames that are zero in front of the first one that is not are padding.
+
+        Returns:
+            (B, features_dim): the GRU's state after the newest frame (zeros where there is none); without GRU the
+            convolutions of the newest frame.
+        """
+        frames = observations.unflatten(1, (self.n_frames, 3))
+        episodes = self._episodes()
+        numbers, new = episodes.index(frames if self.gru is not None else frames[:, -1:])
+        if new:
+            features = self.convolutions(self._resize(torch.stack(new).float()))
+            if self.gru is not None:
+                features = F.linear(features, self.gru.weight_ih, self.gru.bias_ih)
+            episodes.gates = features if episodes.gates is None else torch.cat([episodes.gates, features])
+            if episodes is self._remembered:
+                episodes.keep(len(episodes.frames) - len(new))
+        at = [0] * len(numbers)
+        for depth in range(max(map(len, numbers))):
+            rows, inputs = episodes.grow(at, numbers, depth)
+            if rows:
+                assert episodes.gates is not None
+                state = episodes.gates[inputs]
+                if self.gru is not None:
+                    state = self._gru(state, episodes.hidden[rows])
+                episodes.hidden = torch.cat([episodes.hidden, state])
+        return episodes.hidden[at]
+
+    def _gru(self, gates: Tensor, hidden: Tensor) -> Tensor:
+        """One step of the GRU: its input, already multiplied by its weights, and the hidden state before."""
+        assert self.gru is not None
+        reset_x, update_x, new_x = gates.chunk(3, dim=1)
+        reset_h, update_h, new_h = F.linear(hidden, self.gru.weight_hh, self.gru.bias_hh).chunk(3, dim=1)
+        update = torch.sigmoid(update_x + update_h)
+        new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+        return new + update * (hidden - new)
+
+
+def check_space(space: spaces.Space[Any]) -> None:
+    """Checks that a space holds stacked latents.
+
+    Raises:
+        ConfigError: it is no Box of floats of shape (3 · n, H, W), or the latents were stacked along the width.
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3 or space.shape[0] % 3:
+        raise ConfigError(f"the SPN needs stacked latents, a Box of shape (3 · n, H, W); got {space}")
+    if space.dtype is None or space.dtype.kind != "f":
+        raise ConfigError(f"the SPN needs latents, a Box of floats; got dtype {space.dtype}")
+    _, height, width = space.shape
+    if space.shape[0] == 3 and width > height and width % height == 0:
+        raise ConfigError(
+            f"got observations of shape {space.shape}: latents stacked along the width; "
+            'use VecFrameStack(env, n_stack, channels_order="first")'
+        )
