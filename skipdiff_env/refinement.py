@@ -187,16 +187,23 @@ class RefinementProcess:
             self.step(states, policy(states))
         return self.finish(states)
 
-    def run_all_starts(self, states: Sequence[Refinement]) -> list[list[Tensor]]:
-        """All N results that "restart" can give: for each picture a list, index `start - 1`; each chain runs once."""
+    def run_all_starts(self, states: Sequence[Refinement]) -> list[list[tuple[Refinement, Tensor]]]:
+        """All N results that "restart" can give, each chain run once.
+
+        Args:
+            states: pictures that stand at t = N; they are left as they are.
+
+        Returns:
+            For each picture, at index `start - 1`, the finished state and its picture (3, H, W).
+        """
         starts = range(1, self.N + 1)
-        chains = [[replace(state) for state in states] for _ in starts]
+        chains = [[replace(state) for start in starts] for state in states]
         flat = [state for chain in chains for state in chain]
-        policies = [fixed_start(start) for start in starts]
-        for _ in range(self.N - 1):
-            self.step(flat, [a for chain, policy in zip(chains, policies, strict=True) for a in policy(chain)])
-        results = self.finish(flat)
-        return [results[i :: len(states)] for i in range(len(states))]
+        first = [start for _ in states for start in starts]
+        for t in range(self.N, 1, -1):
+            self.step(flat, [Action.SKIP if t > start else Action.DENOISE for start in first])
+        results = list(zip(flat, self.finish(flat), strict=True))
+        return [results[i : i + self.N] for i in range(0, len(results), self.N)]
 
     @torch.inference_mode()
     def _denoise(self, states: Sequence[Refinement]) -> None:

@@ -1,6 +1,7 @@
 """Fixtures: a tiny net, schedules, photographs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from PIL import Image
 
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.unet import UNet
+
+Photo = Callable[..., np.ndarray]
 
 TINY: dict[str, Any] = {
     "width": 8,
@@ -31,6 +34,15 @@ def tiny_unet(seed: int = 0, **changes: Any) -> UNet:
     """A small random net in inference mode."""
     torch.manual_seed(seed)
     return UNet(**{**TINY, **changes}).eval().requires_grad_(False)
+
+
+@contextmanager
+def counting(unet: UNet) -> Iterator[list[int]]:
+    """Gives a list that collects the batch size of every forward within the block."""
+    sizes: list[int] = []
+    handle = unet.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+    yield sizes
+    handle.remove()
 
 
 @pytest.fixture(autouse=True)
