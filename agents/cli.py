@@ -156,6 +156,9 @@ def upscale(
         bar.bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}]"
         batch: list[tuple[Any, int, Path]] = []
 
+        def advance(part: float) -> None:
+            bar.update(min(part, float(bar.total or 0) - bar.n))
+
         def flush() -> None:
             nonlocal done, forwards
             if not batch:
@@ -163,7 +166,7 @@ def upscale(
             pictures, seeds, targets = zip(*batch, strict=True)
             batch.clear()
             try:
-                results = upscaler.enlarge(pictures, seeds, lambda part: bar.update(min(part, bar.total - bar.n)))
+                results = upscaler.enlarge(pictures, seeds, advance)
             except SkipDiffError as error:
                 for target in targets:
                     fail(f"{target}: {error}")

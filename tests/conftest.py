@@ -41,8 +41,10 @@ def counting(unet: UNet) -> Iterator[list[int]]:
     """Gives a list that collects the batch size of every forward within the block."""
     sizes: list[int] = []
     handle = unet.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
-    yield sizes
-    handle.remove()
+    try:
+        yield sizes
+    finally:
+        handle.remove()
 
 
 @pytest.fixture(autouse=True)
