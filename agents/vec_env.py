@@ -1,0 +1,207 @@
+"""SkipDiff-v0 as a `VecEnv` of Stable-Baselines3, and the one way to make it for training, evaluation and play."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import psutil
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from ddpm.errors import ConfigError
+from skipdiff_env.task import Task
+from skipdiff_env.vector_env import SkipDiffVectorEnv
+
+# Attributes of the batched environment that are a list with one entry for each environment.
+ONE_EACH = frozenset({"sr", "np_random", "np_random_seed", "reward_failures"})
+# What a VecEnv does itself, for all environments at once.
+OWN_CALLS = frozenset({"reset", "step", "close"})
+
+
+class SkipDiffVecEnv(VecEnv):
+    """The batched environment behind the interface of Stable-Baselines3.
+
+    Environments whose episode ends are reset in the same step: `step` returns the first observation of the next
+    episode, and `infos[i]` holds the last `info` of the old one, its last observation as `terminal_observation`, and
+    `TimeLimit.truncated`, always False. `info` of the new episode is in `reset_infos`.
+
+    All environments share one object: `get_attr` gives its attribute (or that of its task) once for each, `env_method`
+    calls it once and gives the result once for each, and `set_attr` sets it for all.
+
+    Args:
+        env: the batched environment, with `autoreset_mode="SameStep"`.
+
+    Raises:
+        ConfigError: the environment resets in another way.
+    """
+
+    def __init__(self, env: SkipDiffVectorEnv) -> None:
+        if env.autoreset_mode != AutoresetMode.SAME_STEP:
+            raise ConfigError(
+                "Stable-Baselines3 resets in the step that ends an episode; make the environment with "
+                f'autoreset_mode="SameStep", got {env.autoreset_mode.value!r}'
+            )
+        self.env = env
+        self._actions: NDArray[np.int64] | None = None
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    @property
+    def task(self) -> Task:
+        """Pictures, process and reward behind all environments."""
+        return self.env.task
+
+    @property
+    def spec(self) -> Any:
+        """The environment's specification, if Gymnasium made it."""
+        return self.env.spec
+
+    def reset(self) -> NDArray[np.floating]:
+        """Starts an episode in every environment, with what `seed` and `set_options` asked for."""
+        names = dict.fromkeys(name for options in self._options for name in options)
+        options = {name: [options.get(name) for options in self._options] for name in names}
+        observations, infos = self.env.reset(seed=self._seeds, options=options)
+        self.reset_infos = [_one_info(infos, i) for i in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
+        return observations
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Takes the actions (num_envs,) that `step_wait` will perform."""
+        self._actions = np.asarray(actions, dtype=np.int64)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Performs the actions; see the class."""
+        assert self._actions is not None, "step_wait() without step_async()"
+        observations, rewards, terminated, _, infos = self.env.step(self._actions)
+        self._actions = None
+        each = []
+        for i in range(self.num_envs):
+            info = _one_info(infos, i)
+            if terminated[i]:
+                last, final = info.pop("final_obs"), info.pop("final_info")
+                self.reset_infos[i] = info
+                info = {**final, "terminal_observation": last}
+            each.append({**info, "TimeLimit.truncated": False})
+        return observations, rewards.astype(np.float32), terminated, each
+
+    def close(self) -> None:
+        """Closes the batched environment."""
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of the batched environment or of its task, for each index."""
+        at = list(self._get_indices(indices))
+        if attr_name in ("observation_space", "action_space"):
+            attr_name = f"single_{attr_name}"
+        value = getattr(self._owner(attr_name), attr_name)
+        return [value[i] for i in at] if attr_name in ONE_EACH else [value] * len(at)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Sets an attribute of the batched environment or of its task.
+
+        Raises:
+            ConfigError: it is meant for some of the environments only.
+        """
+        if len(set(self._get_indices(indices))) != self.num_envs or attr_name in ONE_EACH:
+            raise ConfigError(f"the environments are one object; {attr_name} can only be set for all of them alike")
+        setattr(self._owner(attr_name), attr_name, value)
+
+    def _owner(self, attr_name: str) -> Any:
+        return self.env.task if not hasattr(self.env, attr_name) and hasattr(self.env.task, attr_name) else self.env
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Calls a method of the batched environment once; its result, for each index.
+
+        Raises:
+            ConfigError: `reset`, `step` and `close` are for the VecEnv itself, which does them for all at once.
+        """
+        if method_name in OWN_CALLS:
+            raise ConfigError(f"call {method_name}() of the VecEnv instead, which does it for all environments")
+        at = list(self._get_indices(indices))
+        result = getattr(self._owner(method_name), method_name)(*method_args, **method_kwargs)
+        return [result[i] for i in at] if method_name == "render" and result is not None else [result] * len(at)
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """False for each index: the environments have no wrappers of their own."""
+        return [False for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        """A frame for each environment, (height, width, 3)."""
+        return list(self.env.render() or [None] * self.num_envs)
+
+
+def _one_info(infos: Mapping[str, Any], i: int) -> dict[str, Any]:
+    """The `info` of one environment, out of Gymnasium's arrays and their masks ("_key")."""
+    info = {}
+    for key, values in infos.items():
+        if key.startswith("_") or not infos.get(f"_{key}", np.ones(i + 1))[i]:
+            continue
+        if isinstance(values, Mapping):
+            info[key] = _one_info(values, i)
+        else:
+            info[key] = values[i].item() if isinstance(values[i], np.generic) else values[i]
+    return info
+
+
+def make_env(num_envs: int = 16, *, frame_stack: bool = True, seed: int | None = None, **settings: Any) -> VecEnv:
+    """Makes SkipDiff-v0 as agents see it: batched, the latents of an episode stacked, returns and lengths recorded.
+
+    Args:
+        num_envs: number of environments.
+        frame_stack: whether an observation holds all latents of the episode so far, (3 · (N - 1), H, W), oldest first,
+            zeros in front; else the newest one, (3, H, W), for algorithms with a recurrent state of their own.
+        seed: seed of the first environment, the others counting up from there; taken at the next reset.
+        settings: arguments of `skipdiff_env.env.SkipDiffEnv`.
+
+    Raises:
+        SkipDiffError: an argument is wrong.
+    """
+    env: Any = gym.make_vec("skipdiff_env:SkipDiff-v0", num_envs=num_envs, autoreset_mode="SameStep", **settings)
+    venv: VecEnv = SkipDiffVecEnv(env)
+    if frame_stack:
+        venv = VecFrameStack(venv, n_stack=env.task.decisions, channels_order="first")
+    venv = VecMonitor(venv)
+    if seed is not None:
+        venv.seed(seed)
+    return venv
+
+
+def observation_bytes(space: spaces.Space[Any]) -> int:
+    """Memory of one observation."""
+    assert space.shape is not None
+    assert space.dtype is not None
+    return int(np.prod(space.shape)) * np.dtype(space.dtype).itemsize
+
+
+def check_buffer(space: spaces.Space[Any], observations: int, what: str, advice: str, copies: int = 0) -> str:
+    """Predicts the memory of a rollout or replay buffer.
+
+    Args:
+        space: observation space.
+        observations: how many the buffer holds.
+        what: its name.
+        advice: what to change if it does not fit.
+        copies: how many are copied out of it while learning.
+
+    Returns:
+        A line that says how large it is.
+
+    Raises:
+        ConfigError: there is less memory available.
+    """
+    each = observation_bytes(space)
+    shape = " x ".join(map(str, space.shape or ()))
+    needed, available = (observations + copies) * each, psutil.virtual_memory().available
+    text = (
+        f"{what}: {observations} observations of {shape} {space.dtype}, {observations * each / 2**30:.2f} GiB, "
+        f"{needed / 2**30:.2f} GiB while learning"
+    )
+    if needed > available:
+        raise ConfigError(f"{text}, but {available / 2**30:.2f} GiB of memory are free; {advice}")
+    return text

@@ -1,0 +1,207 @@
+"""The VecEnv of Stable-Baselines3 over the batched environment, against SB3's own over scalar environments."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import psutil
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor
+
+from agents.vec_env import SkipDiffVecEnv, check_buffer, make_env
+from ddpm.errors import ConfigError
+from skipdiff_env.env import SkipDiffEnv
+from skipdiff_env.vector_env import SkipDiffVectorEnv
+
+N = 5
+DECISIONS = N - 1
+
+
+@pytest.fixture
+def settings(checkpoint: str, photos: Path) -> dict[str, Any]:
+    return {
+        "checkpoint": checkpoint, "images": str(photos), "image_size": 32, "steps": (20, N), "metric": "psnr",
+        "noise_seeds": 2,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def env(settings: dict[str, Any]) -> SkipDiffVecEnv:
+    return SkipDiffVecEnv(SkipDiffVectorEnv(3, autoreset_mode="SameStep", render_mode="rgb_array", **settings))
+
+
+def random_actions(steps: int, num_envs: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(2, size=(steps, num_envs))
+
+
+def assert_same_infos(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.keys() == their.keys()
+        for key in our.keys() - {"terminal_observation", "metrics"}:
+            assert our[key] == their[key]
+            assert type(our[key]) is type(their[key])
+        if "terminal_observation" in our:
+            np.testing.assert_allclose(our["terminal_observation"], their["terminal_observation"], atol=1e-4)
+            assert our["metrics"] == pytest.approx(their["metrics"], abs=1e-4)
+
+
+def test_same_as_dummy_vec_env_over_scalar_environments(env: Any, settings: dict[str, Any]) -> None:
+    theirs: Any = DummyVecEnv([lambda: SkipDiffEnv(**settings)] * 3)
+    assert env.observation_space == theirs.observation_space
+    assert env.action_space == theirs.action_space
+    for venv in (env, theirs):
+        venv.seed(7)
+    np.testing.assert_allclose(env.reset(), theirs.reset(), atol=1e-4)
+    assert_same_infos(env.reset_infos, theirs.reset_infos)
+    ends = 0
+    for actions in random_actions(2 * DECISIONS + 1):
+        ours, expected = env.step(actions), theirs.step(actions)
+        for one, other in zip(ours[:3], expected[:3], strict=True):
+            assert isinstance(one, np.ndarray)
+            assert isinstance(other, np.ndarray)
+            assert (one.shape, one.dtype) == (other.shape, other.dtype)
+            np.testing.assert_allclose(one, other, atol=1e-4)
+        assert_same_infos(ours[3], expected[3])
+        assert_same_infos(env.reset_infos, theirs.reset_infos)
+        ends += int(ours[2].sum())
+    assert ends == 2 * 3
+
+
+def test_episodes_terminate_and_are_never_truncated(env: SkipDiffVecEnv) -> None:
+    env.reset()
+    for k, actions in enumerate(random_actions(3 * DECISIONS)):
+        observations, rewards, dones, infos = env.step(actions)
+        assert isinstance(observations, np.ndarray)
+        assert not any(info["TimeLimit.truncated"] for info in infos)
+        last = (k + 1) % DECISIONS == 0
+        assert dones.tolist() == [last] * 3
+        assert (rewards != 0).tolist() == [last] * 3
+        for i, info in enumerate(infos):
+            assert ("terminal_observation" in info) == ("start" in info) == last
+            if last:
+                assert info["diffusion_step"] == 0
+                assert env.reset_infos[i]["diffusion_step"] == N
+                assert not np.array_equal(info["terminal_observation"], observations[i])
+
+
+def test_seeding(env: SkipDiffVecEnv) -> None:
+    assert env.seed(3) == [3, 4, 5]
+    first = env.reset()
+    env.seed(3)
+    np.testing.assert_array_equal(env.reset(), first)
+    assert not np.array_equal(env.reset(), first)  # a seed is for one reset
+    env.seed(4)
+    np.testing.assert_array_equal(env.reset()[:2], first[1:])
+
+
+def test_options(env: SkipDiffVecEnv) -> None:
+    env.set_options({"image": 2, "noise_seed": 1})
+    observations = env.reset()
+    assert [(info["image_index"], info["noise_seed"]) for info in env.reset_infos] == [(2, 1)] * 3
+    np.testing.assert_array_equal(observations[0], observations[2])
+    env.set_options([{"image": 0}, {}, {"image": 1, "noise_seed": 0}])
+    env.reset()
+    assert [info["image_index"] for info in env.reset_infos][::2] == [0, 1]
+    env.set_options({"picture": 0})
+    with pytest.raises(ConfigError, match="unknown reset option picture"):
+        env.reset()
+
+
+def test_attributes_and_methods(env: SkipDiffVecEnv) -> None:
+    assert env.get_attr("render_mode") == ["rgb_array"] * 3
+    assert env.get_attr("observation_space", 1) == [env.observation_space]
+    assert env.get_attr("decisions", [0, 2]) == [DECISIONS] * 2
+    assert env.has_attr("noise_seeds")
+    assert not env.has_attr("gravity")
+    env.reset()
+    for actions in random_actions(DECISIONS):
+        env.step(actions)
+    results = env.get_attr("sr")
+    assert [sr.shape for sr in results] == [(3, 32, 32)] * 3
+    assert env.get_attr("sr", [2])[0] is results[2]
+    env.set_attr("nfe_penalty", 0.5)
+    assert env.task.nfe_penalty == 0.5
+    with pytest.raises(ConfigError, match="all of them alike"):
+        env.set_attr("nfe_penalty", 0.0, indices=1)
+    outcomes = env.env_method("start_outcomes", [0], [0, 1], indices=[0, 1])
+    assert len(outcomes) == 2
+    assert outcomes[0] is outcomes[1]
+    assert outcomes[0].rewards.shape == (1, 2, N)
+    with pytest.raises(ConfigError, match=r"call reset\(\) of the VecEnv"):
+        env.env_method("reset")
+    with pytest.raises(AttributeError, match="gravity"):
+        env.env_method("gravity")
+    assert env.env_is_wrapped(Monitor, [0, 1]) == [False, False]
+
+
+def test_render(env: SkipDiffVecEnv) -> None:
+    env.reset()
+    images = env.get_images()
+    assert len(images) == 3
+    frame = env.render()
+    assert frame is not None
+    assert images[0] is not None
+    assert frame.dtype == np.uint8
+    assert frame.shape == (2 * images[0].shape[0], 2 * images[0].shape[1], 3)
+    one = env.env_method("render", indices=1)
+    np.testing.assert_array_equal(one[0], images[1])
+
+
+def test_another_autoreset_mode_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="autoreset_mode=\"SameStep\", got 'NextStep'"):
+        SkipDiffVecEnv(SkipDiffVectorEnv(2, **settings))
+
+
+def make_pair(settings: dict[str, Any]) -> tuple[Any, Any]:
+    """The factory's environment, and one of latents alone, both with the same seeds."""
+    return make_env(3, seed=5, **settings), make_env(3, seed=5, frame_stack=False, **settings)
+
+
+def test_factory_stacks_the_latents_of_an_episode(settings: dict[str, Any]) -> None:
+    """Padding is exactly zero, also after an episode has ended; the newest latent comes last."""
+    stacked, plain = make_pair(settings)
+    assert isinstance(stacked, VecMonitor)
+    assert isinstance(stacked.venv, VecFrameStack)
+    assert stacked.observation_space.shape == (3 * DECISIONS, 32, 32)
+    observations, latent = stacked.reset(), plain.reset()
+    episode = [latent]
+    for actions in random_actions(2 * DECISIONS + 1):
+        assert isinstance(observations, np.ndarray)
+        frames = observations.reshape(3, DECISIONS, 3, 32, 32)
+        padding = DECISIONS - len(episode)
+        assert not frames[:, :padding].any()
+        np.testing.assert_array_equal(frames[:, padding:], np.stack(episode, axis=1))
+        observations, _, dones, infos = stacked.step(actions)
+        latent, _, _, expected = plain.step(actions)
+        if dones.all():
+            terminal = infos[0]["terminal_observation"]
+            assert terminal.shape == (3 * DECISIONS, 32, 32)
+            np.testing.assert_array_equal(terminal[-3:], expected[0]["terminal_observation"])
+            np.testing.assert_array_equal(terminal[:-3], np.concatenate([frame[0] for frame in episode[1:]]))
+            assert infos[0]["episode"]["l"] == DECISIONS
+            episode = [latent]
+        else:
+            episode.append(latent)
+
+
+def test_factory_goes_through_the_registry(settings: dict[str, Any]) -> None:
+    env: Any = make_env(2, obs_dtype="float16", **settings)
+    assert env.reset().dtype == np.float16
+    assert env.unwrapped.spec.id == "SkipDiff-v0"
+    gym_env: Any = gym.make_vec("SkipDiff-v0", num_envs=2, autoreset_mode="SameStep", **settings)
+    assert SkipDiffVecEnv(gym_env).num_envs == 2
+    with pytest.raises(ConfigError, match="num_envs"):
+        make_env(0, **settings)
+
+
+def test_buffer_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = spaces.Box(-1, 1, (27, 128, 128), np.float32)
+    line = check_buffer(space, 144, "rollout buffer", "lower n_envs", copies=144)
+    assert line == ("rollout buffer: 144 observations of 27 x 128 x 128 float32, 0.24 GiB, 0.47 GiB while learning")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**28))
+    with pytest.raises(ConfigError, match=r"0\.25 GiB of memory are free; lower n_envs"):
+        check_buffer(space, 144, "rollout buffer", "lower n_envs", copies=144)
