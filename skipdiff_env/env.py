@@ -65,6 +65,11 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
 
     The result itself is at `env.unwrapped.sr` until the next episode ends.
 
+    ## Rendering
+    `render_mode="rgb_array"`: the input, the coarse estimate, what the net sees in the latent now, and at the end the
+    result, over a strip of the decisions. `gymnasium.wrappers.RecordVideo` makes a film of an episode
+    (`pip install "skipdiff[video]"`).
+
     ## Worked traces
     N = 4, "restart", actions (1, 0, 0):
 

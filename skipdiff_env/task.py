@@ -146,7 +146,7 @@ class Task:
                 raise ConfigError(f"{name} must be a number of at least 0, got {value!r}")
         if obs_dtype not in ("float32", "float16"):
             raise ConfigError(f"obs_dtype must be float32 or float16, got {obs_dtype!r}")
-        if len(steps) != 2 or isinstance(steps, str) or not all(isinstance(n, int | np.integer) for n in steps):
+        if not isinstance(steps, tuple | list) or len(steps) != 2 or not all(_is_whole(n) for n in steps):
             raise ConfigError(f"steps must be two whole numbers (S, N), got {steps!r}")
         S, N = (int(n) for n in steps)
 

@@ -67,6 +67,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def short_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny net of T = 12 diffusion steps, for short episodes."""
+    folder = tmp_path_factory.mktemp("short")
+    tiny_unet(diffusion_steps=12, coarse_steps=3, start=None).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture
 def alphas_cumprod() -> FloatArray:
     """The full schedule, T = 100."""

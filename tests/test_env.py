@@ -1,0 +1,524 @@
+"""The scalar environment."""
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import skipdiff_env
+from ddpm.errors import CheckpointError, ConfigError, ImageError, SkipDiffError
+from ddpm.noise import KeyedNoise
+from ddpm.sampling import refine, to_image
+from skipdiff_env import Action, SkipDiffEnv
+from skipdiff_env.metrics import Metric, make_metric
+from skipdiff_env.task import InvalidActionError, ResetNeededError
+from tests.conftest import Photo, counting, tiny_unet
+
+PAIRS = [(6, 2), (4, 3), (3, 4), (2, 6)]
+DENOISE, SKIP = Action.DENOISE, Action.SKIP
+quick = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def make(checkpoint: str, **arguments: Any) -> SkipDiffEnv:
+    """A small, quick environment."""
+    return SkipDiffEnv(checkpoint, **{"image_size": 32, "steps": (3, 4), "metric": "psnr", **arguments})
+
+
+def batch(image: np.ndarray) -> torch.Tensor:
+    """(3, H, W) as a batch of one."""
+    return torch.from_numpy(image)[None]
+
+
+def result(env: SkipDiffEnv) -> np.ndarray:
+    """What the last episode gave."""
+    assert env.sr is not None
+    return env.sr
+
+
+def play(env: SkipDiffEnv, actions: Sequence[int], **reset: Any) -> tuple[float, dict[str, Any]]:
+    """One episode; checks what holds for every episode, and gives reward and info of its end."""
+    observation, info = env.reset(**reset)
+    assert observation in env.observation_space
+    for i, action in enumerate(actions):
+        assert info["diffusion_step"] == env.task.process.N - i
+        observation, reward, terminated, truncated, info = env.step(action)
+        assert observation in env.observation_space
+        assert terminated == (i == len(actions) - 1)
+        assert truncated is False
+        assert terminated or reward == 0
+    return reward, info
+
+
+# --- registration ---
+
+
+def test_import_is_cheap_and_idempotent() -> None:
+    code = """
+import sys, warnings, importlib
+warnings.simplefilter("error")
+import gymnasium, skipdiff_env
+importlib.reload(skipdiff_env)
+assert "torch" not in sys.modules and "pyiqa" not in sys.modules
+assert set(skipdiff_env.__all__) <= set(dir(skipdiff_env))
+spec = gymnasium.spec("SkipDiff-v0")
+assert isinstance(spec.entry_point, str) and isinstance(spec.vector_entry_point, str) and spec.kwargs == {}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_lazy_names() -> None:
+    for name in skipdiff_env.__all__:
+        assert getattr(skipdiff_env, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'SkipDif'"):
+        skipdiff_env.SkipDif  # noqa: B018
+
+
+def test_made_by_module_in_a_fresh_process(checkpoint: str) -> None:
+    code = f"""
+import gymnasium
+env = gymnasium.make("skipdiff_env:SkipDiff-v0", checkpoint={checkpoint!r}, image_size=32, metric="psnr")
+print(env.reset(seed=0)[0].shape)
+"""
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == "(3, 32, 32)"
+
+
+def test_default_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    env = gym.make("SkipDiff-v0")
+    assert env.observation_space.shape == (3, 128, 128)
+    observation, info = env.reset(seed=0)
+    assert observation.dtype == np.float32
+    assert info["diffusion_step"] == 10
+    for _ in range(9):
+        _, reward, terminated, truncated, info = env.step(SKIP)
+    assert (terminated, truncated, info["nfe"], info["start"]) == (True, False, 10, 1)
+    assert reward == pytest.approx(1 / info["metrics"]["niqe"])
+    assert 3 < info["metrics"]["niqe"] < 40
+    # a trained net keeps close to the target, even by ten forwards
+    hr = env.unwrapped._episode.hr.numpy()  # type: ignore[attr-defined]
+    assert np.abs(env.unwrapped.sr - hr).mean() < 0.2  # type: ignore[attr-defined]
+
+
+def test_spec_round_trip(checkpoint: str) -> None:
+    env = gym.make("SkipDiff-v0", checkpoint=checkpoint, image_size=32, steps=(5, 20), metric="psnr")
+    assert env.spec is not None
+    text = env.spec.to_json()
+    json.loads(text)
+    again = gym.make(EnvSpec.from_json(text))
+    assert np.array_equal(env.reset(seed=3)[0], again.reset(seed=3)[0])
+    assert again.unwrapped.task.process.N == 20  # type: ignore[attr-defined]
+
+
+# --- the checkers of Gymnasium and Stable-Baselines3 ---
+
+# What SB3 says of every observation with three axes that is not a uint8 image; a latent is none.
+EXPECTED = [
+    r".*your observation .* is an image but its `dtype`",
+    r".*your observation space .* is an image but the upper and lower bounds are not in \[0, 255\]",
+    r".*minimal resolution for an image is 36x36 for the default `CnnPolicy`",
+]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"obs_dtype": "float16"}, {"skip_mode": "hold", "cache_mb": 0}])
+def test_checkers(short_checkpoint: str, arguments: dict[str, Any]) -> None:
+    from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+    env = gym.make(
+        "SkipDiff-v0", checkpoint=short_checkpoint, steps=(3, 4), image_size=32, metric="psnr", **arguments
+    ).unwrapped
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env)
+        for message in EXPECTED:
+            warnings.filterwarnings("ignore", message=message)
+        sb3_check_env(env)
+
+
+# --- episodes ---
+
+
+@quick
+@given(data=st.data(), steps=st.sampled_from(PAIRS), skip_mode=st.sampled_from(["restart", "hold"]))
+def test_any_episode(data: st.DataObject, short_checkpoint: str, steps: tuple[int, int], skip_mode: str) -> None:
+    S, N = steps
+    actions = data.draw(st.lists(st.integers(0, 1), min_size=N - 1, max_size=N - 1), label="actions")
+    seed = data.draw(st.integers(0, 99), label="seed")
+    env = make(short_checkpoint, steps=steps, skip_mode=skip_mode, cache_mb=0, nfe_penalty=0.25)
+    with counting(env.task.unet) as forwards:
+        reward, info = play(env, actions, seed=seed)
+    assert info["nfe"] == len(forwards) == S + actions.count(DENOISE)
+    assert info["reward_failures"] == 0
+    picture = env.task.pictures[info["image_index"]]
+    hr = picture.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+    (psnr,) = make_metric("psnr")(*(batch(image) for image in (result(env), hr)))
+    assert info["metrics"]["psnr"] == pytest.approx(psnr, abs=1e-4)
+    assert reward == pytest.approx(psnr - 0.25 * (actions.count(DENOISE) + 1), abs=1e-4)
+    if skip_mode == "restart":
+        table = env.start_outcomes([info["image_index"]], [info["noise_seed"]])
+        assert table.metrics["psnr"].shape == (1, 1, N)
+        assert table.metrics["psnr"][0, 0, info["start"] - 1] == pytest.approx(psnr, abs=1e-3)
+
+
+@pytest.mark.parametrize("metric", ["niqe", "lpips"])
+def test_reward_is_one_over_a_lower_better_metric(short_checkpoint: str, metric: str) -> None:
+    env = make(short_checkpoint, image_size=96, metric=metric, report_metrics=["psnr", metric])
+    reward, info = play(env, [SKIP, DENOISE, DENOISE], seed=0)
+    assert set(info["metrics"]) == {metric, "psnr"}
+    hr = env.task.begin([info["image_index"]], [0])[0].hr[None]
+    (value,) = make_metric(metric)(batch(result(env)), hr)
+    assert reward == pytest.approx(1 / value)
+
+
+def test_all_denoise_is_plain_refinement(short_checkpoint: str) -> None:
+    env = make(short_checkpoint)
+    play(env, [DENOISE] * 3, options={"image": 5, "noise_seed": 7})
+    process, state = env.task.process, env.task.begin([5], [7])[0].refinement
+    coarse, lr_up = state.coarse[None], state.lr_up[None]
+    plain = refine(process.unet, process.alphas_cumprod, coarse, lr_up, KeyedNoise([7], lr_up.shape[1:]), start=4)
+    np.testing.assert_allclose(result(env), to_image(process.unet, plain, lr_up)[0].numpy(), atol=1e-5)
+
+
+def test_skipping_everything_runs_one_fine_forward(checkpoint: str) -> None:
+    env = make(checkpoint, steps=(10, 10))
+    env.reset(seed=0)
+    with counting(env.task.unet) as forwards:
+        for _ in range(9):
+            *_, info = env.step(SKIP)
+    assert forwards == [1]
+    assert (info["nfe"], info["start"]) == (10, 1)
+
+
+def test_worked_traces(short_checkpoint: str) -> None:
+    env = make(short_checkpoint)
+    for actions, start in (((SKIP, DENOISE, DENOISE), 3), ((DENOISE, SKIP, DENOISE), 2)):
+        _, info = play(env, actions, seed=0)
+        assert (info["start"], info["nfe"] - 2) == (start, 3)
+
+
+def test_observation_after_a_skip(short_checkpoint: str) -> None:
+    for skip_mode in ("restart", "hold"):
+        env = make(short_checkpoint, skip_mode=skip_mode)
+        coarse, _ = env.reset(seed=0)
+        denoised = env.step(DENOISE)[0]
+        assert not np.allclose(coarse, denoised)
+        assert np.array_equal(env.step(SKIP)[0], coarse if skip_mode == "restart" else denoised)
+
+
+def test_float16_observations_are_rounded_ones(short_checkpoint: str) -> None:
+    full, half = make(short_checkpoint), make(short_checkpoint, obs_dtype="float16")
+    a, b = full.reset(seed=0)[0], half.reset(seed=0)[0]
+    assert b.dtype == half.observation_space.dtype == np.float16
+    assert np.array_equal(a.astype(np.float16), b)
+
+
+def test_observations_are_the_callers_own(short_checkpoint: str) -> None:
+    env = make(short_checkpoint)
+    first = env.reset(seed=0)[0]
+    kept = first.copy()
+    first += 100
+    assert np.array_equal(env.reset(seed=0)[0], kept)
+    assert np.array_equal(env.step(SKIP)[0], kept)
+
+
+# --- randomness ---
+
+
+def test_seeds(short_checkpoint: str) -> None:
+    env = make(short_checkpoint)
+    drawn = [env.reset(seed=5)[1], *(env.reset()[1] for _ in range(5))]
+    again = [make(short_checkpoint).reset(seed=5)[1]]
+    assert again[0] == drawn[0]
+    assert len({info["image_index"] for info in drawn}) > 1
+    assert len({info["noise_seed"] for info in drawn}) == 6
+
+
+def test_number_of_noises(short_checkpoint: str) -> None:
+    env = make(short_checkpoint, noise_seeds=3)
+    assert {env.reset()[1]["noise_seed"] for _ in range(40)} == {0, 1, 2}
+
+
+def test_reset_options(short_checkpoint: str, photo: Photo) -> None:
+    env = make(short_checkpoint)
+    _, drawn = env.reset(seed=1)
+    observation, info = env.reset(seed=1, options={"image": 2, "noise_seed": 9})
+    assert (info["image_index"], info["noise_seed"]) == (2, 9)
+    picture = env.task.pictures[2]
+    by_array, info = env.reset(options={"image": picture, "noise_seed": 9})
+    assert info["image_index"] == -1
+    assert np.array_equal(observation, by_array)
+    # fixing one leaves the other as the seed has it
+    assert env.reset(seed=1, options={"image": 2})[1]["noise_seed"] == drawn["noise_seed"]
+    assert env.reset(seed=1, options={"noise_seed": 9})[1]["image_index"] == drawn["image_index"]
+    larger = np.pad(picture, ((3, 3), (8, 8), (0, 0)))
+    assert np.array_equal(env.reset(options={"image": larger, "noise_seed": 9})[0], observation), "the centre is taken"
+
+
+# --- memory ---
+
+
+@pytest.mark.parametrize("skip_mode", ["restart", "hold"])
+def test_a_second_epoch_computes_nothing(
+    short_checkpoint: str, skip_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = make(short_checkpoint, skip_mode=skip_mode, report_metrics=["lpips"])
+    rng = np.random.default_rng(0)
+    episodes = [
+        ([int(a) for a in rng.integers(2, size=3)], {"image": i, "noise_seed": k}) for i in range(3) for k in (0, 1)
+    ]
+    first = [(play(env, actions, options=options), result(env)) for actions, options in episodes]
+    monkeypatch.setattr(Metric, "__call__", lambda *args: pytest.fail("a metric was measured again"))
+    monkeypatch.setattr("skipdiff_env.task.degrade", lambda *args: pytest.fail("a picture was made again"))
+    with counting(env.task.unet) as forwards:
+        second = [(play(env, actions, options=options), result(env)) for actions, options in episodes]
+    assert forwards == []
+    for ((reward, info), sr), ((reward_again, info_again), sr_again) in zip(first, second, strict=True):
+        assert reward == reward_again
+        assert info == info_again
+        assert np.array_equal(sr, sr_again)
+
+
+def test_no_cache_gives_the_same(short_checkpoint: str) -> None:
+    remembering, forgetting = make(short_checkpoint), make(short_checkpoint, cache_mb=0)
+    for actions in ([0, 1, 0], [0, 0, 0], [0, 1, 0]):
+        a, b = play(remembering, actions, seed=0), play(forgetting, actions, seed=0)
+        assert a[0] == pytest.approx(b[0], abs=1e-4)
+        assert a[1]["nfe"] == b[1]["nfe"]
+    assert len(remembering.task.memo) > 0
+    assert len(forgetting.task.memo) == 0
+
+
+def test_a_small_cache_is_kept(short_checkpoint: str) -> None:
+    env = make(short_checkpoint, cache_mb=0.25)
+    for seed in range(20):
+        play(env, [0, 0, 0], seed=seed)
+        assert 0 < env.task.memo.used <= 2**18
+
+
+def test_nets_are_shared_but_notice_a_new_checkpoint(tmp_path: Path) -> None:
+    tiny_unet().save_pretrained(tmp_path)
+    first = make(str(tmp_path), steps=(10, 10))
+    assert make(str(tmp_path), steps=(10, 10)).task.unet is first.task.unet
+    before = first.reset(seed=0)[0]
+    weights = tmp_path / "model.safetensors"
+    stamp = weights.stat().st_mtime_ns
+    tiny_unet(seed=1).save_pretrained(tmp_path)
+    assert weights.stat().st_mtime_ns != stamp
+    assert not np.allclose(before, make(str(tmp_path), steps=(10, 10)).reset(seed=0)[0])
+
+
+# --- metrics that fail ---
+
+
+@pytest.mark.parametrize("lower_better", [True, False])
+@pytest.mark.parametrize("how", ["nan", "inf", "raises"])
+def test_failed_metric(short_checkpoint: str, monkeypatch: pytest.MonkeyPatch, lower_better: bool, how: str) -> None:
+    def measure(sr: Any, hr: Any) -> Any:
+        if how == "raises":
+            raise RuntimeError("singular matrix")
+        return sr.mean(dim=(1, 2, 3)) * float(how)
+
+    broken = Metric("broken", lower_better, False, 1, measure)
+    monkeypatch.setattr("skipdiff_env.task.make_metric", lambda name, device: broken)
+    env = make(short_checkpoint, metric="broken", nfe_penalty=0.5)
+    for episode in (1, 2):
+        reward, info = play(env, [SKIP, SKIP, SKIP], seed=episode)
+        assert reward == -0.5
+        assert np.isnan(info["metrics"]["broken"])
+        assert info["reward_failures"] == env.reward_failures == episode
+
+
+def test_perfect_picture_has_a_finite_reward(short_checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    perfect = Metric("perfect", True, False, 1, lambda sr, hr: sr.mean(dim=(1, 2, 3)) * 0)
+    monkeypatch.setattr("skipdiff_env.task.make_metric", lambda name, device: perfect)
+    reward, info = play(make(short_checkpoint, metric="perfect"), [SKIP, SKIP, SKIP], seed=0)
+    assert reward == pytest.approx(1000)
+    assert info["reward_failures"] == 0
+
+
+# --- rendering ---
+
+
+def test_render(short_checkpoint: str) -> None:
+    env = make(short_checkpoint, render_mode="rgb_array")
+    with pytest.raises(ResetNeededError, match="not begun"):
+        env.render()
+    env.reset(seed=0)
+    frames = [env.render(), *((env.step(action), env.render())[1] for action in (SKIP, DENOISE, DENOISE))]
+    for frame in frames:
+        assert frame is not None
+        assert frame.dtype == np.uint8
+        assert frame.shape == frames[0].shape  # type: ignore[union-attr]
+        assert not any(side % 2 for side in frame.shape[:2])
+    assert len({frame.tobytes() for frame in frames if frame is not None}) == 4
+    with pytest.warns(UserWarning, match="render_mode"):
+        assert make(short_checkpoint).render() is None
+
+
+def test_record_video(short_checkpoint: str, tmp_path: Path) -> None:
+    env: Any = gym.make(
+        "SkipDiff-v0", checkpoint=short_checkpoint, steps=(3, 4), image_size=32, metric="psnr", render_mode="rgb_array"
+    )
+    env = gym.wrappers.RecordVideo(env, str(tmp_path / "films"), episode_trigger=lambda episode: True)
+    env.reset(seed=0)
+    while not env.step(env.action_space.sample())[2]:
+        pass
+    env.close()
+    (film,) = (tmp_path / "films").glob("*.mp4")
+    assert film.stat().st_size > 1000
+
+
+# --- errors ---
+
+
+def test_step_before_reset_and_after_the_end(short_checkpoint: str) -> None:
+    env = make(short_checkpoint)
+    with pytest.raises(ResetNeededError, match="not begun"):
+        env.step(DENOISE)
+    play(env, [SKIP, SKIP, SKIP], seed=0)
+    with pytest.raises(gym.error.ResetNeeded, match="has ended"):
+        env.step(DENOISE)
+
+
+@pytest.mark.parametrize("action", [2, -1, 0.0, float("nan"), np.float32(1), "skip", None, [0], np.array([0, 1])])
+def test_wrong_action(short_checkpoint: str, action: Any) -> None:
+    env = make(short_checkpoint)
+    before, _ = env.reset(seed=0)
+    with pytest.raises(InvalidActionError, match=r"0 \(DENOISE\) or 1 \(SKIP\)"):
+        env.step(action)
+    assert np.array_equal(env.step(SKIP)[0], before), "the episode goes on"
+
+
+@pytest.mark.parametrize("action", [1, True, np.int64(1), np.uint8(1), np.array(1), Action.SKIP])
+def test_right_action(short_checkpoint: str, action: Any) -> None:
+    env = make(short_checkpoint)
+    env.reset(seed=0)
+    env.step(action)
+    assert env._episode is not None
+    assert env._episode.actions == [SKIP]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"checkpoint": "natural-x5"}, CheckpointError, "unknown checkpoint 'natural-x5'"),
+        ({"scale": 8}, ConfigError, "enlarges 4 times, got scale 8"),
+        ({"steps": (5, 3)}, ConfigError, "must multiply to the 12"),
+        ({"steps": (12, 1)}, ConfigError, "nothing to decide"),
+        ({"steps": (3, 4.0)}, ConfigError, "two whole numbers"),
+        ({"steps": "34"}, ConfigError, "two whole numbers"),
+        ({"steps": 12}, ConfigError, "two whole numbers"),
+        ({"image_size": 30}, ConfigError, "multiple of 4"),
+        ({"image_size": 0}, ConfigError, "at least 1"),
+        ({"image_size": 32.0}, ConfigError, "whole number"),
+        ({"image_size": 1024}, ImageError, "no crop of 1024 x 1024"),
+        ({"images": []}, ImageError, "images is empty"),
+        ({"images": "no/such/folder"}, ImageError, "no such file or folder"),
+        ({"metric": "nique"}, ConfigError, "did you mean .*niqe"),
+        ({"metric": "niqe"}, ConfigError, "at least 96 pixels"),
+        ({"report_metrics": ["psnr", "niqe"]}, ConfigError, "at least 96 pixels"),
+        ({"skip_mode": "stay"}, ConfigError, "restart, hold"),
+        ({"noise_seeds": 0}, ConfigError, "noise_seeds"),
+        ({"nfe_penalty": -1.0}, ConfigError, "nfe_penalty"),
+        ({"nfe_penalty": float("nan")}, ConfigError, "nfe_penalty"),
+        ({"obs_dtype": "int8"}, ConfigError, "float32 or float16"),
+        ({"cache_mb": -1}, ConfigError, "cache_mb"),
+        ({"device": "gpu"}, ConfigError, "no such device"),
+        ({"render_mode": "human"}, ConfigError, "rgb_array"),
+    ],
+)
+def test_wrong_arguments(
+    short_checkpoint: str, arguments: dict[str, Any], error: type[SkipDiffError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        make(arguments.pop("checkpoint", short_checkpoint), **arguments)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no picture in the folder"),
+        (lambda photo: photo(31, 64), r"bad.png is 64 x 31, smaller than image_size 32"),
+        (b"hello", "not a picture"),
+    ],
+)
+def test_wrong_pictures(short_checkpoint: str, tmp_path: Path, photo: Photo, content: Any, message: str) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    if content is not None:
+        Image.fromarray(photo(64, 64)).save(folder / "a.png")
+        if isinstance(content, bytes):
+            (folder / "bad.png").write_bytes(content)
+        else:
+            Image.fromarray(content(photo)).save(folder / "bad.png")
+    with pytest.raises(ImageError, match=message):
+        make(short_checkpoint, images=str(folder))
+
+
+def test_a_truncated_file_is_named(short_checkpoint: str, tmp_path: Path, photo: Photo) -> None:
+    Image.fromarray(photo(64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    env = make(short_checkpoint, images=[str(tmp_path / "a.png")])
+    with pytest.raises(ImageError, match=r"a.png is damaged"):
+        env.reset()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": 0}, "unknown reset option images"),
+        ({"image": 10**6}, "index from 0 to"),
+        ({"image": -1}, "index from 0 to"),
+        ({"image": 1.0}, "index from 0 to"),
+        ({"image": np.zeros((32, 32, 3))}, "uint8 array"),
+        ({"image": np.zeros((32, 32), np.uint8)}, "uint8 array"),
+        ({"image": np.zeros((32, 31, 3), np.uint8)}, "31 x 32, smaller"),
+        ({"noise_seed": -1}, "noise_seed"),
+        ({"noise_seed": 0.5}, "noise_seed"),
+        ({"noise_seed": 2**63}, "noise_seed"),
+    ],
+)
+def test_wrong_options(short_checkpoint: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SkipDiffError, match=message):
+        make(short_checkpoint).reset(options=options)
+
+
+# --- pictures ---
+
+
+def test_folder_and_list_of_pictures(short_checkpoint: str, tmp_path: Path, photo: Callable[..., np.ndarray]) -> None:
+    pictures = [photo(40 + 2 * i, 48, seed=i) for i in range(3)]
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    env = make(short_checkpoint, images=str(tmp_path))
+    assert len(env.task.pictures) == 3
+    for i, picture in enumerate(pictures):
+        assert np.array_equal(env.task.pictures[i], picture[4 + i : 36 + i, 8:40])
+    env = make(short_checkpoint, images=[str(tmp_path / "2.png"), tmp_path / "0.png"])
+    assert [env.task.pictures[i].tobytes() for i in range(2)] == [
+        pictures[i][4 + i : 36 + i, 8:40].tobytes() for i in (2, 0)
+    ]
+
+
+def test_own_photographs(short_checkpoint: str) -> None:
+    pictures = make(short_checkpoint, image_size=128).task.pictures
+    assert len(pictures) == 16 + 6 + 12 + 15
+    assert {pictures[i].shape for i in range(len(pictures))} == {(128, 128, 3)}
+    assert len({pictures[i].tobytes() for i in range(len(pictures))}) == len(pictures)
