@@ -8,9 +8,11 @@ that carries its state through the episode, works with every algorithm, and keep
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
@@ -96,49 +98,47 @@ class _Episodes:
     holds every frame up to N - 1 times; SKIP, which restarts from the same latent, repeats frames as well.
 
     Attributes:
-        frames: the distinct frames, (C, H, W) each.
-        gates: their input to the GRU, (number of frames, …).
+        gates: of each distinct frame, its input to the GRU, (number of frames, …).
         hidden: hidden state after each distinct beginning of an episode; row 0 is the state before the first frame.
     """
 
     def __init__(self, hidden: Tensor) -> None:
-        self.frames: list[Tensor] = []
         self.gates: Tensor | None = None
         self.hidden = hidden
+        self._frames: list[NDArray[Any]] = []
         self._by_key: dict[bytes, list[int]] = {}
         self._nodes: dict[tuple[int, int], int] = {}
 
-    def index(self, frames: Tensor) -> tuple[list[list[int]], list[Tensor]]:
+    def index(self, frames: Tensor, keep: bool) -> tuple[list[list[int]], list[tuple[int, int]]]:
         """Numbers the frames of (B, n, C, H, W).
 
+        Args:
+            frames: stacks.
+            keep: whether further calls follow; new frames are then copied, since their memory belongs to the caller.
+
         Returns:
-            For each member the numbers of its frames, oldest first, without the zeros in front; and the new frames.
+            For each member the numbers of its frames, oldest first, without the zeros in front; and the places
+            (b, n) of the frames that are new.
         """
-        flat = frames.flatten(2)
+        flat = frames.detach().flatten(2).cpu().numpy()
         # a few values tell frames apart; a full comparison then makes sure
-        keys = flat[:, :, :: max(flat.shape[2] // 61, 1)].contiguous().cpu().numpy()
-        known = len(self.frames)
-        numbers = []
-        for stack, stack_keys in zip(flat, keys, strict=True):
-            episode: list[int] = []
-            for frame, key in zip(stack, stack_keys, strict=True):
-                if episode or key.any() or frame.any():
-                    episode.append(self._number(frame, key.tobytes()))
-            numbers.append(episode)
-        return numbers, [frame.view(frames.shape[2:]) for frame in self.frames[known:]]
-
-    def _number(self, frame: Tensor, key: bytes) -> int:
-        alike = self._by_key.setdefault(key, [])
-        for i in alike:
-            if self.frames[i] is frame or torch.equal(self.frames[i], frame):
-                return i
-        alike.append(len(self.frames))
-        self.frames.append(frame)
-        return alike[-1]
-
-    def keep(self, first: int) -> None:
-        """Copies the frames from number `first` on, whose memory belongs to the caller."""
-        self.frames[first:] = [frame.clone() for frame in self.frames[first:]]
+        keys = np.ascontiguousarray(flat[:, :, :: max(flat.shape[2] // 61, 1)])
+        numbers: list[list[int]] = []
+        new: list[tuple[int, int]] = []
+        for b, stack in enumerate(flat):
+            numbers.append([])
+            for n, frame in enumerate(stack):
+                key = keys[b, n]
+                if not numbers[b] and not key.any() and not frame.any():
+                    continue
+                alike = self._by_key.setdefault(key.tobytes(), [])
+                number = next((i for i in alike if (self._frames[i] == frame).all()), len(self._frames))
+                if number == len(self._frames):
+                    alike.append(number)
+                    self._frames.append(frame.copy() if keep else frame)
+                    new.append((b, n))
+                numbers[b].append(number)
+        return numbers, new
 
     def grow(self, at: list[int], episodes: list[list[int]], depth: int) -> tuple[list[int], list[int]]:
         """Moves each episode's place in the tree from its frame `depth` to the next, in place.
@@ -269,15 +269,15 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
             convolutions of the newest frame.
         """
         frames = observations.unflatten(1, (self.n_frames, 3))
+        if self.gru is None:
+            frames = frames[:, -1:]
         episodes = self._episodes()
-        numbers, new = episodes.index(frames if self.gru is not None else frames[:, -1:])
+        numbers, new = episodes.index(frames, keep=episodes is self._remembered)
         if new:
-            features = self.convolutions(self._resize(torch.stack(new).float()))
+            features = self.convolutions(self._resize(torch.stack([frames[place] for place in new]).float()))
             if self.gru is not None:
                 features = F.linear(features, self.gru.weight_ih, self.gru.bias_ih)
             episodes.gates = features if episodes.gates is None else torch.cat([episodes.gates, features])
-            if episodes is self._remembered:
-                episodes.keep(len(episodes.frames) - len(new))
         at = [0] * len(numbers)
         for depth in range(max(map(len, numbers))):
             rows, inputs = episodes.grow(at, numbers, depth)

@@ -172,36 +172,32 @@ def make_env(num_envs: int = 16, *, frame_stack: bool = True, seed: int | None =
     return venv
 
 
-def observation_bytes(space: spaces.Space[Any]) -> int:
-    """Memory of one observation."""
-    assert space.shape is not None
-    assert space.dtype is not None
-    return int(np.prod(space.shape)) * np.dtype(space.dtype).itemsize
-
-
-def check_buffer(space: spaces.Space[Any], observations: int, what: str, advice: str, copies: int = 0) -> str:
-    """Predicts the memory of a rollout or replay buffer.
+def check_buffer(name: str, space: spaces.Space[Any], latents: int, minibatch: int, advice: str) -> str:
+    """Predicts the memory of one of `agents.buffers`, which store single latents, and of the minibatches drawn from it.
 
     Args:
-        space: observation space.
-        observations: how many the buffer holds.
-        what: its name.
-        advice: what to change if it does not fit.
-        copies: how many are copied out of it while learning.
+        name: what the buffer is called.
+        space: space of the observations, (3 · n, H, W).
+        latents: how many the buffer holds.
+        minibatch: observations, of n latents each, that are drawn at a time.
+        advice: what to change if there is not enough memory.
 
     Returns:
-        A line that says how large it is.
+        A line that says how much it takes.
 
     Raises:
-        ConfigError: there is less memory available.
+        ConfigError: less is available.
     """
-    each = observation_bytes(space)
-    shape = " x ".join(map(str, space.shape or ()))
-    needed, available = (observations + copies) * each, psutil.virtual_memory().available
+    assert space.shape is not None
+    assert space.dtype is not None
+    channels, height, width = space.shape
+    latent = 3 * height * width * np.dtype(space.dtype).itemsize
+    parts = latents * latent, minibatch * (channels // 3) * latent
     text = (
-        f"{what}: {observations} observations of {shape} {space.dtype}, {observations * each / 2**30:.2f} GiB, "
-        f"{needed / 2**30:.2f} GiB while learning"
+        f"{name}: {latents} latents of 3 x {height} x {width}, {parts[0] / 2**30:.2f} GiB; a minibatch of {minibatch} "
+        f"observations of {channels} x {height} x {width}, {parts[1] / 2**30:.2f} GiB"
     )
-    if needed > available:
-        raise ConfigError(f"{text}, but {available / 2**30:.2f} GiB of memory are free; {advice}")
+    available = psutil.virtual_memory().available
+    if sum(parts) > available:
+        raise ConfigError(f"{text}; but only {available / 2**30:.2f} GiB of memory are free: {advice}")
     return text

@@ -200,8 +200,13 @@ def test_factory_goes_through_the_registry(settings: dict[str, Any]) -> None:
 
 def test_buffer_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     space = spaces.Box(-1, 1, (27, 128, 128), np.float32)
-    line = check_buffer(space, 144, "rollout buffer", "lower n_envs", copies=144)
-    assert line == ("rollout buffer: 144 observations of 27 x 128 x 128 float32, 0.24 GiB, 0.47 GiB while learning")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**28))
-    with pytest.raises(ConfigError, match=r"0\.25 GiB of memory are free; lower n_envs"):
-        check_buffer(space, 144, "rollout buffer", "lower n_envs", copies=144)
+    line = check_buffer("rollout buffer", space, 1440, 144, "lower n_envs")
+    assert line == (
+        "rollout buffer: 1440 latents of 3 x 128 x 128, 0.26 GiB; "
+        "a minibatch of 144 observations of 27 x 128 x 128, 0.24 GiB"
+    )
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0.4 * 2**30))
+    with pytest.raises(ConfigError, match=r"only 0\.40 GiB of memory are free: lower n_envs"):
+        check_buffer("rollout buffer", space, 1440, 144, "lower n_envs")
+    half = spaces.Box(-1, 1, (27, 128, 128), np.float16)
+    assert "0.13 GiB; " in check_buffer("rollout buffer", half, 1440, 144, "lower n_envs")

@@ -1,0 +1,171 @@
+"""Hyperparameters of the algorithms: the shipped files, overrides from the command line, and what they mean."""
+
+import contextlib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from agents.agent import RECURRENT, algorithm_class, policy_alias
+from ddpm.errors import ConfigError
+
+ENV_ID = "SkipDiff-v0"
+OFF_POLICY = frozenset({"dqn", "qrdqn"})
+# Arguments of the algorithms that training sets itself, or that mean nothing here.
+RESERVED = frozenset(
+    {
+        "self", "policy", "env", "n_steps", "policy_kwargs", "tensorboard_log", "verbose", "seed", "device",
+        "_init_setup_model", "use_sde", "sde_sample_freq", "rollout_buffer_class", "rollout_buffer_kwargs",
+        "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage", "stats_window_size",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Settings of one training, complete.
+
+    Attributes:
+        env_steps: decisions in all, over all environments.
+        n_envs: environments.
+        episodes_per_rollout: whole episodes of each environment between two updates (on-policy algorithms).
+        norm: normalisation of the SPN, "batch" or "group".
+        hidden_size: size of the GRU's state; None: the paper's 1536.
+        spn_size: side that the SPN is built for; None: that of the latents.
+        policy_kwargs: further settings of the algorithm's policy.
+        algorithm: further arguments of the algorithm.
+    """
+
+    env_steps: int = 40_000
+    n_envs: int = 16
+    episodes_per_rollout: int = 1
+    norm: str = "batch"
+    hidden_size: int | None = None
+    spn_size: int | None = None
+    policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    algorithm: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("env_steps", "n_envs", "episodes_per_rollout"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def policy_settings(self) -> dict[str, Any]:
+        """`policy_kwargs` in plain values, as an agent's configuration holds them."""
+        extractor = {"norm": self.norm, "hidden_size": self.hidden_size, "image_size": self.spn_size}
+        return {**self.policy_kwargs, "features_extractor_kwargs": extractor}
+
+    def algorithm_settings(self, name: str, decisions: int) -> dict[str, Any]:
+        """Arguments for the algorithm where an episode has `decisions` env steps."""
+        settings = dict(self.algorithm)
+        from agents.buffers import EpisodeReplayBuffer, EpisodeRolloutBuffer
+
+        if name in OFF_POLICY:
+            return {**settings, "replay_buffer_class": EpisodeReplayBuffer}
+        settings["n_steps"] = self.episodes_per_rollout * decisions
+        if frame_stacked(name):
+            settings["rollout_buffer_class"] = EpisodeRolloutBuffer
+        if "batch_size" in _parameters(name):
+            settings.setdefault("batch_size", settings["n_steps"] * self.n_envs)
+        return settings
+
+
+_OWN: dict[str, type] = {
+    "env_steps": int, "n_envs": int, "episodes_per_rollout": int, "norm": str, "hidden_size": int, "spn_size": int,
+    "policy_kwargs": dict,
+}  # fmt: skip
+
+
+def _parameters(algorithm: str) -> dict[str, Any]:
+    """Arguments of an algorithm that may be set, with their defaults."""
+    signature = inspect.signature(algorithm_class(algorithm).__init__).parameters
+    return {name: parameter.default for name, parameter in signature.items() if name not in RESERVED}
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """Reads key=value pairs, the value as YAML.
+
+    Raises:
+        ConfigError: one is no such pair.
+    """
+    parsed = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"expected key=value, got {pair!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"the value of {key} is no YAML: {text!r}") from None
+        if isinstance(value, str):  # YAML 1.1 takes 3e-4 for a word
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        parsed[key.strip()] = value
+    return parsed
+
+
+def load_hyperparameters(algorithm: str, overrides: Mapping[str, Any] | None = None) -> Hyperparameters:
+    """The shipped hyperparameters of an algorithm, changed.
+
+    Args:
+        algorithm: its name.
+        overrides: name → value. `policy_kwargs` are merged with the shipped ones.
+
+    Raises:
+        ConfigError: the algorithm or a name is unknown, or a value has the wrong type or range.
+    """
+    parameters = _parameters(algorithm)
+    shipped = yaml.safe_load((files("agents") / "hyperparams" / f"{algorithm}.yml").read_text())[ENV_ID]
+    values = {**shipped, **(overrides or {})}
+    if isinstance(values.get("policy_kwargs"), dict):
+        values["policy_kwargs"] = {**shipped.get("policy_kwargs", {}), **values["policy_kwargs"]}
+    unknown = sorted(values.keys() - parameters.keys() - _OWN.keys())
+    if unknown:
+        known = ", ".join(sorted([*_OWN, *parameters]))
+        raise ConfigError(f"{algorithm} has no hyperparameter {', '.join(unknown)}; known are {known}")
+    for name, value in values.items():
+        expected = _OWN[name] if name in _OWN else type(parameters[name])
+        if name == "max_grad_norm":  # whole only in the defaults of DQN
+            expected = float
+        optional = name in ("hidden_size", "spn_size") or parameters.get(name, 0) is None
+        if not _fits(value, expected, optional):
+            raise ConfigError(f"{name} must be {_describe(expected)}, got {value!r}")
+    _check_policy_kwargs(algorithm, values.get("policy_kwargs", {}))
+    own = {name: values.pop(name) for name in list(values) if name in _OWN}
+    return Hyperparameters(**own, algorithm=values)
+
+
+def _fits(value: Any, expected: type, optional: bool) -> bool:
+    if value is None:
+        return optional
+    if expected is type(None):  # a number that is switched off by None
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+
+
+def _describe(expected: type) -> str:
+    return {int: "a whole number", bool: "true or false", str: "a word", dict: "a mapping"}.get(expected, "a number")
+
+
+def _check_policy_kwargs(algorithm: str, policy_kwargs: Mapping[str, Any]) -> None:
+    policy_class = algorithm_class(algorithm).policy_aliases[policy_alias(algorithm)]
+    known = inspect.signature(policy_class.__init__).parameters.keys() - {
+        "self", "observation_space", "action_space", "lr_schedule", "features_extractor_class", "normalize_images",
+        "features_extractor_kwargs", "optimizer_class", "use_sde", "log_std_init", "full_std", "use_expln",
+        "squash_output", "activation_fn",
+    }  # fmt: skip
+    unknown = sorted(policy_kwargs.keys() - known)
+    if unknown:
+        raise ConfigError(
+            f"the policy of {algorithm} has no setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
+
+
+def frame_stacked(algorithm: str) -> bool:
+    """Whether an algorithm is given the latents of the whole episode; RecurrentPPO has a state of its own."""
+    return algorithm != RECURRENT

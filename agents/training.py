@@ -1,0 +1,462 @@
+"""Training of agents (step 2 of the paper) with Stable-Baselines3, and what a run leaves behind.
+
+A run's folder holds `config.json` and `versions.json`, `best/` and `agent/` (the best and the last agent), `state.zip`
+(Stable-Baselines3's own state, for going on), `evaluations.csv` (the learning curve), `outcomes.npz` (rewards of every
+start on the pictures of the evaluation) and TensorBoard's files.
+"""
+
+import csv
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv
+from tqdm import tqdm
+
+from agents.agent import Agent, AgentConfig, AgentPolicy, algorithm_class, play, policy_alias, policy_settings
+from agents.hyperparameters import OFF_POLICY, Hyperparameters, frame_stacked
+from agents.vec_env import check_buffer, make_env
+from ddpm.checkpoints import check_device
+from ddpm.errors import CheckpointError, ConfigError
+from ddpm.images import atomic_path
+from ddpm.runs import read_json, start_run
+from skipdiff_env.task import StartOutcomes, Task
+
+# What may change when a run goes on.
+RESUMABLE = frozenset({"env_steps", "minutes", "eval_every", "cache_mb", "device"})
+# Episodes that the logged means are taken over.
+WINDOW = 100
+
+
+@dataclass(frozen=True)
+class AgentTrainingConfig:
+    """Settings of a training run; `config.json` in the run's folder.
+
+    Attributes:
+        algorithm: "ppo", "a2c", "dqn", "qrdqn", "trpo" or "recurrent-ppo".
+        env: arguments of `skipdiff_env.env.SkipDiffEnv`, without `cache_mb`, `device` and `render_mode`.
+        hyperparameters: of the algorithm.
+        eval_images: pictures that the agent is evaluated on; None: those it is trained on.
+        eval_noise_seeds: noises of each of these, 0 … eval_noise_seeds - 1.
+        eval_every: episodes between two evaluations.
+        warm_cache: whether every start of every training picture is computed before training begins. Training then
+            runs no UNet, and the regret of its episodes is known.
+        minutes: when to stop, if `env_steps` have not been done by then.
+        cache_mb: room for remembered latents; None: as much as they need, if it is there.
+        seed: seed of everything random.
+        device: where to compute.
+    """
+
+    algorithm: str = "ppo"
+    env: Mapping[str, Any] = field(default_factory=dict)
+    hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
+    eval_images: Sequence[str] | None = None
+    eval_noise_seeds: int = 1
+    eval_every: int = 400
+    warm_cache: bool = False
+    minutes: float | None = None
+    cache_mb: float | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        algorithm_class(self.algorithm)
+        for name in ("eval_noise_seeds", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0, got {self.seed}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ConfigError(f"minutes must be positive, got {self.minutes}")
+        if self.warm_cache and self.env.get("noise_seeds") is None:
+            raise ConfigError("warm_cache needs a finite number of noises; set noise_seeds")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an agent achieves on the evaluation's pictures, each under each noise seed; one line of the learning curve.
+
+    Attributes:
+        env_steps: decisions it had learnt from.
+        episodes: the same in episodes.
+        seconds: wall time of training until then, without the evaluations.
+        reward: mean over pictures and noises.
+        regret: mean distance from the best start of each picture and noise; NaN if that is not known.
+        start: mean start of the surviving chain.
+        skips: share of decisions that were SKIP.
+        nfe: mean UNet forwards, coarse and fine.
+        best_fixed_reward: reward of the best fixed start on the same pictures; NaN if not known.
+        oracle_reward: mean reward of the best starts; NaN if not known.
+    """
+
+    env_steps: int
+    episodes: int
+    seconds: float
+    reward: float
+    regret: float
+    start: float
+    skips: float
+    nfe: float
+    best_fixed_reward: float
+    oracle_reward: float
+
+
+class Evaluator:
+    """Plays fixed pictures and noises, and compares with what each start would have given.
+
+    Args:
+        task: its pictures are the ones played.
+        noise_seeds: noises of each picture.
+    """
+
+    def __init__(self, task: Task, noise_seeds: int) -> None:
+        self.task = task
+        pictures, seeds = range(len(task.pictures)), range(noise_seeds)
+        self.images = [image for image in pictures for _ in seeds]
+        self.noise_seeds = [seed for _ in pictures for seed in seeds]
+        # with "hold" the starts are not all that an episode can come to
+        self.outcomes = tabulate(task, noise_seeds) if task.process.skip_mode == "restart" else None
+
+    def __call__(self, agent: Agent, env_steps: int, seconds: float) -> Evaluation:
+        """Evaluates an agent that has learnt from `env_steps` decisions in `seconds`."""
+        episodes = play(self.task, AgentPolicy(agent), self.images, self.noise_seeds)
+        reward = float(np.mean([episode.reward for episode in episodes]))
+        best_fixed = oracle = float("nan")
+        if self.outcomes is not None:
+            best_fixed = float(self.outcomes.rewards.mean(axis=(0, 1)).max())
+            oracle = float(self.outcomes.rewards.max(axis=2).mean())
+        return Evaluation(
+            env_steps=env_steps,
+            episodes=env_steps // self.task.decisions,
+            seconds=round(seconds, 1),
+            reward=reward,
+            regret=oracle - reward,
+            start=float(np.mean([episode.refinement.start for episode in episodes])),
+            skips=float(np.mean([action for episode in episodes for action in episode.actions])),
+            nfe=float(np.mean([episode.refinement.nfe for episode in episodes])),
+            best_fixed_reward=best_fixed,
+            oracle_reward=oracle,
+        )
+
+
+def tabulate(task: Task, noise_seeds: int) -> StartOutcomes:
+    """Outcomes of every start for each picture of a task under noise seeds 0 … noise_seeds - 1, with a progress bar."""
+    seeds = range(noise_seeds)
+    group = max(1, task.batch_size // noise_seeds)
+    parts = []
+    with tqdm(total=len(task.pictures), desc="every start", unit="picture", dynamic_ncols=True, leave=False) as bar:
+        for first in range(0, len(task.pictures), group):
+            pictures = range(first, min(first + group, len(task.pictures)))
+            parts.append(task.start_outcomes(pictures, seeds))
+            bar.update(len(pictures))
+    return StartOutcomes(
+        np.concatenate([part.rewards for part in parts]),
+        {name: np.concatenate([part.metrics[name] for part in parts]) for name in task.metrics},
+    )
+
+
+class TrainingCallback(BaseCallback):
+    """Bar, TensorBoard, evaluations, agents and state of a run.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        evaluator: plays the evaluation's pictures.
+        agent_config: of the agents to be saved.
+        rewards: rewards of every start, (pictures, noises, N), by which the regret of training episodes is known.
+        curve: evaluations of the run so far.
+        bar: shows the progress.
+    """
+
+    def __init__(
+        self,
+        config: AgentTrainingConfig,
+        folder: Path,
+        evaluator: Evaluator,
+        agent_config: AgentConfig,
+        rewards: NDArray[np.float64] | None,
+        curve: list[Evaluation],
+        bar: "tqdm[Any]",
+    ) -> None:
+        super().__init__()
+        self.bar = bar
+        self.config, self.folder, self.evaluator, self.agent_config = config, folder, evaluator, agent_config
+        self.rewards, self.curve = rewards, curve
+        self.window: dict[str, deque[float]] = {}
+        self.began = time.perf_counter()
+        self.earlier = curve[-1].seconds if curve else 0.0
+        self.evaluating = 0.0
+        self.evaluated = curve[-1].env_steps if curve else -1
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training, without the evaluations."""
+        return self.earlier + time.perf_counter() - self.began - self.evaluating
+
+    def agent(self) -> Agent:
+        """The agent as it is now."""
+        training = {**self.agent_config.training, "env_steps": self.num_timesteps}
+        return Agent(replace(self.agent_config, training=training), self.model.policy)
+
+    def _on_rollout_start(self) -> None:
+        due = self.evaluated + self.config.eval_every * self.evaluator.task.decisions
+        if self.evaluated < 0 or self.num_timesteps >= due:
+            self.evaluate()
+        if isinstance(self.model, OnPolicyAlgorithm):
+            self.agent().extractor.remember(True)
+
+    def _on_step(self) -> bool:
+        self.bar.update(self.training_env.num_envs)
+        self._add("skips", float(np.mean(self.locals["actions"])))
+        for done, info in zip(self.locals["dones"], self.locals["infos"], strict=True):
+            if done:
+                self._ended(info)
+        return self.config.minutes is None or self.seconds < 60 * self.config.minutes
+
+    def _ended(self, info: Mapping[str, Any]) -> None:
+        reward = float(info["episode"]["r"])
+        self._add("reward", reward)
+        self._add("start", info["start"])
+        self._add("nfe", info["nfe"])
+        if self.rewards is not None:
+            self._add("regret", self.rewards[info["image_index"], info["noise_seed"]].max() - reward)
+
+    def _add(self, name: str, value: float) -> None:
+        self.window.setdefault(name, deque(maxlen=WINDOW)).append(value)
+
+    def _on_rollout_end(self) -> None:
+        means = {name: float(np.mean(values)) for name, values in self.window.items()}
+        if isinstance(self.model, OnPolicyAlgorithm):
+            self.agent().extractor.remember(False)
+            # the mean of -log p over what was drawn estimates the entropy without bias
+            means["entropy"] = -float(self.model.rollout_buffer.log_probs.mean())
+        for name, value in means.items():
+            self.logger.record(f"rollout/{name}", value)
+        shown: dict[str, object] = {k: f"{means[k]:.4g}" for k in ("reward", "regret", "start") if k in means}
+        self.bar.set_postfix(shown, refresh=False)
+
+    def evaluate(self) -> None:
+        """Evaluates, extends the learning curve, and saves the agents and the state."""
+        began = time.perf_counter()
+        agent = self.agent()
+        evaluation = self.evaluator(agent, self.num_timesteps, self.seconds)
+        best = max((e.reward for e in self.curve), default=-np.inf)
+        self.curve.append(evaluation)
+        self.evaluated = self.num_timesteps
+        for name, value in asdict(evaluation).items():
+            if name not in ("env_steps", "episodes", "seconds"):
+                self.logger.record(f"eval/{name}", value)
+        self.logger.dump(self.num_timesteps)
+        write_curve(self.curve, self.folder / "evaluations.csv")
+        agent = Agent(
+            replace(agent.config, training={**agent.config.training, "evaluation": asdict(evaluation)}), agent.policy
+        )
+        agent.save(self.folder / "agent")
+        if evaluation.reward > best:
+            agent.save(self.folder / "best")
+        self.save_state()
+        text = f"{evaluation.episodes} episodes, {evaluation.seconds:.0f} s: reward {evaluation.reward:.4f}"
+        if self.evaluator.outcomes is not None:
+            text += f" (best fixed start {evaluation.best_fixed_reward:.4f}, oracle {evaluation.oracle_reward:.4f})"
+        tqdm.write(f"{text}, mean start {evaluation.start:.2f}, {evaluation.nfe:.1f} forwards")
+        self.evaluating += time.perf_counter() - began
+
+    def save_state(self) -> None:
+        """Saves what a run needs to go on."""
+        with atomic_path(self.folder / "state.zip") as temporary:
+            self.model.save(temporary)
+
+
+def write_curve(curve: Sequence[Evaluation], path: Path) -> None:
+    """Writes evaluations as CSV."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(asdict(curve[0])))
+        writer.writeheader()
+        writer.writerows(asdict(evaluation) for evaluation in curve)
+
+
+def read_curve(path: Path) -> list[Evaluation]:
+    """Reads what `write_curve` wrote.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    try:
+        with path.open(newline="") as file:
+            return [
+                Evaluation(
+                    **{k: int(v) if k in ("env_steps", "episodes") else float(v) for k, v in row.items()}  # type: ignore[arg-type]
+                )
+                for row in csv.DictReader(file)
+            ]
+    except FileNotFoundError:
+        raise ConfigError(f"no such file: {path}; it is written at the first evaluation of a run") from None
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is no learning curve ({error})") from None
+
+
+def resumed_config(folder: Path, changes: Mapping[str, Any]) -> AgentTrainingConfig:
+    """The configuration of the run in `folder` with some settings changed.
+
+    Raises:
+        ConfigError: there is no run, or a setting may not change.
+    """
+    if not (folder / "state.zip").is_file():
+        raise ConfigError(f"nothing to resume in {folder}: it holds no state.zip")
+    stored = read_json(folder / "config.json")
+    fixed = sorted(changes.keys() - RESUMABLE)
+    if fixed:
+        raise ConfigError(
+            f"{', '.join(fixed)} cannot change when a run goes on; start a new run, or change only "
+            f"{', '.join(sorted(RESUMABLE))}"
+        )
+    changes = dict(changes)
+    try:
+        hyperparameters = Hyperparameters(**stored.pop("hyperparameters"))
+        if "env_steps" in changes:
+            hyperparameters = replace(hyperparameters, env_steps=changes.pop("env_steps"))
+        return AgentTrainingConfig(**{**stored, **changes}, hyperparameters=hyperparameters)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{folder}/config.json does not hold the settings of a training ({error})") from None
+
+
+def _cache(config: AgentTrainingConfig, pictures: int, noise_seeds: int | None) -> int:
+    """Bytes for remembered latents: as many as all (picture, noise) pairs need, at most a third of what is free."""
+    if config.cache_mb is not None:
+        return int(config.cache_mb * 2**20)
+    N, side = config.env["steps"][1], config.env["image_size"]
+    free = psutil.virtual_memory().available // 3
+    if noise_seeds is None:
+        return min(2**29, free)
+    # N (N + 1) / 2 + 1 latents, target and condition, and what the entries cost beside them
+    return min(int(1.1 * pictures * noise_seeds * (N * (N + 1) / 2 + 4) * 12 * side**2), free)
+
+
+def describe_buffer(config: AgentTrainingConfig, env: VecEnv) -> str:
+    """Checks and describes the memory of the rollout or replay buffer; see `agents.vec_env.check_buffer`."""
+    h = config.hyperparameters
+    decisions = env.unwrapped.get_attr("decisions")[0]
+    settings = h.algorithm_settings(config.algorithm, decisions)
+    if config.algorithm in OFF_POLICY:
+        return check_buffer(
+            "replay buffer", env.observation_space, int(settings["buffer_size"]), 2 * int(settings["batch_size"]),
+            "lower -p buffer_size=… or -p batch_size=…, or take --obs-dtype float16",
+        )  # fmt: skip
+    size = h.n_envs * int(settings["n_steps"])
+    return check_buffer(
+        "rollout buffer", env.observation_space, size, min(size, int(settings.get("batch_size", size))),
+        "lower -p n_envs=… or -p episodes_per_rollout=…, or take --obs-dtype float16",
+    )  # fmt: skip
+
+
+def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
+    """The algorithm, untrained, on an environment of `make_env`."""
+    h = config.hyperparameters
+    settings = h.algorithm_settings(config.algorithm, env.unwrapped.get_attr("decisions")[0])
+    algorithm: Any = algorithm_class(config.algorithm)
+    return algorithm(
+        policy_alias(config.algorithm), env, policy_kwargs=policy_settings(config.algorithm, h.policy_settings()),
+        seed=config.seed, device=config.device, **settings,
+    )  # fmt: skip
+
+
+def train_agent(config: AgentTrainingConfig, folder: Path, resume: bool = False) -> Path:
+    """Trains an agent.
+
+    Args:
+        config: settings; `env` must hold `steps`, `image_size` and `noise_seeds`.
+        folder: of the run.
+        resume: go on with the run in `folder`.
+
+    Returns:
+        Folder of the best agent.
+
+    Raises:
+        ConfigError: the folder holds a run already, a setting does not fit, or memory is short.
+        CheckpointError: the checkpoint, or the state to go on from, is unknown or damaged.
+    """
+    if not resume and (folder / "state.zip").exists():
+        raise ConfigError(f"{folder} holds a run; go on with --resume, or choose another folder")
+    check_device(config.device)
+    h = config.hyperparameters
+    noise_seeds = config.env["noise_seeds"]
+    env = make_env(
+        h.n_envs, frame_stack=frame_stacked(config.algorithm), seed=config.seed, device=config.device, **config.env
+    )
+    task: Task = env.unwrapped.get_attr("task")[0]
+    tqdm.write(describe_buffer(config, env))
+    task.memo.capacity = _cache(config, len(task.pictures), noise_seeds)
+
+    if config.eval_images is None:
+        evaluated = task
+    else:
+        settings = {**config.env, "images": list(config.eval_images)}
+        evaluated = Task(device=config.device, **settings)
+        evaluated.memo.capacity = _cache(config, len(evaluated.pictures), config.eval_noise_seeds)
+    evaluator = Evaluator(evaluated, config.eval_noise_seeds)
+    rewards = None
+    if task.process.skip_mode == "restart":
+        if config.warm_cache:
+            rewards = tabulate(task, noise_seeds).rewards
+        elif evaluated is task and noise_seeds is not None and noise_seeds <= config.eval_noise_seeds:
+            assert evaluator.outcomes is not None
+            rewards = evaluator.outcomes.rewards
+
+    start_run(folder, asdict(config))
+    if evaluator.outcomes is not None:
+        with atomic_path(folder / "outcomes.npz") as temporary:
+            np.savez(temporary, rewards=evaluator.outcomes.rewards, **evaluator.outcomes.metrics)  # type: ignore[arg-type]
+    agent_config = AgentConfig(
+        config.algorithm, (task.process.S, task.process.N), task.image_size,
+        float(task.observation_space.high.max()), h.policy_settings(), _record(config),
+    )  # fmt: skip
+    model, curve = _resumed(config, folder, env) if resume else (make_model(config, env), [])
+    model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
+    left = h.env_steps - model.num_timesteps
+    title = f"train-agent {config.algorithm}"
+    with tqdm(total=h.env_steps, initial=model.num_timesteps, desc=title, unit="step", dynamic_ncols=True) as bar:
+        callback = TrainingCallback(config, folder, evaluator, agent_config, rewards, curve, bar)
+        interval = {} if config.algorithm in OFF_POLICY else {"log_interval": 1}
+        if left > 0:
+            try:
+                model.learn(left, callback, reset_num_timesteps=not resume, **interval)
+            except KeyboardInterrupt:
+                callback.save_state()
+                raise
+            callback.evaluate()
+    env.close()
+    return folder / "best"
+
+
+def _record(config: AgentTrainingConfig) -> dict[str, Any]:
+    """What an agent's configuration says about its training."""
+    env = {key: value for key, value in config.env.items() if key != "images"}
+    return {
+        "env": {**env, "checkpoint": str(env.get("checkpoint"))},
+        "hyperparameters": asdict(config.hyperparameters),
+        "seed": config.seed,
+    }
+
+
+def _resumed(config: AgentTrainingConfig, folder: Path, env: VecEnv) -> tuple[Any, list[Evaluation]]:
+    """The model and the learning curve of a run that goes on."""
+    try:
+        model: Any = algorithm_class(config.algorithm).load(folder / "state.zip", env=env, device=config.device)
+    except Exception as error:  # pickles raise anything
+        raise CheckpointError(f"{folder}/state.zip is damaged ({error}); start a new run") from None
+    curve = read_curve(folder / "evaluations.csv")
+    # not the same numbers again
+    seed = int(np.random.SeedSequence([config.seed, model.num_timesteps]).generate_state(1)[0] // 2)
+    set_random_seed(seed)
+    env.seed(seed)
+    return model, [evaluation for evaluation in curve if evaluation.env_steps <= model.num_timesteps]
