@@ -90,7 +90,7 @@ UNET_OPTIONS = (
 def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
     """Train the conditional DDPM on a folder of photographs.
 
-    The weights go to OUT/checkpoint, which every other command takes as --checkpoint. On several GPUs:
+    The weights go to OUT/checkpoint, which every other command takes as --checkpoint. On several GPUs (torchrun works as well):
     accelerate launch -m agents.cli train-ddpm …
     """
     from ddpm.training import TrainingConfig, resumed_config, train

@@ -240,14 +240,17 @@ def train(config: TrainingConfig, folder: str | Path, resume: bool = False) -> P
     """
     folder = Path(folder)
     state = latest_state(folder)
-    if not resume and folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty; go on with its run by --resume, or give another folder")
     if config.mixed_precision == "auto":
         bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         precision = "bf16" if bf16 else "no"
     else:
         precision = config.mixed_precision
-    accelerator = Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=folder)
+    # without an accelerator, Accelerate joins the processes of torchrun only if it is told to use the CPU
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(), mixed_precision=precision, log_with="tensorboard", project_dir=folder
+    )
+    if accelerator.is_main_process and not resume and folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty; go on with its run by --resume, or give another folder")
 
     torch.manual_seed(config.seed)
     bare = UNet(**config.unet)

@@ -77,6 +77,20 @@ def test_killed_and_resumed_gives_the_same_weights(photos: Path, tmp_path: Path)
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+def test_two_processes(photos: Path, tmp_path: Path) -> None:
+    def launch(*args: str) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        command += ["-m", "agents.cli", "train-ddpm", f"--out={tmp_path / 'run'}", *args]
+        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    launch(f"--images={photos}", *OPTIONS)
+    first = weights(tmp_path / "run")
+    launch("--resume", "--iterations=10")
+    assert latest_state(tmp_path / "run") == tmp_path / "run" / "state-00000010"
+    assert not torch.equal(first["first.weight"], weights(tmp_path / "run")["first.weight"])
+
+
 def test_a_failure_between_checkpoints(config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(config, tmp_path / "whole")
     calls = iter(range(100))
