@@ -113,7 +113,7 @@ def policy_settings(algorithm: str, policy_kwargs: Mapping[str, Any]) -> dict[st
 def _acting_part(policy: Any) -> Any:
     """The net that decides: the policy itself, or the value net of a Q-learner without its target."""
     for name in ("q_net", "quantile_net"):
-        if hasattr(policy, name):
+        if hasattr(policy, f"{name}_target"):
             return getattr(policy, name)
     return policy
 

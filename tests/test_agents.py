@@ -1,0 +1,522 @@
+"""Agents: training by every algorithm, files, play on the process, hyperparameters, and what is refused."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
+from torch import Tensor
+
+from agents.agent import ALGORITHMS, Agent, AgentConfig, AgentPolicy, find_agent, has_agent, load_agent, play
+from agents.buffers import EpisodeReplayBuffer, EpisodeRolloutBuffer
+from agents.extractors import SkipProposalExtractor
+from agents.hyperparameters import load_hyperparameters, parse_overrides
+from agents.training import AgentTrainingConfig, Evaluator, read_curve, resumed_config, train_agent
+from agents.vec_env import make_env
+from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
+from ddpm.runs import read_json
+from skipdiff_env.refinement import RefinementProcess, fixed_start
+from skipdiff_env.task import Task
+
+N = 5
+DECISIONS = N - 1
+OVERRIDES: dict[str, Any] = {"n_envs": 2, "hidden_size": 8, "env_steps": 8 * DECISIONS}
+EXTRA: dict[str, dict[str, Any]] = {
+    "dqn": {"batch_size": 4, "learning_starts": 8, "buffer_size": 40, "target_update_interval": 8, "train_freq": 4},
+    "qrdqn": {
+        "train_freq": 4,
+        "batch_size": 4,
+        "learning_starts": 8,
+        "buffer_size": 40,
+        "policy_kwargs": {"n_quantiles": 4},
+    },
+    "trpo": {"cg_max_steps": 2, "n_critic_updates": 1},
+    "recurrent-ppo": {"policy_kwargs": {"lstm_hidden_size": 8}},
+}
+
+
+@pytest.fixture
+def settings(checkpoint: str, photos: Path) -> dict[str, Any]:
+    return {
+        "checkpoint": checkpoint, "images": str(photos), "image_size": 32, "steps": (20, N), "metric": "psnr",
+        "noise_seeds": 1,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def config(settings: dict[str, Any]) -> Callable[..., AgentTrainingConfig]:
+    """A maker of small training configurations: (algorithm, hyperparameters and settings)."""
+
+    def make(algorithm: str = "ppo", overrides: dict[str, Any] | None = None, **changes: Any) -> AgentTrainingConfig:
+        hyperparameters = load_hyperparameters(
+            algorithm, {**OVERRIDES, **EXTRA.get(algorithm, {}), **(overrides or {})}
+        )
+        return AgentTrainingConfig(
+            algorithm, settings, hyperparameters, **{"eval_every": 4, "cache_mb": 32.0, **changes}
+        )
+
+    return make
+
+
+def small_agent(algorithm: str = "ppo", seed: int = 0, **changes: Any) -> Agent:
+    """An untrained agent with decisions that vary."""
+    torch.manual_seed(seed)
+    kwargs: dict[str, Any] = {"features_extractor_kwargs": {"hidden_size": 8}}
+    if algorithm == "recurrent-ppo":
+        kwargs["lstm_hidden_size"] = 8
+    agent = Agent.build(AgentConfig(**{"algorithm": algorithm, "steps": (20, N), "image_size": 32, "latent_bound": 9.0, "policy_kwargs": kwargs, **changes}))  # fmt: skip
+    agent.scores(young_stacks(16, seed=3))  # batch norm takes its first statistics
+    for name, parameter in agent.policy.named_parameters():
+        if name.startswith(("action_net", "q_net", "quantile_net")):
+            torch.nn.init.normal_(parameter, std=0.5)
+    return agent
+
+
+def young_stacks(batch: int, seed: int = 0) -> Tensor:
+    """Random stacks of episodes of every age, (batch, 3 · DECISIONS, 32, 32)."""
+    stacks = torch.randn(batch, DECISIONS, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    for i, stack in enumerate(stacks):
+        stack[: i % DECISIONS] = 0
+    return stacks.flatten(1, 2)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_train_save_load_resume(
+    algorithm: str, config: Callable[..., AgentTrainingConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every algorithm learns (its weights move), leaves a run that goes on, and an agent that loads unchanged."""
+    run = tmp_path / "run"
+    best = train_agent(config(algorithm), run)
+    printed = capsys.readouterr().out
+    assert "buffer: " in printed
+    assert "best fixed start" in printed
+    assert best == run / "best"
+    for name in ("config.json", "versions.json", "state.zip", "evaluations.csv", "outcomes.npz"):
+        assert (run / name).is_file()
+    curve = read_curve(run / "evaluations.csv")
+    steps = [evaluation.env_steps for evaluation in curve]
+    assert steps == sorted(set(steps))
+    assert (steps[0], steps[-1]) == (0, 8 * DECISIONS)
+    for evaluation in curve:
+        assert evaluation.regret == pytest.approx(evaluation.oracle_reward - evaluation.reward)
+        assert evaluation.regret >= -1e-9
+        assert evaluation.best_fixed_reward <= evaluation.oracle_reward
+        assert 1 <= evaluation.start <= N
+        assert 20 <= evaluation.nfe <= 19 + N
+
+    agent = load_agent(run / "agent")
+    model: Any = load_model(algorithm, run / "state.zip")
+    if algorithm == "recurrent-ppo":
+        state = None
+        stacks = young_stacks(8)[::DECISIONS]  # whole episodes
+        for k, frame in enumerate(stacks.unflatten(1, (-1, 3)).unbind(1)):
+            actions, state = model.predict(
+                frame.numpy(), state, episode_start=np.full(len(frame), k == 0), deterministic=True
+            )
+    else:
+        stacks = young_stacks(8)
+        actions, _ = model.predict(stacks.numpy(), deterministic=True)
+    np.testing.assert_array_equal(agent.act(stacks), actions)
+    torch.testing.assert_close(load_agent(run / "agent").scores(stacks), agent.scores(stacks))
+    before = Agent.build(agent.config).policy.state_dict()
+    assert any(not torch.equal(before[name], value) for name, value in agent.policy.state_dict().items())
+
+    with pytest.raises(ConfigError, match="holds a run; go on with --resume"):
+        train_agent(config(algorithm), run)
+    train_agent(resumed_config(run, {"env_steps": 16 * DECISIONS}), run, resume=True)
+    longer = read_curve(run / "evaluations.csv")
+    assert longer[: len(curve)] == curve
+    assert longer[-1].env_steps == 16 * DECISIONS
+    assert longer[-1].seconds >= curve[-1].seconds
+    assert read_json(run / "agent" / "config.json")["training"]["env_steps"] == 16 * DECISIONS
+    resumed: Any = load_model(algorithm, run / "state.zip")
+    assert resumed.num_timesteps == 16 * DECISIONS
+    assert resumed._n_updates > model._n_updates
+
+
+def load_model(algorithm: str, path: Path) -> Any:
+    from agents.agent import algorithm_class
+
+    return algorithm_class(algorithm).load(path)
+
+
+def test_tensorboard_and_statistics(config: Callable[..., AgentTrainingConfig], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_agent(config(), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    scalars = events.Tags()["scalars"]
+    for name in ("reward", "regret", "start", "skips", "nfe", "entropy"):
+        assert f"rollout/{name}" in scalars
+    for name in ("reward", "regret", "start", "best_fixed_reward", "oracle_reward"):
+        assert f"eval/{name}" in scalars
+    values = {name: events.Scalars(f"rollout/{name}")[-1].value for name in ("regret", "start", "skips", "nfe")}
+    assert values["regret"] >= 0
+    assert 1 <= values["start"] <= N
+    assert 0 < values["skips"] < 1
+    assert 20 <= values["nfe"] <= 19 + N
+    assert events.Scalars("rollout/entropy")[0].value == pytest.approx(np.log(2), abs=0.05)  # nearly even at first
+    assert events.Scalars("train/approx_kl")[-1].value == pytest.approx(0, abs=1e-6)  # one epoch, one minibatch
+
+
+def test_ppo_finds_the_best_start(settings: dict[str, Any], tmp_path: Path) -> None:
+    """On one picture, whose starts differ a lot, PPO goes from random to the oracle's start."""
+    image = sorted(Path(settings["images"]).iterdir())[0]
+    overrides = {
+        "n_envs": 8, "hidden_size": 16, "env_steps": 150 * 8 * DECISIONS, "learning_rate": 3e-3, "ent_coef": 0.003,
+    }  # fmt: skip
+    config = AgentTrainingConfig(
+        "ppo", {**settings, "images": [str(image)]}, load_hyperparameters("ppo", overrides), eval_every=300
+    )
+    train_agent(config, tmp_path / "run")
+    curve = read_curve(tmp_path / "run" / "evaluations.csv")
+    spread = np.ptp(np.load(tmp_path / "run" / "outcomes.npz")["rewards"])
+    assert spread > 0
+    assert curve[-1].regret < 0.1 * spread
+    assert max(evaluation.regret for evaluation in curve) > 0.3 * spread
+
+
+def test_evaluation_on_other_pictures_and_a_warm_cache(
+    config: Callable[..., AgentTrainingConfig], photos: Path, tmp_path: Path
+) -> None:
+    images = [str(path) for path in sorted(photos.iterdir())[:2]]
+    train_agent(config(eval_images=images, eval_noise_seeds=3, warm_cache=True), tmp_path / "run")
+    assert np.load(tmp_path / "run" / "outcomes.npz")["rewards"].shape == (2, 3, N)
+    with pytest.raises(ConfigError, match="finite number of noises"):
+        AgentTrainingConfig("ppo", {"noise_seeds": None}, warm_cache=True)
+
+
+def test_training_stops_in_time(config: Callable[..., AgentTrainingConfig], tmp_path: Path) -> None:
+    train_agent(config(overrides={"env_steps": 10**6}, minutes=1 / 6000), tmp_path / "run")
+    assert 0 < read_curve(tmp_path / "run" / "evaluations.csv")[-1].env_steps < 10**4
+
+
+def test_evaluator_agrees_with_the_table(settings: dict[str, Any]) -> None:
+    """Play gives the reward that the table has for the start that was chosen."""
+    task = Task(**settings)
+    evaluator = Evaluator(task, 2)
+    evaluation = evaluator(small_agent(seed=1), 0, 0.0)
+    assert evaluator.outcomes is not None
+    rewards = evaluator.outcomes.rewards
+    episodes = play(task, AgentPolicy(small_agent(seed=1)), evaluator.images, evaluator.noise_seeds)
+    assert len({episode.refinement.start for episode in episodes}) > 1
+    expected = [rewards[e.image_index, e.refinement.noise_seed, e.refinement.start - 1] for e in episodes]
+    assert evaluation.reward == pytest.approx(np.mean(expected))
+    assert evaluation.oracle_reward == pytest.approx(rewards.max(2).mean())
+    for start in (2, N):
+        fixed = play(task, fixed_start(start), [0, 1], [0, 1])
+        assert [e.reward for e in fixed] == pytest.approx([rewards[0, 0, start - 1], rewards[1, 1, start - 1]])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_agent_policy_sees_what_the_agent_saw_in_training(algorithm: str, settings: dict[str, Any]) -> None:
+    """On the process, in one batch, an agent decides as it does on the stacked environment."""
+    agent = small_agent(algorithm)
+    env: Any = make_env(4, seed=3, **settings)
+    expected = env.reset()
+    task, infos = env.unwrapped.task, env.unwrapped.reset_infos
+    episodes = task.begin([i["image_index"] for i in infos], [i["noise_seed"] for i in infos])
+    seen: list[Tensor] = []
+    act = agent.act
+
+    def spy(observations: Any) -> Any:
+        seen.append(observations)
+        return act(observations)
+
+    agent.act = spy  # type: ignore[method-assign]
+    policy = AgentPolicy(agent)
+    for _ in range(DECISIONS):
+        actions = policy([episode.refinement for episode in episodes])
+        np.testing.assert_allclose(seen[-1].numpy(), expected, atol=1e-6)
+        np.testing.assert_array_equal(actions, act(expected))
+        expected, _, _, infos = env.step(np.array(actions))
+        task.step(episodes, actions)
+    assert [e.refinement.start for e in episodes] == [info["start"] for info in infos]
+
+
+def test_agent_policy_on_pictures_of_any_size(unet: Any) -> None:
+    process = RefinementProcess(unet, 100, (20, N))
+    policy = AgentPolicy(small_agent())
+    for height, width in ((48, 80), (32, 32)):
+        lr_up = [torch.rand(3, height, width, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in range(3)]
+        together = process.begin(lr_up, [0, 1, 2])
+        results = process.run(together, policy)
+        assert [tuple(sr.shape) for sr in results] == [(3, height, width)] * 3
+        alone = process.begin(lr_up[1:2], [1])
+        process.run(alone, policy)
+        assert alone[0].start == together[1].start
+
+
+def test_agent_policy_must_see_whole_episodes(unet: Any) -> None:
+    process = RefinementProcess(unet, 100, (20, N))
+    state = process.begin([torch.zeros(3, 32, 32)], [0])
+    process.step(state, [0])
+    with pytest.raises(ConfigError, match=f"from t = {N} on; got one at t = {N - 1} after 0"):
+        AgentPolicy(small_agent())(state)
+    longer = RefinementProcess(unet, 100, (10, 10)).begin([torch.zeros(3, 32, 32)], [0])
+    with pytest.raises(ConfigError, match="got one at t = 10"):
+        AgentPolicy(small_agent())(longer)
+    assert AgentPolicy(small_agent())([]) == []
+
+
+def test_agent_for_other_steps_is_refused() -> None:
+    agent = small_agent()
+    agent.check((20, N))
+    with pytest.raises(ConfigError, match="trained for steps S,N = 20,5, got 10,10; take --steps 20,5"):
+        agent.check((10, 10))
+    with pytest.raises(ConfigError, match="20,5, got 40,5"):
+        agent.check((40, N))
+
+
+def test_probabilities() -> None:
+    stacks = young_stacks(6)
+    agent, learner = small_agent(), small_agent("dqn")
+    logits = agent.scores(stacks).double().numpy()
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(agent.probabilities(stacks), expected, rtol=1e-6)
+    np.testing.assert_array_equal(learner.probabilities(stacks).argmax(1), learner.act(stacks))
+    assert set(np.unique(learner.probabilities(stacks))) == {0.0, 1.0}
+
+
+def test_plain_stable_baselines3_code(settings: dict[str, Any], tmp_path: Path) -> None:
+    """What the README shows: the SPN in the user's own PPO, and its .zip as an agent, if it is trusted."""
+    env = make_env(num_envs=2, seed=0, **settings)
+    policy_kwargs = {
+        "features_extractor_class": SkipProposalExtractor,
+        "features_extractor_kwargs": {"hidden_size": 8},
+        "net_arch": [],
+        "normalize_images": False,
+    }
+    model = PPO("CnnPolicy", env, n_steps=DECISIONS, batch_size=2 * DECISIONS, n_epochs=1, policy_kwargs=policy_kwargs)
+    model.learn(4 * DECISIONS)
+    model.save(tmp_path / "mine.zip")
+    with pytest.raises(CheckpointError, match=r"runs any code .* --trust-pickle"):
+        load_agent(tmp_path / "mine.zip")
+    agent = load_agent(tmp_path / "mine.zip", trust_pickle=True)
+    assert agent.config.algorithm == "ppo"
+    assert agent.config.steps == (0, N)
+    agent.check((20, N))
+    with pytest.raises(ConfigError, match="…,5, got 10,10"):
+        agent.check((10, 10))
+    stacks = young_stacks(8)
+    np.testing.assert_array_equal(agent.act(stacks), model.predict(stacks.numpy(), deterministic=True)[0])
+    agent.save(tmp_path / "agent")
+    np.testing.assert_array_equal(load_agent(tmp_path / "agent").act(stacks), agent.act(stacks))
+
+
+def test_find_agent(tmp_path: Path) -> None:
+    agent = small_agent()
+    agent.save(tmp_path / "run" / "agent")
+    assert find_agent(tmp_path / "run") == tmp_path / "run" / "agent"
+    agent.save(tmp_path / "run" / "best")
+    assert find_agent(tmp_path / "run") == tmp_path / "run" / "best"
+    assert find_agent(tmp_path / "run" / "agent") == tmp_path / "run" / "agent"
+    assert not has_agent(tmp_path)
+    with pytest.raises(CheckpointError, match="no agent in"):
+        load_agent(tmp_path)
+    with pytest.raises(CheckpointError, match="no agent in nonsense"):
+        load_agent("nonsense")
+
+
+def test_checkpoint_without_agent_is_no_agent(checkpoint: str) -> None:
+    assert not has_agent(checkpoint)
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_damaged_agents(tmp_path: Path) -> None:
+    def saved(name: str) -> Path:
+        small_agent().save(tmp_path / name)
+        return tmp_path / name
+
+    folder = saved("truncated")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        load_agent(folder)
+    folder = saved("no weights")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no agent in"):
+        load_agent(folder)
+    folder = saved("no json")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="not readable JSON"):
+        load_agent(folder)
+    for changes, message in (
+        ({"algorithm": "sarsa"}, "unknown algorithm 'sarsa'"),
+        ({"algorithm": "dqn"}, "does not fit"),
+        ({"steps": [10, 10]}, None),  # another N alone does not show in the weights of a GRU
+        ({"steps": 5}, "config.json"),
+        ({"steps": [20, 1]}, "at least 2"),
+        ({"colour": "red"}, "unknown setting colour"),
+        ({"image_size": 128}, "does not fit"),
+        ({"policy_kwargs": {"features_extractor_kwargs": {"hidden_size": 9}}}, "does not fit"),
+        ({"policy_kwargs": {"depth": 3}}, "policy_kwargs do not fit"),
+    ):
+        folder = saved("changed")
+        change_config(folder, **changes)
+        if message is None:
+            with pytest.raises(ConfigError, match="trained for steps"):
+                load_agent(folder).check((20, N))
+        else:
+            with pytest.raises(SkipDiffError, match=message):
+                load_agent(folder)
+    (tmp_path / "text.zip").write_text("no archive")
+    with pytest.raises(CheckpointError, match=r"no \.zip of Stable-Baselines3"):
+        load_agent(tmp_path / "text.zip", trust_pickle=True)
+
+
+def test_overrides() -> None:
+    pairs = ["learning_rate=3e-4", "n_envs=4", "norm=group", "policy_kwargs={ortho_init: false}", "target_kl=0.02"]
+    parsed = parse_overrides(pairs)
+    assert parsed == {
+        "learning_rate": 3e-4, "n_envs": 4, "norm": "group", "policy_kwargs": {"ortho_init": False}, "target_kl": 0.02,
+    }  # fmt: skip
+    h = load_hyperparameters("ppo", parsed)
+    assert (h.n_envs, h.norm, h.algorithm["target_kl"]) == (4, "group", 0.02)
+    assert h.policy_kwargs["ortho_init"] is False
+    assert h.policy_kwargs["optimizer_kwargs"]["fused"] is True  # the shipped ones stay
+
+
+def test_hyperparameters_of_the_paper() -> None:
+    h = load_hyperparameters("ppo")
+    paper = {"clip_range": 0.2, "gamma": 0.7, "gae_lambda": 1.0, "vf_coef": 0.5, "ent_coef": 0.01, "learning_rate": 3e-4, "n_epochs": 1}  # fmt: skip
+    assert {name: h.algorithm[name] for name in paper} == paper
+    settings = h.algorithm_settings("ppo", 9)
+    assert settings["n_steps"] == 9
+    assert settings["batch_size"] == 9 * h.n_envs
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "pair", "message"),
+    [
+        ("ppo", "gama=0.9", "no hyperparameter gama; known are .*gamma"),
+        ("ppo", "buffer_size=100", "no hyperparameter buffer_size"),
+        ("ppo", "n_steps=9", "known are .*episodes_per_rollout"),
+        ("ppo", "gamma=high", "gamma must be a number, got 'high'"),
+        ("ppo", "n_envs=2.5", "n_envs must be a whole number, got 2.5"),
+        ("ppo", "n_envs=0", "n_envs must be at least 1"),
+        ("ppo", "n_envs=true", "a whole number"),
+        ("ppo", "normalize_advantage=1", "true or false"),
+        ("ppo", "policy_kwargs={depth: 3}", "no setting depth; known are .*ortho_init"),
+        ("dqn", "clip_range=0.2", "no hyperparameter clip_range"),
+        ("ppo", "gamma", "expected key=value, got 'gamma'"),
+        ("ppo", "gamma=[1", "is no YAML"),
+        ("sarsa", "gamma=1", "unknown algorithm 'sarsa'; known are ppo, a2c, dqn, qrdqn, trpo, recurrent-ppo"),
+    ],
+)
+def test_bad_hyperparameters(algorithm: str, pair: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_hyperparameters(algorithm, parse_overrides([pair]))
+
+
+def test_bad_norm_and_resume(config: Callable[..., AgentTrainingConfig], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="norm must be one of batch, group"):
+        train_agent(config(overrides={"norm": "layer"}), tmp_path / "run")
+    assert not (tmp_path / "run" / "state.zip").exists()
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        resumed_config(tmp_path / "run", {})
+    train_agent(config(), tmp_path / "good")
+    with pytest.raises(ConfigError, match="seed cannot change"):
+        resumed_config(tmp_path / "good", {"seed": 3})
+    (tmp_path / "good" / "state.zip").write_bytes(b"PK nonsense")
+    with pytest.raises(CheckpointError, match="damaged"):
+        train_agent(resumed_config(tmp_path / "good", {"env_steps": 100}), tmp_path / "good", resume=True)
+
+
+def test_memory_that_is_not_there(
+    config: Callable[..., AgentTrainingConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**17))
+    with pytest.raises(ConfigError, match="lower -p n_envs=…"):
+        train_agent(config(), tmp_path / "run")
+
+
+@pytest.mark.parametrize("n_steps", [DECISIONS, 2 * DECISIONS, 3, 7])
+def test_rollout_buffer_equals_that_of_stable_baselines3(settings: dict[str, Any], n_steps: int) -> None:
+    """Same samples, also where rollouts do not begin with episodes."""
+    kwargs = {"features_extractor_kwargs": {"hidden_size": 4}, "features_extractor_class": SkipProposalExtractor}
+    samples = []
+    for buffer in (RolloutBuffer, EpisodeRolloutBuffer):
+        env = make_env(2, seed=0, **settings)
+        model = A2C("CnnPolicy", env, n_steps=n_steps, rollout_buffer_class=buffer, policy_kwargs={**kwargs, "normalize_images": False}, seed=0)  # fmt: skip
+        drawn: list[Any] = []
+        train = model.train
+
+        def record(model: Any = model, drawn: list[Any] = drawn, train: Callable[[], None] = train) -> None:
+            state = np.random.get_state()  # noqa: NPY002
+            drawn.extend(model.rollout_buffer.get(5))
+            np.random.set_state(state)  # noqa: NPY002
+            train()
+
+        model.train = record  # type: ignore[method-assign]
+        model.learn(3 * 2 * n_steps)
+        samples.append(drawn)
+    assert len(samples[0]) == len(samples[1])
+    for one, other in zip(*samples, strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("steps", [3 * DECISIONS - 1, 40])
+def test_replay_buffer_gives_whole_stacks(settings: dict[str, Any], steps: int) -> None:
+    """Each sample is a transition that was stored, with the stacks of both its observations; before and after overflow."""
+    env = make_env(2, seed=0, **settings)
+    buffer = EpisodeReplayBuffer(2 * 13, env.observation_space, env.action_space, n_envs=2)
+    plain = ReplayBuffer(2 * 100, env.observation_space, env.action_space, n_envs=2)
+    observations: Any = env.reset()
+    rng = np.random.default_rng(0)
+    transitions: dict[float, tuple[Any, ...]] = {}
+    for k in range(steps):
+        actions = rng.integers(2, size=2)
+        following, _, dones, infos = env.step(actions)
+        after: Any = np.array(following)
+        for j in np.flatnonzero(dones):
+            after[j] = infos[j]["terminal_observation"]
+        rewards = np.array([k, k + 1000.0])  # by which a sample is known
+        for each in (buffer, plain):
+            each.add(observations, after, actions, rewards, dones, infos)
+        for i in (0, 1):
+            transitions[rewards[i]] = np.array(observations[i]), actions[i], after[i], dones[i]
+        observations = np.array(following)
+    sample = buffer.sample(200)
+    drawn = {float(reward) for reward in sample.rewards}
+    assert len(drawn) > 10
+    for obs, action, following, done, reward in zip(*sample[:5], strict=True):
+        expected, taken, after, ended = transitions[float(reward)]
+        np.testing.assert_array_equal(obs, expected)
+        assert (int(action), bool(done)) == (taken, ended)
+        if not ended:
+            np.testing.assert_array_equal(following, after)
+    assert min(drawn) >= max(0, steps - 13)  # older ones are gone
+    per_transition = [b.observations.nbytes / b.buffer_size + getattr(b, "next_observations", np.empty(0)).nbytes / b.buffer_size for b in (buffer, plain)]  # fmt: skip
+    assert per_transition[1] == 2 * DECISIONS * per_transition[0]
+
+
+def test_newest_space_must_be_stacked() -> None:
+    with pytest.raises(AssertionError):
+        EpisodeReplayBuffer(10, spaces.Discrete(2), spaces.Discrete(2))
+
+
+def test_agent_config_is_checked() -> None:
+    good = AgentConfig("ppo", (10, 10), 128, 9.0)
+    assert good.observation_shape == (27, 128, 128)
+    for changes, message in (
+        ({"algorithm": "none"}, "unknown algorithm"),
+        ({"steps": (10, 1)}, "at least 2"),
+        ({"image_size": 0}, "positive"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            replace(good, **changes)
