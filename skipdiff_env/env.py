@@ -44,7 +44,8 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
     ## Reward
     0 until the last env step, then 1/M of the result if a lower metric M is better (NIQE, LPIPS), else M itself, less
     `nfe_penalty` for each fine UNet forward of the episode, thrown away or not. Where the metric fails (a flat picture
-    has no NIQE) M counts as infinitely bad, 0 instead of 1/M or M, and `reward_failures` goes up by one.
+    has no NIQE) M counts as infinitely bad, 0 instead of 1/M or M, and `reward_failures` goes up by one. In 1/M, M counts
+    as at least 0.001.
 
     ## Episode start and end
     `reset` draws a picture and a noise seed. Every episode has N - 1 env steps and then terminates; none is truncated.
@@ -53,15 +54,15 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
     (height, width, 3), whose centre is taken.
 
     ## Info
-    | Key              | When   | What                                                                                |
-    |------------------|--------|-------------------------------------------------------------------------------------|
-    | `diffusion_step` | always | step t that is decided next; 0 at the end                                           |
-    | `nfe`            | always | UNet forwards of this episode, coarse and fine (whether computed or remembered)     |
-    | `image_index`    | always | place of the picture, -1 for an array                                               |
-    | `noise_seed`     | always | noise seed of the episode                                                           |
-    | `metrics`        | at end | name → value: the reward's metric and those of `report_metrics`; NaN where one failed |
-    | `start`          | at end | diffusion step at which the surviving chain began                                   |
-    | `reward_failures`| at end | episodes of this environment whose reward's metric failed, so far                    |
+    | Key               | When   | What                                                                                  |
+    |-------------------|--------|---------------------------------------------------------------------------------------|
+    | `diffusion_step`  | always | step t that is decided next; 0 at the end                                             |
+    | `nfe`             | always | UNet forwards of this episode, coarse and fine (whether computed or remembered)       |
+    | `image_index`     | always | place of the picture, -1 for an array                                                 |
+    | `noise_seed`      | always | noise seed of the episode                                                             |
+    | `metrics`         | at end | name → value: the reward's metric and those of `report_metrics`; NaN where one failed |
+    | `start`           | at end | diffusion step at which the surviving chain began                                     |
+    | `reward_failures` | at end | episodes of this environment whose reward's metric failed, so far                     |
 
     The result itself is at `env.unwrapped.sr` until the next episode ends.
 
@@ -73,21 +74,21 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
     ## Worked traces
     N = 4, "restart", actions (1, 0, 0):
 
-    | env step | t | action  | u afterwards      | fine forwards |
-    |----------|---|---------|-------------------|---------------|
-    | 1        | 4 | SKIP    | x_S1              | 0             |
-    | 2        | 3 | DENOISE | D_3(x_S1)         | 1             |
-    | 3        | 2 | DENOISE | D_2(D_3(x_S1))    | 2             |
-    |          | 1 | (always)| D_1(D_2(D_3(x_S1)))| 3            |
+    | env step | t | action   | u afterwards        | fine forwards |
+    |----------|---|----------|---------------------|---------------|
+    | 1        | 4 | SKIP     | x_S1                | 0             |
+    | 2        | 3 | DENOISE  | D_3(x_S1)           | 1             |
+    | 3        | 2 | DENOISE  | D_2(D_3(x_S1))      | 2             |
+    |          | 1 | (always) | D_1(D_2(D_3(x_S1))) | 3             |
 
     and actions (0, 1, 0), where the first step is thrown away:
 
-    | env step | t | action  | u afterwards      | fine forwards |
-    |----------|---|---------|-------------------|---------------|
-    | 1        | 4 | DENOISE | D_4(x_S1)         | 1             |
-    | 2        | 3 | SKIP    | x_S1              | 1             |
-    | 3        | 2 | DENOISE | D_2(x_S1)         | 2             |
-    |          | 1 | (always)| D_1(D_2(x_S1))    | 3             |
+    | env step | t | action   | u afterwards        | fine forwards |
+    |----------|---|----------|---------------------|---------------|
+    | 1        | 4 | DENOISE  | D_4(x_S1)           | 1             |
+    | 2        | 3 | SKIP     | x_S1                | 1             |
+    | 3        | 2 | DENOISE  | D_2(x_S1)           | 2             |
+    |          | 1 | (always) | D_1(D_2(x_S1))      | 3             |
 
     With "restart" only the place of the last SKIP matters to the result: a picture and a noise seed have exactly N
     possible results, which `start_outcomes` tabulates.

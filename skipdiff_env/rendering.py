@@ -58,11 +58,8 @@ def draw_frame(
         done = i < len(actions)
         box = (int(edges[i]), top, int(edges[i + 1]) - 2, top + STRIP - 1)
         draw.rectangle(box, fill=COLOURS[actions[i]] if done else EMPTY)
-        if edges[1] - edges[0] >= 20:
-            label = (
-                f"{first_step - i} {actions[i].name.lower()}"
-                if done and edges[1] - edges[0] >= 70
-                else f"{first_step - i}"
-            )
-            draw.text((box[0] + 4, top + 6), label, fill=TEXT)
+        room = box[2] - box[0]
+        if room >= 16:
+            name = f" {actions[i].name.lower()}" if done and room >= 68 else ""
+            draw.text((box[0] + 4, top + 6), f"{first_step - i}{name}", fill=TEXT)
     return np.asarray(image)

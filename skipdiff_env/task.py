@@ -196,12 +196,13 @@ class Task:
         Raises:
             ConfigError: `options` has an unknown key, or a value outside its range.
         """
-        options = {key: value for key, value in (options or {}).items() if value is not None}
-        unknown = sorted(options.keys() - {"image", "noise_seed"})
+        options = options or {}
+        unknown = sorted(map(str, options.keys() - {"image", "noise_seed"}))
         if unknown:
-            raise ConfigError(f"unknown reset option {', '.join(map(str, unknown))}; known are image and noise_seed")
+            raise ConfigError(f"unknown reset option {', '.join(unknown)}; known are image and noise_seed")
         index, drawn = int(rng.integers(len(self.pictures))), int(rng.integers(self.noise_seeds or NOISE_SEEDS))
-        return options.get("image", index), options.get("noise_seed", drawn)
+        image, noise_seed = options.get("image"), options.get("noise_seed")
+        return index if image is None else image, drawn if noise_seed is None else noise_seed
 
     def begin(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> list[Episode]:
         """New episodes after their coarse stage, which runs for all of them together.

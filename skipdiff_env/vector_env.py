@@ -116,7 +116,7 @@ class SkipDiffVectorEnv(VectorEnv[Array, Array, Array]):
         """
         if isinstance(seed, int | np.integer):
             seed = [int(seed) + i for i in range(self.num_envs)]
-        seeds = self._one_each("seed", seed)
+        seeds = [None if s is None else int(s) for s in self._one_each("seed", seed)]
         options = dict(options or {})
         chosen = self._mask(options.pop("reset_mask", None))
         columns = {name: self._one_each(name, value) for name, value in options.items()}

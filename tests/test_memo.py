@@ -1,7 +1,7 @@
 """The bounded store."""
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skipdiff_env.memo import OVERHEAD, Memo
@@ -45,6 +45,7 @@ def test_replacing_does_not_count_twice() -> None:
     assert len(memo) == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4000)), max_size=60))
 def test_never_above_capacity(entries: list[tuple[int, int]]) -> None:
     memo = Memo(4 * OVERHEAD / 2**20 + 0.01)

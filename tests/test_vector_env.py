@@ -83,6 +83,7 @@ def test_seeds(short_checkpoint: str) -> None:
     env = make(short_checkpoint)
     counted = env.reset(seed=5)[0]
     assert np.array_equal(counted, make(short_checkpoint).reset(seed=[5, 6, 7])[0])
+    assert np.array_equal(counted, env.reset(seed=np.arange(5, 8))[0])  # type: ignore[arg-type]
     scalar = SkipDiffEnv(short_checkpoint, **SMALL)
     np.testing.assert_allclose(counted[2], scalar.reset(seed=7)[0], atol=1e-4)
     again = env.reset(seed=[None, 6, None])[0]
