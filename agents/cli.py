@@ -275,6 +275,109 @@ def demo(out: Path, **options: Any) -> None:
     click.echo(run(out, **options))
 
 
+IMAGES = click.option(
+    "--images",
+    multiple=True,
+    help="Folder, file or pattern of photographs; may be repeated.  [default: scikit-image's]",
+)
+EPISODES = (
+    CHECKPOINT,
+    STEPS,
+    IMAGES,
+    click.option("--image-size", type=click.IntRange(min=1), default=128, help="Side of the pictures' centre crops."),
+    click.option("--metric", default="niqe", help="The reward's metric: niqe, lpips, psnr, ssim, or any of pyiqa."),
+    click.option("--skip-mode", type=click.Choice(["restart", "hold"]), default="restart", help="What SKIP does."),
+    click.option("--nfe-penalty", type=float, default=0.0, help="Taken off the reward for each fine forward."),
+    DEVICE,
+)
+
+
+def _episodes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say what the episodes are."""
+    for option in reversed(EPISODES):
+        command = option(command)
+    return command
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes what `_episodes` asks for out of the options, as arguments of the environment."""
+    from skipdiff_env.task import shared_unet
+
+    names = ("checkpoint", "steps", "images", "image_size", "metric", "skip_mode", "nfe_penalty")
+    settings = {name: options.pop(name) for name in names}
+    unet = shared_unet(settings["checkpoint"], options["device"])
+    steps = settings["steps"] or (unet.coarse_steps, unet.diffusion_steps // unet.coarse_steps)
+    return settings | {"steps": steps, "images": list(settings["images"]) or None}
+
+
+@main.command("train-agent")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--algo", default="ppo", help="ppo, a2c, dqn, qrdqn, trpo or recurrent-ppo.")
+@_episodes
+@click.option("--env-steps", type=click.IntRange(min=1), help="Decisions in all.  [default: the algorithm's file]")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this time.")
+@click.option("--noise-seeds", type=click.IntRange(min=0), default=1, help="Noises of each picture; 0: no limit.")
+@click.option("--eval-images", multiple=True, help="Photographs to evaluate on.  [default: those of the training]")
+@click.option("--eval-noise-seeds", type=click.IntRange(min=1), default=1, help="Noises of each of these.")
+@click.option("--eval-every", type=click.IntRange(min=1), default=400, help="Episodes between evaluations.")
+@click.option(
+    "--warm-cache", is_flag=True, help="Compute every start of every training picture first; also gives the regret."
+)
+@click.option("--cache-mb", type=click.FloatRange(min=0), help="Room for latents.  [default: what they need]")
+@click.option("--obs-dtype", type=click.Choice(["float32", "float16"]), default="float32")
+@click.option("-p", "overrides", multiple=True, metavar="KEY=VALUE", help="Changes a hyperparameter; may be repeated.")
+@click.option("--seed", type=click.IntRange(min=0), default=0)
+@click.pass_context
+def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
+    """Train an agent that decides which diffusion steps to skip.
+
+    OUT/best is the agent with the highest reward in an evaluation; other commands take OUT or OUT/best as --agent. Press
+    Ctrl-C to stop and --resume to go on.
+    """
+    from agents.hyperparameters import load_hyperparameters, parse_overrides
+    from agents.training import AgentTrainingConfig, resumed_config
+    from agents.training import train_agent as train
+
+    if resume:
+        given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
+        config = resumed_config(out, given)
+    else:
+        algorithm = options.pop("algo")
+        overrides = parse_overrides(options.pop("overrides"))
+        env_steps = options.pop("env_steps")
+        if env_steps is not None:
+            overrides["env_steps"] = env_steps
+        hyperparameters = load_hyperparameters(algorithm, overrides)
+        env = _settings(options)
+        env |= {"noise_seeds": options.pop("noise_seeds") or None, "obs_dtype": options.pop("obs_dtype")}
+        eval_images = list(options.pop("eval_images")) or None
+        config = AgentTrainingConfig(algorithm, env, hyperparameters, eval_images, **options)
+    click.echo(f"agent: {train(config, out, resume)}")
+
+
+@main.command()
+@click.option("--agent", required=True, help="Folder of an agent or of a run, or a checkpoint that has one.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="episode.png", help=".png, .gif or .mp4.")
+@_episodes
+@click.option("--image", type=click.IntRange(min=0), default=0, help="Number of the picture, from 0.")
+@click.option("--noise-seed", type=click.IntRange(min=0), default=0)
+@click.option("--trust-pickle", is_flag=True, help="Load a .zip of Stable-Baselines3: it can run any code.")
+def enjoy(agent: str, out: Path, image: int, noise_seed: int, trust_pickle: bool, **options: Any) -> None:
+    """Play one episode of an agent and draw it, with the probability of SKIP at each decision."""
+    from agents.agent import load_agent
+    from agents.enjoy import enjoy as play
+    from agents.enjoy import write_film
+    from skipdiff_env.task import Task
+
+    loaded = load_agent(agent, options["device"], trust_pickle)
+    if loaded.config.steps[0]:
+        options["steps"] = options["steps"] or loaded.config.steps
+    played = play(loaded, Task(**_settings(options), **options), image, noise_seed)
+    write_film(played.frames, out)
+    click.echo(f"{played.describe()}\npicture: {out}")
+
+
 @main.command("import-sr3")
 @click.argument("file", metavar="GEN.pth", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))

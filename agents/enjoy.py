@@ -1,0 +1,129 @@
+"""One episode of an agent as a picture or a film, with the agent's probabilities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from agents.agent import Agent, AgentPolicy
+from ddpm.errors import ConfigError
+from ddpm.images import atomic_path
+from skipdiff_env.refinement import Action
+from skipdiff_env.rendering import BACKGROUND, COLOURS, EMPTY, MARGIN, METADATA, TEXT
+from skipdiff_env.task import Episode, Task
+
+FORMATS = (".png", ".gif", ".mp4")
+# Height of the bars of probabilities.
+BARS = 40
+
+
+@dataclass(frozen=True)
+class Played:
+    """An episode and what the agent thought of it.
+
+    Attributes:
+        episode: ended.
+        probabilities: float64, (N - 1, 2), of DENOISE and SKIP at each decision.
+        frames: uint8 (height, width, 3), at the beginning and after each decision.
+    """
+
+    episode: Episode
+    probabilities: NDArray[np.float64]
+    frames: list[NDArray[np.uint8]]
+
+    def describe(self) -> str:
+        """The decisions and what came of them, in lines."""
+        N = len(self.probabilities) + 1
+        lines = [
+            f"t = {N - i:3d}  {action.name:8s}probability {probability[action]:.3f}"
+            for i, (action, probability) in enumerate(zip(self.episode.actions, self.probabilities, strict=True))
+        ]
+        state = self.episode.refinement
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in self.episode.metrics.items())
+        lines.append(f"start {state.start}, {state.nfe} forwards, reward {self.episode.reward:.4f}, {metrics}")
+        return "\n".join(lines)
+
+
+def enjoy(agent: Agent, task: Task, image: int, noise_seed: int) -> Played:
+    """Plays one episode.
+
+    Args:
+        agent: decides.
+        task: pictures, process and reward.
+        image: index of the picture.
+        noise_seed: its noise.
+
+    Raises:
+        ConfigError: the agent was trained for episodes of another length, or there is no such picture.
+    """
+    agent.check((task.process.S, task.process.N))
+    (episode,) = task.begin([image], [noise_seed])
+    policy = AgentPolicy(agent)
+    probabilities: list[NDArray[np.float64]] = []
+    frames = [_with_bars(task.render(episode), probabilities, task.decisions)]
+    for _ in range(task.decisions):
+        (probability,) = agent.probabilities(policy.observe([episode.refinement]))
+        probabilities.append(probability)
+        task.step([episode], [int(probability.argmax())])
+        frames.append(_with_bars(task.render(episode), probabilities, task.decisions))
+    return Played(episode, np.stack(probabilities), frames)
+
+
+def _with_bars(
+    frame: NDArray[np.uint8], probabilities: Sequence[NDArray[np.float64]], decisions: int
+) -> NDArray[np.uint8]:
+    """A frame with the probability of SKIP at each decision below it, under the cells of the strip."""
+    height, width = frame.shape[:2]
+    image = Image.new("RGB", (width, height + BARS + MARGIN), BACKGROUND)
+    image.paste(Image.fromarray(frame))
+    draw = ImageDraw.Draw(image)
+    edges = np.linspace(MARGIN, width - MARGIN, decisions + 1).round().astype(int)
+    for i in range(decisions):
+        left, right = int(edges[i]), int(edges[i + 1]) - 2
+        draw.rectangle((left, height, right, height + BARS - 1), fill=EMPTY)
+        if i < len(probabilities):
+            skip = float(probabilities[i][Action.SKIP])
+            top = height + round((BARS - 1) * (1 - skip))
+            draw.rectangle((left, top, right, height + BARS - 1), fill=COLOURS[Action.SKIP])
+            if right - left >= 20:
+                draw.text((left + 4, height + 2), f"{skip:.2f}" if right - left >= 60 else f"{skip:.1f}", fill=TEXT)
+    return np.asarray(image)
+
+
+def write_film(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
+    """Writes frames as .gif or .mp4, or the last one as .png.
+
+    Raises:
+        ConfigError: the ending is another one, or the file cannot be written.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(f"expected a file ending in {', '.join(FORMATS)}, got {path}")
+    fps = METADATA["render_fps"]
+    try:
+        with atomic_path(path) as temporary:
+            if path.suffix.lower() == ".mp4":
+                _write_mp4(frames, temporary, fps)
+            else:
+                images = [Image.fromarray(frame) for frame in frames]
+                if path.suffix.lower() == ".png":
+                    images[-1].save(temporary)
+                else:
+                    durations = [1000 // fps] * (len(images) - 1) + [3000]
+                    images[0].save(temporary, save_all=True, append_images=images[1:], duration=durations, loop=0)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _write_mp4(frames: Sequence[NDArray[np.uint8]], path: Path, fps: int) -> None:
+    import cv2
+
+    height, width = (side - side % 2 for side in frames[0].shape[:2])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
+    if not writer.isOpened():
+        raise OSError("OpenCV has no encoder for MP4 here; write a .gif instead")
+    for frame in [*frames, *[frames[-1]] * (2 * fps)]:
+        writer.write(np.ascontiguousarray(frame[:height, :width, ::-1]))
+    writer.release()

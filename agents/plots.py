@@ -1,0 +1,148 @@
+"""Figures: perception against distortion, quality against steps, starts, learning curves, and pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from agents.training import Evaluation
+from ddpm.images import atomic_path
+
+# name → axis label; ↑: larger is better
+LABELS = {"psnr": "PSNR-Y ↑ (dB)", "ssim": "SSIM-Y ↑", "niqe": "NIQE ↓", "lpips": "LPIPS ↓"}
+LOWER_BETTER = frozenset({"niqe", "lpips"})
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure under a temporary name and renames it."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, bbox_inches="tight", format=path.suffix.lstrip(".") or "png")
+    plt.close(figure)
+
+
+def _label(metric: str) -> str:
+    return LABELS.get(metric, metric)
+
+
+def perception_distortion(summary: Sequence[Mapping[str, Any]]) -> Figure:
+    """The perception-distortion plane (Fig. 5): PSNR against each perceptual metric, one point a method.
+
+    Args:
+        summary: entries of `agents.evaluation.summarise`, or of the `table.json` that it writes.
+    """
+    perceptual = [name for name in ("niqe", "lpips") if name in summary[0]]
+    figure, axes = plt.subplots(1, len(perceptual), figsize=(6 * len(perceptual), 4.5), squeeze=False)
+    for axis, name in zip(axes[0], perceptual, strict=True):
+        for entry in summary:
+            axis.scatter(entry["psnr"], entry[name], s=30, color=_colour(entry["method"]))
+            axis.annotate(entry["method"], (entry["psnr"], entry[name]), (4, 4), textcoords="offset points", fontsize=7)
+        axis.set(xlabel=_label("psnr"), ylabel=_label(name))
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def quality_against_steps(summary: Sequence[Mapping[str, Any]]) -> Figure:
+    """Each metric against the number of UNet forwards (Fig. 1)."""
+    names = [name for name in LABELS if name in summary[0]]
+    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.8), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for entry in summary:
+            spread = entry.get(f"{name}_std") if entry.get("seeds", 1) > 1 else None
+            axis.errorbar(entry["nfe"], entry[name], spread, fmt="o", ms=5, color=_colour(entry["method"]))
+            axis.annotate(entry["method"], (entry["nfe"], entry[name]), (4, 4), textcoords="offset points", fontsize=6)
+        axis.set(xlabel="UNet forwards", ylabel=_label(name), xscale="symlog")
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    return figure
+
+
+def _colour(method: str) -> str:
+    for beginning, colour in (("bicubic", "grey"), ("DDPM", "tab:red"), ("CSA", "tab:blue"), ("random", "tab:brown")):
+        if method.startswith(beginning):
+            return colour
+    return "tab:purple" if method in ("oracle", "best fixed start") else "tab:green"
+
+
+def starts(outcomes: Mapping[str, NDArray[np.float64]], chosen: Mapping[str, Sequence[int]] | None = None) -> Figure:
+    """Quality of every start (Table 5), and how often agents chose it.
+
+    Args:
+        outcomes: metric (or "rewards") → (pictures, noise seeds, N), as in a run's `outcomes.npz`.
+        chosen: agent → the starts of its episodes.
+    """
+    names = list(outcomes)
+    N = outcomes[names[0]].shape[-1]
+    steps = np.arange(1, N + 1)
+    figure, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 3.8), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        pictures = np.nanmean(outcomes[name], axis=1)  # over noises
+        axis.plot(steps, pictures.T, color="tab:blue", alpha=0.15, lw=0.8)
+        axis.plot(steps, pictures.mean(axis=0), "o-", color="tab:blue", label="mean over pictures")
+        axis.set(xlabel="start of the fine chain (diffusion step)", ylabel=_label(name), xticks=_ticks(N))
+        axis.grid(alpha=0.3)
+        if chosen:
+            _histograms(axis, chosen, N)
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
+def _ticks(N: int) -> list[int]:
+    return list(range(1, N + 1, max(1, N // 10)))
+
+
+def _histograms(axis: Axes, chosen: Mapping[str, Sequence[int]], N: int) -> None:
+    share = axis.twinx()
+    width = 0.8 / len(chosen)
+    for i, (agent, own) in enumerate(chosen.items()):
+        heights = np.bincount(np.asarray(own, dtype=int), minlength=N + 1)[1:] / max(1, len(own))
+        share.bar(np.arange(1, N + 1) + (i - (len(chosen) - 1) / 2) * width, heights, width, alpha=0.35, label=agent, color=f"C{i + 2}")  # fmt: skip
+    share.set(ylabel="share of episodes", ylim=(0, 1))
+    share.legend(fontsize=7, loc="upper right")
+
+
+def learning_curves(curves: Mapping[str, Sequence[Evaluation]]) -> Figure:
+    """Reward, regret, mean start and forwards against episodes, for one or several runs.
+
+    Args:
+        curves: run → its evaluations.
+    """
+    names = {"reward": "reward", "regret": "regret", "start": "mean start", "nfe": "UNet forwards"}
+    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.8))
+    for axis, (name, label) in zip(axes, names.items(), strict=True):
+        for i, (run, curve) in enumerate(curves.items()):
+            axis.plot([e.episodes for e in curve], [getattr(e, name) for e in curve], color=f"C{i}", label=run)
+            if name == "reward":
+                axis.axhline(curve[-1].best_fixed_reward, color=f"C{i}", ls="--", lw=0.8)
+                axis.axhline(curve[-1].oracle_reward, color=f"C{i}", ls=":", lw=0.8)
+        axis.set(xlabel="episodes", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7, title="-- best fixed start, ·· oracle", title_fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
+def contact_sheet(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Figure:
+    """Pictures side by side (Fig. 3): one column a method, one row a picture.
+
+    Args:
+        columns: heading → pictures (H, W, 3).
+    """
+    rows = len(next(iter(columns.values())))
+    figure, axes = plt.subplots(rows, len(columns), figsize=(2 * len(columns), 2 * rows + 0.5), squeeze=False)
+    for axis, (heading, images) in zip(axes.T, columns.items(), strict=True):
+        axis[0].set_title(heading, fontsize=8)
+        for cell, image in zip(axis, images, strict=True):
+            cell.imshow(image)
+            cell.axis("off")
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.005, top=0.93, wspace=0.02, hspace=0.02)
+    return figure
