@@ -60,7 +60,7 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
     rows = measure(results, [make_metric(name, device) for name in METRICS], hr, seed)
     small = torch.nn.functional.interpolate(downsample(hr, unet.scale), scale_factor=unet.scale, mode="nearest")
     columns = {f"input ({SIZE // unet.scale} px)": small}
-    columns |= {f"{m}\n{r.nfe} forwards": r.sr for m, r in results.items()} | {"original": hr}
+    columns |= {f"{m}\n{r.nfe[0]} forwards": r.sr for m, r in results.items()} | {"original": hr}
     _draw(columns, out)
     return f"{to_markdown(rows)}\n\npicture: {out}"
 

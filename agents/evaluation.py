@@ -1,9 +1,11 @@
 """Comparison of ways to enlarge a picture on the same pictures and the same noise."""
 
 import csv
+import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +13,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from agents.agent import Agent, AgentPolicy
 from ddpm.checkpoints import load_unet
 from ddpm.degradation import degrade
 from ddpm.errors import ConfigError, ImageError
-from ddpm.images import atomic_path, find_images, read_picture, to_tensor
+from ddpm.images import Picture, atomic_path, find_images, read_picture, to_tensor, to_uint8, write_picture
 from ddpm.noise import KeyedNoise
 from ddpm.runs import write_json
 from ddpm.sampling import refine, sample, to_image
 from skipdiff_env.metrics import Metric, make_metric
-from skipdiff_env.refinement import RefinementProcess, fixed_start
+from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProcess, fixed_start
+from skipdiff_env.task import quality
 
-BICUBIC = "bicubic"
+BICUBIC, RANDOM, ORACLE, BEST_FIXED = "bicubic", "random skipping", "oracle", "best fixed start"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class Row:
         nfe: UNet forwards.
         seconds: wall time of its batch over the pictures in it.
         metrics: name → value.
+        start: where the surviving fine chain began; None without a fine stage.
+        reward: what the environment would give for it, without a penalty for forwards; NaN where no metric rewards.
+        regret: distance from the reward of the best start; NaN where that is not known.
     """
 
     method: str
@@ -43,15 +50,36 @@ class Row:
     nfe: int
     seconds: float
     metrics: dict[str, float]
+    start: int | None = None
+    reward: float = math.nan
+    regret: float = math.nan
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one method made of a batch: pictures (B, 3, H, W), forwards each, seconds each."""
+    """What one method made of a batch.
+
+    Attributes:
+        sr: pictures (B, 3, H, W).
+        nfe: forwards of each.
+        seconds: mean wall time.
+        start: where the surviving fine chain of each began; empty without a fine stage.
+    """
 
     sr: Tensor
-    nfe: int
+    nfe: Sequence[int]
     seconds: float
+    start: Sequence[int] = ()
+
+
+def random_skipping(fine_forwards: float, N: int, rng: np.random.Generator) -> Policy:
+    """The policy that skips at random, so often that a fine stage has `fine_forwards` forwards on average."""
+    skip = 1 - (fine_forwards - 1) / (N - 1)
+
+    def decide(states: Sequence[Refinement]) -> Sequence[int]:
+        return [Action.SKIP if rng.random() < skip else Action.DENOISE for _ in states]
+
+    return decide
 
 
 def load_crops(paths: Iterable[str | Path], size: int, limit: int | None = None) -> list[Tensor]:
@@ -71,7 +99,12 @@ def load_crops(paths: Iterable[str | Path], size: int, limit: int | None = None)
 
 
 def compare(
-    process: RefinementProcess, lr_up: Tensor, seeds: Sequence[int], starts: Iterable[int]
+    process: RefinementProcess,
+    lr_up: Tensor,
+    seeds: Sequence[int],
+    starts: Iterable[int],
+    policies: Mapping[str, Policy] | None = None,
+    random_seed: int | None = None,
 ) -> dict[str, Result]:
     """Enlarges a batch in every way.
 
@@ -80,9 +113,12 @@ def compare(
         lr_up: conditions (B, 3, H, W).
         seeds: noise seed of each.
         starts: starts of the fine chain to try.
+        policies: name → policy that decides the fine stage.
+        random_seed: where policies are given, also skip at random with as many forwards as the first of them.
 
     Returns:
-        Method → result: bicubic, the full DDPM, the coarse chain run to its end, coarse + fine from each start.
+        Method → result: bicubic, the full DDPM, the coarse chain run to its end, coarse + fine from each start and by
+        each policy.
     """
     unet, T, S = process.unet, len(process.alphas_cumprod) - 1, process.S
     noise = KeyedNoise(seeds, lr_up.shape[1:], process.device)
@@ -93,9 +129,10 @@ def compare(
             sr = work()
         return sr, (time.perf_counter() - began) / len(lr_up)
 
-    results = {BICUBIC: Result(lr_up, 0, 0.0)}
+    B = len(lr_up)
+    results = {BICUBIC: Result(lr_up, [0] * B, 0.0)}
     sr, seconds = timed(lambda: to_image(unet, sample(unet, process.alphas_cumprod, lr_up, noise), lr_up))
-    results[f"DDPM-{T}"] = Result(sr, T, seconds)
+    results[f"DDPM-{T}"] = Result(sr, [T] * B, seconds)
 
     began = time.perf_counter()
     states = process.begin(list(lr_up), seeds)
@@ -105,11 +142,20 @@ def compare(
     sr, seconds = timed(
         lambda: to_image(unet, refine(unet, process.coarse_alphas_cumprod, coarse, lr_up, noise, 1), lr_up)
     )
-    results[f"CSA({S})"] = Result(sr, S, coarse_seconds + seconds)
-    for start in sorted(starts, reverse=True):
+    results[f"CSA({S})"] = Result(sr, [S] * B, coarse_seconds + seconds)
+
+    def refined(policy: Policy) -> Result:
         chain = [replace(state) for state in states]
-        sr, seconds = timed(lambda chain=chain, start=start: torch.stack(process.run(chain, fixed_start(start))))  # type: ignore[misc]
-        results[f"CSA({S}) + FSR({start})"] = Result(sr, S - 1 + start, coarse_seconds + seconds)
+        sr, seconds = timed(lambda: torch.stack(process.run(chain, policy)))
+        return Result(sr, [s.nfe for s in chain], coarse_seconds + seconds, [s.start for s in chain])
+
+    for start in sorted(starts, reverse=True):
+        results[f"CSA({S}) + FSR({start})"] = refined(fixed_start(start))
+    for name, policy in (policies or {}).items():
+        results[name] = refined(policy)
+    if policies and random_seed is not None:
+        forwards = float(np.mean(results[next(iter(policies))].nfe)) - (S - 1)
+        results[RANDOM] = refined(random_skipping(forwards, process.N, np.random.default_rng([random_seed, *seeds])))
     return results
 
 
@@ -121,10 +167,64 @@ def measure(
     for method, result in results.items():
         values = {m.name: m(result.sr, hr if m.needs_reference else None) for m in metrics}
         rows += [
-            Row(method, first + i, seed, result.nfe, result.seconds, {k: float(v[i]) for k, v in values.items()})
+            Row(
+                method, first + i, seed, result.nfe[i], result.seconds, {k: float(v[i]) for k, v in values.items()},
+                result.start[i] if result.start else None,
+            )
             for i in range(len(hr))
-        ]
+        ]  # fmt: skip
     return rows
+
+
+def with_rewards(rows: Sequence[Row], metric: Metric, best_start: int | None = None) -> list[Row]:
+    """Adds rewards and regrets, and the rows of the oracle and of the best fixed start.
+
+    Args:
+        rows: with every start of the fine chain.
+        metric: the reward's; must be among the rows' metrics.
+        best_start: the best fixed start, chosen on other pictures; None: the best on these.
+
+    Raises:
+        ConfigError: the metric was not measured.
+    """
+    if metric.name not in rows[0].metrics:
+        raise ConfigError(f"the reward's metric {metric.name} must be one of the metrics {', '.join(rows[0].metrics)}")
+    rows = [replace(row, reward=quality(row.metrics[metric.name], metric.lower_better)) for row in rows]
+    fixed = [row for row in rows if re.fullmatch(r"CSA\(\d+\) \+ FSR\(\d+\)", row.method)]
+    oracle: dict[tuple[int, int], Row] = {}
+    by_start: dict[int, list[float]] = {}
+    for row in fixed:
+        assert row.start is not None
+        place = row.image, row.seed
+        if place not in oracle or row.reward > oracle[place].reward:
+            oracle[place] = row
+        by_start.setdefault(row.start, []).append(row.reward)
+    if best_start is None:
+        best_start = max(by_start, key=lambda start: float(np.mean(by_start[start])))
+    rows += [replace(row, method=f"{BEST_FIXED} ({best_start})") for row in fixed if row.start == best_start]
+    rows += [replace(row, method=ORACLE) for row in oracle.values()]
+    return [replace(row, regret=oracle[row.image, row.seed].reward - row.reward) for row in rows]
+
+
+def find_best_start(process: RefinementProcess, scale: int, crops: Sequence[Tensor], metric: Metric) -> int:
+    """The fixed start with the largest mean reward on photographs, under noise seed 0.
+
+    Args:
+        process: the coarse and fine stages.
+        scale: how many times to enlarge.
+        crops: targets, each (3, H, W) in [-1, 1], of one size.
+        metric: the reward's.
+    """
+    totals = np.zeros(process.N)
+    batches = range(0, len(crops), process.batch_size)
+    for first in tqdm(batches, desc="best fixed start", unit="batch", dynamic_ncols=True, leave=False):
+        hr = torch.stack(list(crops[first : first + process.batch_size])).to(process.device)
+        chains = process.run_all_starts(process.begin(list(degrade(hr, scale)), [0] * len(hr)))
+        for index in range(process.N):
+            sr = torch.stack([chain[index][1] for chain in chains])
+            values = metric(sr, hr if metric.needs_reference else None)
+            totals[index] += sum(quality(float(value), metric.lower_better) for value in values)
+    return int(totals.argmax()) + 1
 
 
 def evaluate(
@@ -135,6 +235,10 @@ def evaluate(
     metrics: Sequence[str] = ("psnr", "ssim", "niqe", "lpips"),
     device: str = "cpu",
     batch_size: int = 16,
+    reward: str | None = None,
+    agents: Mapping[str, Agent] | None = None,
+    train_crops: Sequence[Tensor] | None = None,
+    keep: Callable[[int, int, Mapping[str, Result], Tensor], None] | None = None,
 ) -> list[Row]:
     """Runs every method on every picture under every noise seed.
 
@@ -146,29 +250,67 @@ def evaluate(
         metrics: names of metrics.
         device: where to compute.
         batch_size: pictures per batch.
+        reward: metric of the reward; adds rewards, regrets, the oracle and the best fixed start.
+        agents: name → agent; adds them, and skipping at random with as many forwards as the first.
+        train_crops: photographs that the best fixed start is chosen on; None: `crops`.
+        keep: told (seed, index of the first picture, results, targets) of each batch.
 
     Raises:
-        ConfigError: a metric or the steps do not fit.
+        ConfigError: a metric, the steps or an agent do not fit.
         CheckpointError: the checkpoint is unknown or damaged.
     """
     unet = load_unet(checkpoint, device)
-    measures = [make_metric(name, device) for name in metrics]
+    measures = {name: make_metric(name, device) for name in metrics}
     if crops[0].shape[-1] % unet.stride or crops[0].shape[-2] % unet.stride:
         raise ConfigError(f"the crops must have sides that are multiples of {unet.stride}, got {crops[0].shape[-1]}")
-    for metric in measures:
+    for metric in measures.values():
         metric.check_size(*crops[0].shape[-2:])
+    if reward is not None and reward not in measures:
+        raise ConfigError(f"the reward's metric {reward} must be one of the metrics {', '.join(measures)}")
     S = unet.coarse_steps
     process = RefinementProcess(
         unet, unet.diffusion_steps, steps or (S, unet.diffusion_steps // S), batch_size=batch_size, device=device
     )
+    policies: dict[str, Policy] = {}
+    for name, agent in (agents or {}).items():
+        agent.check((process.S, process.N))
+        policies[name] = AgentPolicy(agent)
+    best_start = None
+    if reward is not None and train_crops is not None:
+        best_start = find_best_start(process, unet.scale, train_crops, measures[reward])
     rows = []
     batches = [(seed, i) for seed in range(seeds) for i in range(0, len(crops), batch_size)]
     for seed, first in tqdm(batches, desc="evaluate", unit="batch", dynamic_ncols=True):
         hr = torch.stack(list(crops[first : first + batch_size])).to(device)
         lr_up = degrade(hr, unet.scale)
-        results = compare(process, lr_up, [seed] * len(hr), range(1, process.N + 1))
-        rows += measure(results, measures, hr, seed, first)
-    return rows
+        results = compare(process, lr_up, [seed] * len(hr), range(1, process.N + 1), policies, first)
+        rows += measure(results, list(measures.values()), hr, seed, first)
+        if keep is not None:
+            keep(seed, first, results, hr)
+    return rows if reward is None else with_rewards(rows, measures[reward], best_start)
+
+
+def save_pictures(folder: Path, count: int) -> Callable[[int, int, Mapping[str, Result], Tensor], None]:
+    """A `keep` for `evaluate`: writes the first `count` pictures of noise seed 0 as FOLDER/<picture>/<method>.png."""
+
+    def keep(seed: int, first: int, results: Mapping[str, Result], hr: Tensor) -> None:
+        if seed == 0:
+            for i in range(min(len(hr), count - first)):
+                for method, images in {**{m: r.sr for m, r in results.items()}, "original": hr}.items():
+                    name = re.sub(r"[^\w() +-]", "_", method)
+                    write_picture(Picture(to_uint8(images[i])), folder / f"{first + i:03d}" / f"{name}.png")
+
+    return keep
+
+
+def _figures(rows: Sequence[Row]) -> list[str]:
+    """Names of what is averaged: metrics, and reward and regret if they are known."""
+    known = any(not math.isnan(row.reward) for row in rows)
+    return [*rows[0].metrics, *(("reward", "regret") if known else ())]
+
+
+def _figure(row: Row, name: str) -> float:
+    return row.metrics[name] if name in row.metrics else float(getattr(row, name))
 
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, object]]:
@@ -181,8 +323,8 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, object]]:
         own = [row for row in rows if row.method == method]
         seeds = sorted({row.seed for row in own})
         entry: dict[str, object] = {"method": method, "pictures": len(own) // len(seeds), "seeds": len(seeds)}
-        for name in own[0].metrics:
-            means = [np.nanmean([row.metrics[name] for row in own if row.seed == seed]) for seed in seeds]
+        for name in _figures(rows):
+            means = [np.nanmean([_figure(row, name) for row in own if row.seed == seed]) for seed in seeds]
             entry[name], entry[f"{name}_std"] = float(np.mean(means)), float(np.std(means))
         entry["nfe"] = float(np.mean([row.nfe for row in own]))
         entry["seconds"] = float(np.mean([row.seconds for row in own]))
@@ -194,14 +336,14 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, object]]:
 # name → (heading, digits)
 COLUMNS = {
     "psnr": ("PSNR-Y", 2), "ssim": ("SSIM-Y", 4), "niqe": ("NIQE", 2), "lpips": ("LPIPS", 4),
-    "nfe": ("NFE", 1), "seconds": ("s/picture", 2),
+    "reward": ("reward", 4), "regret": ("regret", 4), "nfe": ("NFE", 1), "seconds": ("s/picture", 2),
 }  # fmt: skip
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """The summary as a Markdown table; ± is the standard deviation over noise seeds, where there are several."""
     summary = summarise(rows)
-    names = [*rows[0].metrics, "nfe", "seconds"]
+    names = [*_figures(rows), "nfe", "seconds"]
     headings = ["method", *(COLUMNS.get(name, (name, 4))[0] for name in names)]
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     for entry in summary:
@@ -222,10 +364,10 @@ def write_tables(rows: Sequence[Row], folder: Path) -> None:
     write_json(folder / "table.json", summary)
     with atomic_path(folder / "table.md") as temporary:
         temporary.write_text(to_markdown(rows) + "\n")
-    every = [
-        {"method": r.method, "image": r.image, "seed": r.seed, "nfe": r.nfe, "seconds": r.seconds, **r.metrics}
-        for r in rows
-    ]
+    every = []
+    for row in rows:
+        columns = asdict(row)
+        every.append(columns | columns.pop("metrics"))
     for name, content in (("table.csv", summary), ("rows.csv", every)):
         with atomic_path(folder / name) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(content[0]))

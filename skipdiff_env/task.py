@@ -98,6 +98,17 @@ class StartOutcomes:
     metrics: dict[str, NDArray[np.float64]]
 
 
+def quality(value: float, lower_better: bool) -> float:
+    """What a metric M is worth: 1/M where a lower one is better, else M.
+
+    A metric that failed (NaN) counts as 0: what 1/M comes to as a picture gets worse, and the worst of PSNR, SSIM and
+    other metrics that grow with quality.
+    """
+    if math.isnan(value):
+        return 0.0
+    return 1 / max(value, SMALLEST_METRIC) if lower_better else value
+
+
 @functools.lru_cache(maxsize=4)
 def _load_once(source: str, device: str, changed: int) -> UNet:
     """The net of a checkpoint, shared by all environments of the process; `changed` notices a checkpoint that is new."""
@@ -238,16 +249,9 @@ class Task:
             episode.reward = self.reward(metrics, episode.refinement)
 
     def reward(self, metrics: Mapping[str, float], state: Refinement) -> float:
-        """1/M where a lower metric M is better, else M; less the penalty for each fine forward.
-
-        A metric that failed counts as 0: what 1/M comes to as a picture gets worse, and the worst of PSNR, SSIM and
-        other metrics that grow with quality.
-        """
-        value = metrics[self.metric.name]
-        quality = 1 / max(value, SMALLEST_METRIC) if self.metric.lower_better else value
-        if math.isnan(value):
-            quality = 0.0
-        return quality - self.nfe_penalty * (state.nfe - (self.process.S - 1))
+        """`quality` of the reward's metric, less the penalty for each fine forward."""
+        gained = quality(metrics[self.metric.name], self.metric.lower_better)
+        return gained - self.nfe_penalty * (state.nfe - (self.process.S - 1))
 
     def failed(self, episode: Episode) -> bool:
         """Whether the reward's metric failed on the episode's result."""
