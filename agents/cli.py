@@ -113,6 +113,9 @@ STEPS = click.option(
     help="S,N: coarse steps, and diffusion steps each spans.  [default: the checkpoint's]",
 )
 DEVICE = click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps â€¦")
+TRUST_PICKLE = click.option(
+    "--trust-pickle", is_flag=True, help="Load a .zip of Stable-Baselines3: it can run any code."
+)
 
 
 @main.command()
@@ -129,8 +132,18 @@ DEVICE = click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps â€
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Pictures of one size enlarged together.")
 @click.option("--tile", type=click.IntRange(min=0), default=256, help="Tile side in pixels of the result; 0: no tiles.")
 @click.option("--overwrite", is_flag=True, help="Replace results that exist.")
+@click.option("--agent", help="Agent that decides instead of --start.  [default: the checkpoint's, if it has one]")
+@TRUST_PICKLE
 def upscale(
-    paths: tuple[str, ...], out: Path, seed: int, samples: int, overwrite: bool, batch_size: int, **options: Any
+    paths: tuple[str, ...],
+    out: Path,
+    seed: int,
+    samples: int,
+    overwrite: bool,
+    batch_size: int,
+    agent: str | None,
+    trust_pickle: bool,
+    **options: Any,
 ) -> None:
     """Enlarge photographs: files, folders and patterns.
 
@@ -143,6 +156,7 @@ def upscale(
     from ddpm.images import read_picture, write_picture
     from skipdiff_env.upscaler import Upscaler
 
+    options |= _upscale_policy(agent, trust_pickle, options)
     upscaler = Upscaler(batch_size=batch_size, **options)
     errors: list[str] = []
 
@@ -198,6 +212,29 @@ def upscale(
         raise click.exceptions.Exit(2)
 
 
+def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, Any]) -> dict[str, Any]:
+    """The agent that decides, as arguments of the upscaler; none if a start is given or the checkpoint has no agent."""
+    if agent is not None and options["start"] is not None:
+        raise click.UsageError("--agent and --start both say where the fine chain begins; give one of them")
+    from ddpm.checkpoints import resolve_checkpoint
+
+    own = Path(resolve_checkpoint(options["checkpoint"])) / "agent"
+    if agent is None and (options["start"] is not None or not own.is_dir()):
+        return {}
+    from agents.agent import AgentPolicy, load_agent
+
+    loaded = load_agent(agent or own, options["device"], trust_pickle)
+    if agent is None and options["steps"] not in (None, loaded.config.steps):
+        return {}  # other steps than those of the checkpoint's agent
+    S, N = loaded.config.steps
+    if options["steps"] is None and S:
+        return {"policy": AgentPolicy(loaded), "steps": (S, N)}
+    if options["steps"] is None:
+        raise click.UsageError(f"the agent does not say its S; give --steps S,{N}")
+    loaded.check(options["steps"])
+    return {"policy": AgentPolicy(loaded)}
+
+
 def _upscale_jobs(
     paths: tuple[str, ...], out: Path, scale: int, samples: int, overwrite: bool, fail: Callable[[object], None]
 ) -> dict[Path, list[Path]]:
@@ -245,19 +282,52 @@ def _upscale_jobs(
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Take only the first pictures.")
 @click.option("--metrics", default="psnr,ssim,niqe,lpips", help="Metrics, separated by commas.")
+@click.option("--agent", "--agents", "agents", multiple=True, help="Agent to compare with; may be repeated.")
+@TRUST_PICKLE
+@click.option("--reward", help="Metric of rewards and regrets.  [default: the first agent's, or niqe if measured]")
+@click.option(
+    "--train-images", multiple=True, help="Photographs to choose the best fixed start on.  [default: --images]"
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for table.md, table.csv, rows.csv and table.json.")
+@click.option(
+    "--pictures", type=click.IntRange(min=0), default=4, help="Also save the first pictures, if --out is given."
+)
 @DEVICE
 @click.option("--batch-size", type=click.IntRange(min=1), default=16)
-def evaluate(images: tuple[str, ...], metrics: str, out: Path | None, **options: Any) -> None:
-    """Compare bicubic, the full DDPM, the coarse chain, and coarse + fine from every start.
+def evaluate(
+    images: tuple[str, ...],
+    metrics: str,
+    agents: tuple[str, ...],
+    trust_pickle: bool,
+    train_images: tuple[str, ...],
+    out: Path | None,
+    pictures: int,
+    **options: Any,
+) -> None:
+    """Compare bicubic, the full DDPM, the coarse chain, coarse + fine from every start, and agents.
 
     Each picture's centre crop is shrunk and enlarged again. Quality is that of 8-bit results; PSNR and SSIM are on luma.
+    The oracle takes the start with the highest reward for each picture and noise.
     """
+    from agents.agent import load_agent
     from agents.evaluation import evaluate as run
-    from agents.evaluation import load_crops, to_markdown, write_tables
+    from agents.evaluation import load_crops, save_pictures, to_markdown, write_tables
 
-    crops = load_crops(images, options.pop("image_size"), options.pop("limit"))
-    rows = run(crops, metrics=metrics.split(","), **options)
+    names = metrics.split(",")
+    short = [Path(path).resolve().name for path in agents]
+    titles = [path if short.count(name) > 1 else name for path, name in zip(agents, short, strict=True)]
+    loaded = {
+        f"agent {title}": load_agent(path, options["device"], trust_pickle)
+        for title, path in zip(titles, agents, strict=True)
+    }
+    if options["reward"] is None:
+        trained = [agent.config.training.get("env", {}).get("metric") for agent in loaded.values()]
+        options["reward"] = next((name for name in [*trained, "niqe"] if name in names), None)
+    size = options.pop("image_size")
+    crops = load_crops(images, size, options.pop("limit"))
+    train_crops = load_crops(train_images, size) if train_images else None
+    keep = None if out is None else save_pictures(out / "pictures", pictures)
+    rows = run(crops, metrics=names, agents=loaded, train_crops=train_crops, keep=keep, **options)
     click.echo(to_markdown(rows))
     if out is not None:
         write_tables(rows, out)
@@ -362,7 +432,7 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> 
 @_episodes
 @click.option("--image", type=click.IntRange(min=0), default=0, help="Number of the picture, from 0.")
 @click.option("--noise-seed", type=click.IntRange(min=0), default=0)
-@click.option("--trust-pickle", is_flag=True, help="Load a .zip of Stable-Baselines3: it can run any code.")
+@TRUST_PICKLE
 def enjoy(agent: str, out: Path, image: int, noise_seed: int, trust_pickle: bool, **options: Any) -> None:
     """Play one episode of an agent and draw it, with the probability of SKIP at each decision."""
     from agents.agent import load_agent
@@ -376,6 +446,28 @@ def enjoy(agent: str, out: Path, image: int, noise_seed: int, trust_pickle: bool
     played = play(loaded, Task(**_settings(options), **options), image, noise_seed)
     write_film(played.frames, out)
     click.echo(f"{played.describe()}\npicture: {out}")
+
+
+@main.command()
+@click.option("--evaluation", type=click.Path(path_type=Path), help="Folder that `evaluate --out` wrote.")
+@click.option(
+    "--run", "runs", multiple=True, type=click.Path(path_type=Path), help="Run of train-agent; may be repeated."
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the figures.")
+def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
+    """Draw what evaluations and training runs have written.
+
+    From an evaluation: the perception-distortion plane, quality against steps, quality of every start with the agents'
+    choices, and a contact sheet of the saved pictures. From runs: learning curves.
+    """
+    from agents.plots import plot_evaluation, plot_runs
+
+    if evaluation is None and not runs:
+        raise click.UsageError("nothing to draw; give --evaluation, --run, or both")
+    written = plot_evaluation(evaluation, out) if evaluation is not None else []
+    written += plot_runs(runs, out) if runs else []
+    for path in written:
+        click.echo(path)
 
 
 @main.command("import-sr3")

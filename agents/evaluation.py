@@ -26,6 +26,8 @@ from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProces
 from skipdiff_env.task import quality
 
 BICUBIC, RANDOM, ORACLE, BEST_FIXED = "bicubic", "random skipping", "oracle", "best fixed start"
+# Method of a fixed start, as a regular expression.
+FIXED_START = r"CSA\(\d+\) \+ FSR\(\d+\)"
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def with_rewards(rows: Sequence[Row], metric: Metric, best_start: int | None = N
     if metric.name not in rows[0].metrics:
         raise ConfigError(f"the reward's metric {metric.name} must be one of the metrics {', '.join(rows[0].metrics)}")
     rows = [replace(row, reward=quality(row.metrics[metric.name], metric.lower_better)) for row in rows]
-    fixed = [row for row in rows if re.fullmatch(r"CSA\(\d+\) \+ FSR\(\d+\)", row.method)]
+    fixed = [row for row in rows if re.fullmatch(FIXED_START, row.method)]
     oracle: dict[tuple[int, int], Row] = {}
     by_start: dict[int, list[float]] = {}
     for row in fixed:

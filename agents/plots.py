@@ -1,5 +1,7 @@
 """Figures: perception against distortion, quality against steps, starts, learning curves, and pictures."""
 
+import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from agents.training import Evaluation
-from ddpm.images import atomic_path
+from agents.evaluation import BEST_FIXED, BICUBIC, FIXED_START, ORACLE, RANDOM
+from agents.training import Evaluation, read_curve
+from ddpm.errors import ConfigError
+from ddpm.images import atomic_path, read_picture
+from ddpm.runs import read_json
 
 # name → axis label; ↑: larger is better
 LABELS = {"psnr": "PSNR-Y ↑ (dB)", "ssim": "SSIM-Y ↑", "niqe": "NIQE ↓", "lpips": "LPIPS ↓"}
-LOWER_BETTER = frozenset({"niqe", "lpips"})
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -66,32 +70,29 @@ def quality_against_steps(summary: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _colour(method: str) -> str:
-    for beginning, colour in (("bicubic", "grey"), ("DDPM", "tab:red"), ("CSA", "tab:blue"), ("random", "tab:brown")):
+    for beginning, colour in ((BICUBIC, "grey"), ("DDPM", "tab:red"), ("CSA", "tab:blue"), (RANDOM, "tab:brown")):
         if method.startswith(beginning):
             return colour
-    return "tab:purple" if method in ("oracle", "best fixed start") else "tab:green"
+    return "tab:purple" if method.startswith((ORACLE, BEST_FIXED)) else "tab:green"
 
 
 def starts(outcomes: Mapping[str, NDArray[np.float64]], chosen: Mapping[str, Sequence[int]] | None = None) -> Figure:
     """Quality of every start (Table 5), and how often agents chose it.
 
     Args:
-        outcomes: metric (or "rewards") → (pictures, noise seeds, N), as in a run's `outcomes.npz`.
+        outcomes: metric → (pictures, N), means over noises; index s - 1 is start s.
         chosen: agent → the starts of its episodes.
     """
-    names = list(outcomes)
-    N = outcomes[names[0]].shape[-1]
-    steps = np.arange(1, N + 1)
-    figure, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 3.8), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        pictures = np.nanmean(outcomes[name], axis=1)  # over noises
-        axis.plot(steps, pictures.T, color="tab:blue", alpha=0.15, lw=0.8)
-        axis.plot(steps, pictures.mean(axis=0), "o-", color="tab:blue", label="mean over pictures")
+    N = next(iter(outcomes.values())).shape[1]
+    figure, axes = plt.subplots(1, len(outcomes), figsize=(4.5 * len(outcomes), 3.8), squeeze=False)
+    for axis, (name, pictures) in zip(axes[0], outcomes.items(), strict=True):
+        axis.plot(range(1, N + 1), pictures.T, color="tab:blue", alpha=0.15, lw=0.8)
+        axis.plot(range(1, N + 1), np.nanmean(pictures, axis=0), "o-", color="tab:blue", label="mean over pictures")
         axis.set(xlabel="start of the fine chain (diffusion step)", ylabel=_label(name), xticks=_ticks(N))
         axis.grid(alpha=0.3)
         if chosen:
             _histograms(axis, chosen, N)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper left")
     figure.tight_layout()
     return figure
 
@@ -146,3 +147,81 @@ def contact_sheet(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Figure:
             cell.axis("off")
     figure.subplots_adjust(left=0.005, right=0.995, bottom=0.005, top=0.93, wspace=0.02, hspace=0.02)
     return figure
+
+
+def plot_evaluation(folder: Path, out: Path) -> list[Path]:
+    """Draws what `skipdiff evaluate --out FOLDER` wrote; gives the figures' paths.
+
+    Raises:
+        ConfigError: the folder does not hold an evaluation.
+    """
+    summary = read_json(folder / "table.json")
+    try:
+        with (folder / "rows.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        figures = {"quality_against_steps": quality_against_steps(summary)}
+        if "psnr" in summary[0] and {"niqe", "lpips"} & set(summary[0]):
+            figures["perception_distortion"] = perception_distortion(summary)
+        names = [name for name in LABELS if name in rows[0]]
+        if rows[0].get("reward") not in (None, "", "nan"):
+            names.append("reward")
+        figures["starts"] = starts(*_starts(rows, names))
+    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder} does not hold what evaluate --out writes ({error!r})") from None
+    sheet = _sheet(folder / "pictures")
+    if sheet:
+        figures["contact_sheet"] = contact_sheet(sheet)
+    return _save_all(figures, out)
+
+
+def _starts(
+    rows: Sequence[Mapping[str, str]], names: Sequence[str]
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, list[int]]]:
+    """Quality of every start, (pictures, N) for each metric; and the starts that each agent chose."""
+    fixed = [row for row in rows if re.fullmatch(FIXED_START, row["method"])]
+    pictures = sorted({int(row["image"]) for row in fixed})
+    N = max(int(row["start"]) for row in fixed)
+    outcomes = {}
+    for name in names:
+        values: list[list[list[float]]] = [[[] for _ in range(N)] for _ in pictures]
+        for row in fixed:
+            values[pictures.index(int(row["image"]))][int(row["start"]) - 1].append(float(row[name]))
+        outcomes[name] = np.array([[np.mean(cell) for cell in line] for line in values])
+    chosen: dict[str, list[int]] = {}
+    for row in rows:
+        if row["start"] and row["method"].startswith("agent "):
+            chosen.setdefault(row["method"], []).append(int(row["start"]))
+    return outcomes, chosen
+
+
+def _sheet(folder: Path) -> dict[str, list[NDArray[np.uint8]]]:
+    """Saved pictures for the contact sheet: method → pictures; of the fixed starts only the first and the last."""
+    places = sorted(path for path in folder.glob("*") if path.is_dir())
+    if not places:
+        return {}
+    methods = [path.stem for path in places[0].glob("*.png")]
+    fixed = sorted((m for m in methods if re.fullmatch(FIXED_START, m)), key=lambda m: int(re.findall(r"\d+", m)[1]))
+    shown = [m for m in methods if m not in fixed and m not in (RANDOM, "original")] + [fixed[0], fixed[-1]]
+    order = [*sorted(set(shown), key=lambda m: (m != BICUBIC, m.startswith("agent"), m)), "original"]
+    return {method: [read_picture(place / f"{method}.png").rgb for place in places] for method in order}
+
+
+def plot_runs(runs: Sequence[Path], out: Path) -> list[Path]:
+    """Draws the learning curves of training runs; gives the figure's path.
+
+    Raises:
+        ConfigError: a folder holds no run.
+    """
+    curves = {str(run): read_curve(run / "evaluations.csv") for run in runs}
+    for run, curve in curves.items():
+        if not curve:
+            raise ConfigError(f"the run {run} has no evaluation yet")
+    return _save_all({"learning_curves": learning_curves(curves)}, out)
+
+
+def _save_all(figures: Mapping[str, Figure], out: Path) -> list[Path]:
+    paths = []
+    for name, figure in figures.items():
+        paths.append(out / f"{name}.png")
+        save(figure, paths[-1])
+    return paths
