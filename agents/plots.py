@@ -48,7 +48,8 @@ def perception_distortion(summary: Sequence[Mapping[str, Any]]) -> Figure:
     for axis, name in zip(axes[0], perceptual, strict=True):
         for entry in summary:
             axis.scatter(entry["psnr"], entry[name], s=30, color=_colour(entry["method"]))
-            axis.annotate(entry["method"], (entry["psnr"], entry[name]), (4, 4), textcoords="offset points", fontsize=7)
+            place = entry["psnr"], entry[name]
+            axis.annotate(_short(entry["method"]), place, (4, 4), textcoords="offset points", fontsize=7)
         axis.set(xlabel=_label("psnr"), ylabel=_label(name))
         axis.grid(alpha=0.3)
     return figure
@@ -62,11 +63,17 @@ def quality_against_steps(summary: Sequence[Mapping[str, Any]]) -> Figure:
         for entry in summary:
             spread = entry.get(f"{name}_std") if entry.get("seeds", 1) > 1 else None
             axis.errorbar(entry["nfe"], entry[name], spread, fmt="o", ms=5, color=_colour(entry["method"]))
-            axis.annotate(entry["method"], (entry["nfe"], entry[name]), (4, 4), textcoords="offset points", fontsize=6)
+            place = entry["nfe"], entry[name]
+            axis.annotate(_short(entry["method"]), place, (4, 4), textcoords="offset points", fontsize=6)
         axis.set(xlabel="UNet forwards", ylabel=_label(name), xscale="symlog")
         axis.grid(alpha=0.3)
     figure.tight_layout()
     return figure
+
+
+def _short(method: str) -> str:
+    """A method's name in a figure; of a fixed start only the start, since there are many."""
+    return re.findall(r"\d+", method)[1] if re.fullmatch(FIXED_START, method) else method
 
 
 def _colour(method: str) -> str:
@@ -212,7 +219,9 @@ def plot_runs(runs: Sequence[Path], out: Path) -> list[Path]:
     Raises:
         ConfigError: a folder holds no run.
     """
-    curves = {str(run): read_curve(run / "evaluations.csv") for run in runs}
+    names = [run.resolve().name for run in runs]
+    titles = names if len(set(names)) == len(names) else [str(run) for run in runs]
+    curves = {title: read_curve(run / "evaluations.csv") for title, run in zip(titles, runs, strict=True)}
     for run, curve in curves.items():
         if not curve:
             raise ConfigError(f"the run {run} has no evaluation yet")
