@@ -1,0 +1,104 @@
+"""How long an agent takes from random weights to the best fixed start, and how much of the way to the oracle it goes.
+
+python -m benchmarks.train_agent --images DIR [--eval-images DIR] [--metric lpips] [--seeds 3] [--minutes 15]
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from agents.hyperparameters import load_hyperparameters, parse_overrides
+from agents.training import AgentTrainingConfig, Evaluation, read_curve, train_agent
+from skipdiff_env.task import shared_unet
+
+
+def reached(curve: Sequence[Evaluation], part: float = 0.01) -> float:
+    """Seconds until the reward first comes within `part` of the best fixed start's; infinite if it never does."""
+    return next((e.seconds for e in curve if e.reward >= (1 - part) * e.best_fixed_reward), float("inf"))
+
+
+def gap_closed(evaluation: Evaluation) -> float:
+    """Share of the gap between best fixed start and oracle that the agent closes; negative below the best fixed start."""
+    gap = evaluation.oracle_reward - evaluation.best_fixed_reward
+    return (evaluation.reward - evaluation.best_fixed_reward) / gap if gap > 0 else float("nan")
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--images", multiple=True, help="Photographs to train on.  [default: scikit-image's]")
+@click.option("--eval-images", multiple=True, help="Photographs to evaluate on.  [default: those of the training]")
+@click.option("--checkpoint", default="natural-x4")
+@click.option("--algo", default="ppo")
+@click.option("--metric", default="lpips", help="The reward's metric.")
+@click.option("--nfe-penalty", default=0.0)
+@click.option("--image-size", default=128)
+@click.option("--noise-seeds", default=1, help="Noises of each picture.")
+@click.option("--minutes", default=15.0, help="Training time of each seed.")
+@click.option("--seeds", default=1, help="Trainings, with seeds 0, 1, …")
+@click.option("--eval-every", default=200, help="Episodes between evaluations.")
+@click.option("--warm-cache/--cold-cache", default=True, help="Compute every start first; that time is not counted.")
+@click.option("-p", "overrides", multiple=True, metavar="KEY=VALUE", help="Changes a hyperparameter.")
+@click.option("--out", type=click.Path(path_type=Path), help="Keep the runs in this folder.")
+@click.option("--device", default="cpu")
+def main(
+    images: tuple[str, ...],
+    eval_images: tuple[str, ...],
+    checkpoint: str,
+    algo: str,
+    metric: str,
+    nfe_penalty: float,
+    image_size: int,
+    noise_seeds: int,
+    minutes: float,
+    seeds: int,
+    eval_every: int,
+    warm_cache: bool,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    device: str,
+) -> None:
+    """Trains agents and prints their learning curves."""
+    unet = shared_unet(checkpoint, device)
+    env = {
+        "checkpoint": checkpoint, "images": list(images) or None, "image_size": image_size, "metric": metric,
+        "steps": (unet.coarse_steps, unet.diffusion_steps // unet.coarse_steps), "noise_seeds": noise_seeds,
+        "nfe_penalty": nfe_penalty,
+    }  # fmt: skip
+    hyperparameters = load_hyperparameters(algo, {"env_steps": 10**7, **parse_overrides(overrides)})
+    curves = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = out or Path(temporary)
+        for seed in range(seeds):
+            config = AgentTrainingConfig(
+                algo, env, hyperparameters, list(eval_images) or None, eval_every=eval_every, warm_cache=warm_cache,
+                minutes=minutes, seed=seed, device=device,
+            )  # fmt: skip
+            began = time.perf_counter()
+            train_agent(config, folder / f"seed-{seed}")
+            curves.append((read_curve(folder / f"seed-{seed}" / "evaluations.csv"), time.perf_counter() - began))
+    click.echo(f"{torch.get_num_threads()} threads, {algo}, {metric}, {checkpoint} on {device}")
+    click.echo("| seed | episodes | seconds | reward | best fixed | oracle | gap closed | mean start | NFE |")
+    click.echo("|---|---|---|---|---|---|---|---|---|")
+    for seed, (curve, _) in enumerate(curves):
+        for e in curve:
+            click.echo(
+                f"| {seed} | {e.episodes} | {e.seconds:.0f} | {e.reward:.4f} | {e.best_fixed_reward:.4f} "
+                f"| {e.oracle_reward:.4f} | {gap_closed(e):.0%} | {e.start:.2f} | {e.nfe:.2f} |"
+            )
+    for seed, (curve, whole) in enumerate(curves):
+        best = max(curve, key=lambda e: e.reward)
+        rate = curve[-1].episodes / max(curve[-1].seconds, 1e-9)
+        click.echo(
+            f"seed {seed}: within 1 % of the best fixed start after {reached(curve):.0f} s; best reward {best.reward:.4f} "
+            f"({gap_closed(best):.0%} of the gap to the oracle); {rate:.1f} episodes/s; {whole:.0f} s with everything"
+        )
+    closed = [gap_closed(max(curve, key=lambda e: e.reward)) for curve, _ in curves]
+    click.echo(f"gap closed, mean ± std over seeds: {np.mean(closed):.0%} ± {np.std(closed):.0%}")
+
+
+if __name__ == "__main__":
+    main()
