@@ -1,0 +1,227 @@
+"""`skipdiff train-agent`, `enjoy`, `plot`, and agents in `evaluate` and `upscale`."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from agents.agent import Agent, AgentConfig, load_agent
+from agents.cli import main
+from agents.evaluation import random_skipping
+from agents.training import read_curve
+from benchmarks import train_agent as benchmark
+from ddpm.unet import UNet
+from skipdiff_env.metrics import make_metric
+from skipdiff_env.refinement import RefinementProcess
+from skipdiff_env.task import Task, quality
+
+STEPS = "--steps=20,5"
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    """Runs a command; its output (stdout and stderr) is in `output`."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+@pytest.fixture
+def episodes(checkpoint: str, photos: Path) -> list[str]:
+    return [f"--checkpoint={checkpoint}", f"--images={photos}", STEPS, "--image-size=32", "--metric=psnr"]
+
+
+@pytest.fixture
+def agent_folder(tmp_path: Path) -> Path:
+    """An untrained agent for 32-px latents and N = 5."""
+    kwargs = {"features_extractor_kwargs": {"hidden_size": 8}}
+    Agent.build(AgentConfig("ppo", (20, 5), 32, 9.0, kwargs, {"env": {"metric": "psnr"}})).save(tmp_path / "agent")
+    return tmp_path / "agent"
+
+
+SMALL = ("--env-steps=32", "--eval-every=4", "-p", "n_envs=2", "-p", "hidden_size=8")
+
+
+def test_train_resume_enjoy_plot(episodes: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = run("train-agent", f"--out={folder}", *episodes, *SMALL, "-p", "norm=group", "--noise-seeds=2")
+    assert f"agent: {folder / 'best'}" in result.output
+    config = json.loads((folder / "config.json").read_text())
+    assert config["env"]["noise_seeds"] == 2
+    assert config["hyperparameters"]["norm"] == "group"
+    assert json.loads((folder / "versions.json").read_text())["stable-baselines3"]
+    run("train-agent", f"--out={folder}", "--resume", "--env-steps=48")
+    assert read_curve(folder / "evaluations.csv")[-1].env_steps == 48
+
+    films = {}
+    for name in ("episode.png", "episode.gif", "episode.mp4"):
+        result = run("enjoy", f"--agent={folder}", *episodes, "-o", tmp_path / name, "--image=1", "--noise-seed=3")
+        films[name] = result.output.replace(name, "")
+    assert len(set(films.values())) == 1
+    assert films["episode.png"].count("probability 0.") == 4
+    with Image.open(tmp_path / "episode.gif") as gif:
+        assert getattr(gif, "n_frames", 1) > 1
+    assert (tmp_path / "episode.mp4").read_bytes()[4:8] == b"ftyp"
+    with Image.open(tmp_path / "episode.png") as image:
+        assert image.width > 4 * 128
+
+    run("plot", f"--run={folder}", f"--run={folder}", f"--out={tmp_path / 'figures'}")
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["learning_curves.png"]
+
+
+def test_enjoy_says_what_happened(episodes: list[str], agent_folder: Path, checkpoint: str, photos: Path) -> None:
+    result = run("enjoy", f"--agent={agent_folder}", *episodes, "-o", agent_folder.parent / "x.png", "--noise-seed=1")
+    lines = result.output.splitlines()
+    task = Task(checkpoint, str(photos), 32, steps=(20, 5), metric="psnr")
+    start = int(lines[4].split()[1].strip(","))
+    taken = [line.split()[3] for line in lines[:4]]
+    assert start == (1 if taken[-1] == "SKIP" else 5 - max((i + 1 for i, a in enumerate(taken) if a == "SKIP"), default=0))  # fmt: skip
+    reward = task.start_outcomes([0], [1]).rewards[0, 0, start - 1]
+    assert f"reward {reward:.4f}" in lines[4]
+
+
+def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(
+        "evaluate", f"--images={photos}", f"--train-images={photos / '0.png'}", f"--checkpoint={checkpoint}", STEPS,
+        "--image-size=96", "--metrics=psnr", "--seeds=2", "--limit=2", f"--agent={agent_folder}", f"--out={out}",
+        "--pictures=1",
+    )  # fmt: skip
+    assert "| method | PSNR-Y | reward | regret | NFE | s/picture |" in result.output
+    with (out / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    by_method: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], {})[row["image"], row["seed"]] = row
+    assert all(len(own) == 4 for own in by_method.values())
+    (best,) = (method for method in by_method if method.startswith("best fixed start"))
+    assert {"bicubic", "DDPM-100", "CSA(20)", "agent agent", "random skipping", "oracle"} < set(by_method)
+    for place, oracle in by_method["oracle"].items():
+        rewards = [float(by_method[f"CSA(20) + FSR({start})"][place]["reward"]) for start in range(1, 6)]
+        assert float(oracle["reward"]) == max(rewards)
+        assert int(oracle["start"]) == int(np.argmax(rewards)) + 1
+        for own in by_method.values():
+            row = own[place]
+            assert float(row["reward"]) == float(row["psnr"])
+            assert float(row["regret"]) == pytest.approx(max(rewards) - float(row["psnr"]))
+        agent = by_method["agent agent"][place]
+        assert float(agent["reward"]) == pytest.approx(rewards[int(agent["start"]) - 1], abs=1e-4)
+        start = int(by_method[best][place]["start"])
+        assert best == f"best fixed start ({start})"
+        assert float(by_method[best][place]["reward"]) == rewards[start - 1]
+    task = Task(checkpoint, str(photos / "0.png"), 96, steps=(20, 5), metric="psnr")
+    assert start == task.start_outcomes([0], [0]).rewards[0, 0].argmax() + 1
+    assert {path.name for path in (out / "pictures" / "000").iterdir()} >= {"bicubic.png", "agent agent.png", "original.png"}  # fmt: skip
+    run("plot", f"--evaluation={out}", f"--out={tmp_path / 'figures'}")
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert names == {"quality_against_steps", "starts", "contact_sheet"}  # no perceptual metric was measured
+
+
+def test_random_skipping_has_the_forwards_it_is_meant_to_have(unet: UNet) -> None:
+    process = RefinementProcess(unet, 100, (5, 20))
+    (state,) = process.begin([torch.zeros(3, 8, 8)], [0])
+    policy = random_skipping(6.7, process.N, np.random.default_rng(0))
+    actions = np.array([policy([state] * 19) for _ in range(2000)])
+    assert 1 + (actions == 0).sum(1).mean() == pytest.approx(6.7, abs=0.15)
+
+
+def test_rewards_are_those_of_the_environment(checkpoint: str, photos: Path) -> None:
+    task = Task(checkpoint, str(photos), 32, steps=(20, 5), metric="lpips")
+    outcomes = task.start_outcomes([0], [0])
+    value = outcomes.metrics["lpips"][0, 0, 2]
+    assert outcomes.rewards[0, 0, 2] == quality(value, make_metric("lpips").lower_better) == 1 / value
+    assert quality(float("nan"), True) == quality(float("nan"), False) == 0
+    assert quality(0.0, True) == 1000
+    assert quality(31.5, False) == 31.5
+
+
+def test_upscale_with_an_agent(checkpoint: str, photos: Path, agent_folder: Path, tmp_path: Path) -> None:
+    """The agent decides; a checkpoint with an agent uses it by itself; --start overrides it."""
+    small = tmp_path / "small.png"
+    with Image.open(photos / "0.png") as image:
+        image.resize((12, 10)).save(small)
+
+    def upscale(name: str, *arguments: object, checkpoint: object = checkpoint) -> tuple[str, bytes]:
+        result = run("upscale", small, "-o", tmp_path / name, f"--checkpoint={checkpoint}", *arguments)
+        return result.output, (tmp_path / name).read_bytes()
+
+    said, pixels = upscale("a.png", f"--agent={agent_folder}")
+    nfe = float(said.split("1 pictures, ")[1].split()[0])
+    assert 20 <= nfe <= 24
+    with_agent = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, with_agent)
+    shutil.copytree(agent_folder, with_agent / "agent")
+    assert upscale("b.png", checkpoint=with_agent)[1] == pixels
+    fixed = upscale("c.png", "--start=3", STEPS)
+    assert upscale("d.png", "--start=3", STEPS, checkpoint=with_agent) == fixed
+    assert "22 forwards" in fixed[0]
+    plain = upscale("e.png", "--steps=10,10")
+    assert upscale("f.png", "--steps=10,10", checkpoint=with_agent)[1] == plain[1]  # the agent is for other steps
+    loaded = load_agent(with_agent)
+    assert loaded.config == load_agent(agent_folder).config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--algo=sarsa",), "unknown algorithm 'sarsa'"),
+        (("-p", "gama=1"), "no hyperparameter gama; known are"),
+        (("-p", "gamma"), "expected key=value"),
+        (("--metric=nique",), "unknown metric 'nique'"),
+        (("--steps=3,7",), "steps S,N must multiply"),
+        (("--images=nowhere",), "no such file or folder: nowhere"),
+        (("--image-size=256",), "smaller than image_size 256"),
+        (("--eval-images=nowhere",), "no such file or folder: nowhere"),
+        (("--checkpoint=nothing",), "unknown checkpoint 'nothing'"),
+        (("--device=tpu9",), "no such device"),
+        (("--noise-seeds=0", "--warm-cache"), "finite number of noises"),
+        (("--resume",), "nothing to resume"),
+        (("--env-steps=0",), "--env-steps"),
+    ],
+)
+def test_bad_training(episodes: list[str], tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = run("train-agent", f"--out={tmp_path / 'run'}", *episodes, *SMALL, *arguments, code=2)
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "run" / "best").exists()
+
+
+def test_other_bad_input(
+    episodes: list[str], agent_folder: Path, checkpoint: str, photos: Path, tmp_path: Path
+) -> None:
+    def refused(message: str, *arguments: object) -> None:
+        assert message in " ".join(run(*arguments, code=2).output.split())
+
+    enjoy = ("enjoy", f"--agent={agent_folder}", *episodes)
+    refused("trained for steps S,N = 20,5, got 10,10", *enjoy, "--steps=10,10")
+    refused("expected a file ending in .png, .gif, .mp4", *enjoy, "-o", tmp_path / "episode.webm")
+    refused("image must be an index from 0 to 3", *enjoy, "--image=9")
+    refused("no agent in", "enjoy", f"--agent={tmp_path / 'none'}", *episodes)
+    (tmp_path / "a.zip").write_bytes(b"x")
+    refused("--trust-pickle", "enjoy", f"--agent={tmp_path / 'a.zip'}", *episodes)
+    evaluate = ("evaluate", f"--images={photos}", f"--checkpoint={checkpoint}", "--metrics=psnr", "--limit=1")
+    refused("trained for steps S,N = 20,5", *evaluate, f"--agent={agent_folder}", "--steps=10,10")
+    refused("the reward's metric niqe must be one of the metrics psnr", *evaluate, "--reward=niqe")
+    upscale = ("upscale", photos / "0.png", "-o", tmp_path / "x.png", f"--checkpoint={checkpoint}")
+    refused("--agent and --start both", *upscale, f"--agent={agent_folder}", "--start=3")
+    refused("trained for steps S,N = 20,5, got 10,10", *upscale, f"--agent={agent_folder}", "--steps=10,10")
+    refused("nothing to draw", "plot", f"--out={tmp_path}")
+    refused("table.json", "plot", f"--evaluation={tmp_path}", f"--out={tmp_path}")
+    refused("no such file", "plot", f"--run={tmp_path}", f"--out={tmp_path}")
+
+
+def test_benchmark(checkpoint: str, photos: Path) -> None:
+    arguments = [
+        f"--images={photos}", f"--checkpoint={checkpoint}", "--image-size=32", "--metric=psnr", "--minutes=0.005",
+        "--eval-every=4", "-p", "n_envs=2", "-p", "hidden_size=8",
+    ]  # fmt: skip
+    result = CliRunner().invoke(benchmark.main, arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "| 0 | 0 | 0 |" in result.output
+    assert "within 1 % of the best fixed start after" in result.output
