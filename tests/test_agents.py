@@ -520,3 +520,19 @@ def test_agent_config_is_checked() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             replace(good, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"skip_mode": "hold"}, {"noise_seeds": None}, {"obs_dtype": "float16"}, {"nfe_penalty": 0.5}]
+)
+def test_training_on_other_episodes(
+    changes: dict[str, Any], config: Callable[..., AgentTrainingConfig], tmp_path: Path
+) -> None:
+    small = config()
+    train_agent(replace(small, env={**small.env, **changes}), tmp_path / "run")
+    last = read_curve(tmp_path / "run" / "evaluations.csv")[-1]
+    assert np.isfinite(last.reward)
+    assert np.isnan(last.regret) == ("skip_mode" in changes)  # of "hold" the table of starts is not everything
+    if "nfe_penalty" in changes:
+        assert last.regret >= 0
+    assert load_agent(tmp_path / "run").act(young_stacks(2)).shape == (2,)

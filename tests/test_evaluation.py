@@ -91,7 +91,7 @@ def test_command(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     assert len(rows) == 2 * 13
     assert float(rows[0]["psnr"]) > 10
     assert (out / "table.md").read_text().count("\n") == 15
-    assert {p.name for p in out.iterdir()} == {"table.json", "table.md", "table.csv", "rows.csv"}
+    assert {p.name for p in out.iterdir()} == {"table.json", "table.md", "table.csv", "rows.csv", "pictures"}
 
 
 def test_bad_input(checkpoint: str, photos: Path, photo: Photo) -> None:
