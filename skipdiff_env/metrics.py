@@ -6,6 +6,7 @@ import functools
 import io
 import re
 import urllib.error
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -152,7 +153,9 @@ def _lpips(device: str) -> Callable[[Tensor, Tensor | None], Tensor]:
     import lpips
     from safetensors.torch import load_file
 
-    model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips calls torchvision as older versions wanted it
+        model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     features = load_file(WEIGHTS / "alexnet_features.safetensors")
     slices = {
         name: module for part in range(1, 6) for name, module in getattr(model.net, f"slice{part}").named_children()
