@@ -158,8 +158,8 @@ def test_upscale_with_an_agent(checkpoint: str, photos: Path, agent_folder: Path
     shutil.copytree(checkpoint, with_agent)
     shutil.copytree(agent_folder, with_agent / "agent")
     assert upscale("b.png", checkpoint=with_agent)[1] == pixels
-    fixed = upscale("c.png", "--start=3", STEPS)[1]
-    assert upscale("d.png", "--start=3", STEPS, checkpoint=with_agent)[1] == fixed
+    fixed = upscale("c.png", "--start=3", STEPS)
+    assert upscale("d.png", "--start=3", STEPS, checkpoint=with_agent)[1] == fixed[1]
     assert "22 forwards" in fixed[0]
     plain = upscale("e.png", "--steps=10,10")
     assert upscale("f.png", "--steps=10,10", checkpoint=with_agent)[1] == plain[1]  # the agent is for other steps
