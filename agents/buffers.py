@@ -1,5 +1,6 @@
 """Buffers that store each latent once instead of whole stacks of them."""
 
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,61 @@ def newest_space(space: spaces.Space[Any]) -> spaces.Box:
 class EpisodeRolloutBuffer(RolloutBuffer):
     """Stores the newest latent of every observation and stacks episodes again when minibatches are drawn.
 
-    The samples are those of Stable-Baselines3's `RolloutBuffer`; memory and time spent on copies are a fraction. For PPO,
-    A2C and TRPO: `rollout_buffer_class=EpisodeRolloutBuffer`.
+    For PPO, A2C and TRPO: `rollout_buffer_class=EpisodeRolloutBuffer`. Against Stable-Baselines3's `RolloutBuffer`, memory
+    and time spent on copies are a fraction, and where rollouts consist of whole episodes of n env steps, minibatches
+    do too: the SPN then computes each latent once per epoch, whatever the size of a minibatch.
+
+    Args:
+        buffer_size: env steps of each environment.
+        observation_space: Box (3 · n, H, W).
+        action_space: Discrete.
+        normalize_decisions: divide the advantages of each decision (the first of an episode, the second, …) by their
+            standard deviation. With a reward only at the end, discounting shrinks the advantages of early decisions to
+            γ^(N-2) of the last one's without making them any less important.
+        kwargs: further arguments of `RolloutBuffer`.
     """
 
     def __init__(
-        self, buffer_size: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], **kwargs: Any
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        normalize_decisions: bool = False,
+        **kwargs: Any,
     ) -> None:
         newest = newest_space(observation_space)
         assert observation_space.shape is not None
         self.n_frames = observation_space.shape[0] // 3
+        self.normalize_decisions = normalize_decisions
         super().__init__(buffer_size, newest, action_space, **kwargs)
+
+    def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: NDArray[Any]) -> None:
+        """As `RolloutBuffer`; then, if asked for, normalises decision by decision."""
+        super().compute_returns_and_advantage(last_values, dones)
+        if self.normalize_decisions:
+            decision = np.zeros(self.n_envs, dtype=int)
+            decisions = np.empty_like(self.episode_starts, dtype=int)
+            for t, starts in enumerate(self.episode_starts):
+                decision = np.where(starts, 0, decision + 1)
+                decisions[t] = decision
+            for i in np.unique(decisions):
+                of = decisions == i
+                self.advantages[of] /= self.advantages[of].std() + 1e-8
+
+    def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
+        """Draws minibatches; of whole episodes, if the rollout and the minibatches are made of them."""
+        n = self.n_frames
+        if batch_size is None or batch_size % n or self.buffer_size % n or not self.episode_starts[::n].all():
+            yield from super().get(batch_size)
+            return
+        if not self.generator_ready:  # as RolloutBuffer has it: environments one after the other
+            for name in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
+                self.__dict__[name] = self.swap_and_flatten(self.__dict__[name])
+            self.generator_ready = True
+        episodes = np.random.permutation(self.buffer_size * self.n_envs // n)  # noqa: NPY002  # SB3's own generator
+        for first in range(0, len(episodes), batch_size // n):
+            chosen = episodes[first : first + batch_size // n]
+            yield self._get_samples((chosen[:, None] * n + np.arange(n)).ravel())
 
     def add(self, obs: NDArray[Any], *args: Any, **kwargs: Any) -> None:
         """Stores one step of every environment; `obs` is a stack."""
@@ -121,6 +166,6 @@ class EpisodeReplayBuffer(ReplayBuffer):
             self.actions[batch_inds, envs],
             stacks[:, 3:],
             self.dones[batch_inds, envs, None],
-            self.rewards[batch_inds, envs, None],
+            self._normalize_reward(self.rewards[batch_inds, envs, None], env),
         )
         return ReplayBufferSamples(*map(self.to_torch, data))

@@ -228,6 +228,8 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, hidden_size if recurrent else flattened)
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         self.gru = nn.GRUCell(flattened, hidden_size) if recurrent else None
+        if self.gru is not None:  # while nothing but SKIP was decided, the state alone tells the decisions apart
+            nn.init.orthogonal_(self.gru.weight_hh)
         self.image_size = image_size
         self.n_frames = channels // 3
         self._remembered: _Episodes | None = None

@@ -14,6 +14,8 @@ from ddpm.errors import ConfigError
 
 ENV_ID = "SkipDiff-v0"
 OFF_POLICY = frozenset({"dqn", "qrdqn"})
+# On-policy algorithms that learn in minibatches.
+MINIBATCHES = frozenset({"ppo", "trpo", "recurrent-ppo"})
 # Arguments of the algorithms that training sets itself, or that mean nothing here.
 RESERVED = frozenset(
     {
@@ -32,6 +34,11 @@ class Hyperparameters:
         env_steps: decisions in all, over all environments.
         n_envs: environments.
         episodes_per_rollout: whole episodes of each environment between two updates (on-policy algorithms).
+        episodes_per_minibatch: whole episodes of a minibatch (PPO, TRPO's critic, RecurrentPPO); None: the rollout.
+        picture_baseline: reward an episode by how much better it came out than earlier ones on its picture; see
+            `agents.vec_env.VecPictureBaseline`.
+        normalize_decisions: normalise advantages decision by decision; see `agents.buffers.EpisodeRolloutBuffer`.
+        lr_schedule: "constant", or "linear": down to 0 over `env_steps`.
         norm: normalisation of the SPN, "batch" or "group".
         hidden_size: size of the GRU's state; None: the paper's 1536.
         spn_size: side that the SPN is built for; None: that of the latents.
@@ -42,6 +49,10 @@ class Hyperparameters:
     env_steps: int = 40_000
     n_envs: int = 16
     episodes_per_rollout: int = 1
+    episodes_per_minibatch: int | None = None
+    picture_baseline: bool = False
+    normalize_decisions: bool = False
+    lr_schedule: str = "constant"
     norm: str = "batch"
     hidden_size: int | None = None
     spn_size: int | None = None
@@ -52,6 +63,14 @@ class Hyperparameters:
         for name in ("env_steps", "n_envs", "episodes_per_rollout"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr_schedule not in ("constant", "linear"):
+            raise ConfigError(f"lr_schedule must be constant or linear, got {self.lr_schedule!r}")
+        rollout = self.n_envs * self.episodes_per_rollout
+        if self.episodes_per_minibatch is not None and not 1 <= self.episodes_per_minibatch <= rollout:
+            raise ConfigError(
+                f"episodes_per_minibatch must lie in 1 … {rollout}, the episodes of a rollout, "
+                f"got {self.episodes_per_minibatch}"
+            )
 
     def policy_settings(self) -> dict[str, Any]:
         """`policy_kwargs` in plain values, as an agent's configuration holds them."""
@@ -61,20 +80,28 @@ class Hyperparameters:
     def algorithm_settings(self, name: str, decisions: int) -> dict[str, Any]:
         """Arguments for the algorithm where an episode has `decisions` env steps."""
         settings = dict(self.algorithm)
+        from stable_baselines3.common.utils import LinearSchedule
+
         from agents.buffers import EpisodeReplayBuffer, EpisodeRolloutBuffer
 
+        if self.lr_schedule == "linear":
+            settings["learning_rate"] = LinearSchedule(settings["learning_rate"], 0.0, 1.0)
         if name in OFF_POLICY:
             return {**settings, "replay_buffer_class": EpisodeReplayBuffer}
         settings["n_steps"] = self.episodes_per_rollout * decisions
         if frame_stacked(name):
             settings["rollout_buffer_class"] = EpisodeRolloutBuffer
-        if "batch_size" in _parameters(name):
-            settings.setdefault("batch_size", settings["n_steps"] * self.n_envs)
+            settings["rollout_buffer_kwargs"] = {"normalize_decisions": self.normalize_decisions}
+        if name in MINIBATCHES:
+            settings["batch_size"] = decisions * (
+                self.episodes_per_minibatch or self.episodes_per_rollout * self.n_envs
+            )
         return settings
 
 
 _OWN: dict[str, type] = {
-    "env_steps": int, "n_envs": int, "episodes_per_rollout": int, "norm": str, "hidden_size": int, "spn_size": int,
+    "env_steps": int, "n_envs": int, "episodes_per_rollout": int, "episodes_per_minibatch": int,
+    "picture_baseline": bool, "normalize_decisions": bool, "lr_schedule": str, "norm": str, "hidden_size": int, "spn_size": int,
     "policy_kwargs": dict,
 }  # fmt: skip
 
@@ -82,7 +109,8 @@ _OWN: dict[str, type] = {
 def _parameters(algorithm: str) -> dict[str, Any]:
     """Arguments of an algorithm that may be set, with their defaults."""
     signature = inspect.signature(algorithm_class(algorithm).__init__).parameters
-    return {name: parameter.default for name, parameter in signature.items() if name not in RESERVED}
+    reserved = RESERVED | {"batch_size"} if algorithm in MINIBATCHES else RESERVED
+    return {name: parameter.default for name, parameter in signature.items() if name not in reserved}
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
@@ -130,9 +158,11 @@ def load_hyperparameters(algorithm: str, overrides: Mapping[str, Any] | None = N
         expected = _OWN[name] if name in _OWN else type(parameters[name])
         if name == "max_grad_norm":  # whole only in the defaults of DQN
             expected = float
-        optional = name in ("hidden_size", "spn_size") or parameters.get(name, 0) is None
+        optional = name in ("hidden_size", "spn_size", "episodes_per_minibatch") or parameters.get(name, 0) is None
         if not _fits(value, expected, optional):
             raise ConfigError(f"{name} must be {_describe(expected)}, got {value!r}")
+    if values.get("normalize_decisions") and (algorithm in OFF_POLICY or not frame_stacked(algorithm)):
+        raise ConfigError(f"{algorithm} has no advantages that normalize_decisions could change; leave it out")
     _check_policy_kwargs(algorithm, values.get("policy_kwargs", {}))
     own = {name: values.pop(name) for name in list(values) if name in _OWN}
     return Hyperparameters(**own, algorithm=values)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from agents.agent import Agent, AgentConfig, AgentPolicy, algorithm_class, play, policy_alias, policy_settings
 from agents.hyperparameters import OFF_POLICY, Hyperparameters, frame_stacked
-from agents.vec_env import check_buffer, make_env
+from agents.vec_env import VecPictureBaseline, check_buffer, make_env
 from ddpm.checkpoints import check_device
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.images import atomic_path
@@ -393,6 +393,8 @@ def train_agent(config: AgentTrainingConfig, folder: Path, resume: bool = False)
     env = make_env(
         h.n_envs, frame_stack=frame_stacked(config.algorithm), seed=config.seed, device=config.device, **config.env
     )
+    if h.picture_baseline:
+        env = VecPictureBaseline(env)
     task: Task = env.unwrapped.get_attr("task")[0]
     tqdm.write(describe_buffer(config, env))
     task.memo.capacity = _cache(config, len(task.pictures), noise_seeds)
@@ -455,6 +457,8 @@ def _resumed(config: AgentTrainingConfig, folder: Path, env: VecEnv) -> tuple[An
     except Exception as error:  # pickles raise anything
         raise CheckpointError(f"{folder}/state.zip is damaged ({error}); start a new run") from None
     curve = read_curve(folder / "evaluations.csv")
+    if config.algorithm in OFF_POLICY:  # the replay buffer is not saved: fill it again before learning from it
+        model.learning_starts = model.num_timesteps + config.hyperparameters.algorithm["learning_starts"]
     # not the same numbers again
     seed = int(np.random.SeedSequence([config.seed, model.num_timesteps]).generate_state(1)[0] // 2)
     set_random_seed(seed)

@@ -1,5 +1,6 @@
 """SkipDiff-v0 as a `VecEnv` of Stable-Baselines3, and the one way to make it for training, evaluation and play."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ import psutil
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from ddpm.errors import ConfigError
 from skipdiff_env.task import Task
@@ -147,6 +148,50 @@ def _one_info(infos: Mapping[str, Any], i: int) -> dict[str, Any]:
         else:
             info[key] = values[i].item() if isinstance(values[i], np.generic) else values[i]
     return info
+
+
+class VecPictureBaseline(VecEnvWrapper):
+    """Gives as reward how much better an episode came out than earlier ones on the same picture.
+
+    Pictures differ far more in quality than the starts of one picture do, and a value function needs thousands of
+    episodes to tell them apart; until then the policy gradient is mostly noise. Here the running mean of a picture's
+    rewards is taken off its reward, and the difference divided by its running standard deviation over all pictures. What
+    is best for a picture stays best. Rewards in `info["episode"]` and `info["metrics"]` remain what they are.
+
+    Args:
+        venv: environment of `make_env`.
+        memory: how many of a picture's latest rewards the mean stands for; ten times as many, over all
+            pictures, the deviation.
+    """
+
+    def __init__(self, venv: VecEnv, memory: int = 20) -> None:
+        super().__init__(venv)
+        self.memory = memory
+        self._means: dict[int, tuple[int, float]] = {}
+        self._variance: tuple[int, float] = (0, 0.0)
+
+    def reset(self) -> VecEnvObs:
+        """As the environment does."""
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Replaces the rewards of episodes that end; the others are 0 and stay so."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        rewards = rewards.copy()
+        for i in np.flatnonzero(dones):
+            rewards[i] = self._relative(int(infos[i]["image_index"]), float(rewards[i]))
+        return observations, rewards, dones, infos
+
+    def _relative(self, picture: int, reward: float) -> float:
+        seen, mean = self._means.get(picture, (0, reward))
+        difference = reward - mean
+        self._means[picture] = seen + 1, mean + difference / min(seen + 1, self.memory)
+        if seen == 0:
+            return 0.0
+        count, variance = self._variance
+        variance += (difference**2 - variance) / min(count + 1, 10 * self.memory)
+        self._variance = count + 1, variance
+        return difference / math.sqrt(variance) if variance > 0 else 0.0
 
 
 def make_env(num_envs: int = 16, *, frame_stack: bool = True, seed: int | None = None, **settings: Any) -> VecEnv:

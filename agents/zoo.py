@@ -9,6 +9,7 @@ their own from `agents.zoo.settings`, in a conf file of two lines.
 
 from typing import Any
 
+from agents.agent import policy_settings
 from agents.hyperparameters import ENV_ID, load_hyperparameters
 
 # N - 1 of the environment's default steps (10, 10).
@@ -24,19 +25,25 @@ def settings(algorithm: str, decisions: int = DECISIONS) -> dict[str, Any]:
     """
     h = load_hyperparameters(algorithm)
     values = h.algorithm_settings(algorithm, decisions)
-    extractor = "get_class_by_name('agents.extractors.SkipProposalExtractor')"
+    policy = policy_settings(algorithm, h.policy_settings())
+    extractor = policy.pop("features_extractor_class")
+    policy_kwargs = ", ".join(f"{name}={value!r}" for name, value in policy.items())
+    wrappers: list[dict[str, Any]] = [
+        {"stable_baselines3.common.vec_env.VecFrameStack": {"n_stack": decisions, "channels_order": "first"}}
+    ]
+    if h.picture_baseline:
+        wrappers.append({"agents.vec_env.VecPictureBaseline": {}})
+    if h.lr_schedule == "linear":
+        values["learning_rate"] = f"lin_{h.algorithm['learning_rate']}"
     return {
-        **{name: value for name, value in values.items() if name != "rollout_buffer_class"},
+        **values,
         "policy": "CnnPolicy",
         "n_envs": h.n_envs,
         "n_timesteps": h.env_steps,
-        "policy_kwargs": (
-            f"dict(features_extractor_class={extractor}, features_extractor_kwargs=dict(norm={h.norm!r}), "
-            "net_arch=[], normalize_images=False)"
+        "policy_kwargs": (  # evaluated by the zoo, which can then write it down
+            f"dict(features_extractor_class=get_class_by_name('{extractor.__module__}.{extractor.__name__}'), {policy_kwargs})"
         ),
-        "vec_env_wrapper": [
-            {"stable_baselines3.common.vec_env.VecFrameStack": {"n_stack": decisions, "channels_order": "first"}}
-        ],
+        "vec_env_wrapper": wrappers,
     }
 
 

@@ -1,6 +1,6 @@
 """How long an agent takes from random weights to the best fixed start, and how much of the way to the oracle it goes.
 
-python -m benchmarks.train_agent --images DIR [--eval-images DIR] [--metric lpips] [--seeds 3] [--minutes 15]
+python -m benchmarks.train_agent --images DIR [--eval-images DIR] [--metric niqe] [--seeds 3] [--minutes 15]
 """
 
 import tempfile
@@ -33,11 +33,11 @@ def gap_closed(evaluation: Evaluation) -> float:
 @click.option("--eval-images", multiple=True, help="Photographs to evaluate on.  [default: those of the training]")
 @click.option("--checkpoint", default="natural-x4")
 @click.option("--algo", default="ppo")
-@click.option("--metric", default="lpips", help="The reward's metric.")
+@click.option("--metric", default="niqe", help="The reward's metric.")
 @click.option("--nfe-penalty", default=0.0)
 @click.option("--image-size", default=128)
 @click.option("--noise-seeds", default=1, help="Noises of each picture.")
-@click.option("--minutes", default=15.0, help="Training time of each seed.")
+@click.option("--minutes", default=15.0, help="Longest training of each seed.")
 @click.option("--seeds", default=1, help="Trainings, with seeds 0, 1, …")
 @click.option("--eval-every", default=200, help="Episodes between evaluations.")
 @click.option("--warm-cache/--cold-cache", default=True, help="Compute every start first; that time is not counted.")
@@ -68,7 +68,7 @@ def main(
         "steps": (unet.coarse_steps, unet.diffusion_steps // unet.coarse_steps), "noise_seeds": noise_seeds,
         "nfe_penalty": nfe_penalty,
     }  # fmt: skip
-    hyperparameters = load_hyperparameters(algo, {"env_steps": 10**7, **parse_overrides(overrides)})
+    hyperparameters = load_hyperparameters(algo, parse_overrides(overrides))
     curves = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)

@@ -45,7 +45,7 @@ def agent_folder(tmp_path: Path) -> Path:
     return tmp_path / "agent"
 
 
-SMALL = ("--env-steps=32", "--eval-every=4", "-p", "n_envs=2", "-p", "hidden_size=8")
+SMALL = ("--env-steps=32", "--eval-every=4", "-p", "n_envs=2", "-p", "episodes_per_minibatch=1", "-p", "hidden_size=8")
 
 
 def test_train_resume_enjoy_plot(episodes: list[str], tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_other_bad_input(
 def test_benchmark(checkpoint: str, photos: Path) -> None:
     arguments = [
         f"--images={photos}", f"--checkpoint={checkpoint}", "--image-size=32", "--metric=psnr", "--minutes=0.005",
-        "--eval-every=4", "-p", "n_envs=2", "-p", "hidden_size=8",
+        "--eval-every=4", "-p", "n_envs=4", "-p", "hidden_size=8",
     ]  # fmt: skip
     result = CliRunner().invoke(benchmark.main, arguments)
     assert result.exit_code == 0, (result.output, result.exception)

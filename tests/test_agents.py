@@ -19,7 +19,7 @@ from torch import Tensor
 from agents.agent import ALGORITHMS, Agent, AgentConfig, AgentPolicy, find_agent, has_agent, load_agent, play
 from agents.buffers import EpisodeReplayBuffer, EpisodeRolloutBuffer
 from agents.extractors import SkipProposalExtractor
-from agents.hyperparameters import load_hyperparameters, parse_overrides
+from agents.hyperparameters import MINIBATCHES, load_hyperparameters, parse_overrides
 from agents.training import AgentTrainingConfig, Evaluator, read_curve, resumed_config, train_agent
 from agents.vec_env import make_env
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
@@ -30,6 +30,7 @@ from skipdiff_env.task import Task
 N = 5
 DECISIONS = N - 1
 OVERRIDES: dict[str, Any] = {"n_envs": 2, "hidden_size": 8, "env_steps": 8 * DECISIONS}
+ONE_MINIBATCH = {"episodes_per_minibatch": None}
 EXTRA: dict[str, dict[str, Any]] = {
     "dqn": {"batch_size": 4, "learning_starts": 8, "buffer_size": 40, "target_update_interval": 8, "train_freq": 4},
     "qrdqn": {
@@ -58,7 +59,13 @@ def config(settings: dict[str, Any]) -> Callable[..., AgentTrainingConfig]:
 
     def make(algorithm: str = "ppo", overrides: dict[str, Any] | None = None, **changes: Any) -> AgentTrainingConfig:
         hyperparameters = load_hyperparameters(
-            algorithm, {**OVERRIDES, **EXTRA.get(algorithm, {}), **(overrides or {})}
+            algorithm,
+            {
+                **OVERRIDES,
+                **(ONE_MINIBATCH if algorithm in MINIBATCHES else {}),
+                **EXTRA.get(algorithm, {}),
+                **(overrides or {}),
+            },
         )
         return AgentTrainingConfig(
             algorithm, settings, hyperparameters, **{"eval_every": 4, "cache_mb": 32.0, **changes}
@@ -141,6 +148,8 @@ def test_train_save_load_resume(
     resumed: Any = load_model(algorithm, run / "state.zip")
     assert resumed.num_timesteps == 16 * DECISIONS
     assert resumed._n_updates > model._n_updates
+    if algorithm in ("dqn", "qrdqn"):  # the replay buffer is filled anew
+        assert resumed.learning_starts == 8 * DECISIONS + EXTRA[algorithm]["learning_starts"]
 
 
 def load_model(algorithm: str, path: Path) -> Any:
@@ -173,7 +182,7 @@ def test_ppo_finds_the_best_start(settings: dict[str, Any], tmp_path: Path) -> N
     """On one picture, whose starts differ a lot, PPO goes from random to the oracle's start."""
     image = sorted(Path(settings["images"]).iterdir())[0]
     overrides = {
-        "n_envs": 8, "hidden_size": 16, "env_steps": 150 * 8 * DECISIONS, "learning_rate": 3e-3, "ent_coef": 0.003,
+        "n_envs": 8, "hidden_size": 16, "env_steps": 80 * 8 * DECISIONS, "learning_rate": 3e-3,
     }  # fmt: skip
     config = AgentTrainingConfig(
         "ppo", {**settings, "images": [str(image)]}, load_hyperparameters("ppo", overrides), eval_every=300
@@ -392,11 +401,13 @@ def test_overrides() -> None:
 
 def test_hyperparameters_of_the_paper() -> None:
     h = load_hyperparameters("ppo")
-    paper = {"clip_range": 0.2, "gamma": 0.7, "gae_lambda": 1.0, "vf_coef": 0.5, "ent_coef": 0.01, "learning_rate": 3e-4, "n_epochs": 1}  # fmt: skip
+    paper = {"clip_range": 0.2, "gamma": 0.7, "gae_lambda": 1.0, "vf_coef": 0.5, "learning_rate": 3e-4, "n_epochs": 1}  # fmt: skip
     assert {name: h.algorithm[name] for name in paper} == paper
     settings = h.algorithm_settings("ppo", 9)
     assert settings["n_steps"] == 9
-    assert settings["batch_size"] == 9 * h.n_envs
+    assert settings["batch_size"] == 9 * 4
+    whole = load_hyperparameters("ppo", {"episodes_per_minibatch": None}).algorithm_settings("ppo", 9)
+    assert whole["batch_size"] == 9 * h.n_envs
 
 
 @pytest.mark.parametrize(
@@ -405,6 +416,9 @@ def test_hyperparameters_of_the_paper() -> None:
         ("ppo", "gama=0.9", "no hyperparameter gama; known are .*gamma"),
         ("ppo", "buffer_size=100", "no hyperparameter buffer_size"),
         ("ppo", "n_steps=9", "known are .*episodes_per_rollout"),
+        ("ppo", "batch_size=64", "known are .*episodes_per_minibatch"),
+        ("ppo", "episodes_per_minibatch=17", "must lie in 1 … 16"),
+        ("dqn", "normalize_decisions=true", "leave it out"),
         ("ppo", "gamma=high", "gamma must be a number, got 'high'"),
         ("ppo", "n_envs=2.5", "n_envs must be a whole number, got 2.5"),
         ("ppo", "n_envs=0", "n_envs must be at least 1"),
@@ -468,6 +482,54 @@ def test_rollout_buffer_equals_that_of_stable_baselines3(settings: dict[str, Any
     for one, other in zip(*samples, strict=True):
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(a, b)
+
+
+def filled_buffer(settings: dict[str, Any], episodes: int, **kwargs: Any) -> Any:
+    """A buffer of random play in 3 environments, and its policy's values replaced by 0."""
+    env = make_env(3, seed=0, **settings)
+    buffer: Any = EpisodeRolloutBuffer(
+        episodes * DECISIONS, env.observation_space, env.action_space, device="cpu", gamma=0.7, gae_lambda=1.0, n_envs=3,
+        **kwargs,
+    )  # fmt: skip
+    observations: Any = env.reset()
+    starts, rng = np.ones(3, dtype=bool), np.random.default_rng(0)
+    zeros = torch.zeros(3)
+    for _ in range(episodes * DECISIONS):
+        actions = rng.integers(2, size=3)
+        following, rewards, dones, _ = env.step(actions)
+        buffer.add(observations, actions[:, None], rewards, starts, zeros, zeros)
+        observations, starts = np.array(following), dones
+    buffer.compute_returns_and_advantage(zeros, dones)
+    return buffer
+
+
+def test_minibatches_are_whole_episodes(settings: dict[str, Any]) -> None:
+    buffer = filled_buffer(settings, 2)
+    returns = buffer.returns.copy()
+    seen = []
+    for minibatch in buffer.get(4 * DECISIONS):
+        for stacks, values in zip(
+            minibatch.observations.unflatten(0, (-1, DECISIONS)), minibatch.returns.unflatten(0, (-1, DECISIONS)),
+            strict=True,
+        ):  # fmt: skip
+            torch.testing.assert_close(values, values[-1] * 0.7 ** torch.arange(DECISIONS - 1, -1, -1))
+            seen.append(float(values[-1]))
+            for k in range(1, DECISIONS):  # each stack is the one before, one latent further on
+                assert torch.equal(stacks[k][:-3], stacks[k - 1][3:])
+            assert not stacks[0][:-3].any()
+    assert len(seen) == 6
+    assert sorted(seen) == sorted(returns[DECISIONS - 1 :: DECISIONS].ravel().tolist())
+
+
+def test_advantages_normalised_by_decision(settings: dict[str, Any]) -> None:
+    plain, normalised = filled_buffer(settings, 4), filled_buffer(settings, 4, normalize_decisions=True)
+    for k in range(DECISIONS):
+        of = plain.advantages[k::DECISIONS]
+        np.testing.assert_allclose(normalised.advantages[k::DECISIONS], of / of.std(), rtol=1e-4)
+    np.testing.assert_array_equal(plain.returns, normalised.returns)
+    # discounting alone makes the first decision's advantages small
+    ratio = plain.advantages[::DECISIONS].std() / plain.advantages[DECISIONS - 1 :: DECISIONS].std()
+    assert ratio == pytest.approx(0.7 ** (DECISIONS - 1), rel=1e-4)
 
 
 @pytest.mark.parametrize("steps", [3 * DECISIONS - 1, 40])

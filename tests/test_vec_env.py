@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor
 
-from agents.vec_env import SkipDiffVecEnv, check_buffer, make_env
+from agents.vec_env import SkipDiffVecEnv, VecPictureBaseline, check_buffer, make_env
 from ddpm.errors import ConfigError
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.vector_env import SkipDiffVectorEnv
@@ -196,6 +196,35 @@ def test_factory_goes_through_the_registry(settings: dict[str, Any]) -> None:
     assert SkipDiffVecEnv(gym_env).num_envs == 2
     with pytest.raises(ConfigError, match="num_envs"):
         make_env(0, **settings)
+
+
+def test_picture_baseline(settings: dict[str, Any]) -> None:
+    """Rewards become differences from the picture's own earlier ones; what is reported stays what it is."""
+    env, plain = VecPictureBaseline(make_env(3, seed=2, **settings), memory=3), make_env(3, seed=2, **settings)
+    np.testing.assert_array_equal(env.reset(), plain.reset())
+    earlier: dict[int, list[float]] = {}
+    relative: list[tuple[float, float]] = []
+    for actions in random_actions(40 * DECISIONS):
+        _, rewards, dones, infos = env.step(actions)
+        _, expected, _, _ = plain.step(actions)
+        if not dones.any():
+            assert not rewards.any()
+            continue
+        for reward, own, info in zip(rewards, expected, infos, strict=True):
+            assert info["episode"]["r"] == own
+            before = earlier.setdefault(info["image_index"], [])
+            if before:
+                mean = before[0]
+                for n, value in enumerate(before[1:], start=2):
+                    mean += (value - mean) / min(n, 3)
+                relative.append((float(reward), own - mean))
+            else:
+                assert reward == 0
+            before.append(float(own))
+    scaled, differences = np.array(relative).T
+    assert (np.sign(scaled) == np.sign(differences)).all()
+    assert scaled[10:].std() == pytest.approx(1, abs=0.4)
+    assert np.corrcoef(scaled[10:], differences[10:])[0, 1] > 0.9
 
 
 def test_buffer_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

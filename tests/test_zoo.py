@@ -11,12 +11,21 @@ from agents.zoo import hyperparams, settings
 
 
 def test_settings_are_those_of_the_project() -> None:
-    own = load_hyperparameters("ppo").algorithm
+    own = {**load_hyperparameters("ppo").algorithm, "learning_rate": "lin_0.0003"}
     zoo = hyperparams["SkipDiff-v0"]
     assert {name: zoo[name] for name in own} == own
     assert zoo["n_steps"] == 9
-    assert zoo["batch_size"] == 9 * zoo["n_envs"]
+    assert zoo["batch_size"] == 9 * 4
     assert settings("trpo", decisions=19)["n_steps"] == 19
+    for algorithm in ("ppo", "trpo"):
+        h = load_hyperparameters(algorithm)
+        written = settings(algorithm)["policy_kwargs"].replace("get_class_by_name", "str")
+        policy = eval(written)  # as the zoo does
+        assert policy.pop("features_extractor_class") == "agents.extractors.SkipProposalExtractor"
+        assert policy["features_extractor_kwargs"] == {
+            "recurrent": True, "norm": h.norm, "hidden_size": h.hidden_size, "image_size": h.spn_size,
+        }  # fmt: skip
+        assert policy["optimizer_kwargs"] == h.policy_kwargs["optimizer_kwargs"]
 
 
 def test_zoo_trains_on_it(checkpoint: str, photos: Path, tmp_path: Path) -> None:
