@@ -48,7 +48,7 @@ def main() -> None:
 
 UNET_OPTIONS = (
     "width", "multipliers", "blocks", "attention_resolutions", "image_size", "dropout", "norm_groups", "patch_size",
-    "noise_level_scale", "prediction", "target", "scale", "coarse_steps",
+    "noise_level_scale", "prediction", "target", "residual_scale", "scale", "coarse_steps",
 )  # fmt: skip
 
 
@@ -81,6 +81,7 @@ UNET_OPTIONS = (
 @click.option(
     "--target", type=click.Choice(["image", "residual"]), default="residual", help="What is diffused (paper: image)."
 )
+@click.option("--residual-scale", default=4.0, help="Factor on the residual, if that is diffused.")
 @click.option("--coarse-steps", type=int, default=10, help="Default S of the checkpoint.")
 @click.option("--seed", type=int, default=0)
 @click.option("--save-every", type=int, default=500, help="Iterations between checkpoints.")
@@ -336,13 +337,17 @@ def evaluate(
 @main.command()
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="demo.png", help="Picture to write.")
 @CHECKPOINT
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise.")
+@click.option("--agent/--no-agent", default=True, help="Also train an agent on the photographs, about a minute.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise and of the training.")
 @DEVICE
-def demo(out: Path, **options: Any) -> None:
-    """Shrink scikit-image's photographs four times, enlarge them in every way, and compare."""
+def demo(out: Path, agent: bool, **options: Any) -> None:
+    """Shrink scikit-image's photographs four times, enlarge them in every way, and train an agent on them."""
     from agents.demo import demo as run
+    from agents.demo import demo_agent
 
     click.echo(run(out, **options))
+    if agent:
+        click.echo(f"\n{demo_agent(out.with_stem(f'{out.stem}-agent'), **options)}")
 
 
 IMAGES = click.option(

@@ -1,6 +1,8 @@
-"""The demonstration: scikit-image's own photographs, shrunk and enlarged in every way, side by side."""
+"""The demonstration: scikit-image's own photographs enlarged in every way, and an agent trained on them from scratch."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import matplotlib
 
@@ -16,7 +18,7 @@ from tqdm import tqdm
 from agents.evaluation import compare, measure, to_markdown
 from ddpm.checkpoints import load_unet
 from ddpm.degradation import degrade, downsample
-from ddpm.images import atomic_path, to_tensor, to_uint8
+from ddpm.images import Picture, atomic_path, to_tensor, to_uint8, write_picture
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.refinement import RefinementProcess
 
@@ -24,6 +26,8 @@ from skipdiff_env.refinement import RefinementProcess
 PHOTOGRAPHS = {"astronaut": (0, 128), "chelsea": (20, 110), "coffee": (60, 170), "rocket": (100, 180)}
 SIZE = 192
 METRICS = ("psnr", "ssim", "lpips", "niqe")
+# PPO's own hyperparameters, and a learning rate that falls over as many episodes as four photographs need.
+DEMO_PPO: dict[str, Any] = {"env_steps": 18_000}
 
 
 def photographs() -> Tensor:
@@ -63,6 +67,61 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
     columns |= {f"{m}\n{r.nfe[0]} forwards": r.sr for m, r in results.items()} | {"original": hr}
     _draw(columns, out)
     return f"{to_markdown(rows)}\n\npicture: {out}"
+
+
+def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str = "cpu") -> str:
+    """Trains an agent on the demonstration's photographs, from random weights; draws how it learnt and what it decides.
+
+    Args:
+        out: picture of the decisions to write; the learning curve goes beside it, as <out>-learning.
+        checkpoint: name, folder or Hub id.
+        seed: of the training.
+        device: where to compute.
+
+    Returns:
+        What was learnt, in lines.
+    """
+    from agents.agent import load_agent
+    from agents.enjoy import enjoy, write_film
+    from agents.hyperparameters import load_hyperparameters
+    from agents.plots import learning_curves, save
+    from agents.training import AgentTrainingConfig, read_curve, train_agent
+    from skipdiff_env.task import Task
+
+    unet = load_unet(checkpoint, device)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name, hr in zip(PHOTOGRAPHS, photographs(), strict=True):
+            write_picture(Picture(to_uint8(hr)), folder / "images" / f"{name}.png")
+        env: dict[str, Any] = {
+            "checkpoint": checkpoint, "images": [str(folder / "images")], "image_size": SIZE, "metric": "niqe",
+            "steps": (unet.coarse_steps, unet.diffusion_steps // unet.coarse_steps), "noise_seeds": 1,
+        }  # fmt: skip
+        hyperparameters = load_hyperparameters("ppo", DEMO_PPO)
+        config = AgentTrainingConfig("ppo", env, hyperparameters, eval_every=100, seed=seed, device=device)
+        agent = load_agent(train_agent(config, folder / "run"), device)
+        curve = read_curve(folder / "run" / "evaluations.csv")
+        task = Task(device=device, **env)
+        rewards = np.load(folder / "run" / "outcomes.npz")["rewards"][:, 0]
+        played = [enjoy(agent, task, image, 0) for image in range(len(task.pictures))]
+    frames = [one.frames[-1] for one in played]
+    write_film([np.concatenate(frames)], out)
+    learning = out.with_stem(f"{out.stem}-learning")
+    save(learning_curves({"PPO": curve}), learning)
+    best = max(curve, key=lambda evaluation: evaluation.reward)
+    lines = [
+        f"PPO, {curve[-1].episodes} episodes on these photographs in {curve[-1].seconds:.0f} s: reward "
+        f"{curve[0].reward:.4f} before, {best.reward:.4f} at its best; best fixed start {best.best_fixed_reward:.4f}, "
+        f"oracle {best.oracle_reward:.4f}",
+        "",
+        "| photograph | decisions at t = N … 2 | start | best start | NIQE | NFE |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one, own in zip(PHOTOGRAPHS, played, rewards, strict=True):
+        state, actions = one.episode.refinement, " ".join(action.name for action in one.episode.actions)
+        niqe = one.episode.metrics["niqe"]
+        lines.append(f"| {name} | {actions} | {state.start} | {own.argmax() + 1} | {niqe:.2f} | {state.nfe} |")
+    return "\n".join([*lines, "", f"pictures: {out}, {learning}"])
 
 
 def _draw(columns: dict[str, Tensor], out: Path) -> None:

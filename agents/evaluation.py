@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,6 +27,8 @@ from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProces
 from skipdiff_env.task import quality
 
 BICUBIC, RANDOM, ORACLE, BEST_FIXED = "bicubic", "random skipping", "oracle", "best fixed start"
+# The oracle of other noises: what of the oracle's gain belongs to the picture and not to the noise.
+PICTURE_START = "each picture's best start"
 # Method of a fixed start, as a regular expression.
 FIXED_START = r"CSA\(\d+\) \+ FSR\(\d+\)"
 
@@ -179,7 +182,10 @@ def measure(
 
 
 def with_rewards(rows: Sequence[Row], metric: Metric, best_start: int | None = None) -> list[Row]:
-    """Adds rewards and regrets, and the rows of the oracle and of the best fixed start.
+    """Adds rewards and regrets, and the rows of the best fixed start, the oracle, and the oracle of other noises.
+
+    The last, where there are several noise seeds, takes for each picture the start that is best on average under the *other*
+    seeds: no policy that sees only the picture can be expected to do better, and the oracle's lead over it is luck.
 
     Args:
         rows: with every start of the fine chain.
@@ -195,17 +201,35 @@ def with_rewards(rows: Sequence[Row], metric: Metric, best_start: int | None = N
     fixed = [row for row in rows if re.fullmatch(FIXED_START, row.method)]
     oracle: dict[tuple[int, int], Row] = {}
     by_start: dict[int, list[float]] = {}
+    by_picture: dict[int, list[Row]] = {}
     for row in fixed:
         assert row.start is not None
         place = row.image, row.seed
         if place not in oracle or row.reward > oracle[place].reward:
             oracle[place] = row
         by_start.setdefault(row.start, []).append(row.reward)
+        by_picture.setdefault(row.image, []).append(row)
     if best_start is None:
         best_start = max(by_start, key=lambda start: float(np.mean(by_start[start])))
     rows += [replace(row, method=f"{BEST_FIXED} ({best_start})") for row in fixed if row.start == best_start]
+    rows += [replace(row, method=PICTURE_START) for own in by_picture.values() for row in _best_of_others(own)]
     rows += [replace(row, method=ORACLE) for row in oracle.values()]
     return [replace(row, regret=oracle[row.image, row.seed].reward - row.reward) for row in rows]
+
+
+def best_of_other_noises(rewards: NDArray[np.float64]) -> NDArray[np.intp]:
+    """For each noise of a picture the index of the start that is best on average under its other noises; (K, N) → (K,)."""
+    return (rewards.sum(axis=0) - rewards).argmax(axis=1)
+
+
+def _best_of_others(rows: Sequence[Row]) -> list[Row]:
+    """Of one picture's rows with every start those that `best_of_other_noises` chooses, if there are several noises."""
+    starts, seeds = (sorted({getattr(row, name) for row in rows}) for name in ("start", "seed"))
+    if len(seeds) < 2:
+        return []
+    by_place = {(row.seed, row.start): row for row in rows}
+    rewards = np.array([[by_place[seed, start].reward for start in starts] for seed in seeds])
+    return [by_place[seed, starts[i]] for seed, i in zip(seeds, best_of_other_noises(rewards), strict=True)]
 
 
 def find_best_start(process: RefinementProcess, scale: int, crops: Sequence[Tensor], metric: Metric) -> int:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from agents.evaluation import BEST_FIXED, BICUBIC, FIXED_START, ORACLE, RANDOM
+from agents.evaluation import BEST_FIXED, BICUBIC, FIXED_START, ORACLE, PICTURE_START, RANDOM
 from agents.training import Evaluation, read_curve
 from ddpm.errors import ConfigError
 from ddpm.images import atomic_path, read_picture
@@ -80,7 +80,7 @@ def _colour(method: str) -> str:
     for beginning, colour in ((BICUBIC, "grey"), ("DDPM", "tab:red"), ("CSA", "tab:blue"), (RANDOM, "tab:brown")):
         if method.startswith(beginning):
             return colour
-    return "tab:purple" if method.startswith((ORACLE, BEST_FIXED)) else "tab:green"
+    return "tab:purple" if method.startswith((ORACLE, PICTURE_START, BEST_FIXED)) else "tab:green"
 
 
 def starts(outcomes: Mapping[str, NDArray[np.float64]], chosen: Mapping[str, Sequence[int]] | None = None) -> Figure:

@@ -12,13 +12,15 @@ from click.testing import CliRunner
 from PIL import Image
 
 from agents.cli import main
-from agents.evaluation import Row, compare, evaluate, load_crops, summarise, to_markdown
+from agents.evaluation import Row, compare, evaluate, load_crops, summarise, to_markdown, with_rewards
+from benchmarks import starts
 from ddpm.degradation import degrade
 from ddpm.errors import ConfigError, ImageError
 from ddpm.noise import KeyedNoise
 from ddpm.sampling import coarse_approximation, refine, sample, to_image
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.unet import UNet
+from skipdiff_env.metrics import make_metric
 from skipdiff_env.refinement import RefinementProcess
 from tests.conftest import Photo
 
@@ -77,6 +79,55 @@ def test_failed_metrics_are_counted_and_left_out() -> None:
     assert "| a | 5.00 | 3.0 | 1.00 |" in to_markdown(rows)
 
 
+def test_best_start_of_a_picture_is_chosen_under_other_noises() -> None:
+    """Picture 0 has its best start (2) under every noise; picture 1's is the noise's, and never the others'."""
+    psnr = {
+        (0, 0): (10, 20, 15), (0, 1): (11, 19, 15), (0, 2): (12, 21, 15),
+        (1, 0): (30, 20, 10), (1, 1): (20, 30, 10), (1, 2): (10, 20, 30),
+    }  # fmt: skip
+    rows = [
+        Row(f"CSA(3) + FSR({start})", image, seed, 2 + start, 0.0, {"psnr": float(value)}, start)
+        for (image, seed), values in psnr.items()
+        for start, value in enumerate(values, start=1)
+    ]
+    rows = with_rewards(rows, make_metric("psnr"))
+    chosen = {(row.image, row.seed): row.start for row in rows if row.method == "each picture's best start"}
+    # under seeds 1 and 2 picture 1 has means 15, 25, 20; under 0 and 2: 20, 20, 20 and the first counts; under 0 and 1: 25, 25, 10
+    assert chosen == {(0, 0): 2, (0, 1): 2, (0, 2): 2, (1, 0): 2, (1, 1): 1, (1, 2): 1}
+    summary = {str(entry["method"]): entry for entry in summarise(rows)}
+    assert summary["oracle"]["reward"] == pytest.approx((20 + 19 + 21 + 30 + 30 + 30) / 6)
+    assert summary["each picture's best start"]["reward"] == pytest.approx((20 + 19 + 21 + 20 + 20 + 10) / 6)
+    assert summary["each picture's best start"]["regret"] == pytest.approx((0 + 0 + 0 + 10 + 10 + 20) / 6)
+    one = with_rewards([row for row in rows if row.seed == 0 and "FSR" in row.method], make_metric("psnr"))
+    assert not [row for row in one if row.method == "each picture's best start"]
+
+
+def test_spreads_of_starts() -> None:
+    """The components of a reward that was made of them; picture x start and noise x start lose what all starts share."""
+    rng = np.random.default_rng(0)
+    P, K, N = 2000, 4, 10
+    of_picture, of_noise = rng.normal(0, 0.3, (P, 1, N)), rng.normal(0, 0.2, (P, K, N))
+    rewards = rng.normal(0, 5, (P, K, 1)) + np.linspace(0, 1, N) + of_picture + of_noise
+    assert starts.spreads(rewards) == pytest.approx((0.3 * 0.9**0.5, 0.2 * 0.9**0.5), rel=0.03)
+    same, chance = starts.agreement(rewards.argmax(axis=2))
+    assert same > chance + 0.1
+    shuffled = rng.permuted((rewards - of_picture).argmax(axis=2).ravel()).reshape(P, K)
+    same, chance = starts.agreement(shuffled)
+    assert same == pytest.approx(chance, abs=0.02)
+
+
+def test_starts_command(checkpoint: str, photos: Path) -> None:
+    arguments = [f"--images={photos}", f"--checkpoint={checkpoint}", "--image-size=32", "--metrics=psnr,ssim"]
+    result = CliRunner().invoke(starts.main, [*arguments, "--noise-seeds=2"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    for name in ("psnr", "ssim"):
+        (line,) = (line for line in result.output.splitlines() if line.startswith(f"| {name}"))
+        fixed, own, oracle = (float(cell.split()[0]) for cell in line.strip("| ").split(" | ")[1:4])
+        assert oracle >= max(fixed, own) - 1e-4
+        (counts,) = (line for line in result.output.splitlines() if line.startswith(f"{name}: "))
+        assert sum(map(int, counts.split(": ")[-1].split())) == 2 * len(list(photos.iterdir()))
+
+
 def test_command(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     args = [f"--images={photos}", f"--checkpoint={checkpoint}", "--steps=10,10", "--limit=2", "--metrics=psnr,lpips"]
@@ -107,11 +158,25 @@ def test_bad_input(checkpoint: str, photos: Path, photo: Photo) -> None:
         evaluate(crops, checkpoint, metrics=["nique"])
 
 
-def test_demo(checkpoint: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["demo", f"--checkpoint={checkpoint}", "-o", str(tmp_path / "demo.png")])
+def test_demo(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"spn_size": 64, "hidden_size": 8, "n_envs": 4, "episodes_per_minibatch": None, "env_steps": 72}
+    monkeypatch.setattr("agents.demo.DEMO_PPO", small)
+    arguments = ["demo", f"--checkpoint={checkpoint}", "-o", str(tmp_path / "demo.png")]
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     for method in ("bicubic", "DDPM-100", "CSA(10)", "CSA(10) + FSR(5)"):
         assert f"| {method} |" in result.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["demo-agent-learning.png", "demo-agent.png", "demo.png"]
     with Image.open(tmp_path / "demo.png") as image:
         assert image.width > 1000
-    assert [p.name for p in tmp_path.iterdir()] == ["demo.png"]
+    with Image.open(tmp_path / "demo-agent.png") as image:
+        assert image.height > 4 * 192
+    lines = [line.strip("| ").split(" | ") for line in result.output.splitlines()]
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        (line,) = (cells for cells in lines if cells[0] == name)
+        actions, start, best = line[1].split(), int(line[2]), int(line[3])
+        assert len(actions) == 9
+        skips = [t for t, action in zip(range(10, 1, -1), actions, strict=True) if action == "SKIP"]
+        assert start == min(skips, default=11) - 1
+        assert 1 <= best <= 10
+        assert int(line[5]) == 9 + actions.count("DENOISE") + 1
