@@ -337,7 +337,7 @@ def evaluate(
 @main.command()
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="demo.png", help="Picture to write.")
 @CHECKPOINT
-@click.option("--agent/--no-agent", default=True, help="Also train an agent on the photographs, about a minute.")
+@click.option("--agent/--no-agent", default=True, help="Also train an agent on the photographs, a minute or two.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise and of the training.")
 @DEVICE
 def demo(out: Path, agent: bool, **options: Any) -> None:

@@ -598,3 +598,14 @@ def test_training_on_other_episodes(
     if "nfe_penalty" in changes:
         assert last.regret >= 0
     assert load_agent(tmp_path / "run").act(young_stacks(2)).shape == (2,)
+
+
+def test_shipped_agent() -> None:
+    """The agent of natural-x4 decides for its checkpoint's steps, and skips the first fine steps only."""
+    agent, task = load_agent("natural-x4"), Task("natural-x4", cache_mb=0)
+    agent.check((task.process.S, task.process.N))
+    assert agent.config.training["env"]["checkpoint"] == "natural-x4"
+    episodes = play(task, AgentPolicy(agent), [0, 20], [0, 0])
+    for episode in episodes:
+        assert 4 <= episode.refinement.start <= 9
+        assert episode.refinement.nfe == 9 + len(episode.actions) - sum(episode.actions) + 1
