@@ -10,7 +10,7 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: .venv/installed  ## enlarge scikit-image's photographs and compare with bicubic and the full DDPM
+demo: .venv/installed  ## enlarge scikit-image's photographs in every way, and train an agent on them
 	$(BIN)/skipdiff demo -o demo.png
 
 test: .venv/installed
@@ -29,4 +29,4 @@ wheel: .venv/installed
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 clean:
-	rm -rf .venv dist build *.egg-info demo.png
+	rm -rf .venv dist build *.egg-info demo*.png
