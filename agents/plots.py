@@ -46,12 +46,10 @@ def perception_distortion(summary: Sequence[Mapping[str, Any]]) -> Figure:
     perceptual = [name for name in ("niqe", "lpips") if name in summary[0]]
     figure, axes = plt.subplots(1, len(perceptual), figsize=(6 * len(perceptual), 4.5), squeeze=False)
     for axis, name in zip(axes[0], perceptual, strict=True):
-        for entry in summary:
-            axis.scatter(entry["psnr"], entry[name], s=30, color=_colour(entry["method"]))
-            place = entry["psnr"], entry[name]
-            axis.annotate(_short(entry["method"]), place, (4, 4), textcoords="offset points", fontsize=7)
+        _points(axis, summary, "psnr", name)
         axis.set(xlabel=_label("psnr"), ylabel=_label(name))
         axis.grid(alpha=0.3)
+    _legend(figure, axes[0, -1])
     return figure
 
 
@@ -60,20 +58,41 @@ def quality_against_steps(summary: Sequence[Mapping[str, Any]]) -> Figure:
     names = [name for name in LABELS if name in summary[0]]
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.8), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        for entry in summary:
-            spread = entry.get(f"{name}_std") if entry.get("seeds", 1) > 1 else None
-            axis.errorbar(entry["nfe"], entry[name], spread, fmt="o", ms=5, color=_colour(entry["method"]))
-            place = entry["nfe"], entry[name]
-            axis.annotate(_short(entry["method"]), place, (4, 4), textcoords="offset points", fontsize=6)
+        _points(axis, summary, "nfe", name)
         axis.set(xlabel="UNet forwards", ylabel=_label(name), xscale="symlog")
         axis.grid(alpha=0.3)
     figure.tight_layout()
+    _legend(figure, axes[0, -1])
     return figure
 
 
-def _short(method: str) -> str:
-    """A method's name in a figure; of a fixed start only the start, since there are many."""
-    return re.findall(r"\d+", method)[1] if re.fullmatch(FIXED_START, method) else method
+def _points(axis: Axes, summary: Sequence[Mapping[str, Any]], across: str, up: str) -> None:
+    """One point a method, with its spread over noises; fixed starts are numbered, the others named in the legend."""
+    others = [entry["method"] for entry in summary if not re.fullmatch(FIXED_START, entry["method"])]
+    for entry in summary:
+        place = entry[across], entry[up]
+        spread = entry.get(f"{up}_std") if entry.get("seeds", 1) > 1 else None
+        style: dict[str, Any] = {"ms": 6, "elinewidth": 0.8}
+        if entry["method"] in others:
+            i = others.index(entry["method"])
+            style |= {
+                "fmt": "osD^vP*X"[i % 8],
+                "color": _colour(entry["method"]),
+                "alpha": 0.7,
+                "label": entry["method"],
+            }
+        else:
+            start = re.findall(r"\d+", entry["method"])[1]
+            axis.annotate(start, place, (4, 4), textcoords="offset points", fontsize=7, color="tab:blue")
+            style |= {"fmt": ".", "color": "tab:blue"}
+        axis.errorbar(*place, spread, **style)
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), title="numbers: fixed starts", title_fontsize=7
+    )  # fmt: skip
 
 
 def _colour(method: str) -> str:
