@@ -381,7 +381,7 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     names = ("checkpoint", "steps", "images", "image_size", "metric", "skip_mode", "nfe_penalty")
     settings = {name: options.pop(name) for name in names}
     unet = shared_unet(settings["checkpoint"], options["device"])
-    steps = settings["steps"] or (unet.coarse_steps, unet.diffusion_steps // unet.coarse_steps)
+    steps = settings["steps"] or unet.steps
     return settings | {"steps": steps, "images": list(settings["images"]) or None}
 
 

@@ -51,9 +51,8 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
         A table of means over the photographs.
     """
     unet = load_unet(checkpoint, device)
-    N = unet.diffusion_steps // unet.coarse_steps
-    process = RefinementProcess(unet, unet.diffusion_steps, (unet.coarse_steps, N), device=device)
-    start = unet.start or N
+    process = RefinementProcess(unet, unet.diffusion_steps, unet.steps, device=device)
+    start = unet.start or process.N
     hr = photographs().to(device)
     lr_up = degrade(hr, unet.scale)
     expected = unet.diffusion_steps + unet.coarse_steps + start
@@ -95,7 +94,7 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
             write_picture(Picture(to_uint8(hr)), folder / "images" / f"{name}.png")
         env: dict[str, Any] = {
             "checkpoint": checkpoint, "images": [str(folder / "images")], "image_size": SIZE, "metric": "niqe",
-            "steps": (unet.coarse_steps, unet.diffusion_steps // unet.coarse_steps), "noise_seeds": 1,
+            "steps": unet.steps, "noise_seeds": 1,
         }  # fmt: skip
         hyperparameters = load_hyperparameters("ppo", DEMO_PPO)
         config = AgentTrainingConfig("ppo", env, hyperparameters, eval_every=100, seed=seed, device=device)

@@ -293,10 +293,7 @@ def evaluate(
         metric.check_size(*crops[0].shape[-2:])
     if reward is not None and reward not in measures:
         raise ConfigError(f"the reward's metric {reward} must be one of the metrics {', '.join(measures)}")
-    S = unet.coarse_steps
-    process = RefinementProcess(
-        unet, unet.diffusion_steps, steps or (S, unet.diffusion_steps // S), batch_size=batch_size, device=device
-    )
+    process = RefinementProcess(unet, unet.diffusion_steps, steps or unet.steps, batch_size=batch_size, device=device)
     policies: dict[str, Policy] = {}
     for name, agent in (agents or {}).items():
         agent.check((process.S, process.N))

@@ -62,11 +62,16 @@ def main(
     """Tabulates every start of every picture under several noises."""
     first, *others = metrics.split(",")
     unet = shared_unet(checkpoint, device)
-    steps = unet.coarse_steps, unet.diffusion_steps // unet.coarse_steps
 
     def outcomes(paths: tuple[str, ...], seeds: int) -> dict[str, NDArray[np.float64]]:
         task = Task(
-            checkpoint, list(paths) or None, image_size, steps=steps, metric=first, report_metrics=others, device=device
+            checkpoint,
+            list(paths) or None,
+            image_size,
+            steps=unet.steps,
+            metric=first,
+            report_metrics=others,
+            device=device,
         )
         values = tabulate(task, seeds).metrics
         better = {name: task.metrics[name].lower_better for name in values}

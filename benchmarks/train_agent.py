@@ -65,7 +65,7 @@ def main(
     unet = shared_unet(checkpoint, device)
     env = {
         "checkpoint": checkpoint, "images": list(images) or None, "image_size": image_size, "metric": metric,
-        "steps": (unet.coarse_steps, unet.diffusion_steps // unet.coarse_steps), "noise_seeds": noise_seeds,
+        "steps": unet.steps, "noise_seeds": noise_seeds,
         "nfe_penalty": nfe_penalty,
     }  # fmt: skip
     hyperparameters = load_hyperparameters(algo, parse_overrides(overrides))

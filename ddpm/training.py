@@ -183,7 +183,7 @@ def sample_grid(unet: UNet, hr: Tensor) -> np.ndarray:
     lr_up = degrade(hr, unet.scale)
     noise = KeyedNoise(range(len(hr)), hr.shape[1:], hr.device)
     latents = coarse_approximation(unet, coarse, lr_up, noise)
-    start = unet.start or unet.diffusion_steps // unet.coarse_steps
+    start = unet.start or unet.steps[1]
     fine = refine(unet, alphas_cumprod, latents, lr_up, noise, start)
     images = torch.stack([lr_up, to_image(unet, latents, lr_up), to_image(unet, fine, lr_up), hr])
     columns = images.permute(1, 3, 0, 4, 2).reshape(-1, 4 * hr.shape[3], 3)

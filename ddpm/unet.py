@@ -309,6 +309,11 @@ class UNet(
         unet.load_state_dict(tensors)
         return unet.eval().to(map_location)
 
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The net's own (S, N): coarse steps, and diffusion steps that each of them spans."""
+        return self.coarse_steps, self.diffusion_steps // self.coarse_steps
+
     def forward(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:
         """Predicts eps or v.
 

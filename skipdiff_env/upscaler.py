@@ -71,8 +71,9 @@ class Upscaler:
         self.unet = load_unet(checkpoint, device)
         self.scale, self.device, self.tile = self.unet.scale, device, tile
         self.denoiser: Denoiser = TiledUNet(self.unet, tile, min(32, tile // 4)) if tile else self.unet
-        T, S = self.unet.diffusion_steps, self.unet.coarse_steps
-        self.process = RefinementProcess(self.denoiser, T, steps or (S, T // S), batch_size=batch_size, device=device)
+        self.process = RefinementProcess(
+            self.denoiser, self.unet.diffusion_steps, steps or self.unet.steps, batch_size=batch_size, device=device
+        )
         if start is not None and not 1 <= start <= self.process.N:
             raise ConfigError(f"start must lie in 1 … {self.process.N}, the fine steps of --steps, got {start}")
         # the checkpoint's start belongs to its own N; another N starts at the same place within the fine part at most
