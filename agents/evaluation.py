@@ -185,7 +185,8 @@ def with_rewards(rows: Sequence[Row], metric: Metric, best_start: int | None = N
     """Adds rewards and regrets, and the rows of the best fixed start, the oracle, and the oracle of other noises.
 
     The last, where there are several noise seeds, takes for each picture the start that is best on average under the *other*
-    seeds: no policy that sees only the picture can be expected to do better, and the oracle's lead over it is luck.
+    seeds. The fewer they are, the more that choice is itself disturbed by noise: what of the oracle's gain is the picture's is
+    at least what this row keeps, on average.
 
     Args:
         rows: with every start of the fine chain.
@@ -215,6 +216,12 @@ def with_rewards(rows: Sequence[Row], metric: Metric, best_start: int | None = N
     rows += [replace(row, method=PICTURE_START) for own in by_picture.values() for row in _best_of_others(own)]
     rows += [replace(row, method=ORACLE) for row in oracle.values()]
     return [replace(row, regret=oracle[row.image, row.seed].reward - row.reward) for row in rows]
+
+
+def gap_closed(reward: float, best_fixed: float, oracle: float) -> float:
+    """Share of the gap between best fixed start and oracle that a reward closes; negative below, NaN where there is none."""
+    gap = oracle - best_fixed
+    return (reward - best_fixed) / gap if gap > 0 else math.nan
 
 
 def best_of_other_noises(rewards: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -7,7 +7,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.evaluation import best_of_other_noises
+from agents.evaluation import best_of_other_noises, gap_closed
 from agents.training import tabulate
 from skipdiff_env.task import Task, quality, shared_unet
 
@@ -83,9 +83,9 @@ def main(
     click.echo("|---" * len(HEADINGS) + "|")
     for name, table in rewards.items():
         start = int(chosen_on[name].mean(axis=(0, 1)).argmax())
-        fixed, oracle = table[:, :, start].mean(), table.max(axis=2).mean()
-        own = np.mean([own[range(noise_seeds), best_of_other_noises(own)] for own in table])
-        share = (own - fixed) / (oracle - fixed) if oracle > fixed else float("nan")
+        fixed, oracle = float(table[:, :, start].mean()), float(table.max(axis=2).mean())
+        own = float(np.mean([own[range(noise_seeds), best_of_other_noises(own)] for own in table]))
+        share = gap_closed(own, fixed, oracle)
         (of_picture, of_noise), (same, chance) = spreads(table), agreement(table.argmax(axis=2))
         click.echo(
             f"| {name} | {fixed:.4f} ({start + 1}) | {own:.4f} | {oracle:.4f} | {share:.0%} | {of_picture:.4f} "

@@ -12,6 +12,7 @@ import click
 import numpy as np
 import torch
 
+from agents.evaluation import gap_closed
 from agents.hyperparameters import load_hyperparameters, parse_overrides
 from agents.training import AgentTrainingConfig, Evaluation, read_curve, train_agent
 from skipdiff_env.task import shared_unet
@@ -22,10 +23,9 @@ def reached(curve: Sequence[Evaluation], part: float = 0.01) -> float:
     return next((e.seconds for e in curve if e.reward >= (1 - part) * e.best_fixed_reward), float("inf"))
 
 
-def gap_closed(evaluation: Evaluation) -> float:
-    """Share of the gap between best fixed start and oracle that the agent closes; negative below the best fixed start."""
-    gap = evaluation.oracle_reward - evaluation.best_fixed_reward
-    return (evaluation.reward - evaluation.best_fixed_reward) / gap if gap > 0 else float("nan")
+def closed_by(evaluation: Evaluation) -> float:
+    """Share of the gap between best fixed start and oracle that an evaluated agent closes."""
+    return gap_closed(evaluation.reward, evaluation.best_fixed_reward, evaluation.oracle_reward)
 
 
 @click.command(context_settings={"show_default": True})
@@ -87,16 +87,16 @@ def main(
         for e in curve:
             click.echo(
                 f"| {seed} | {e.episodes} | {e.seconds:.0f} | {e.reward:.4f} | {e.best_fixed_reward:.4f} "
-                f"| {e.oracle_reward:.4f} | {gap_closed(e):.0%} | {e.start:.2f} | {e.nfe:.2f} |"
+                f"| {e.oracle_reward:.4f} | {closed_by(e):.0%} | {e.start:.2f} | {e.nfe:.2f} |"
             )
     for seed, (curve, whole) in enumerate(curves):
         best = max(curve, key=lambda e: e.reward)
         rate = curve[-1].episodes / max(curve[-1].seconds, 1e-9)
         click.echo(
             f"seed {seed}: within 1 % of the best fixed start after {reached(curve):.0f} s; best reward {best.reward:.4f} "
-            f"({gap_closed(best):.0%} of the gap to the oracle); {rate:.1f} episodes/s; {whole:.0f} s with everything"
+            f"({closed_by(best):.0%} of the gap to the oracle); {rate:.1f} episodes/s; {whole:.0f} s with everything"
         )
-    closed = [gap_closed(max(curve, key=lambda e: e.reward)) for curve, _ in curves]
+    closed = [closed_by(max(curve, key=lambda e: e.reward)) for curve, _ in curves]
     click.echo(f"gap closed, mean ± std over seeds: {np.mean(closed):.0%} ± {np.std(closed):.0%}")
 
 
