@@ -448,7 +448,8 @@ def enjoy(agent: str, out: Path, image: int, noise_seed: int, trust_pickle: bool
     loaded = load_agent(agent, options["device"], trust_pickle)
     if loaded.config.steps[0]:
         options["steps"] = options["steps"] or loaded.config.steps
-    played = play(loaded, Task(**_settings(options), **options), image, noise_seed)
+    task = Task(**_settings(options), **options)
+    played = play(loaded, task, image, noise_seed, film=out.suffix.lower() != ".png")
     write_film(played.frames, out)
     click.echo(f"{played.describe()}\npicture: {out}")
 

@@ -102,9 +102,8 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
         curve = read_curve(folder / "run" / "evaluations.csv")
         task = Task(device=device, **env)
         rewards = np.load(folder / "run" / "outcomes.npz")["rewards"][:, 0]
-        played = [enjoy(agent, task, image, 0) for image in range(len(task.pictures))]
-    frames = [one.frames[-1] for one in played]
-    write_film([np.concatenate(frames)], out)
+        played = [enjoy(agent, task, image, 0, film=False) for image in range(len(task.pictures))]
+    write_film([np.concatenate([one.frames[-1] for one in played])], out)
     learning = out.with_stem(f"{out.stem}-learning")
     save(learning_curves({"PPO": curve}), learning)
     best = max(curve, key=lambda evaluation: evaluation.reward)

@@ -27,7 +27,7 @@ class Played:
     Attributes:
         episode: ended.
         probabilities: float64, (N - 1, 2), of DENOISE and SKIP at each decision.
-        frames: uint8 (height, width, 3), at the beginning and after each decision.
+        frames: uint8 (height, width, 3), at the beginning and after each decision; or the last of them alone.
     """
 
     episode: Episode
@@ -47,7 +47,7 @@ class Played:
         return "\n".join(lines)
 
 
-def enjoy(agent: Agent, task: Task, image: int, noise_seed: int) -> Played:
+def enjoy(agent: Agent, task: Task, image: int, noise_seed: int, film: bool = True) -> Played:
     """Plays one episode.
 
     Args:
@@ -55,6 +55,7 @@ def enjoy(agent: Agent, task: Task, image: int, noise_seed: int) -> Played:
         task: pictures, process and reward.
         image: index of the picture.
         noise_seed: its noise.
+        film: whether to draw every decision, most of which take a forward, or the end of the episode alone.
 
     Raises:
         ConfigError: the agent was trained for episodes of another length, or there is no such picture.
@@ -63,12 +64,18 @@ def enjoy(agent: Agent, task: Task, image: int, noise_seed: int) -> Played:
     (episode,) = task.begin([image], [noise_seed])
     policy = AgentPolicy(agent)
     probabilities: list[NDArray[np.float64]] = []
-    frames = [_with_bars(task.render(episode), probabilities, task.decisions)]
+    frames = []
+
+    def draw() -> None:
+        frames.append(_with_bars(task.render(episode), probabilities, task.decisions))
+
     for _ in range(task.decisions):
+        if film:
+            draw()
         (probability,) = agent.probabilities(policy.observe([episode.refinement]))
         probabilities.append(probability)
         task.step([episode], [int(probability.argmax())])
-        frames.append(_with_bars(task.render(episode), probabilities, task.decisions))
+    draw()
     return Played(episode, np.stack(probabilities), frames)
 
 

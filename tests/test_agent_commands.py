@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from agents.agent import Agent, AgentConfig, load_agent
 from agents.cli import main
+from agents.enjoy import enjoy
 from agents.evaluation import random_skipping
 from agents.training import read_curve
 from benchmarks import train_agent as benchmark
@@ -84,6 +86,24 @@ def test_enjoy_says_what_happened(episodes: list[str], agent_folder: Path, check
     assert start == (1 if taken[-1] == "SKIP" else 5 - max((i + 1 for i, a in enumerate(taken) if a == "SKIP"), default=0))  # fmt: skip
     reward = task.start_outcomes([0], [1]).rewards[0, 0, start - 1]
     assert f"reward {reward:.4f}" in lines[4]
+
+
+def test_last_frame_alone(
+    agent_folder: Path, checkpoint: str, photos: Path, count_forwards: Callable[[UNet], list[int]]
+) -> None:
+    """It is that of the film, and costs the coarse estimate without a forward for each frame between."""
+    agent, played, forwards = load_agent(agent_folder), [], []
+    for film in (True, False):
+        task = Task(checkpoint, str(photos), 32, steps=(20, 5), metric="psnr", cache_mb=0)
+        sizes = count_forwards(task.unet)
+        played.append(enjoy(agent, task, 0, 1, film))
+        forwards.append(len(sizes))
+    assert len(played[0].frames) == 5
+    (last,) = played[1].frames
+    np.testing.assert_array_equal(last, played[0].frames[-1])
+    assert played[1].episode.actions == played[0].episode.actions
+    assert forwards[1] == played[1].episode.refinement.nfe + 1
+    assert forwards[0] == forwards[1] + 3  # the first frame shows the coarse estimate again, the last the result
 
 
 def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path, tmp_path: Path) -> None:
