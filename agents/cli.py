@@ -56,6 +56,10 @@ UNET_OPTIONS = (
 @click.option("--images", multiple=True, help="Folder, file or pattern of photographs; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option(
+    "--init",
+    help="Checkpoint whose weights and settings of the net training begins with; options given beside it change settings.",
+)
 @click.option("--iterations", type=int, default=10_000, help="Optimizer steps in all.")
 @click.option("--batch-size", type=int, default=16, help="Crops per step and process.")
 @click.option("--crop", type=int, default=64, help="Side of the random crops, in pixels.")
@@ -63,6 +67,9 @@ UNET_OPTIONS = (
 @click.option("--lr", type=float, default=4e-4, help="Peak learning rate.")
 @click.option("--lr-schedule", type=click.Choice(["cosine", "step", "constant"]), default="cosine")
 @click.option("--warmup", type=int, default=100, help="Iterations of linear warm-up.")
+@click.option(
+    "--perceptual-weight", type=float, default=0.0, help="Weight of LPIPS between estimate and target in the loss."
+)
 @click.option("--clip", type=float, default=1.0, help="Largest norm of the gradient.")
 @click.option("--ema-decay", type=float, default=0.999, help="Decay of the averaged weights.")
 @click.option("--mixed-precision", type=click.Choice(["auto", "no", "fp16", "bf16"]), default="auto")
@@ -94,17 +101,24 @@ def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> N
     The weights go to OUT/checkpoint, which every other command takes as --checkpoint. On several GPUs (torchrun works as well):
     accelerate launch -m agents.cli train-ddpm …
     """
-    from ddpm.training import TrainingConfig, resumed_config, train
+    from ddpm.training import TrainingConfig, initial_settings, resumed_config, train
 
+    given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
     if resume:
-        given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
         config = resumed_config(out, given)
     elif not options["images"]:
         raise click.UsageError("--images is missing: name a folder of photographs to train on")
     else:
         unet = {k: options.pop(k) for k in UNET_OPTIONS}
+        if options["init"] is not None:
+            unet = initial_settings(options["init"]) | {k: v for k, v in unet.items() if k in given}
         config = TrainingConfig(unet=unet, **options)
-    click.echo(f"checkpoint: {train(config, out, resume)}")
+    perceptual = None
+    if config.perceptual_weight > 0:
+        from skipdiff_env.metrics import make_lpips
+
+        perceptual = make_lpips()
+    click.echo(f"checkpoint: {train(config, out, resume, perceptual)}")
 
 
 CHECKPOINT = click.option("--checkpoint", default="natural-x4", help="Name, folder or Hub id.")

@@ -5,7 +5,7 @@ All randomness is a function of (seed, iteration): a run that is killed and resu
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from ddpm.checkpoints import save_checkpoint
+from ddpm.checkpoints import load_unet, save_checkpoint
 from ddpm.degradation import degrade
 from ddpm.errors import ConfigError, ImageError
 from ddpm.images import find_images, read_picture, to_tensor
@@ -27,7 +27,9 @@ from ddpm.noise import KeyedNoise
 from ddpm.runs import read_json, start_run
 from ddpm.sampling import coarse_approximation, refine, to_image, to_latent
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
-from ddpm.unet import UNet
+from ddpm.unet import UNet, tensor_mismatch
+
+Distance = Callable[[Tensor, Tensor], Tensor]
 
 # What may change when a run goes on.
 RESUMABLE = frozenset({"images", "iterations", "save_every", "workers", "cache_mb"})
@@ -40,12 +42,14 @@ class TrainingConfig:
     Attributes:
         images: folders, files or patterns of photographs.
         unet: settings of `ddpm.unet.UNet`.
+        init: checkpoint (name, folder or Hub id) whose weights training begins with; None: random ones.
         crop: side of the random crops, in pixels of the target.
         batch_size: crops per iteration and process.
         iterations: optimizer steps in all.
         lr: peak learning rate of Adam.
         lr_schedule: "cosine" to zero, "step" (tenfold lower after 60 % and 85 %) or "constant".
         warmup: iterations of linear warm-up.
+        perceptual_weight: weight of the perceptual distance between the estimate of the picture and the target; 0: none.
         clip: largest norm of the gradient.
         ema_decay: decay per iteration of the averaged weights, which are the ones that ship.
         mixed_precision: "no", "fp16", "bf16", or "auto": bf16 on a GPU that has it, else none.
@@ -57,12 +61,14 @@ class TrainingConfig:
 
     images: Sequence[str]
     unet: Mapping[str, Any] = field(default_factory=dict)
+    init: str | None = None
     crop: int = 64
     batch_size: int = 16
     iterations: int = 10_000
     lr: float = 4e-4
     lr_schedule: str = "cosine"
     warmup: int = 100
+    perceptual_weight: float = 0.0
     clip: float = 1.0
     ema_decay: float = 0.999
     mixed_precision: str = "auto"
@@ -82,6 +88,8 @@ class TrainingConfig:
             raise ConfigError(
                 f"lr and clip must be positive and ema_decay in [0, 1), got {self.lr}, {self.clip}, {self.ema_decay}"
             )
+        if not 0 <= self.perceptual_weight < math.inf:
+            raise ConfigError(f"perceptual_weight must be a number of at least 0, got {self.perceptual_weight}")
         if self.lr_schedule not in ("cosine", "step", "constant"):
             raise ConfigError(f"lr_schedule must be cosine, step or constant, got {self.lr_schedule!r}")
         if self.mixed_precision not in ("auto", "no", "fp16", "bf16"):
@@ -150,14 +158,26 @@ class CropDataset(Dataset[Tensor]):
         return to_tensor(rgb[:, ::-1] if rng.random() < 0.5 else rgb)
 
 
-def training_loss(unet: torch.nn.Module, config: UNet, alphas_cumprod: FloatArray, hr: Tensor) -> Tensor:
+def training_loss(
+    unet: torch.nn.Module,
+    config: UNet,
+    alphas_cumprod: FloatArray,
+    hr: Tensor,
+    perceptual: Distance | None = None,
+    perceptual_weight: float = 0.0,
+) -> Tensor:
     """Eq. 7: L1 between what the net predicts and the truth, at noise levels drawn between neighbouring steps.
+
+    With `perceptual`, plus its weight times √ᾱ times the distance between the picture that the prediction stands for and the
+    target. √ᾱ keeps the gradient bounded where a picture estimated from eps is nearly all noise.
 
     Args:
         unet: the net, perhaps wrapped for several processes.
         config: the bare net, which knows prediction, target and scale.
         alphas_cumprod: (T + 1,), index 0 is the clean image.
         hr: target crops (B, 3, H, W) in [-1, 1].
+        perceptual: differentiable distance of two batches of pictures in [-1, 1], (B,) or (B, 1, 1, 1).
+        perceptual_weight: its weight.
 
     Returns:
         Scalar loss.
@@ -170,9 +190,16 @@ def training_loss(unet: torch.nn.Module, config: UNet, alphas_cumprod: FloatArra
     lr_up = degrade(hr, config.scale)
     x_0 = to_latent(config, hr, lr_up)
     eps = torch.randn_like(x_0)
-    x_t = signal[:, None, None, None] * x_0 + sigma[:, None, None, None] * eps
-    truth = eps if config.prediction == "eps" else signal[:, None, None, None] * eps - sigma[:, None, None, None] * x_0
-    return (unet(lr_up, x_t, signal) - truth).abs().mean()
+    a, b = signal[:, None, None, None], sigma[:, None, None, None]
+    x_t = a * x_0 + b * eps
+    truth = eps if config.prediction == "eps" else a * eps - b * x_0
+    predicted = unet(lr_up, x_t, signal)
+    loss = (predicted - truth).abs().mean()
+    if perceptual is not None:
+        estimate = (x_t - b * predicted) / a if config.prediction == "eps" else a * x_t - b * predicted
+        distance = perceptual(to_image(config, estimate.float(), lr_up), hr)
+        loss = loss + perceptual_weight * (signal * distance.flatten()).mean()
+    return loss
 
 
 @torch.inference_mode()
@@ -219,17 +246,32 @@ def resumed_config(folder: Path, given: Mapping[str, Any]) -> TrainingConfig:
     return replace(config, **{k: v for k, v in given.items() if k in RESUMABLE})
 
 
+def initial_settings(checkpoint: str) -> dict[str, Any]:
+    """Settings of a net that begins with a checkpoint's weights: the checkpoint's, less the start, which is chosen anew."""
+    return {name: value for name, value in load_unet(checkpoint)._hub_mixin_config.items() if name != "start"}
+
+
+def _copy_weights(source: UNet, target: UNet, name: str) -> None:
+    """Raises ConfigError where the two nets' tensors differ in name or shape."""
+    weights = source.state_dict()
+    mismatch = tensor_mismatch(*({k: v.shape for k, v in net.state_dict().items()} for net in (target, source)))
+    if mismatch:
+        raise ConfigError(f"training cannot begin with the weights of {name}: {mismatch}; keep the settings of its net")
+    target.load_state_dict(weights)
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
 
 
-def train(config: TrainingConfig, folder: str | Path, resume: bool = False) -> Path:
+def train(config: TrainingConfig, folder: str | Path, resume: bool = False, perceptual: Distance | None = None) -> Path:
     """Trains a UNet; averaged weights go to `folder/checkpoint` in half precision, the training state to `folder/state-*`.
 
     Args:
         config: the settings.
         folder: the run's folder.
         resume: go on from the newest state in the folder (or start, if there is none yet).
+        perceptual: the distance that `perceptual_weight` weighs; a module is moved to the device of the training.
 
     Returns:
         The folder of the trained checkpoint.
@@ -254,6 +296,8 @@ def train(config: TrainingConfig, folder: str | Path, resume: bool = False) -> P
 
     torch.manual_seed(config.seed)
     bare = UNet(**config.unet)
+    if config.init is not None and state is None:
+        _copy_weights(load_unet(config.init), bare, config.init)
     for name, multiple in (("stride", bare.stride), ("scale", bare.scale)):
         if config.crop % multiple:
             raise ConfigError(f"crop must be a multiple of the net's {name} {multiple}, got {config.crop}")
@@ -279,6 +323,8 @@ def train(config: TrainingConfig, folder: str | Path, resume: bool = False) -> P
     if state:
         accelerator.load_state(str(state))
     accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": first}})
+    if isinstance(perceptual, torch.nn.Module):
+        perceptual.to(accelerator.device)
     alphas_cumprod = cosine_alphas_cumprod(bare.diffusion_steps)
     preview = torch.stack([dataset[n] for n in range(min(4, len(paths)))]).to(accelerator.device)
 
@@ -313,7 +359,7 @@ def train(config: TrainingConfig, folder: str | Path, resume: bool = False) -> P
             group["lr"] = config.learning_rate(iteration)
         hr = hr.to(accelerator.device)
         with accelerator.autocast():
-            loss = training_loss(model, bare, alphas_cumprod, hr)
+            loss = training_loss(model, bare, alphas_cumprod, hr, perceptual, config.perceptual_weight)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()

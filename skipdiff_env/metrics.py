@@ -117,7 +117,8 @@ def make_metric(name: str, device: str = "cpu") -> Metric:
     """
     ensure_torchvision()
     if name == "lpips":
-        return Metric(name, True, True, MIN_SIDE[name], _lpips(device))
+        model = make_lpips(device)
+        return Metric(name, True, True, MIN_SIDE[name], lambda sr, hr: model(sr, hr, normalize=True))
     import pyiqa
 
     options: dict[str, dict[str, Any]] = {
@@ -148,8 +149,14 @@ def make_metric(name: str, device: str = "cpu") -> Metric:
     return Metric(name, model.lower_better, model.metric_mode == "FR", MIN_SIDE.get(name, 1), measure)
 
 
-def _lpips(device: str) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """LPIPS v0.1 (AlexNet) from the shipped convolutions and the lpips package's own linear heads."""
+def make_lpips(device: str = "cpu") -> Any:
+    """LPIPS v0.1 (AlexNet) from the shipped convolutions and the lpips package's own linear heads.
+
+    Returns:
+        The package's module: two batches (B, 3, H, W) in [-1, 1], or in [0, 1] with `normalize=True`, → (B, 1, 1, 1).
+        Differentiable; its own weights are fixed.
+    """
+    ensure_torchvision()
     import lpips
     from safetensors.torch import load_file
 
@@ -165,5 +172,4 @@ def _lpips(device: str) -> Callable[[Tensor, Tensor | None], Tensor]:
             module.weight.data.copy_(features.pop(f"features.{name}.weight"))
             module.bias.data.copy_(features.pop(f"features.{name}.bias"))
     assert not features, f"unused LPIPS weights: {sorted(features)}"
-    model.eval().requires_grad_(False).to(device)
-    return lambda sr, hr: model(sr, hr, normalize=True)  # from [0, 1] to the [-1, 1] it wants
+    return model.eval().requires_grad_(False).to(device)

@@ -141,6 +141,64 @@ def test_loss_falls(prediction: str, target: str, photo: Callable[..., np.ndarra
     assert fixed_loss() < 0.95 * before
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_perceptual_distance_is_of_the_pictures(prediction: str, photo: Callable[..., np.ndarray]) -> None:
+    unet = tiny_unet(prediction=prediction).requires_grad_(True)
+    hr = torch.stack([training.to_tensor(photo(32, 32, seed=i)) for i in range(4)])
+    seen: list[torch.Tensor] = []
+
+    def distance(estimate: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        assert target is hr
+        seen.append(estimate)
+        return (estimate - target).square().mean((1, 2, 3))
+
+    def loss(*args: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        return training_loss(unet, unet, cosine_alphas_cumprod(100), hr, *args)
+
+    plain, weighed, twice = loss(), loss(distance, 0.5), loss(distance, 1.0)
+    assert weighed > plain
+    torch.testing.assert_close(twice - plain, 2 * (weighed - plain), rtol=1e-3, atol=1e-6)
+    assert seen[0].shape == hr.shape
+    assert seen[0].abs().max() <= 1
+    (twice - plain).backward()
+    assert unet.last.weight.grad is not None
+    assert unet.last.weight.grad.abs().max() > 0
+
+
+def test_lpips_in_the_loss(photos: Path, tmp_path: Path) -> None:
+    for name, weight in (("plain", "0"), ("lpips", "1")):
+        done = run_cli(f"--images={photos}", f"--out={tmp_path / name}", *OPTIONS, f"--perceptual-weight={weight}")
+        _, errors = done.communicate()
+        assert done.returncode == 0, errors
+    a, b = (weights(tmp_path / name)["last.weight"] for name in ("plain", "lpips"))
+    assert not torch.equal(a, b)
+
+
+def test_beginning_with_the_weights_of_a_checkpoint(config: TrainingConfig, checkpoint: str, tmp_path: Path) -> None:
+    given = training.initial_settings(checkpoint)
+    assert given["width"] == UNET["width"]
+    assert "start" not in given
+    config = replace(config, unet=given, init=checkpoint, iterations=1, lr=1e-9, ema_decay=0.0)
+    trained = load_unet(train(config, tmp_path / "run")).state_dict()
+    for name, value in load_unet(checkpoint).state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ConfigError, match=r"cannot begin with the weights of .*instead of"):
+        train(replace(config, unet=given | {"width": 16}), tmp_path / "other")
+
+
+def test_command_line_begins_with_a_checkpoint(photos: Path, checkpoint: str, tmp_path: Path) -> None:
+    command = run_cli(
+        f"--images={photos}", f"--out={tmp_path / 'run'}", f"--init={checkpoint}", "--residual-scale=2", "--crop=32",
+        "--batch-size=2", "--iterations=1",
+    )  # fmt: skip
+    _, errors = command.communicate()
+    assert command.returncode == 0, errors
+    unet = load_unet(tmp_path / "run" / "checkpoint")
+    assert unet.residual_scale == 2
+    assert unet.first.out_channels == TINY["width"]
+
+
 def test_crops_depend_on_seed_and_number_alone(photos: Path) -> None:
     paths = sorted(photos.iterdir())
     one = CropDataset(paths, 32, 100, seed=1, cache_mb=0)
@@ -167,6 +225,7 @@ def test_learning_rate(config: TrainingConfig, schedule: str, expected: list[flo
         ({"batch_size": 0}, "at least 1"),
         ({"lr": 0}, "positive"),
         ({"ema_decay": 1}, r"\[0, 1\)"),
+        ({"perceptual_weight": -1}, "perceptual_weight must be a number of at least 0"),
         ({"lr_schedule": "linear"}, "cosine, step or constant"),
         ({"mixed_precision": "int8"}, "auto, no, fp16 or bf16"),
         ({"unet": {"wdith": 8}}, "wdith"),
