@@ -123,8 +123,7 @@ def import_sr3(
 
 def describe(unet: UNet, guessed_groups: bool) -> str:
     """The architecture in two lines; says which number of groups was taken, since no file confirms it."""
-    config = unet._hub_mixin_config
-    assert isinstance(config, dict)
+    config = unet.settings
     multipliers = ",".join(map(str, config["multipliers"]))
     attention = ", ".join(map(str, config["attention_resolutions"])) or "none but the middle"
     source = "taken by default, the file does not tell; other groups: --norm-groups" if guessed_groups else "as given"

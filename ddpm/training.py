@@ -248,7 +248,7 @@ def resumed_config(folder: Path, given: Mapping[str, Any]) -> TrainingConfig:
 
 def initial_settings(checkpoint: str) -> dict[str, Any]:
     """Settings of a net that begins with a checkpoint's weights: the checkpoint's, less the start, which is chosen anew."""
-    return {name: value for name, value in load_unet(checkpoint)._hub_mixin_config.items() if name != "start"}
+    return {name: value for name, value in load_unet(checkpoint).settings.items() if name != "start"}
 
 
 def _copy_weights(source: UNet, target: UNet, name: str) -> None:

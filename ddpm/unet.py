@@ -320,6 +320,12 @@ class UNet(
         return unet.eval().to(map_location)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments it was built with, defaults included."""
+        assert isinstance(self._hub_mixin_config, dict)
+        return dict(self._hub_mixin_config)
+
+    @property
     def steps(self) -> tuple[int, int]:
         """The net's own (S, N): coarse steps, and diffusion steps that each of them spans."""
         return self.coarse_steps, self.diffusion_steps // self.coarse_steps

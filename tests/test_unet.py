@@ -94,8 +94,7 @@ def test_loaded_for_inference(folder: Path) -> None:
 def test_defaults_are_the_papers() -> None:
     with torch.device("meta"):
         unet = UNet()
-    config = unet._hub_mixin_config
-    assert isinstance(config, dict)
+    config = unet.settings
     paper = {"width": 64, "multipliers": (1, 2, 4, 8, 8), "blocks": 2, "attention_resolutions": (16,), "dropout": 0.2}
     assert {name: config[name] for name in paper} == paper
     attending = {
@@ -129,8 +128,8 @@ def test_trained_scale_changes_latents_and_not_the_picture(prediction: str, nois
         torch.randn(3, 2, 3, 32, 32, generator=generator) * torch.tensor([0.3, 0.1, 1.0])[:, None, None, None, None]
     )
 
-    def estimate(residual_scale: float, **settings: float) -> Tensor:
-        unet = tiny_unet(prediction=prediction, residual_scale=residual_scale, **settings)
+    def estimate(residual_scale: float, trained_scale: float | None = None) -> Tensor:
+        unet = tiny_unet(prediction=prediction, residual_scale=residual_scale, trained_scale=trained_scale)
         signal = (1 + (residual_scale * noise) ** 2) ** -0.5
         sigma = (1 - signal**2) ** 0.5
         x_t = signal * residual_scale * residual + sigma * eps
@@ -138,7 +137,7 @@ def test_trained_scale_changes_latents_and_not_the_picture(prediction: str, nois
         x0 = (x_t - sigma * out) / signal if prediction == "eps" else signal * x_t - sigma * out
         return x0 / residual_scale
 
-    torch.testing.assert_close(estimate(1.5, trained_scale=4.0), estimate(4.0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(estimate(1.5, 4.0), estimate(4.0), atol=1e-4, rtol=1e-4)
     assert (estimate(1.5) - estimate(4.0)).abs().max() > 1e-3
 
 
