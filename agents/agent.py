@@ -67,6 +67,7 @@ class AgentConfig:
         latent_bound: bound of the latents in the observation space it was trained on.
         policy_kwargs: settings of the policy; `features_extractor_kwargs` are those of `SkipProposalExtractor`.
         training: how it was trained, for the record.
+        fine_steps: the diffusion step that is decided first; None: N.
     """
 
     algorithm: str
@@ -75,16 +76,25 @@ class AgentConfig:
     latent_bound: float
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    fine_steps: int | None = None
 
     def __post_init__(self) -> None:
         algorithm_class(self.algorithm)
         S, N = self.steps
-        if N < 2 or S < 0:
-            raise ConfigError(f"steps must be S and N with N of at least 2, got {self.steps}")
+        if self.first_step < max(N, 2) or S < 0:
+            raise ConfigError(
+                "steps must be S and N, and N (or fine_steps, which is no smaller) at least 2, got "
+                f"{self.steps} and {self.fine_steps}"
+            )
         if self.image_size < 1 or not self.latent_bound > 0:
             raise ConfigError(
                 f"image_size and latent_bound must be positive, got {self.image_size} and {self.latent_bound}"
             )
+
+    @property
+    def first_step(self) -> int:
+        """The diffusion step of its first decision, N or `fine_steps`; the last is at step 2."""
+        return self.fine_steps or self.steps[1]
 
     @property
     def coarse(self) -> str:
@@ -93,8 +103,8 @@ class AgentConfig:
 
     @property
     def observation_shape(self) -> tuple[int, int, int]:
-        """(3 · (N - 1), H, W), the whole episode; of one latent for an algorithm with a state of its own."""
-        frames = 1 if self.algorithm == RECURRENT else self.steps[1] - 1
+        """(3 · decisions, H, W), the whole episode; of one latent for an algorithm with a state of its own."""
+        frames = 1 if self.algorithm == RECURRENT else self.first_step - 1
         return 3 * frames, self.image_size, self.image_size
 
 
@@ -163,7 +173,7 @@ class Agent:
         """Logits of the two actions, or their values for a Q-learner.
 
         Args:
-            observations: (B, 3 · (N - 1), H, W), the latents of the episode so far, oldest first, zeros in front.
+            observations: (B, 3 · decisions, H, W), the latents of the episode so far, oldest first, zeros in front.
 
         Returns:
             (B, 2).
@@ -199,8 +209,8 @@ class Agent:
             return scores.double().softmax(dim=1).cpu().numpy()
         return F.one_hot(scores.argmax(dim=1), 2).double().cpu().numpy()
 
-    def check(self, steps: tuple[int, int]) -> None:
-        """Checks that the agent decides episodes of (S, N).
+    def check(self, steps: tuple[int, int], fine_steps: int | None = None) -> None:
+        """Checks that the agent decides episodes of (S, N), the first of them at N or at `fine_steps`.
 
         Raises:
             ConfigError: it was trained for other ones.
@@ -211,6 +221,11 @@ class Agent:
             raise ConfigError(
                 f"the agent was trained for steps S,N = {trained}, got {steps[0]},{steps[1]}; "
                 f"take --steps {trained}, or another agent"
+            )
+        if self.config.first_step != (fine_steps or steps[1]):
+            raise ConfigError(
+                f"the agent decides from diffusion step {self.config.first_step} on, got episodes from "
+                f"{fine_steps or steps[1]} on; take --fine-steps {self.config.first_step} of evaluate or enjoy, or another agent"
             )
 
     def save(self, folder: str | Path) -> None:
@@ -368,7 +383,7 @@ class AgentPolicy:
     """An agent as a `skipdiff_env.refinement.Policy`, for `RefinementProcess.run` and the upscaler.
 
     It keeps the latents of each picture from its first decision to its last, resized to the size the agent was trained
-    on, and decides for all pictures of a call together. A picture must come with every decision, from t = N on.
+    on, and decides for all pictures of a call together. A picture must come with every decision, from the first on.
 
     Args:
         agent: the agent.
@@ -388,31 +403,31 @@ class AgentPolicy:
         )
 
     def observe(self, states: Sequence[Refinement]) -> Tensor:
-        """The stacked latents of the episodes, (B, 3 · (N - 1), H, W), as the agent saw them in training.
+        """The stacked latents of the episodes, (B, 3 · decisions, H, W), as the agent saw them in training.
 
         Raises:
             ConfigError: the episodes are longer than those the agent was trained for, or were not seen from the start.
         """
-        N = self.agent.config.steps[1]
+        first = self.agent.config.first_step
         seen = {}
         for state, latent in zip(states, self._resize([s.latent for s in states]), strict=True):
-            _, frames = self._seen.get(id(state), (state, [])) if state.t < N else (state, [])
-            if len(frames) != N - state.t:
+            _, frames = self._seen.get(id(state), (state, [])) if state.t < first else (state, [])
+            if len(frames) != first - state.t:
                 raise ConfigError(
-                    f"the agent decides episodes that it sees from t = {N} on; got one at t = {state.t} "
+                    f"the agent decides episodes that it sees from t = {first} on; got one at t = {state.t} "
                     f"after {len(frames)} of its decisions"
                 )
             seen[id(state)] = state, [*frames, latent]
         self._seen = seen
         padding = torch.zeros_like(latent)
-        stacks = [[padding] * (N - 1 - len(frames)) + frames for _, frames in seen.values()]
+        stacks = [[padding] * (first - 1 - len(frames)) + frames for _, frames in seen.values()]
         return torch.stack([torch.cat(stack) for stack in stacks])
 
     def __call__(self, states: Sequence[Refinement]) -> Sequence[int]:
         """The agent's decision for each picture."""
         if not states:
             return []
-        if all(state.t == self.agent.config.steps[1] for state in states):
+        if all(state.t == self.agent.config.first_step for state in states):
             self.agent.extractor.remember(True)
         actions = [int(action) for action in self.agent.act(self.observe(states))]
         if all(state.t == 2 for state in states):

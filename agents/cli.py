@@ -132,6 +132,11 @@ COARSE = click.option(
     type=click.Choice(["ddpm", "ddim", "dpmsolver++"]),
     help="Sampler of the coarse stage.  [default: the agent's, or ddpm]",
 )
+FINE_STEPS = click.option(
+    "--fine-steps",
+    type=click.IntRange(min=1),
+    help="Diffusion step of the first decision, N … T.  [default: the agent's, or N]",
+)
 DEVICE = click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps …")
 TRUST_PICKLE = click.option(
     "--trust-pickle", is_flag=True, help="Load a .zip of Stable-Baselines3: it can run any code."
@@ -251,12 +256,11 @@ def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, An
     if agent is None and others:
         return {}  # other steps or another coarse sampler than those of the checkpoint's agent
     decided = {"policy": AgentPolicy(loaded), "coarse": options["coarse"] or loaded.config.coarse}
-    if options["steps"] is None and S:
-        return decided | {"steps": (S, N)}
-    if options["steps"] is None:
+    if options["steps"] is None and not S:
         raise click.UsageError(f"the agent does not say its S; give --steps S,{N}")
-    loaded.check(options["steps"])
-    return decided
+    steps = options["steps"] or (S, N)
+    loaded.check(steps)
+    return decided | {"steps": steps}
 
 
 def _upscale_jobs(
@@ -301,6 +305,7 @@ def _upscale_jobs(
 @CHECKPOINT
 @STEPS
 @COARSE
+@FINE_STEPS
 @click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, help="Number of noise seeds; figures are mean ± std over them."
@@ -349,6 +354,7 @@ def evaluate(
         trained = [agent.config.training.get("env", {}).get("metric") for agent in loaded.values()]
         options["reward"] = next((name for name in [*trained, "niqe"] if name in names), None)
     options["coarse"] = options["coarse"] or next((a.config.coarse for a in loaded.values()), "ddpm")
+    options["fine_steps"] = options["fine_steps"] or next((a.config.fine_steps for a in loaded.values()), None)
     size = options.pop("image_size")
     crops = load_crops(images, size, options.pop("limit"))
     train_crops = load_crops(train_images, size) if train_images else None
@@ -384,6 +390,7 @@ EPISODES = (
     CHECKPOINT,
     STEPS,
     COARSE,
+    FINE_STEPS,
     IMAGES,
     click.option("--image-size", type=click.IntRange(min=1), default=128, help="Side of the pictures' centre crops."),
     click.option("--metric", default="niqe", help="The reward's metric: niqe, lpips, psnr, ssim, or any of pyiqa."),
@@ -404,7 +411,9 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """Takes what `_episodes` asks for out of the options, as arguments of the environment."""
     from skipdiff_env.task import shared_unet
 
-    names = ("checkpoint", "steps", "coarse", "images", "image_size", "metric", "skip_mode", "nfe_penalty")
+    names = (
+        "checkpoint", "steps", "coarse", "fine_steps", "images", "image_size", "metric", "skip_mode", "nfe_penalty",
+    )  # fmt: skip
     settings = {name: options.pop(name) for name in names}
     unet = shared_unet(settings["checkpoint"], options["device"])
     steps = settings["steps"] or unet.steps
@@ -476,6 +485,7 @@ def enjoy(agent: str, out: Path, image: int, noise_seed: int, trust_pickle: bool
     if loaded.config.steps[0]:
         options["steps"] = options["steps"] or loaded.config.steps
     options["coarse"] = options["coarse"] or loaded.config.coarse
+    options["fine_steps"] = options["fine_steps"] or loaded.config.fine_steps
     task = Task(**_settings(options), **options)
     played = play(loaded, task, image, noise_seed, film=out.suffix.lower() != ".png")
     write_film(played.frames, out)

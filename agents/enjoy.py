@@ -26,7 +26,7 @@ class Played:
 
     Attributes:
         episode: ended.
-        probabilities: float64, (N - 1, 2), of DENOISE and SKIP at each decision.
+        probabilities: float64, (decisions, 2), of DENOISE and SKIP at each decision.
         frames: uint8 (height, width, 3), at the beginning and after each decision; or the last of them alone.
     """
 
@@ -36,9 +36,9 @@ class Played:
 
     def describe(self) -> str:
         """The decisions and what came of them, in lines."""
-        N = len(self.probabilities) + 1
+        first = len(self.probabilities) + 1
         lines = [
-            f"t = {N - i:3d}  {action.name:8s}probability {probability[action]:.3f}"
+            f"t = {first - i:3d}  {action.name:8s}probability {probability[action]:.3f}"
             for i, (action, probability) in enumerate(zip(self.episode.actions, self.probabilities, strict=True))
         ]
         state = self.episode.refinement
@@ -60,7 +60,7 @@ def enjoy(agent: Agent, task: Task, image: int, noise_seed: int, film: bool = Tr
     Raises:
         ConfigError: the agent was trained for episodes of another length, or there is no such picture.
     """
-    agent.check((task.process.S, task.process.N))
+    agent.check((task.process.S, task.process.N), task.process.fine_steps)
     (episode,) = task.begin([image], [noise_seed])
     policy = AgentPolicy(agent)
     probabilities: list[NDArray[np.float64]] = []

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,11 +27,12 @@ from skipdiff_env.metrics import Metric, make_metric
 from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProcess, fixed_start
 from skipdiff_env.task import quality
 
+T = TypeVar("T")
 BICUBIC, RANDOM, ORACLE, BEST_FIXED = "bicubic", "random skipping", "oracle", "best fixed start"
 # The oracle of other noises: what of the oracle's gain belongs to the picture and not to the noise.
 PICTURE_START = "each picture's best start"
 # Method of a fixed start, as a regular expression.
-FIXED_START = r"CSA\(\d+\) \+ FSR\(\d+\)"
+FIXED_START = r"CSA\(\d+(, [a-z+]+)?\) \+ FSR\(\d+\)"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Row:
         start: where the surviving fine chain began; None without a fine stage.
         reward: what the environment would give for it, without a penalty for forwards; NaN where no metric rewards.
         regret: distance from the reward of the best start; NaN where that is not known.
+        policy_seconds: how much of `seconds` went into decisions.
     """
 
     method: str
@@ -58,6 +61,7 @@ class Row:
     start: int | None = None
     reward: float = math.nan
     regret: float = math.nan
+    policy_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,19 @@ class Result:
         nfe: forwards of each.
         seconds: mean wall time.
         start: where the surviving fine chain of each began; empty without a fine stage.
+        policy_seconds: how much of `seconds` went into decisions.
     """
 
     sr: Tensor
     nfe: Sequence[int]
     seconds: float
     start: Sequence[int] = ()
+    policy_seconds: float = 0.0
 
 
-def random_skipping(fine_forwards: float, N: int, rng: np.random.Generator) -> Policy:
-    """The policy that skips at random, so often that a fine stage has `fine_forwards` forwards on average."""
-    skip = 1 - (fine_forwards - 1) / (N - 1)
+def random_skipping(fine_forwards: float, steps: int, rng: np.random.Generator) -> Policy:
+    """The policy that skips at random, so often that a fine stage of `steps` has `fine_forwards` forwards on average."""
+    skip = 1 - (fine_forwards - 1) / (steps - 1)
 
     def decide(states: Sequence[Refinement]) -> Sequence[int]:
         return [Action.SKIP if rng.random() < skip else Action.DENOISE for _ in states]
@@ -125,43 +131,87 @@ def compare(
         Method → result: bicubic, the full DDPM, the coarse chain run to its end, coarse + fine from each start and by
         each policy.
     """
-    unet, T, S = process.unet, len(process.alphas_cumprod) - 1, process.S
-    noise = KeyedNoise(seeds, lr_up.shape[1:], process.device)
-
-    def timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
-        began = time.perf_counter()
-        with torch.inference_mode():
-            sr = work()
-        return sr, (time.perf_counter() - began) / len(lr_up)
-
-    B = len(lr_up)
-    results = {BICUBIC: Result(lr_up, [0] * B, 0.0)}
-    sr, seconds = timed(lambda: to_image(unet, sample(unet, process.alphas_cumprod, lr_up, noise), lr_up))
-    results[f"DDPM-{T}"] = Result(sr, [T] * B, seconds)
-
-    began = time.perf_counter()
-    states = process.begin(list(lr_up), seeds)
-    coarse_seconds = (time.perf_counter() - began) / len(lr_up)
-    coarse = torch.stack([state.coarse for state in states])
-    # the coarse chain's own last step; refine() from 1 on the coarse schedule
-    sr, seconds = timed(
-        lambda: to_image(unet, refine(unet, process.coarse_alphas_cumprod, coarse, lr_up, noise, 1), lr_up)
-    )
-    results[f"CSA({S})"] = Result(sr, [S] * B, coarse_seconds + seconds)
-
-    def refined(policy: Policy) -> Result:
-        chain = [replace(state) for state in states]
-        sr, seconds = timed(lambda: torch.stack(process.run(chain, policy)))
-        return Result(sr, [s.nfe for s in chain], coarse_seconds + seconds, [s.start for s in chain])
-
-    for start in sorted(starts, reverse=True):
-        results[f"CSA({S}) + FSR({start})"] = refined(fixed_start(start))
-    for name, policy in (policies or {}).items():
-        results[name] = refined(policy)
+    results = whole_chain(process, lr_up, seeds)
+    states, seconds = coarse_stage(process, lr_up, seeds)
+    results |= coarse_chain(process, states, seconds)
+    ways = {
+        start_name(process.S, start, process.coarse): fixed_start(start) for start in sorted(starts, reverse=True)
+    } | dict(policies or {})
+    results |= {name: refinement(process, states, seconds, policy) for name, policy in ways.items()}
     if policies and random_seed is not None:
-        forwards = float(np.mean(results[next(iter(policies))].nfe)) - (S - 1)
-        results[RANDOM] = refined(random_skipping(forwards, process.N, np.random.default_rng([random_seed, *seeds])))
+        forwards = float(np.mean(results[next(iter(policies))].nfe)) - (process.S - 1)
+        rng = np.random.default_rng([random_seed, *seeds])
+        skipping = random_skipping(forwards, process.fine_steps, rng)
+        results[RANDOM] = refinement(process, states, seconds, skipping)
     return results
+
+
+def coarse_name(S: int, sampler: str = "ddpm") -> str:
+    """Method of a coarse chain."""
+    return f"CSA({S})" if sampler == "ddpm" else f"CSA({S}, {sampler})"
+
+
+def start_name(S: int, start: int, sampler: str = "ddpm") -> str:
+    """Method of a fine chain that begins at a fixed start."""
+    return f"{coarse_name(S, sampler)} + FSR({start})"
+
+
+def timed(work: Callable[[], T], pictures: int) -> tuple[T, float]:
+    """What `work` gives, and its wall time for each of the pictures."""
+    began = time.perf_counter()
+    with torch.inference_mode():
+        result = work()
+    return result, (time.perf_counter() - began) / pictures
+
+
+def whole_chain(process: RefinementProcess, lr_up: Tensor, seeds: Sequence[int]) -> dict[str, Result]:
+    """Bicubic and the full DDPM; arguments as `compare`."""
+    unet, T = process.unet, len(process.alphas_cumprod) - 1
+    noise = KeyedNoise(seeds, lr_up.shape[1:], process.device)
+    sr, seconds = timed(lambda: to_image(unet, sample(unet, process.alphas_cumprod, lr_up, noise), lr_up), len(lr_up))
+    return {
+        BICUBIC: Result(lr_up, [0] * len(lr_up), 0.0),
+        f"DDPM-{T}": Result(sr, [T] * len(lr_up), seconds),
+    }
+
+
+def coarse_stage(process: RefinementProcess, lr_up: Tensor, seeds: Sequence[int]) -> tuple[list[Refinement], float]:
+    """The states after the coarse stage, and its wall time for each picture; arguments as `compare`."""
+    return timed(lambda: process.begin(list(lr_up), seeds), len(lr_up))
+
+
+def coarse_chain(process: RefinementProcess, states: Sequence[Refinement], seconds: float) -> dict[str, Result]:
+    """The coarse chain run to its end; arguments as `refinement`."""
+    unet, lr_up = process.unet, torch.stack([state.lr_up for state in states])
+    coarse = torch.stack([state.coarse for state in states])
+    noise = KeyedNoise([state.noise_seed for state in states], lr_up.shape[1:], process.device)
+    # the coarse chain's own last step; refine() from 1 on the coarse schedule
+    sr, last = timed(
+        lambda: to_image(unet, refine(unet, process.coarse_alphas_cumprod, coarse, lr_up, noise, 1), lr_up), len(states)
+    )
+    return {coarse_name(process.S, process.coarse): Result(sr, [process.S] * len(states), seconds + last)}
+
+
+def refinement(process: RefinementProcess, states: Sequence[Refinement], seconds: float, policy: Policy) -> Result:
+    """Coarse + fine as a policy decides.
+
+    Args:
+        process: the fine stage.
+        states: pictures after the coarse stage; they are left as they are, so that all policies share it.
+        seconds: what the coarse stage took for each picture.
+        policy: decides.
+    """
+    chain = [replace(state, t=process.fine_steps) for state in states]
+    deciding = 0.0
+
+    def decide(states: Sequence[Refinement]) -> Sequence[int]:
+        nonlocal deciding
+        actions, own = timed(lambda: policy(states), len(states))
+        deciding += own
+        return actions
+
+    sr, own = timed(lambda: torch.stack(process.run(chain, decide)), len(chain))
+    return Result(sr, [state.nfe for state in chain], seconds + own, [state.start for state in chain], deciding)
 
 
 def measure(
@@ -174,7 +224,7 @@ def measure(
         rows += [
             Row(
                 method, first + i, seed, result.nfe[i], result.seconds, {k: float(v[i]) for k, v in values.items()},
-                result.start[i] if result.start else None,
+                result.start[i] if result.start else None, policy_seconds=result.policy_seconds,
             )
             for i in range(len(hr))
         ]  # fmt: skip
@@ -248,12 +298,12 @@ def find_best_start(process: RefinementProcess, scale: int, crops: Sequence[Tens
         crops: targets, each (3, H, W) in [-1, 1], of one size.
         metric: the reward's.
     """
-    totals = np.zeros(process.N)
+    totals = np.zeros(process.fine_steps)
     batches = range(0, len(crops), process.batch_size)
     for first in tqdm(batches, desc="best fixed start", unit="batch", dynamic_ncols=True, leave=False):
         hr = torch.stack(list(crops[first : first + process.batch_size])).to(process.device)
         chains = process.run_all_starts(process.begin(list(degrade(hr, scale)), [0] * len(hr)))
-        for index in range(process.N):
+        for index in range(process.fine_steps):
             sr = torch.stack([chain[index][1] for chain in chains])
             values = metric(sr, hr if metric.needs_reference else None)
             totals[index] += sum(quality(float(value), metric.lower_better) for value in values)
@@ -265,6 +315,7 @@ def evaluate(
     checkpoint: str = "natural-x4",
     steps: tuple[int, int] | None = None,
     coarse: str = "ddpm",
+    fine_steps: int | None = None,
     seeds: int = 1,
     metrics: Sequence[str] = ("psnr", "ssim", "niqe", "lpips"),
     device: str = "cpu",
@@ -281,6 +332,7 @@ def evaluate(
         checkpoint: name, folder or Hub id.
         steps: (S, N); None: the checkpoint's own.
         coarse: what runs the coarse stage, "ddpm", "ddim" or "dpmsolver++".
+        fine_steps: the diffusion step that is decided first, N … T; None: N.
         seeds: number of noise seeds; picture i under seed k has the noise of key k.
         metrics: names of metrics.
         device: where to compute.
@@ -303,11 +355,12 @@ def evaluate(
     if reward is not None and reward not in measures:
         raise ConfigError(f"the reward's metric {reward} must be one of the metrics {', '.join(measures)}")
     process = RefinementProcess(
-        unet, unet.diffusion_steps, steps or unet.steps, batch_size=batch_size, device=device, coarse=coarse
-    )
+        unet, unet.diffusion_steps, steps or unet.steps, batch_size=batch_size, device=device, coarse=coarse,
+        fine_steps=fine_steps,
+    )  # fmt: skip
     policies: dict[str, Policy] = {}
     for name, agent in (agents or {}).items():
-        agent.check((process.S, process.N))
+        agent.check((process.S, process.N), process.fine_steps)
         policies[name] = AgentPolicy(agent)
     best_start = None
     if reward is not None and train_crops is not None:
@@ -317,7 +370,7 @@ def evaluate(
     for seed, first in tqdm(batches, desc="evaluate", unit="batch", dynamic_ncols=True):
         hr = torch.stack(list(crops[first : first + batch_size])).to(device)
         lr_up = degrade(hr, unet.scale)
-        results = compare(process, lr_up, [seed] * len(hr), range(1, process.N + 1), policies, first)
+        results = compare(process, lr_up, [seed] * len(hr), range(1, process.fine_steps + 1), policies, first)
         rows += measure(results, list(measures.values()), hr, seed, first)
         if keep is not None:
             keep(seed, first, results, hr)

@@ -334,7 +334,7 @@ def _cache(config: AgentTrainingConfig, pictures: int, noise_seeds: int | None) 
     """Bytes for remembered latents: as many as all (picture, noise) pairs need, at most a third of what is free."""
     if config.cache_mb is not None:
         return int(config.cache_mb * 2**20)
-    N, side = config.env["steps"][1], config.env["image_size"]
+    N, side = config.env.get("fine_steps") or config.env["steps"][1], config.env["image_size"]
     free = psutil.virtual_memory().available // 3
     if noise_seeds is None:
         return min(2**29, free)
@@ -420,7 +420,7 @@ def train_agent(config: AgentTrainingConfig, folder: Path, resume: bool = False)
             np.savez(temporary, rewards=evaluator.outcomes.rewards, **evaluator.outcomes.metrics)  # type: ignore[arg-type]
     agent_config = AgentConfig(
         config.algorithm, (task.process.S, task.process.N), task.image_size,
-        float(task.observation_space.high.max()), h.policy_settings(), _record(config),
+        float(task.observation_space.high.max()), h.policy_settings(), _record(config), config.env.get("fine_steps"),
     )  # fmt: skip
     model, curve = _resumed(config, folder, env) if resume else (make_model(config, env), [])
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))

@@ -199,7 +199,7 @@ def make_env(num_envs: int = 16, *, frame_stack: bool = True, seed: int | None =
 
     Args:
         num_envs: number of environments.
-        frame_stack: whether an observation holds all latents of the episode so far, (3 · (N - 1), H, W), oldest first,
+        frame_stack: whether an observation holds all latents of the episode so far, (3 · decisions, H, W), oldest first,
             zeros in front; else the newest one, (3, H, W), for algorithms with a recurrent state of their own.
         seed: seed of the first environment, the others counting up from there; taken at the next reset.
         settings: arguments of `skipdiff_env.env.SkipDiffEnv`.

@@ -20,7 +20,8 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
     A conditional DDPM enlarges a picture. S - 1 coarse steps bring Gaussian noise down to the noise level of diffusion
     step N (coarse skip approximation, Eq. 8-12 of SkipDiff, AAAI 2024); that happens in `reset`. The fine steps
     N, N - 1, …, 2 are then decided one by one (fine skip refinement, Eq. 13-15): each env step either performs a
-    reverse diffusion step or skips it. Diffusion step 1 is always performed and gives the result.
+    reverse diffusion step or skips it. Diffusion step 1 is always performed and gives the result. With `fine_steps` the
+    decisions begin earlier than at N, up to T.
 
     An *env step* is one decision; a *diffusion step* `t` counts noise levels, from T (noise) down to 0 (the picture).
 
@@ -48,7 +49,8 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
     as at least 0.001.
 
     ## Episode start and end
-    `reset` draws a picture and a noise seed. Every episode has N - 1 env steps and then terminates; none is truncated.
+    `reset` draws a picture and a noise seed. Every episode has N - 1 env steps (`fine_steps` - 1, where that is given) and
+    then terminates; none is truncated.
 
     `reset(options={"image": i, "noise_seed": k})` fixes either or both; `image` is an index or a uint8 array
     (height, width, 3), whose centre is taken.
@@ -123,12 +125,15 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
         skip_mode: what SKIP does, "restart" (the paper) or "hold".
         coarse: what runs the S - 1 coarse steps: "ddpm" (the paper), or one of the samplers that add no noise, "ddim" or
             "dpmsolver++"; the coarse latent stands at the same noise level, after as many forwards.
+        fine_steps: the diffusion step that is decided first, N … T; None: N. The coarse latent stands at the noise level of
+            step N all the same: with T this is case 4 of the paper's Table 4, which decides on all T steps.
         noise_seeds: how many different noises a picture may get: its noise seeds are 0 … noise_seeds - 1. None: no
             limit; then hardly an episode comes twice, and nothing is gained from remembering.
         nfe_penalty: subtracted from the terminal reward for each fine UNet forward.
         obs_dtype: "float32" or "float16".
         cache_mb: room for remembered pictures, latents and metrics, in MiB; the least recently used go first. A latent
-            takes 12 · image_size² bytes, and all starts of one picture and noise N · (N + 1)/2 + 1 latents.
+            takes 12 · image_size² bytes, and all starts of one picture and noise N · (N + 1)/2 + 1 latents (`fine_steps`
+            for N, where that is given).
         device: where the net and the metrics run: "cpu", "cuda", …
         render_mode: "rgb_array", or None.
 
@@ -149,6 +154,7 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
         report_metrics: Sequence[str] = (),
         skip_mode: str = "restart",
         coarse: str = "ddpm",
+        fine_steps: int | None = None,
         noise_seeds: int | None = None,
         nfe_penalty: float = 0.0,
         obs_dtype: str = "float32",
@@ -159,8 +165,8 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
         check_render_mode(render_mode)
         self.render_mode = render_mode
         self.task = Task(
-            checkpoint, images, image_size, scale, steps, metric, report_metrics, skip_mode, coarse, noise_seeds,
-            nfe_penalty, obs_dtype, cache_mb, device,
+            checkpoint, images, image_size, scale, steps, metric, report_metrics, skip_mode, coarse, fine_steps,
+            noise_seeds, nfe_penalty, obs_dtype, cache_mb, device,
         )  # fmt: skip
         self.observation_space = self.task.observation_space
         self.action_space = self.task.action_space
@@ -222,5 +228,5 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
         return self.task.render(self._episode)
 
     def start_outcomes(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> StartOutcomes:
-        """Rewards and metrics of all N starts for every picture and noise seed; see `Task.start_outcomes`."""
+        """Rewards and metrics of all starts for every picture and noise seed; see `Task.start_outcomes`."""
         return self.task.start_outcomes(images, noise_seeds)

@@ -90,9 +90,12 @@ class RefinementProcess:
         device: where the net is.
         coarse: what runs the coarse stage: "ddpm" (Eq. 8-12), or without noise but the initial, "ddim" (eta = 0) or
             "dpmsolver++" (DPM-Solver++(2M)).
+        fine_steps: the diffusion step that is decided first, N … T; None: N. The coarse latent stands at the noise level of
+            step N all the same (the paper's Table 4, case 4: CSA, and decisions on all T steps).
 
     Raises:
-        ConfigError: S · N differs from T, or the skip mode or the coarse sampler is unknown.
+        ConfigError: S · N differs from T, the skip mode or the coarse sampler is unknown, or `fine_steps` lies outside
+            N … T.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class RefinementProcess:
         batch_size: int = 32,
         device: str = "cpu",
         coarse: str = "ddpm",
+        fine_steps: int | None = None,
     ) -> None:
         check_steps(diffusion_steps, *steps)
         for name, value, known in (("skip_mode", skip_mode, SKIP_MODES), ("coarse", coarse, tuple(COARSE_SAMPLERS))):
@@ -114,6 +118,12 @@ class RefinementProcess:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         self.unet = unet
         self.S, self.N = steps
+        self.fine_steps = self.N if fine_steps is None else fine_steps
+        if not self.N <= self.fine_steps <= diffusion_steps:
+            raise ConfigError(
+                f"fine_steps must lie in {self.N} … {diffusion_steps}, from N of steps S,N to all of the checkpoint's "
+                f"diffusion steps, got {fine_steps}"
+            )
         self.skip_mode, self.coarse = skip_mode, coarse
         self.memo = memo if memo is not None else Memo(0)
         self.batch_size = batch_size
@@ -144,7 +154,7 @@ class RefinementProcess:
                 self._remember(keys[i], noise_seeds[i], (), latent)
         coarse = [latent for latent in found if latent is not None]
         return [
-            Refinement(condition, seed, key, latent, latent, self.N, self.S - 1)
+            Refinement(condition, seed, key, latent, latent, self.fine_steps, self.S - 1)
             for condition, seed, key, latent in zip(lr_up, noise_seeds, keys, coarse, strict=True)
         ]
 
@@ -197,33 +207,33 @@ class RefinementProcess:
         else:
             for j in range(self.S, 1, -1):
                 bound = after(self.coarse_alphas_cumprod, j)
-        for t in range(self.N, 0, -1):
+        for t in range(self.fine_steps, 0, -1):
             bound = max(bound, after(self.alphas_cumprod, t))  # any step may be skipped
         return bound
 
     def run(self, states: Sequence[Refinement], policy: Policy) -> list[Tensor]:
-        """Refines pictures that stand at t = N to the end, as the policy decides."""
-        for _ in range(self.N - 1):
+        """Refines pictures at their first decision to the end, as the policy decides."""
+        for _ in range(self.fine_steps - 1):
             self.step(states, policy(states))
         return self.finish(states)
 
     def run_all_starts(self, states: Sequence[Refinement]) -> list[list[tuple[Refinement, Tensor]]]:
-        """All N results that "restart" can give, each chain run once.
+        """All results that "restart" can give, one for each of the N starts (or `fine_steps`), each chain run once.
 
         Args:
-            states: pictures that stand at t = N; they are left as they are.
+            states: pictures at their first decision; they are left as they are.
 
         Returns:
             For each picture, at index `start - 1`, the finished state and its picture (3, H, W).
         """
-        starts = range(1, self.N + 1)
+        starts = range(1, self.fine_steps + 1)
         chains = [[replace(state) for start in starts] for state in states]
         flat = [state for chain in chains for state in chain]
         first = [start for _ in states for start in starts]
-        for t in range(self.N, 1, -1):
+        for t in range(self.fine_steps, 1, -1):
             self.step(flat, [Action.SKIP if t > start else Action.DENOISE for start in first])
         results = list(zip(flat, self.finish(flat), strict=True))
-        return [results[i : i + self.N] for i in range(0, len(results), self.N)]
+        return [results[i : i + len(starts)] for i in range(0, len(results), len(starts))]
 
     @torch.inference_mode()
     def _denoise(self, states: Sequence[Refinement]) -> None:

@@ -33,7 +33,7 @@ def draw_frame(
     Args:
         panels: heading → square picture (H, H, 3) of any size; None leaves the panel empty.
         actions: decisions so far.
-        first_step: diffusion step N of the first decision; the last is at step 2.
+        first_step: diffusion step of the first decision; the last is at step 2.
 
     Returns:
         uint8 (height, width, 3), both sides even, as video codecs want them.

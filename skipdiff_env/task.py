@@ -87,7 +87,8 @@ class StartOutcomes:
 
     The last axis is the start: index `s - 1` holds the chain that skips until diffusion step s and denoises from there.
     With `skip_mode="restart"` an episode can have no other result, so the oracle is the maximum over the last axis, the
-    best fixed start has the largest mean over the first two, and a regret is the distance from the oracle.
+    best fixed start has the largest mean over the first two, and a regret is the distance from the oracle. There are N
+    starts, or as many as `fine_steps`.
 
     Attributes:
         rewards: float64, (pictures, noise seeds, N); `nfe_penalty` is paid for the chain itself, s forwards.
@@ -143,6 +144,7 @@ class Task:
         report_metrics: Sequence[str] = (),
         skip_mode: str = "restart",
         coarse: str = "ddpm",
+        fine_steps: int | None = None,
         noise_seeds: int | None = None,
         nfe_penalty: float = 0.0,
         obs_dtype: str = "float32",
@@ -151,8 +153,9 @@ class Task:
         batch_size: int = 32,
     ) -> None:
         _check_whole("image_size", image_size)
-        if noise_seeds is not None:
-            _check_whole("noise_seeds", noise_seeds)
+        for name, number in (("noise_seeds", noise_seeds), ("fine_steps", fine_steps)):
+            if number is not None:
+                _check_whole(name, number)
         for name, value in (("nfe_penalty", nfe_penalty), ("cache_mb", cache_mb)):
             if not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ConfigError(f"{name} must be a number of at least 0, got {value!r}")
@@ -173,9 +176,9 @@ class Task:
             raise ConfigError(f"image_size must be a multiple of {multiple} for this checkpoint, got {image_size}")
         self.memo = Memo(cache_mb)
         self.process = RefinementProcess(
-            self.unet, self.unet.diffusion_steps, (S, N), skip_mode, self.memo, batch_size, device, coarse
+            self.unet, self.unet.diffusion_steps, (S, N), skip_mode, self.memo, batch_size, device, coarse, fine_steps
         )
-        if N < 2:
+        if self.process.fine_steps < 2:
             raise ConfigError(f"N in steps (S, N) must be at least 2, or there is nothing to decide; got {S}, {N}")
         # NumPy's float64 operations behind some metrics do not exist on Apple's GPUs
         self.metric_device = "cpu" if torch.device(device).type == "mps" else device
@@ -197,8 +200,8 @@ class Task:
 
     @property
     def decisions(self) -> int:
-        """Env steps of an episode, N - 1."""
-        return self.process.N - 1
+        """Env steps of an episode, N - 1 or `fine_steps` - 1."""
+        return self.process.fine_steps - 1
 
     def draw(self, rng: np.random.Generator, options: Mapping[str, Any] | None) -> tuple[int | Rgb, int]:
         """Picture and noise seed of a new episode, as `options` wants it or else at random.
@@ -276,10 +279,10 @@ class Task:
             "result": episode.sr,
         }
         pictures = {name: None if image is None else to_uint8(image) for name, image in panels.items()}
-        return draw_frame(pictures, episode.actions, self.process.N)
+        return draw_frame(pictures, episode.actions, self.process.fine_steps)
 
     def start_outcomes(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> StartOutcomes:
-        """Rewards and metrics of all N starts for every picture and every noise seed; each chain runs once.
+        """Rewards and metrics of all starts for every picture and every noise seed; each chain runs once.
 
         Args:
             images: indices of the environment's pictures, or uint8 arrays (H, W, 3).
@@ -288,7 +291,7 @@ class Task:
         Raises:
             SkipDiffError: as `begin`.
         """
-        shape = len(images), len(noise_seeds), self.process.N
+        shape = len(images), len(noise_seeds), self.process.fine_steps
         pairs = [(image, seed) for image in images for seed in noise_seeds]
         rewards: list[float] = []
         values: dict[str, list[float]] = {name: [] for name in self.metrics}
@@ -297,7 +300,7 @@ class Task:
             chains = self.process.run_all_starts([episode.refinement for episode in episodes])
             states = [state for chain in chains for state, _ in chain]
             results = [sr for chain in chains for _, sr in chain]
-            hr = [episode.hr for episode in episodes for _ in range(self.process.N)]
+            hr = [episode.hr for episode in episodes for _ in range(self.process.fine_steps)]
             for state, metrics in zip(states, self._measure(states, results, hr), strict=True):
                 rewards.append(self.reward(metrics, state))
                 for name, value in metrics.items():

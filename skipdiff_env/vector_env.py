@@ -30,14 +30,14 @@ class SkipDiffVectorEnv(VectorEnv[Array, Array, Array]):
     …, "reset_mask": …})`: each of the first two is one value for all environments or a list with one for each (None:
     draw it); the mask (bool array) says which environments are reset.
 
-    Since all episodes have N - 1 env steps, environments that are reset together also end together. The results, as
+    Since all episodes have equally many env steps, environments that are reset together also end together. The results, as
     arrays (3, H, W), are in the list `sr`, where each stays until the next episode of its environment has ended.
 
     Args:
         num_envs: number of environments.
         autoreset_mode: "NextStep", "SameStep" or "Disabled" (or a `gymnasium.vector.AutoresetMode`).
         render_mode: "rgb_array", or None.
-        max_episode_steps: N - 1 or more, since episodes are never truncated; or None.
+        max_episode_steps: the env steps of an episode or more, since episodes are never truncated; or None.
         settings: the other arguments of `skipdiff_env.env.SkipDiffEnv`.
 
     Raises:
@@ -179,7 +179,7 @@ class SkipDiffVectorEnv(VectorEnv[Array, Array, Array]):
         return tuple(self.task.render(episode) for episode in self._all_episodes("render"))
 
     def start_outcomes(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> StartOutcomes:
-        """Rewards and metrics of all N starts for every picture and noise seed; see `Task.start_outcomes`."""
+        """Rewards and metrics of all starts for every picture and noise seed; see `Task.start_outcomes`."""
         return self.task.start_outcomes(images, noise_seeds)
 
     def _begin(self, envs: Sequence[int], infos: dict[str, Any], options: dict[str, list[Any]]) -> dict[str, Any]:

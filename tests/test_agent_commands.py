@@ -220,6 +220,31 @@ def test_an_agent_keeps_its_coarse_sampler(episodes: list[str], checkpoint: str,
     assert upscale("--coarse=ddpm") == upscale("--coarse=ddpm", "--start=5")
 
 
+def test_an_agent_keeps_its_first_decision(episodes: list[str], checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    """An agent that decides from t = 8 on, over a coarse latent of N = 5: trained, loaded, played and compared."""
+    folder = tmp_path / "run"
+    run("train-agent", f"--out={folder}", *episodes, *SMALL, "--fine-steps=8")
+    agent = load_agent(folder)
+    assert agent.config.fine_steps == 8
+    assert agent.config.observation_shape == (21, 32, 32)
+    said = run("enjoy", f"--agent={folder}", *episodes, "-o", tmp_path / "x.png").output
+    assert said.count("probability 0.") == 7
+    out = tmp_path / "table"
+    run(
+        "evaluate", f"--images={photos}", f"--checkpoint={checkpoint}", STEPS, "--image-size=96", "--metrics=psnr",
+        "--limit=1", f"--agent={folder}", f"--out={out}", "--pictures=0",
+    )  # fmt: skip
+    methods = {entry["method"] for entry in json.loads((out / "table.json").read_text())}
+    assert "agent run" in methods
+    assert {f"CSA(20) + FSR({start})" for start in range(1, 9)} < methods
+    refused = run("enjoy", f"--agent={folder}", *episodes, "--fine-steps=6", code=2)
+    assert "decides from diffusion step 8 on, got episodes from 6 on" in " ".join(refused.output.split())
+    with Image.open(photos / "0.png") as image:
+        image.resize((12, 10)).save(tmp_path / "small.png")
+    refused = run("upscale", tmp_path / "small.png", "-o", tmp_path / "y.png", f"--checkpoint={checkpoint}", f"--agent={folder}", code=2)  # fmt: skip
+    assert "decides from diffusion step 8 on, got episodes from 5 on" in " ".join(refused.output.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -26,6 +26,7 @@ from ddpm.schedule import cosine_alphas_cumprod
 from skipdiff_env import Action, SkipDiffEnv
 from skipdiff_env.metrics import Metric, make_metric
 from skipdiff_env.task import InvalidActionError, ResetNeededError
+from skipdiff_env.vector_env import SkipDiffVectorEnv
 from tests.conftest import Photo, counting, tiny_unet
 
 PAIRS = [(6, 2), (4, 3), (3, 4), (2, 6)]
@@ -54,7 +55,7 @@ def play(env: SkipDiffEnv, actions: Sequence[int], **reset: Any) -> tuple[float,
     observation, info = env.reset(**reset)
     assert observation in env.observation_space
     for i, action in enumerate(actions):
-        assert info["diffusion_step"] == env.task.process.N - i
+        assert info["diffusion_step"] == env.task.process.fine_steps - i
         observation, reward, terminated, truncated, info = env.step(action)
         assert observation in env.observation_space
         assert terminated == (i == len(actions) - 1)
@@ -237,6 +238,28 @@ def test_coarse_sampler(short_checkpoint: str, coarse: str) -> None:
     with counting(env.task.unet) as forwards:
         assert np.array_equal(env.reset(options=options)[0], observation)
     assert forwards == [], "remembered like any other"
+
+
+def test_fine_steps(short_checkpoint: str) -> None:
+    """Episodes of 12 - 1 decisions on the coarse latent of N = 4; the later ones are those of the shorter episode."""
+    env = make(short_checkpoint, fine_steps=12, metric="psnr", render_mode="rgb_array")
+    options = {"image": 1, "noise_seed": 4}
+    reward, info = play(env, [SKIP] * 8 + [DENOISE] * 3, options=options)
+    assert env.task.decisions == 11
+    assert (info["start"], info["nfe"]) == (4, 6)
+    frame = env.render()
+    assert frame is not None
+    assert frame.ndim == 3
+    table = env.start_outcomes([1], [4])
+    assert table.rewards.shape == (1, 1, 12)
+    short = make(short_checkpoint)
+    assert reward == pytest.approx(play(short, [DENOISE] * 3, options=options)[0], abs=1e-4)
+    np.testing.assert_allclose(table.rewards[..., :4], short.start_outcomes([1], [4]).rewards, atol=1e-4)
+    assert play(env, [DENOISE] * 11, options=options)[1]["start"] == 12
+    vector = SkipDiffVectorEnv(
+        2, checkpoint=short_checkpoint, image_size=32, steps=(3, 4), metric="psnr", fine_steps=12
+    )
+    assert vector.task.decisions == 11
 
 
 def test_float16_observations_are_rounded_ones(short_checkpoint: str) -> None:
@@ -454,6 +477,8 @@ def test_right_action(short_checkpoint: str, action: Any) -> None:
         ({"skip_mode": "stay"}, ConfigError, "restart, hold"),
         ({"coarse": "pndm"}, ConfigError, r"coarse must be one of ddpm, ddim, dpmsolver\+\+, got 'pndm'"),
         ({"noise_seeds": 0}, ConfigError, "noise_seeds"),
+        ({"fine_steps": 2}, ConfigError, "fine_steps must lie in 4 … 12"),
+        ({"fine_steps": 4.5}, ConfigError, "fine_steps must be a whole number"),
         ({"nfe_penalty": -1.0}, ConfigError, "nfe_penalty"),
         ({"nfe_penalty": float("nan")}, ConfigError, "nfe_penalty"),
         ({"obs_dtype": "int8"}, ConfigError, "float32 or float16"),

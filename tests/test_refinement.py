@@ -98,6 +98,25 @@ def test_any_decisions_in_any_batch(data: st.DataObject, steps: tuple[int, int],
         torch.testing.assert_close(results[i], expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("first", [4, 7, 12])
+def test_decisions_may_begin_above_the_coarse_latents_level(first: int) -> None:
+    """Case 4 of the paper's Table 4: the coarse stage is the same, the fine steps are more."""
+    process = RefinementProcess(UNET, T, (3, 4), fine_steps=first)
+    (state,) = process.begin([condition()], [5])
+    (plain,) = RefinementProcess(UNET, T, (3, 4)).begin([condition()], [5])
+    torch.testing.assert_close(state.coarse, plain.coarse)
+    assert (state.t, state.nfe) == (first, 2)
+    assert process.latent_bound() >= RefinementProcess(UNET, T, (3, 4)).latent_bound()
+    noise = KeyedNoise([5], state.coarse.shape)
+    table = process.run_all_starts([state])[0]
+    assert len(table) == first
+    for start, (finished, sr) in enumerate(table, start=1):
+        chain = refine(UNET, SCHEDULE, state.coarse[None], condition()[None], noise, start)
+        torch.testing.assert_close(sr, to_image(UNET, chain, condition()[None])[0], atol=1e-5, rtol=0)
+        assert (finished.start, finished.nfe) == (start, 2 + start)
+    torch.testing.assert_close(process.run([state], fixed_start(first))[0], table[-1][1], atol=1e-5, rtol=0)
+
+
 def test_all_denoise_is_plain_refinement() -> None:
     state, sr = play(RefinementProcess(UNET, T, (3, 4)), [DENOISE] * 3)
     noise = KeyedNoise([5], state.coarse.shape)
@@ -233,7 +252,7 @@ def test_latent_bound_of_extrapolated_estimates(
     count = 2 ** (S - 1)
     process = RefinementProcess(Adversaries(target, S), 100, (S, 100 // S), batch_size=count, coarse="dpmsolver++")
     # without fine steps the bound is that of the coarse latent
-    process.N = 0
+    process.fine_steps = 0
     bound = process.latent_bound()
     largest = max(
         float(s.coarse.abs().max()) for s in process.begin([torch.full((3, 1, 1), -1.0)] * count, [0] * count)
@@ -280,6 +299,8 @@ def test_noise_is_bounded() -> None:
         ({"steps": (3, 4), "skip_mode": "restrat"}, "restart, hold"),
         ({"steps": (3, 4), "coarse": "dpm"}, r"ddpm, ddim, dpmsolver\+\+, got 'dpm'"),
         ({"steps": (3, 4), "batch_size": 0}, "at least 1"),
+        ({"steps": (3, 4), "fine_steps": 3}, "fine_steps must lie in 4 … 12, .* got 3"),
+        ({"steps": (3, 4), "fine_steps": 13}, "fine_steps must lie in 4 … 12"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str, unet: UNet) -> None:
