@@ -514,6 +514,49 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
         click.echo(path)
 
 
+@main.command()
+@click.option("--images", multiple=True, required=True, help="Folder, file or pattern of photographs; may be repeated.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the report.")
+@CHECKPOINT
+@click.option(
+    "--agent",
+    "agents",
+    multiple=True,
+    metavar="[NAME=]DIR",
+    help="Agent that stands for SkipDiff; with a name, a further one, whose training says what for (reward, price for forwards, "
+    "cases 3 and 4 of Table 4); may be repeated.  [default: the checkpoint's, if it has one]",
+)
+@TRUST_PICKLE
+@click.option("--seeds", type=click.IntRange(min=1), default=3, help="Number of noise seeds.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take only the first pictures.")
+@click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
+@click.option(
+    "--sections",
+    help="Of fig1, tables12, table3, table4, table5, table6, fig5, pictures and peers, separated by commas.  [default: all]",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=16)
+@DEVICE
+def reproduce(out: Path, agents: tuple[str, ...], sections: str | None, **options: Any) -> None:
+    """Compute the paper's tables and figures on your pictures, and other samplers beside them, as one report.
+
+    OUT/report.md holds the text and links the plots; each table is also a CSV file, and rows.csv has every single result. What is
+    finished stays: the same command goes on after an interruption, and takes further sections and agents.
+    """
+    from agents.report import Report
+    from agents.reproduce import MAIN, SECTIONS, ReportConfig, Study
+
+    named: dict[str, str] = {}
+    for given in agents:
+        name, path = given.split("=", 1) if "=" in given else (MAIN, given)
+        if name in named:
+            raise ConfigError(f"two agents are named {name}; give each a name of its own, as in --agent NAME=DIR")
+        named[name] = path
+    wanted = sections.split(",") if sections else SECTIONS
+    study = Study(ReportConfig(agents=named, sections=wanted, **options))
+    study.compute(out)
+    click.echo(f"report: {Report(study, out).write()}")
+
+
 @main.command("import-sr3")
 @click.argument("file", metavar="GEN.pth", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))

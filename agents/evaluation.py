@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +22,13 @@ from ddpm.errors import ConfigError, ImageError
 from ddpm.images import Picture, atomic_path, find_images, read_picture, to_tensor, to_uint8, write_picture
 from ddpm.noise import KeyedNoise
 from ddpm.runs import write_json
-from ddpm.sampling import refine, sample, to_image
+from ddpm.sampling import Denoiser, refine, sample, to_image
+from ddpm.schedule import FloatArray
 from skipdiff_env.metrics import Metric, make_metric
 from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProcess, fixed_start
 from skipdiff_env.task import quality
 
-T = TypeVar("T")
+X = TypeVar("X")
 BICUBIC, RANDOM, ORACLE, BEST_FIXED = "bicubic", "random skipping", "oracle", "best fixed start"
 # The oracle of other noises: what of the oracle's gain belongs to the picture and not to the noise.
 PICTURE_START = "each picture's best start"
@@ -131,9 +132,13 @@ def compare(
         Method → result: bicubic, the full DDPM, the coarse chain run to its end, coarse + fine from each start and by
         each policy.
     """
-    results = whole_chain(process, lr_up, seeds)
+    T = len(process.alphas_cumprod) - 1
+    results = {
+        BICUBIC: bicubic(lr_up),
+        f"DDPM-{T}": ddpm(process.unet, process.alphas_cumprod, lr_up, seeds),
+    }
     states, seconds = coarse_stage(process, lr_up, seeds)
-    results |= coarse_chain(process, states, seconds)
+    results[coarse_name(process.S, process.coarse)] = coarse_chain(process, states, seconds)
     ways = {
         start_name(process.S, start, process.coarse): fixed_start(start) for start in sorted(starts, reverse=True)
     } | dict(policies or {})
@@ -156,7 +161,7 @@ def start_name(S: int, start: int, sampler: str = "ddpm") -> str:
     return f"{coarse_name(S, sampler)} + FSR({start})"
 
 
-def timed(work: Callable[[], T], pictures: int) -> tuple[T, float]:
+def timed(work: Callable[[], X], pictures: int) -> tuple[X, float]:
     """What `work` gives, and its wall time for each of the pictures."""
     began = time.perf_counter()
     with torch.inference_mode():
@@ -164,15 +169,24 @@ def timed(work: Callable[[], T], pictures: int) -> tuple[T, float]:
     return result, (time.perf_counter() - began) / pictures
 
 
-def whole_chain(process: RefinementProcess, lr_up: Tensor, seeds: Sequence[int]) -> dict[str, Result]:
-    """Bicubic and the full DDPM; arguments as `compare`."""
-    unet, T = process.unet, len(process.alphas_cumprod) - 1
-    noise = KeyedNoise(seeds, lr_up.shape[1:], process.device)
-    sr, seconds = timed(lambda: to_image(unet, sample(unet, process.alphas_cumprod, lr_up, noise), lr_up), len(lr_up))
-    return {
-        BICUBIC: Result(lr_up, [0] * len(lr_up), 0.0),
-        f"DDPM-{T}": Result(sr, [T] * len(lr_up), seconds),
-    }
+def sampled(
+    unet: Denoiser, lr_up: Tensor, seeds: Sequence[int], sampler: Callable[[Tensor, KeyedNoise], tuple[Tensor, int]]
+) -> Result:
+    """What a sampler, (condition, noise) → (latents x_0, forwards), makes of a batch; arguments as `compare`."""
+    noise = KeyedNoise(seeds, lr_up.shape[1:], lr_up.device)
+    (latents, nfe), seconds = timed(lambda: sampler(lr_up, noise), len(lr_up))
+    return Result(to_image(unet, latents, lr_up), [nfe] * len(lr_up), seconds)
+
+
+def bicubic(lr_up: Tensor) -> Result:
+    """The condition itself, (B, 3, H, W)."""
+    return Result(lr_up, [0] * len(lr_up), 0.0)
+
+
+def ddpm(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, seeds: Sequence[int]) -> Result:
+    """The ancestral chain over all steps of a schedule; arguments as `compare`."""
+    T = len(alphas_cumprod) - 1
+    return sampled(unet, lr_up, seeds, lambda lr_up, noise: (sample(unet, alphas_cumprod, lr_up, noise), T))
 
 
 def coarse_stage(process: RefinementProcess, lr_up: Tensor, seeds: Sequence[int]) -> tuple[list[Refinement], float]:
@@ -180,7 +194,7 @@ def coarse_stage(process: RefinementProcess, lr_up: Tensor, seeds: Sequence[int]
     return timed(lambda: process.begin(list(lr_up), seeds), len(lr_up))
 
 
-def coarse_chain(process: RefinementProcess, states: Sequence[Refinement], seconds: float) -> dict[str, Result]:
+def coarse_chain(process: RefinementProcess, states: Sequence[Refinement], seconds: float) -> Result:
     """The coarse chain run to its end; arguments as `refinement`."""
     unet, lr_up = process.unet, torch.stack([state.lr_up for state in states])
     coarse = torch.stack([state.coarse for state in states])
@@ -189,7 +203,7 @@ def coarse_chain(process: RefinementProcess, states: Sequence[Refinement], secon
     sr, last = timed(
         lambda: to_image(unet, refine(unet, process.coarse_alphas_cumprod, coarse, lr_up, noise, 1), lr_up), len(states)
     )
-    return {coarse_name(process.S, process.coarse): Result(sr, [process.S] * len(states), seconds + last)}
+    return Result(sr, [process.S] * len(states), seconds + last)
 
 
 def refinement(process: RefinementProcess, states: Sequence[Refinement], seconds: float, policy: Policy) -> Result:
@@ -384,10 +398,16 @@ def save_pictures(folder: Path, count: int) -> Callable[[int, int, Mapping[str, 
         if seed == 0:
             for i in range(min(len(hr), count - first)):
                 for method, images in {**{m: r.sr for m, r in results.items()}, "original": hr}.items():
-                    name = re.sub(r"[^\w() +-]", "_", method)
-                    write_picture(Picture(to_uint8(images[i])), folder / f"{first + i:03d}" / f"{name}.png")
+                    write_picture(
+                        Picture(to_uint8(images[i])), folder / f"{first + i:03d}" / f"{file_name(method)}.png"
+                    )
 
     return keep
+
+
+def file_name(method: str) -> str:
+    """What a method's files are called, without their ending."""
+    return re.sub(r"[^\w(), +-]", "_", method)
 
 
 def _figures(rows: Sequence[Row]) -> list[str]:
@@ -400,16 +420,16 @@ def _figure(row: Row, name: str) -> float:
     return row.metrics[name] if name in row.metrics else float(getattr(row, name))
 
 
-def summarise(rows: Sequence[Row]) -> list[dict[str, object]]:
+def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One entry a method: mean over pictures, then mean and standard deviation over noise seeds.
 
     A value that is NaN (the metric failed on that picture) is left out; `failures` counts them.
     """
-    summary: list[dict[str, object]] = []
+    summary: list[dict[str, Any]] = []
     for method in dict.fromkeys(row.method for row in rows):
         own = [row for row in rows if row.method == method]
         seeds = sorted({row.seed for row in own})
-        entry: dict[str, object] = {"method": method, "pictures": len(own) // len(seeds), "seeds": len(seeds)}
+        entry: dict[str, Any] = {"method": method, "pictures": len(own) // len(seeds), "seeds": len(seeds)}
         for name in _figures(rows):
             means = [np.nanmean([_figure(row, name) for row in own if row.seed == seed]) for seed in seeds]
             entry[name], entry[f"{name}_std"] = float(np.mean(means)), float(np.std(means))
@@ -422,27 +442,63 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, object]]:
 
 # name → (heading, digits)
 COLUMNS = {
-    "psnr": ("PSNR-Y", 2), "ssim": ("SSIM-Y", 4), "niqe": ("NIQE", 2), "lpips": ("LPIPS", 4),
+    "psnr": ("PSNR-Y", 2), "ssim": ("SSIM-Y", 4), "niqe": ("NIQE", 2), "lpips": ("LPIPS", 4), "colour": ("colour error", 2),
     "reward": ("reward", 4), "regret": ("regret", 4), "nfe": ("NFE", 1), "seconds": ("s/picture", 2),
 }  # fmt: skip
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """The summary as a Markdown table; ± is the standard deviation over noise seeds, where there are several."""
-    summary = summarise(rows)
-    names = [*_figures(rows), "nfe", "seconds"]
-    headings = ["method", *(COLUMNS.get(name, (name, 4))[0] for name in names)]
-    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    for entry in summary:
-        cells = [str(entry["method"])]
-        for name in names:
-            digits = COLUMNS.get(name, (name, 4))[1]
-            text = f"{entry[name]:.{digits}f}"
-            if entry["seeds"] != 1 and f"{name}_std" in entry:
-                text += f" ± {entry[f'{name}_std']:.{digits}f}"
-            cells.append(text)
+def figure_text(entry: Mapping[str, object], name: str, digits: int) -> str:
+    """A cell: text as it is, a figure with its standard deviation over noise seeds where there are several, or a dash."""
+    value = entry.get(name)
+    if not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    text = f"{value:.{digits}f}"
+    return (
+        f"{text} ± {entry[f'{name}_std']:.{digits}f}" if entry.get("seeds", 1) != 1 and f"{name}_std" in entry else text
+    )
+
+
+def markdown_table(
+    entries: Iterable[Mapping[str, object]],
+    columns: Iterable[str],
+    headings: Mapping[str, tuple[str, int]] | None = None,
+) -> str:
+    """A Markdown table.
+
+    Args:
+        entries: one a line, as `summarise` gives them; what one lacks is a dash.
+        columns: names of what is shown.
+        headings: name → (heading, digits), of columns that are not in `COLUMNS`.
+    """
+    known = {**COLUMNS, **(headings or {})}
+    shown = {name: known.get(name, (name, 4)) for name in columns}
+    lines = ["| " + " | ".join(heading for heading, _ in shown.values()) + " |", "|---" * len(shown) + "|"]
+    for entry in entries:
+        cells = (figure_text(entry, name, digits) for name, (_, digits) in shown.items())
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The summary as a Markdown table; ± is the standard deviation over noise seeds, where there are several."""
+    return markdown_table(summarise(rows), ["method", *_figures(rows), "nfe", "seconds"])
+
+
+def flat(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Rows with their metrics as columns of their own."""
+    every = []
+    for row in rows:
+        columns = asdict(row)
+        every.append(columns | columns.pop("metrics"))
+    return every
+
+
+def write_csv(path: Path, entries: Sequence[Mapping[str, object]]) -> None:
+    """Writes a table with the columns of all its entries; what one lacks is left empty."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for entry in entries for name in entry)))
+        writer.writeheader()
+        writer.writerows(entries)
 
 
 def write_tables(rows: Sequence[Row], folder: Path) -> None:
@@ -451,12 +507,5 @@ def write_tables(rows: Sequence[Row], folder: Path) -> None:
     write_json(folder / "table.json", summary)
     with atomic_path(folder / "table.md") as temporary:
         temporary.write_text(to_markdown(rows) + "\n")
-    every = []
-    for row in rows:
-        columns = asdict(row)
-        every.append(columns | columns.pop("metrics"))
-    for name, content in (("table.csv", summary), ("rows.csv", every)):
-        with atomic_path(folder / name) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(content[0]))
-            writer.writeheader()
-            writer.writerows(content)
+    write_csv(folder / "table.csv", summary)
+    write_csv(folder / "rows.csv", flat(rows))

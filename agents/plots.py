@@ -88,6 +88,49 @@ def _points(axis: Axes, summary: Sequence[Mapping[str, Any]], across: str, up: s
         axis.errorbar(*place, spread, **style)
 
 
+Series = Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]
+
+
+def plane_of_series(series: Series) -> Figure:
+    """The perception-distortion plane (Fig. 5) of families of methods, each a line through its members.
+
+    Args:
+        series: heading → (text beside the point, entry of `agents.evaluation.summarise`).
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5))
+    for axis, name in zip(axes, ("niqe", "lpips"), strict=True):
+        _lines(axis, series, "psnr", name)
+        axis.set(xlabel=_label("psnr"), ylabel=_label(name))
+    _series_legend(figure, axes[-1])
+    return figure
+
+
+def quality_of_series(series: Series) -> Figure:
+    """Each metric against the number of UNet forwards (Fig. 1) for families of methods; arguments as `plane_of_series`."""
+    figure, axes = plt.subplots(1, len(LABELS), figsize=(4.2 * len(LABELS), 3.8))
+    for axis, name in zip(axes, LABELS, strict=True):
+        _lines(axis, {heading: [("", entry) for _, entry in own] for heading, own in series.items()}, "nfe", name)
+        axis.set(xlabel="UNet forwards", ylabel=_label(name), xscale="log")
+    figure.tight_layout()
+    _series_legend(figure, axes[-1])
+    return figure
+
+
+def _lines(axis: Axes, series: Series, across: str, up: str) -> None:
+    for i, (heading, own) in enumerate(series.items()):
+        places = [(entry[across], entry[up]) for _, entry in own]
+        style: dict[str, Any] = {"marker": "osD^vP*X"[i % 8], "ms": 5, "lw": 0.9, "alpha": 0.8, "color": f"C{i % 10}"}
+        axis.plot(*zip(*places, strict=True), label=heading, ls="-" if i < 10 else "--", **style)
+        for (text, _), place in zip(own, places, strict=True):
+            axis.annotate(text, place, (3, 3), textcoords="offset points", fontsize=6, color=style["color"])
+    axis.grid(alpha=0.3)
+
+
+def _series_legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(
@@ -191,7 +234,7 @@ def plot_evaluation(folder: Path, out: Path) -> list[Path]:
         names = [name for name in LABELS if name in rows[0]]
         if rows[0].get("reward") not in (None, "", "nan"):
             names.append("reward")
-        figures["starts"] = starts(*_starts(rows, names))
+        figures["starts"] = starts(*start_outcomes(rows, names))
     except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder} does not hold what evaluate --out writes ({error!r})") from None
     sheet = _sheet(folder / "pictures")
@@ -200,10 +243,15 @@ def plot_evaluation(folder: Path, out: Path) -> list[Path]:
     return _save_all(figures, out)
 
 
-def _starts(
-    rows: Sequence[Mapping[str, str]], names: Sequence[str]
+def start_outcomes(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, list[int]]]:
-    """Quality of every start, (pictures, N) for each metric; and the starts that each agent chose."""
+    """Quality of every start, (pictures, N) for each metric; and the starts that each agent chose.
+
+    Args:
+        rows: as `agents.evaluation.flat` gives them, or as rows.csv holds them.
+        names: metrics.
+    """
     fixed = [row for row in rows if re.fullmatch(FIXED_START, row["method"])]
     pictures = sorted({int(row["image"]) for row in fixed})
     N = max(int(row["start"]) for row in fixed)
