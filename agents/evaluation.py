@@ -449,9 +449,11 @@ COLUMNS = {
 
 def figure_text(entry: Mapping[str, object], name: str, digits: int) -> str:
     """A cell: text as it is, a figure with its standard deviation over noise seeds where there are several, or a dash."""
-    value = entry.get(name)
+    value = entry.get(name, math.nan)
     if not isinstance(value, int | float):
-        return "–" if value is None else str(value)
+        return str(value)
+    if math.isnan(value):
+        return "–"
     text = f"{value:.{digits}f}"
     return (
         f"{text} ± {entry[f'{name}_std']:.{digits}f}" if entry.get("seeds", 1) != 1 and f"{name}_std" in entry else text

@@ -94,6 +94,8 @@ Series = Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]
 def plane_of_series(series: Series) -> Figure:
     """The perception-distortion plane (Fig. 5) of families of methods, each a line through its members.
 
+    A point that lies far off all others is outside the frame.
+
     Args:
         series: heading → (text beside the point, entry of `agents.evaluation.summarise`).
     """
@@ -101,6 +103,7 @@ def plane_of_series(series: Series) -> Figure:
     for axis, name in zip(axes, ("niqe", "lpips"), strict=True):
         _lines(axis, series, "psnr", name)
         axis.set(xlabel=_label("psnr"), ylabel=_label(name))
+    figure.tight_layout()
     _series_legend(figure, axes[-1])
     return figure
 
@@ -111,6 +114,9 @@ def quality_of_series(series: Series) -> Figure:
     for axis, name in zip(axes, LABELS, strict=True):
         _lines(axis, {heading: [("", entry) for _, entry in own] for heading, own in series.items()}, "nfe", name)
         axis.set(xlabel="UNet forwards", ylabel=_label(name), xscale="log")
+        ticks = _apart(sorted({round(entry["nfe"]) for own in series.values() for _, entry in own}))
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
     figure.tight_layout()
     _series_legend(figure, axes[-1])
     return figure
@@ -122,8 +128,31 @@ def _lines(axis: Axes, series: Series, across: str, up: str) -> None:
         style: dict[str, Any] = {"marker": "osD^vP*X"[i % 8], "ms": 5, "lw": 0.9, "alpha": 0.8, "color": f"C{i % 10}"}
         axis.plot(*zip(*places, strict=True), label=heading, ls="-" if i < 10 else "--", **style)
         for (text, _), place in zip(own, places, strict=True):
-            axis.annotate(text, place, (3, 3), textcoords="offset points", fontsize=6, color=style["color"])
+            axis.annotate(
+                text, place, (3, 3), textcoords="offset points", fontsize=6, color=style["color"], annotation_clip=True
+            )
+    for name, limit in ((across, axis.set_xlim), (up, axis.set_ylim)):
+        if name != "nfe":
+            limit(*_frame([entry[name] for own in series.values() for _, entry in own]))
     axis.grid(alpha=0.3)
+
+
+def _frame(values: Sequence[float]) -> tuple[float, float]:
+    """Limits that leave out what lies so far off that the others could not be told apart."""
+    low, high = np.nanpercentile(values, (25, 75))
+    reach = 3 * (high - low)
+    inside = [value for value in values if low - reach <= value <= high + reach]
+    margin = 0.06 * (max(inside) - min(inside)) or 0.01
+    return min(inside) - margin, max(inside) + margin
+
+
+def _apart(values: Sequence[int]) -> list[int]:
+    """Of ascending positive numbers those that have room for a label on a logarithmic axis."""
+    kept: list[int] = []
+    for value in values:
+        if not kept or value >= 1.2 * kept[-1]:
+            kept.append(value)
+    return kept
 
 
 def _series_legend(figure: Figure, axis: Axes) -> None:

@@ -261,7 +261,7 @@ class Report:
             f"`skipdiff reproduce {' '.join(options)}`\n\n"
             f"{len(study.crops)} pictures of {config.image_size} px (centre crops), shrunk and enlarged {study.unet.scale} times; "
             f"T = {study.T}, S = {study.S}, N = {study.N}, coarse stage by {study.coarse}. Figures are means over pictures ± the "
-            f"standard deviation of that mean over {config.seeds} noise seeds. All methods have the same net, pictures and "
+            f"standard deviation of that mean over noise seeds ({config.seeds}). All methods have the same net, pictures and "
             "noise. PSNR and SSIM are on luma; the colour error is the distance of a picture's mean colour from the target's, "
             'in grey levels; NFE counts UNet forwards. **Columns named "paper" hold the paper\'s own figures, on other nets and '
             f"other pictures** ({PAPER_DATA.get(study.unet.scale, 'none for this scale')}).\n\n"
@@ -404,7 +404,7 @@ class Report:
                 said.append("How much of the oracle's gain is real needs two noise seeds.")
             else:
                 share = gaps[-2]["share"]
-                kept = "nothing" if not share > 0 else f"{share:.0%}"
+                kept = "nothing" if not share > 0 else f"{share:.0%}"  # nothing too where there is no gain
                 said.append(
                     f"By {title}, {kept} of the oracle's gain over the best fixed start remains where each picture's start is the one "
                     "that is best under the other noise seeds: that much is the picture's, the rest was the noise's."
@@ -464,7 +464,7 @@ class Report:
             [
                 "## Figure 5: perception against distortion",
                 "Pairs (S, N) with some of their fixed starts (the number beside the point), agents, and other samplers on the same net "
-                "(their forwards beside the point).",
+                "(their forwards beside the point). A point that lies far off all others is outside the frame; the table has it.",
                 self.plot("fig5", plane_of_series(points), "Perception-distortion plane"),
                 self.table("fig5", entries, QUALITY),
                 *notes,
@@ -509,6 +509,7 @@ class Report:
                 peer_verdicts(rows, self.skipdiff, chains | peers),
                 self.table("peers", entries, QUALITY),
                 self.plot("peers", quality_of_series(points), "Quality against forwards"),
+                "A point that lies far off all others is outside the frame; the table has it.",
             ]
         )
 

@@ -1,0 +1,275 @@
+"""`skipdiff reproduce`: the report, its parts, and what it says of others."""
+
+import csv
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from agents.agent import Agent, AgentConfig
+from agents.cli import main
+from agents.evaluation import Row, measure
+from agents.report import Report, peer_verdicts
+from agents.reproduce import SECTIONS, ReportConfig, Study, count_flops
+from ddpm.errors import ConfigError
+from tests.conftest import counting
+
+# Forwards for one picture and noise at T = 12, (S, N) = (3, 4): chains of 2, 3, 4 and 12 steps; starts 4 … 1; of case 3, 11
+# and 8; of case 4, 8; S,N = 4,3 from 3 and 2; two coarse samplers with starts 4, 3, 2; four peers and Heun at 5 and 10; CCDF
+# from 7; DDPM-5 and DDPM-10.
+FORWARDS = (2 + 3 + 4 + 12) + 10 + (11 + 8) + 8 + 5 + 2 * (2 + 9) + (4 * 15 + 5 + 9) + 5 + 15
+
+
+@pytest.fixture
+def config(short_checkpoint: str, photos: Path) -> Callable[..., ReportConfig]:
+    """A maker of small settings."""
+
+    def make(**changes: Any) -> ReportConfig:
+        small = {"checkpoint": short_checkpoint, "limit": 2, "image_size": 96, "seeds": 2}
+        return ReportConfig([str(photos)], **{**small, **changes})
+
+    return make
+
+
+def save_agent(
+    folder: Path, steps: tuple[int, int] = (3, 4), fine_steps: int | None = None, seed: int = 0, **env: Any
+) -> str:
+    """An untrained agent."""
+    import torch
+
+    torch.manual_seed(seed)
+    kwargs = {"features_extractor_kwargs": {"hidden_size": 8}}
+    Agent.build(AgentConfig("ppo", steps, 32, 9.0, kwargs, {"env": env}, fine_steps)).save(folder)
+    return str(folder)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_report_is_whole_and_nothing_is_computed_twice(config: Callable[..., ReportConfig], tmp_path: Path) -> None:
+    study = Study(config(limit=1))
+    with counting(study.unet) as sizes:
+        study.compute(tmp_path)
+    # and the latents of one picture, and one for the FLOPs
+    assert sum(sizes) == FORWARDS * 2 + (12 + 2 + 2 * 3) + 1
+    text = Report(study, tmp_path).write().read_text()
+    titles = ("Figure 1", "Tables 1 and 2", "Table 3", "Table 4", "Table 5", "Table 6", "Figure 5", "Figures 3 and 6")
+    for title in titles:
+        assert f"## {title}:" in text
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert {Path(link).suffix for link in links} == {".csv", ".png"}
+    for link in links:
+        assert (tmp_path / link).stat().st_size > 0
+    rows = read(tmp_path / "rows.csv")
+    assert len(rows) == len({(row["method"], row["image"], row["seed"]) for row in rows}) == 2 * len(study.methods)
+    assert not list(tmp_path.rglob(".*")), "no temporary file is left"
+    for missing in ("--steps 1,12 --out", "--steps 3,4 --fine-steps 12 --out", "--metric lpips", "--nfe-penalty"):
+        assert missing in text
+    # 2, 3, 4 of the paper's numbers of steps and its own divide 12
+    assert [row["method"] for row in read(tmp_path / "fig1.csv")] == ["2 steps", "3 steps", "4 steps", "12 steps"]
+    paper = {row["method"]: row["paper_psnr"] for row in read(tmp_path / "tables12.csv")}
+    assert paper == {
+        "bicubic": "25.6", "DDRM (not run here)": "26.68", "DDPM-12": "26.38", "SkipDiff (fixed start 4)": "26.65",
+    }  # fmt: skip
+    # what the best fixed start of Table 6 was chosen by
+    rewards: dict[str, list[float]] = {}
+    for row in rows:
+        if re.fullmatch(r"CSA\(3\) \+ FSR\([1-4]\)", row["method"]):
+            rewards.setdefault(row["method"], []).append(1 / float(row["lpips"]))
+    best = max(rewards, key=lambda method: float(np.mean(rewards[method])))
+    assert f"reward 1/LPIPS: {best} (no agent: best fixed start, chosen on these pictures)" in text
+    summary = {row["method"]: row for row in read(tmp_path / "table3.csv")}
+    assert float(summary["SkipDiff (fixed start 4)"]["flops_ratio"]) == pytest.approx(12 / 6)
+
+
+def test_going_on(config: Callable[..., ReportConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was stopped goes on where it was; the rows are those of one that was not."""
+    settings = config(sections=("fig1", "table5"), seeds=1, batch_size=1)
+    whole = Study(settings)
+    with counting(whole.unet) as at_once:
+        whole.compute(tmp_path / "whole")
+    left = [9]
+
+    def stop(*args: Any) -> list[Row]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.reproduce.measure", stop)
+        study = Study(settings)
+        with counting(study.unet) as before, pytest.raises(KeyboardInterrupt):
+            study.compute(tmp_path / "parts")
+    study = Study(settings)
+    with counting(study.unet) as after:
+        study.compute(tmp_path / "parts")
+    # eight methods a picture: stopped in the second of the second picture, the chain of three steps, which ran once more
+    assert sum(before) > sum(after) > 0
+    assert sum(before) + sum(after) == sum(at_once) + 3
+    with counting(study.unet) as again:
+        study.compute(tmp_path / "parts")
+        Report(study, tmp_path / "parts").write()
+    assert again == []
+
+    def values(out: Path) -> list[Any]:
+        return [(row.method, row.image, row.nfe, row.start, row.metrics) for row in whole.rows(out)]
+
+    assert values(tmp_path / "parts") == values(tmp_path / "whole")
+    assert (tmp_path / "parts" / "report.md").exists()
+
+
+def test_sections_and_agents_may_be_added(config: Callable[..., ReportConfig], tmp_path: Path) -> None:
+    Study(config(sections=("fig1",))).compute(tmp_path / "out")
+    study = Study(
+        config(sections=("fig1", "tables12"), agents={"other": save_agent(tmp_path / "agent", metric="lpips")})
+    )
+    with counting(study.unet) as sizes:
+        study.compute(tmp_path / "out")
+    # the fixed start, 2 + 4; bicubic takes none, the rest is there
+    assert sum(sizes) == 6 * 2 * 2
+    with pytest.raises(ConfigError, match="holds a report with agents"):
+        Study(config(agents={"other": save_agent(tmp_path / "agent", seed=1)})).compute(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 1}, "seeds 2, got 1"),
+        ({"limit": 1}, "pictures 2 of 96 px"),
+        ({"image_size": 128}, "pictures 2 of 96 px"),
+        ({"batch_size": 1}, "batch_size 16, got 1"),
+    ],
+)
+def test_other_settings_are_refused(
+    config: Callable[..., ReportConfig], tmp_path: Path, changes: Mapping[str, Any], message: str
+) -> None:
+    Study(config(sections=("tables12",))).compute(tmp_path)
+    with pytest.raises(ConfigError, match=message) as raised:
+        Study(config(sections=("tables12",), **changes)).compute(tmp_path)
+    assert "\n" not in str(raised.value)
+    assert "another --out" in str(raised.value)
+
+
+def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    """Each agent is used for what it was trained for, and nothing is said to be missing."""
+    agents = {
+        "SkipDiff": save_agent(tmp_path / "main", metric="niqe"),
+        "lpips": save_agent(tmp_path / "lpips", metric="lpips", seed=1),
+        "cheap": save_agent(tmp_path / "cheap", metric="niqe", nfe_penalty=0.01, seed=2),
+        "case3": save_agent(tmp_path / "case3", (1, 12), metric="niqe", seed=3),
+        "case4": save_agent(tmp_path / "case4", fine_steps=12, metric="niqe", seed=4),
+    }
+    given = [agents["SkipDiff"], *(f"{name}={path}" for name, path in agents.items() if name != "SkipDiff")]
+    out = tmp_path / "out"
+    arguments = [
+        "reproduce", f"--images={photos}", f"--checkpoint={short_checkpoint}", "--limit=1", "--seeds=1", "--image-size=96",
+        f"--out={out}", "--sections=tables12,table3,table4,table5,table6,fig5", *(f"--agent={agent}" for agent in given),
+    ]  # fmt: skip
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert f"report: {out / 'report.md'}" in result.output
+    text = (out / "report.md").read_text()
+    assert "no agent" not in text
+    assert "needs two noise seeds" in text
+    rows = {row["method"]: row for row in read(out / "rows.csv")}
+    assert {f"agent {name}" for name in agents} < set(rows)
+    for name, coarse, most in (("case3", 0, 12), ("case4", 2, 14), ("SkipDiff", 2, 6)):
+        row = rows[f"agent {name}"]
+        assert coarse + int(row["start"]) <= int(row["nfe"]) <= most
+    cases = [(row["case"][0], row["method"]) for row in read(out / "table4.csv")]
+    assert cases == [
+        ("1", "DDPM-12"), ("2", "CSA(3)"), ("3", "agent case3"), ("4", "agent case4"), ("5", "SkipDiff (agent)"),
+    ]  # fmt: skip
+    assert [row["method"] for row in read(out / "table6.csv")] == [
+        "reward 1/NIQE: agent SkipDiff", "reward 1/LPIPS: agent lpips",
+    ]  # fmt: skip
+    assert {"SkipDiff (agent)", "agent lpips", "agent cheap", "oracle"} < {
+        row["method"] for row in read(out / "table5.csv")
+    }
+    full, ours = read(out / "table3.csv")
+    assert float(ours["policy_gflops"]) > 0 == float(full["policy_gflops"])
+    assert float(ours["policy_seconds"]) > 0
+    per_forward = json.loads((out / "flops.json").read_text())["unet"]
+    assert float(full["total_gflops"]) == pytest.approx(12 * per_forward / 1e9)
+
+
+def test_flops_of_a_layer() -> None:
+    import torch
+
+    layer = torch.nn.Conv2d(3, 5, 3, padding=1)
+    assert count_flops(lambda: layer(torch.zeros(1, 3, 8, 8))) == 2 * 3 * 5 * 9 * 64
+
+
+def test_without_diffusers(
+    config: Callable[..., ReportConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "diffusers" else find_spec(name, *rest)
+    )
+    study = Study(config(sections=("peers",)))
+    study.compute(tmp_path)
+    assert 'pip install "skipdiff[peers]"' in Report(study, tmp_path).write().read_text()
+
+
+def rows_of(method: str, nfe: int, psnr: Sequence[float], lpips: Sequence[float]) -> list[Row]:
+    """One picture, one noise seed each."""
+    return [
+        Row(method, 0, seed, nfe, 0.0, {"psnr": a, "lpips": b})
+        for seed, (a, b) in enumerate(zip(psnr, lpips, strict=True))
+    ]
+
+
+def test_where_peers_are_better() -> None:
+    rows = [
+        *rows_of("ours", 16, (25.0, 25.2), (0.20, 0.21)),
+        *rows_of("A, 10", 10, (30.0, 30.0), (0.1, 0.1)),  # a budget further off, and one too large
+        *rows_of("A, 16", 16, (25.1, 25.3), (0.30, 0.31)),
+        *rows_of("A, 20", 20, (30.0, 30.0), (0.1, 0.1)),
+        *rows_of("B, 15", 15, (24.0, 24.0), (0.30, 0.05)),
+        *rows_of("C, 20", 20, (30.0, 30.0), (0.1, 0.1)),
+        *rows_of("D, 16", 16, (24.0, 24.0), (0.30, 0.31)),
+    ]
+    peers = {"A": ["A, 10", "A, 16", "A, 20"], "B": ["B, 15"], "C": ["C, 20"], "D": ["D, 16"]}
+    assert peer_verdicts(rows, "ours", peers).splitlines() == [
+        "- **A**, 16 forwards (SkipDiff 16.0): better than SkipDiff in PSNR-Y (25.20 against 25.10); not in LPIPS.",
+        "- **B**, 15 forwards (SkipDiff 16.0): better than SkipDiff in LPIPS (0.1750 against 0.2050, not under every noise seed); "
+        "not in PSNR-Y.",
+        "- **C**: no budget of at most 16.0 forwards was run.",
+        "- **D**, 16 forwards (SkipDiff 16.0): in nothing better than SkipDiff.",
+        "",
+        "- PSNR-Y: ahead of SkipDiff are A.",
+        "- LPIPS: ahead of SkipDiff are B.",
+    ]
+
+
+def test_bad_input(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    def refused(message: str, *arguments: str) -> None:
+        common = ["reproduce", f"--images={photos}", f"--checkpoint={short_checkpoint}", f"--out={tmp_path / 'out'}"]
+        result = CliRunner().invoke(main, [*common, "--image-size=96", *arguments])
+        assert result.exit_code == 2, result.output
+        assert message in " ".join(result.output.split())
+        assert not (tmp_path / "out").exists()
+
+    agent = save_agent(tmp_path / "agent", (2, 6))
+    refused("unknown section fig9; known are fig1", "--sections=fig1,fig9")
+    refused("the agent x decides for steps S,N = 2,6", f"--agent=x={agent}")
+    refused("two agents are named x", f"--agent=x={agent}", f"--agent=x={agent}")
+    refused("an agent's name has letters", f"--agent=a/b={agent}")
+    refused("no agent in", f"--agent={tmp_path / 'none'}")
+    refused("must be a multiple of 4", "--image-size=98")
+
+
+def test_help_names_every_section() -> None:
+    said = CliRunner().invoke(main, ["reproduce", "--help"], terminal_width=400).output
+    for name in SECTIONS:
+        assert name in said
