@@ -265,7 +265,7 @@ def evaluate(
     checkpoint: str = "natural-x4",
     steps: tuple[int, int] | None = None,
     seeds: int = 1,
-    metrics: Sequence[str] = ("psnr", "ssim", "niqe", "lpips"),
+    metrics: Sequence[str] = ("psnr", "ssim", "niqe", "lpips", "colour"),
     device: str = "cpu",
     batch_size: int = 16,
     reward: str | None = None,
@@ -366,7 +366,7 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, object]]:
 # name → (heading, digits)
 COLUMNS = {
     "psnr": ("PSNR-Y", 2), "ssim": ("SSIM-Y", 4), "niqe": ("NIQE", 2), "lpips": ("LPIPS", 4),
-    "reward": ("reward", 4), "regret": ("regret", 4), "nfe": ("NFE", 1), "seconds": ("s/picture", 2),
+    "colour": ("colour error", 2), "reward": ("reward", 4), "regret": ("regret", 4), "nfe": ("NFE", 1), "seconds": ("s/picture", 2),
 }  # fmt: skip
 
 

@@ -157,5 +157,14 @@ def test_no_network_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.socket.connect", refuse)
     make_metric.cache_clear()
     sr, hr = pair(128, 1)
-    for name in ("niqe", "lpips", "psnr", "ssim"):
+    for name in ("niqe", "lpips", "psnr", "ssim", "colour"):
         assert np.isfinite(make_metric(name)(sr, hr)).all()
+
+
+def test_colour_error_is_the_cast_in_grey_levels() -> None:
+    hr = torch.zeros(2, 3, 32, 32)
+    sr = hr.clone()
+    sr[0, 0] += 6 / 127.5  # a red cast of six levels
+    sr[1, :, :16] += 10 / 127.5  # errors that cancel are no cast
+    sr[1, :, 16:] -= 10 / 127.5
+    np.testing.assert_allclose(make_metric("colour")(sr, hr), [2.0, 0.0], atol=0.02)
