@@ -87,6 +87,11 @@ class AgentConfig:
             )
 
     @property
+    def coarse(self) -> str:
+        """What ran the coarse stage of the episodes it was trained on."""
+        return str(self.training.get("env", {}).get("coarse", "ddpm"))
+
+    @property
     def observation_shape(self) -> tuple[int, int, int]:
         """(3 · (N - 1), H, W), the whole episode; of one latent for an algorithm with a state of its own."""
         frames = 1 if self.algorithm == RECURRENT else self.steps[1] - 1

@@ -127,6 +127,11 @@ STEPS = click.option(
     callback=_numbers(2),
     help="S,N: coarse steps, and diffusion steps each spans.  [default: the checkpoint's]",
 )
+COARSE = click.option(
+    "--coarse",
+    type=click.Choice(["ddpm", "ddim", "dpmsolver++"]),
+    help="Sampler of the coarse stage.  [default: the agent's, or ddpm]",
+)
 DEVICE = click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps …")
 TRUST_PICKLE = click.option(
     "--trust-pickle", is_flag=True, help="Load a .zip of Stable-Baselines3: it can run any code."
@@ -141,6 +146,7 @@ TRUST_PICKLE = click.option(
 @click.option(
     "--start", type=int, help="Diffusion step where the fine chain begins, 1 … N.  [default: the checkpoint's]"
 )
+@COARSE
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise.")
 @click.option("--samples", type=click.IntRange(min=1), default=1, help="Different answers for each picture.")
 @DEVICE
@@ -172,6 +178,7 @@ def upscale(
     from skipdiff_env.upscaler import Upscaler
 
     options |= _upscale_policy(agent, trust_pickle, options)
+    options["coarse"] = options["coarse"] or "ddpm"
     upscaler = Upscaler(batch_size=batch_size, **options)
     errors: list[str] = []
 
@@ -239,15 +246,17 @@ def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, An
     from agents.agent import AgentPolicy, load_agent
 
     loaded = load_agent(agent or own, options["device"], trust_pickle)
-    if agent is None and options["steps"] not in (None, loaded.config.steps):
-        return {}  # other steps than those of the checkpoint's agent
     S, N = loaded.config.steps
+    others = options["steps"] not in (None, (S, N)) or options["coarse"] not in (None, loaded.config.coarse)
+    if agent is None and others:
+        return {}  # other steps or another coarse sampler than those of the checkpoint's agent
+    decided = {"policy": AgentPolicy(loaded), "coarse": options["coarse"] or loaded.config.coarse}
     if options["steps"] is None and S:
-        return {"policy": AgentPolicy(loaded), "steps": (S, N)}
+        return decided | {"steps": (S, N)}
     if options["steps"] is None:
         raise click.UsageError(f"the agent does not say its S; give --steps S,{N}")
     loaded.check(options["steps"])
-    return {"policy": AgentPolicy(loaded)}
+    return decided
 
 
 def _upscale_jobs(
@@ -291,6 +300,7 @@ def _upscale_jobs(
 @click.option("--images", multiple=True, required=True, help="Folder, file or pattern of photographs; may be repeated.")
 @CHECKPOINT
 @STEPS
+@COARSE
 @click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, help="Number of noise seeds; figures are mean ± std over them."
@@ -339,6 +349,7 @@ def evaluate(
     if options["reward"] is None:
         trained = [agent.config.training.get("env", {}).get("metric") for agent in loaded.values()]
         options["reward"] = next((name for name in [*trained, "niqe"] if name in names), None)
+    options["coarse"] = options["coarse"] or next((a.config.coarse for a in loaded.values()), "ddpm")
     size = options.pop("image_size")
     crops = load_crops(images, size, options.pop("limit"))
     train_crops = load_crops(train_images, size) if train_images else None
@@ -373,6 +384,7 @@ IMAGES = click.option(
 EPISODES = (
     CHECKPOINT,
     STEPS,
+    COARSE,
     IMAGES,
     click.option("--image-size", type=click.IntRange(min=1), default=128, help="Side of the pictures' centre crops."),
     click.option("--metric", default="niqe", help="The reward's metric: niqe, lpips, psnr, ssim, or any of pyiqa."),
@@ -393,11 +405,12 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """Takes what `_episodes` asks for out of the options, as arguments of the environment."""
     from skipdiff_env.task import shared_unet
 
-    names = ("checkpoint", "steps", "images", "image_size", "metric", "skip_mode", "nfe_penalty")
+    names = ("checkpoint", "steps", "coarse", "images", "image_size", "metric", "skip_mode", "nfe_penalty")
     settings = {name: options.pop(name) for name in names}
     unet = shared_unet(settings["checkpoint"], options["device"])
     steps = settings["steps"] or unet.steps
-    return settings | {"steps": steps, "images": list(settings["images"]) or None}
+    coarse = settings["coarse"] or "ddpm"
+    return settings | {"steps": steps, "coarse": coarse, "images": list(settings["images"]) or None}
 
 
 @main.command("train-agent")
@@ -463,6 +476,7 @@ def enjoy(agent: str, out: Path, image: int, noise_seed: int, trust_pickle: bool
     loaded = load_agent(agent, options["device"], trust_pickle)
     if loaded.config.steps[0]:
         options["steps"] = options["steps"] or loaded.config.steps
+    options["coarse"] = options["coarse"] or loaded.config.coarse
     task = Task(**_settings(options), **options)
     played = play(loaded, task, image, noise_seed, film=out.suffix.lower() != ".png")
     write_film(played.frames, out)

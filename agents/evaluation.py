@@ -264,6 +264,7 @@ def evaluate(
     crops: Sequence[Tensor],
     checkpoint: str = "natural-x4",
     steps: tuple[int, int] | None = None,
+    coarse: str = "ddpm",
     seeds: int = 1,
     metrics: Sequence[str] = ("psnr", "ssim", "niqe", "lpips", "colour"),
     device: str = "cpu",
@@ -279,6 +280,7 @@ def evaluate(
         crops: targets, each (3, H, W) in [-1, 1], of one size.
         checkpoint: name, folder or Hub id.
         steps: (S, N); None: the checkpoint's own.
+        coarse: what runs the coarse stage, "ddpm", "ddim" or "dpmsolver++".
         seeds: number of noise seeds; picture i under seed k has the noise of key k.
         metrics: names of metrics.
         device: where to compute.
@@ -289,7 +291,7 @@ def evaluate(
         keep: told (seed, index of the first picture, results, targets) of each batch.
 
     Raises:
-        ConfigError: a metric, the steps or an agent do not fit.
+        ConfigError: a metric, the steps, the coarse sampler or an agent do not fit.
         CheckpointError: the checkpoint is unknown or damaged.
     """
     unet = load_unet(checkpoint, device)
@@ -300,7 +302,9 @@ def evaluate(
         metric.check_size(*crops[0].shape[-2:])
     if reward is not None and reward not in measures:
         raise ConfigError(f"the reward's metric {reward} must be one of the metrics {', '.join(measures)}")
-    process = RefinementProcess(unet, unet.diffusion_steps, steps or unet.steps, batch_size=batch_size, device=device)
+    process = RefinementProcess(
+        unet, unet.diffusion_steps, steps or unet.steps, batch_size=batch_size, device=device, coarse=coarse
+    )
     policies: dict[str, Policy] = {}
     for name, agent in (agents or {}).items():
         agent.check((process.S, process.N))

@@ -5,8 +5,9 @@ standard normal noise of the latents' shape (see `ddpm.noise.KeyedNoise`). What 
 the residual) is the net's `target`; `to_image` brings it back to a picture.
 """
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from ddpm.schedule import FloatArray
 
 Noise = Callable[[Stage, int | NDArray[np.integer]], Tensor]
 Step = int | NDArray[np.integer]
+# A latent, or the weights of what it is made of.
+X = TypeVar("X", Tensor, FloatArray)
 
 
 class Denoiser(Protocol):
@@ -135,3 +138,56 @@ def coarse_approximation(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tens
     for j in range(S, 1, -1):
         latents = p_sample(unet, alphas_cumprod, j, latents, lr_up, noise(Stage.COARSE, j))
     return latents
+
+
+def ode_step(alphas_cumprod: FloatArray, t: int, x_t: X, x0: X, before: X | None = None) -> X:
+    """One deterministic step x_t → x_{t-1}: DDIM with eta = 0, or DPM-Solver++(2M) given the estimate of the step before.
+
+    Both solve the probability-flow ODE for x_{t-1} with the estimate of x_0 held fixed; the second extrapolates it, along
+    the logarithm λ of the signal-to-noise ratio, to the middle of the step.
+
+    Args:
+        alphas_cumprod: the schedule, index 0 is the clean image.
+        t: step, at least 1; with `before` at least 2, since λ is infinite at the clean image.
+        x_t: latents at step t.
+        x0: estimate of x_0 at step t.
+        before: estimate of x_0 at step t + 1.
+    """
+    now, after = alphas_cumprod[t], alphas_cumprod[t - 1]
+    if before is not None:
+        lambdas = np.log(alphas_cumprod[t - 1 : t + 2] / (1 - alphas_cumprod[t - 1 : t + 2])) / 2
+        x0 = x0 + (x0 - before) * float((lambdas[0] - lambdas[1]) / (lambdas[1] - lambdas[2]) / 2)
+    shrink = np.sqrt((1 - after) / (1 - now))
+    return x_t * float(shrink) + x0 * float(np.sqrt(after) - np.sqrt(now) * shrink)
+
+
+def ode_chain(alphas_cumprod: FloatArray, latents: X, order: int, estimate: Callable[[int, X], X]) -> X:
+    """The first S - 1 of the S steps of a schedule by `ode_step`: DDIM (order 1) or DPM-Solver++(2M) (order 2).
+
+    Args:
+        alphas_cumprod: the schedule, (S + 1,).
+        latents: at step S.
+        order: 1 or 2.
+        estimate: (t, latents at step t) → estimate of x_0.
+    """
+    before = None
+    for t in range(len(alphas_cumprod) - 1, 1, -1):
+        x0 = estimate(t, latents)
+        latents = ode_step(alphas_cumprod, t, latents, x0, before)
+        before = x0 if order == 2 else None
+    return latents
+
+
+def ode_approximation(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise, order: int) -> Tensor:
+    """As `coarse_approximation`, but by DDIM (order 1) or DPM-Solver++(2M) (order 2), with no noise but the initial."""
+    latents = noise(Stage.INITIAL, len(alphas_cumprod) - 1)
+    return ode_chain(alphas_cumprod, latents, order, lambda t, x_t: predict_x0(unet, alphas_cumprod, t, x_t, lr_up))
+
+
+# name → order of `ode_chain`
+ODE_ORDERS = {"ddim": 1, "dpmsolver++": 2}
+# name → what the coarse stage may run
+COARSE_SAMPLERS: Mapping[str, Callable[[Denoiser, FloatArray, Tensor, Noise], Tensor]] = {
+    "ddpm": coarse_approximation,
+    **{name: partial(ode_approximation, order=order) for name, order in ODE_ORDERS.items()},
+}

@@ -121,6 +121,8 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
         metric: the reward's metric: "niqe", "lpips", "psnr", "ssim", or any name that pyiqa knows.
         report_metrics: further metrics for `info`.
         skip_mode: what SKIP does, "restart" (the paper) or "hold".
+        coarse: what runs the S - 1 coarse steps: "ddpm" (the paper), or one of the samplers that add no noise, "ddim" or
+            "dpmsolver++"; the coarse latent stands at the same noise level, after as many forwards.
         noise_seeds: how many different noises a picture may get: its noise seeds are 0 … noise_seeds - 1. None: no
             limit; then hardly an episode comes twice, and nothing is gained from remembering.
         nfe_penalty: subtracted from the terminal reward for each fine UNet forward.
@@ -146,6 +148,7 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
         metric: str = "niqe",
         report_metrics: Sequence[str] = (),
         skip_mode: str = "restart",
+        coarse: str = "ddpm",
         noise_seeds: int | None = None,
         nfe_penalty: float = 0.0,
         obs_dtype: str = "float32",
@@ -156,8 +159,8 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
         check_render_mode(render_mode)
         self.render_mode = render_mode
         self.task = Task(
-            checkpoint, images, image_size, scale, steps, metric, report_metrics, skip_mode, noise_seeds, nfe_penalty,
-            obs_dtype, cache_mb, device,
+            checkpoint, images, image_size, scale, steps, metric, report_metrics, skip_mode, coarse, noise_seeds,
+            nfe_penalty, obs_dtype, cache_mb, device,
         )  # fmt: skip
         self.observation_space = self.task.observation_space
         self.action_space = self.task.action_space

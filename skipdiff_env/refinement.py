@@ -14,7 +14,16 @@ from torch import Tensor
 
 from ddpm.errors import ConfigError
 from ddpm.noise import MAX_NOISE, KeyedNoise, Stage
-from ddpm.sampling import Denoiser, coarse_approximation, p_sample, posterior, predict_x0, to_image
+from ddpm.sampling import (
+    COARSE_SAMPLERS,
+    ODE_ORDERS,
+    Denoiser,
+    ode_chain,
+    p_sample,
+    posterior,
+    predict_x0,
+    to_image,
+)
 from ddpm.schedule import FloatArray, check_steps, cosine_alphas_cumprod
 from skipdiff_env.memo import Memo
 
@@ -79,9 +88,11 @@ class RefinementProcess:
         memo: where transitions are remembered; None computes each anew.
         batch_size: largest batch of one UNet forward.
         device: where the net is.
+        coarse: what runs the coarse stage: "ddpm" (Eq. 8-12), or without noise but the initial, "ddim" (eta = 0) or
+            "dpmsolver++" (DPM-Solver++(2M)).
 
     Raises:
-        ConfigError: S · N differs from T, or the skip mode is unknown.
+        ConfigError: S · N differs from T, or the skip mode or the coarse sampler is unknown.
     """
 
     def __init__(
@@ -93,15 +104,17 @@ class RefinementProcess:
         memo: Memo | None = None,
         batch_size: int = 32,
         device: str = "cpu",
+        coarse: str = "ddpm",
     ) -> None:
         check_steps(diffusion_steps, *steps)
-        if skip_mode not in SKIP_MODES:
-            raise ConfigError(f"skip_mode must be one of {', '.join(SKIP_MODES)}, got {skip_mode!r}")
+        for name, value, known in (("skip_mode", skip_mode, SKIP_MODES), ("coarse", coarse, tuple(COARSE_SAMPLERS))):
+            if value not in known:
+                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         self.unet = unet
         self.S, self.N = steps
-        self.skip_mode = skip_mode
+        self.skip_mode, self.coarse = skip_mode, coarse
         self.memo = memo if memo is not None else Memo(0)
         self.batch_size = batch_size
         self.device = device
@@ -125,7 +138,7 @@ class RefinementProcess:
         for chunk in self._chunks(missing):
             condition = _batch([lr_up[i] for i in chunk])
             noise = KeyedNoise([noise_seeds[i] for i in chunk], condition.shape[1:], self.device)
-            latents = coarse_approximation(self.unet, self.coarse_alphas_cumprod, condition, noise)
+            latents = COARSE_SAMPLERS[self.coarse](self.unet, self.coarse_alphas_cumprod, condition, noise)
             for i, latent in zip(chunk, latents, strict=True):
                 found[i] = latent
                 self._remember(keys[i], noise_seeds[i], (), latent)
@@ -166,7 +179,8 @@ class RefinementProcess:
         """A number that no value of a latent ever exceeds.
 
         x_0 is clamped and keyed noise is bounded, so each reverse step, a weighted sum of x_0, latent and noise, gives
-        a bound for the next latent from that of the last.
+        a bound for the next latent from that of the last. Where DPM-Solver++ extrapolates, it takes off some of an
+        estimate that the latent already holds, so there each estimate's weights are added up before their signs are dropped.
         """
         x0 = 1.0 if self.unet.target == "image" else 2 * self.unet.residual_scale
         bound = MAX_NOISE
@@ -175,8 +189,14 @@ class RefinementProcess:
             of_x0, of_x_t, sigma = posterior(alphas_cumprod, t)
             return float(of_x0 * x0 + of_x_t * bound + sigma * MAX_NOISE)
 
-        for j in range(self.S, 1, -1):
-            bound = after(self.coarse_alphas_cumprod, j)
+        if self.coarse in ODE_ORDERS:
+            # the initial noise and the estimate of each step as unit vectors: the chain gives their weights
+            units = np.eye(self.S + 1)
+            weights = ode_chain(self.coarse_alphas_cumprod, units[0], ODE_ORDERS[self.coarse], lambda j, _: units[j])
+            bound = float(np.abs(weights) @ np.array([MAX_NOISE] + [x0] * self.S))
+        else:
+            for j in range(self.S, 1, -1):
+                bound = after(self.coarse_alphas_cumprod, j)
         for t in range(self.N, 0, -1):
             bound = max(bound, after(self.alphas_cumprod, t))  # any step may be skipped
         return bound

@@ -142,6 +142,7 @@ class Task:
         metric: str = "niqe",
         report_metrics: Sequence[str] = (),
         skip_mode: str = "restart",
+        coarse: str = "ddpm",
         noise_seeds: int | None = None,
         nfe_penalty: float = 0.0,
         obs_dtype: str = "float32",
@@ -172,7 +173,7 @@ class Task:
             raise ConfigError(f"image_size must be a multiple of {multiple} for this checkpoint, got {image_size}")
         self.memo = Memo(cache_mb)
         self.process = RefinementProcess(
-            self.unet, self.unet.diffusion_steps, (S, N), skip_mode, self.memo, batch_size, device
+            self.unet, self.unet.diffusion_steps, (S, N), skip_mode, self.memo, batch_size, device, coarse
         )
         if N < 2:
             raise ConfigError(f"N in steps (S, N) must be at least 2, or there is nothing to decide; got {S}, {N}")

@@ -51,10 +51,12 @@ class Upscaler:
         device: where to compute.
         tile: side of the overlapping tiles for pictures larger than that, in pixels of the result; 0: no tiles.
         batch_size: pictures of one size that are enlarged together.
+        coarse: what runs the coarse stage, "ddpm", "ddim" or "dpmsolver++".
 
     Raises:
         CheckpointError: the checkpoint is unknown or damaged.
-        ConfigError: S · N differs from the checkpoint's T, `start` lies outside 1 … N, or there is no such device.
+        ConfigError: S · N differs from the checkpoint's T, `start` lies outside 1 … N, the coarse sampler is
+            unknown, or there is no such device.
     """
 
     def __init__(
@@ -67,12 +69,18 @@ class Upscaler:
         device: str = "cpu",
         tile: int = 256,
         batch_size: int = 8,
+        coarse: str = "ddpm",
     ) -> None:
         self.unet = load_unet(checkpoint, device)
         self.scale, self.device, self.tile = self.unet.scale, device, tile
         self.denoiser: Denoiser = TiledUNet(self.unet, tile, min(32, tile // 4)) if tile else self.unet
         self.process = RefinementProcess(
-            self.denoiser, self.unet.diffusion_steps, steps or self.unet.steps, batch_size=batch_size, device=device
+            self.denoiser,
+            self.unet.diffusion_steps,
+            steps or self.unet.steps,
+            batch_size=batch_size,
+            device=device,
+            coarse=coarse,
         )
         if start is not None and not 1 <= start <= self.process.N:
             raise ConfigError(f"start must lie in 1 … {self.process.N}, the fine steps of --steps, got {start}")

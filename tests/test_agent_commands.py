@@ -187,9 +187,43 @@ def test_upscale_with_an_agent(checkpoint: str, photos: Path, agent_folder: Path
     assert loaded.config == load_agent(agent_folder).config
 
 
+def test_an_agent_keeps_its_coarse_sampler(episodes: list[str], checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    """Every command takes the sampler that the agent was trained with, unless told otherwise."""
+    folder = tmp_path / "run"
+    run("train-agent", f"--out={folder}", *episodes, *SMALL, "--coarse=ddim")
+    assert load_agent(folder).config.coarse == "ddim"
+    small = tmp_path / "small.png"
+    with Image.open(photos / "0.png") as image:
+        image.resize((12, 10)).save(small)
+    with_agent = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, with_agent)
+    shutil.copytree(folder / "best", with_agent / "agent")
+
+    def enjoy(*arguments: str) -> object:
+        return run("enjoy", f"--agent={folder}", *episodes, "-o", tmp_path / "x.png", *arguments).output
+
+    def evaluate(*arguments: str) -> object:
+        out = tmp_path / "table"
+        run(
+            "evaluate", f"--images={photos}", f"--checkpoint={checkpoint}", STEPS, "--image-size=96", "--metrics=psnr",
+            "--limit=1", f"--agent={folder}", f"--out={out}", "--pictures=0", *arguments,
+        )  # fmt: skip
+        return {entry["method"]: entry["psnr"] for entry in json.loads((out / "table.json").read_text())}
+
+    def upscale(*arguments: str) -> object:
+        run("upscale", small, "-o", tmp_path / "y.png", f"--checkpoint={with_agent}", "--overwrite", *arguments)
+        return (tmp_path / "y.png").read_bytes()
+
+    for command in (enjoy, evaluate, upscale):
+        assert command() == command("--coarse=ddim") != command("--coarse=ddpm")
+    # with another sampler the checkpoint's own agent is left out, as with other steps
+    assert upscale("--coarse=ddpm") == upscale("--coarse=ddpm", "--start=5")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--coarse=pndm",), "--coarse"),
         (("--algo=sarsa",), "unknown algorithm 'sarsa'"),
         (("-p", "gama=1"), "no hyperparameter gama; known are"),
         (("-p", "gamma"), "expected key=value"),

@@ -21,7 +21,8 @@ from PIL import Image
 import skipdiff_env
 from ddpm.errors import CheckpointError, ConfigError, ImageError, SkipDiffError
 from ddpm.noise import KeyedNoise
-from ddpm.sampling import refine, to_image
+from ddpm.sampling import COARSE_SAMPLERS, refine, to_image
+from ddpm.schedule import cosine_alphas_cumprod
 from skipdiff_env import Action, SkipDiffEnv
 from skipdiff_env.metrics import Metric, make_metric
 from skipdiff_env.task import InvalidActionError, ResetNeededError
@@ -136,7 +137,9 @@ EXPECTED = [
 ]
 
 
-@pytest.mark.parametrize("arguments", [{}, {"obs_dtype": "float16"}, {"skip_mode": "hold", "cache_mb": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"obs_dtype": "float16"}, {"skip_mode": "hold", "cache_mb": 0, "coarse": "ddim"}]
+)
 def test_checkers(short_checkpoint: str, arguments: dict[str, Any]) -> None:
     from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
@@ -219,6 +222,21 @@ def test_observation_after_a_skip(short_checkpoint: str) -> None:
         denoised = env.step(DENOISE)[0]
         assert not np.allclose(coarse, denoised)
         assert np.array_equal(env.step(SKIP)[0], coarse if skip_mode == "restart" else denoised)
+
+
+@pytest.mark.parametrize("coarse", COARSE_SAMPLERS)
+def test_coarse_sampler(short_checkpoint: str, coarse: str) -> None:
+    env = make(short_checkpoint, coarse=coarse)
+    options = {"image": 1, "noise_seed": 4}
+    observation, info = env.reset(options=options)
+    _, _, (_, lr_up) = env.task._picture(1)
+    noise = KeyedNoise([4], lr_up.shape)
+    expected = COARSE_SAMPLERS[coarse](env.task.unet, cosine_alphas_cumprod(3), lr_up[None], noise)[0]
+    np.testing.assert_allclose(observation, expected, atol=1e-5)
+    assert info["nfe"] == 2
+    with counting(env.task.unet) as forwards:
+        assert np.array_equal(env.reset(options=options)[0], observation)
+    assert forwards == [], "remembered like any other"
 
 
 def test_float16_observations_are_rounded_ones(short_checkpoint: str) -> None:
@@ -434,6 +452,7 @@ def test_right_action(short_checkpoint: str, action: Any) -> None:
         ({"metric": "niqe"}, ConfigError, "at least 96 pixels"),
         ({"report_metrics": ["psnr", "niqe"]}, ConfigError, "at least 96 pixels"),
         ({"skip_mode": "stay"}, ConfigError, "restart, hold"),
+        ({"coarse": "pndm"}, ConfigError, r"coarse must be one of ddpm, ddim, dpmsolver\+\+, got 'pndm'"),
         ({"noise_seeds": 0}, ConfigError, "noise_seeds"),
         ({"nfe_penalty": -1.0}, ConfigError, "nfe_penalty"),
         ({"nfe_penalty": float("nan")}, ConfigError, "nfe_penalty"),

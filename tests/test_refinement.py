@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm.errors import ConfigError
 from ddpm.noise import MAX_NOISE, KeyedNoise, Stage, keyed_noise
-from ddpm.sampling import coarse_approximation, p_sample, refine, to_image
+from ddpm.sampling import COARSE_SAMPLERS, coarse_approximation, p_sample, refine, to_image
 from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.unet import UNet
 from skipdiff_env.memo import Memo
@@ -187,13 +187,14 @@ class Adversary:
 @pytest.mark.parametrize("steps", [(10, 10), (5, 20), (1, 100), (50, 2)])
 @pytest.mark.parametrize("target", ["image", "residual"])
 @pytest.mark.parametrize("skip_mode", ["restart", "hold"])
+@pytest.mark.parametrize("coarse", ["ddpm", "ddim"])
 def test_latent_bound_is_reached_and_not_left(
-    steps: tuple[int, int], target: str, skip_mode: str, monkeypatch: pytest.MonkeyPatch
+    steps: tuple[int, int], target: str, skip_mode: str, coarse: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "ddpm.noise.keyed_noise", lambda seed, stage, t, shape: np.full(shape, MAX_NOISE, dtype=np.float32)
     )
-    process = RefinementProcess(Adversary(target), 100, steps, skip_mode)
+    process = RefinementProcess(Adversary(target), 100, steps, skip_mode, coarse=coarse)
     bound = process.latent_bound()
     rng = np.random.default_rng(0)
     largest = 0.0
@@ -209,6 +210,62 @@ def test_latent_bound_is_reached_and_not_left(
     assert largest > 0.99 * bound, "the bound is no larger than it must be"
 
 
+class Adversaries(Adversary):
+    """As many as there are signs of the S - 1 estimates, one for each member of the batch."""
+
+    def __init__(self, target: str, S: int) -> None:
+        super().__init__(target)
+        self.signs = iter(torch.cartesian_prod(*[torch.tensor([-1e9, 1e9])] * (S - 1)).reshape(-1, S - 1).unbind(1))
+
+    def __call__(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:
+        return torch.ones_like(x_t) * next(self.signs)[:, None, None, None]
+
+
+@pytest.mark.parametrize("S", [2, 5, 10])
+@pytest.mark.parametrize(("target", "reached"), [("image", 0.99), ("residual", 0.9)])
+def test_latent_bound_of_extrapolated_estimates(
+    S: int, target: str, reached: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DPM-Solver++ weighs some estimates negatively; of the residual, those of a pixel cannot be far out both ways."""
+    monkeypatch.setattr(
+        "ddpm.noise.keyed_noise", lambda seed, stage, t, shape: np.full(shape, MAX_NOISE, dtype=np.float32)
+    )
+    count = 2 ** (S - 1)
+    process = RefinementProcess(Adversaries(target, S), 100, (S, 100 // S), batch_size=count, coarse="dpmsolver++")
+    # without fine steps the bound is that of the coarse latent
+    process.N = 0
+    bound = process.latent_bound()
+    largest = max(
+        float(s.coarse.abs().max()) for s in process.begin([torch.full((3, 1, 1), -1.0)] * count, [0] * count)
+    )
+    assert reached * bound < largest <= bound * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("coarse", COARSE_SAMPLERS)
+def test_coarse_sampler(coarse: str) -> None:
+    """It gives the coarse latent after as many forwards; the fine steps are the same."""
+    process = RefinementProcess(UNET, T, (4, 3), coarse=coarse, batch_size=2)
+    with counting(UNET) as forwards:
+        states = process.begin([condition(i) for i in range(3)], [5, 6, 7])
+    assert forwards == [2, 2, 2, 1, 1, 1]
+    for i, state in enumerate(states):
+        noise = KeyedNoise([5 + i], state.coarse.shape)
+        expected = COARSE_SAMPLERS[coarse](UNET, cosine_alphas_cumprod(4), condition(i)[None], noise)[0]
+        torch.testing.assert_close(state.coarse, expected, atol=1e-5, rtol=0)
+        assert state.nfe == 3
+    sr = process.run(states, fixed_start(3))[1]
+    fine = refine(UNET, SCHEDULE, states[1].coarse[None], condition(1)[None], KeyedNoise([6], sr.shape), start=3)
+    torch.testing.assert_close(sr, to_image(UNET, fine, condition(1)[None])[0], atol=1e-5, rtol=0)
+
+
+def test_coarse_samplers_differ() -> None:
+    latents = [
+        RefinementProcess(UNET, T, (4, 3), coarse=name).begin([condition()], [5])[0].coarse for name in COARSE_SAMPLERS
+    ]
+    for i in range(len(latents)):
+        assert not torch.allclose(latents[i], latents[i - 1], atol=1e-3)
+
+
 def test_noise_is_bounded() -> None:
     """Numpy's ziggurat: its last layer begins at r, and -log(1 - u)/r is added, u a multiple of 2⁻²⁴ below 1."""
     r = 3.6541528853610088
@@ -221,6 +278,7 @@ def test_noise_is_bounded() -> None:
     [
         ({"steps": (5, 3)}, "multiply to the 12"),
         ({"steps": (3, 4), "skip_mode": "restrat"}, "restart, hold"),
+        ({"steps": (3, 4), "coarse": "dpm"}, r"ddpm, ddim, dpmsolver\+\+, got 'dpm'"),
         ({"steps": (3, 4), "batch_size": 0}, "at least 1"),
     ],
 )

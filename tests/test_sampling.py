@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from ddpm.noise import KeyedNoise, Stage, keyed_noise
-from ddpm.sampling import coarse_approximation, p_sample, predict_x0, refine, sample, to_image, to_latent
+from ddpm.sampling import (
+    COARSE_SAMPLERS,
+    coarse_approximation,
+    p_sample,
+    predict_x0,
+    refine,
+    sample,
+    to_image,
+    to_latent,
+)
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.unet import UNet
 from tests.conftest import tiny_unet
@@ -45,12 +54,14 @@ def test_exact_predictions_give_the_target(prediction: str, target: str, alphas_
     torch.testing.assert_close(
         to_image(oracle, sample(oracle, alphas_cumprod, lr_up, noise), lr_up), hr, atol=1e-4, rtol=0
     )
-    coarse = coarse_approximation(oracle, cosine_alphas_cumprod(10), lr_up, noise)
-    signal = np.sqrt(alphas_cumprod[10])
-    residue = (coarse - signal * oracle.x_0).std().item()
-    assert residue == pytest.approx(np.sqrt(1 - alphas_cumprod[10]), rel=0.1), "x_S1 stands at the noise level of x_N"
-    fine = refine(oracle, alphas_cumprod, coarse, lr_up, noise, 10)
-    torch.testing.assert_close(to_image(oracle, fine, lr_up), hr, atol=1e-4, rtol=0)
+    for name, approximation in COARSE_SAMPLERS.items():
+        coarse = approximation(oracle, cosine_alphas_cumprod(10), lr_up, noise)
+        signal = np.sqrt(alphas_cumprod[10])
+        residue = (coarse - signal * oracle.x_0).std().item()
+        expected = np.sqrt(1 - alphas_cumprod[10])
+        assert residue == pytest.approx(expected, rel=0.1), f"x_S1 of {name} stands at the noise level of x_N"
+        fine = refine(oracle, alphas_cumprod, coarse, lr_up, noise, 10)
+        torch.testing.assert_close(to_image(oracle, fine, lr_up), hr, atol=1e-4, rtol=0)
 
 
 def test_reverse_step_is_the_posterior(unet: UNet, alphas_cumprod: FloatArray) -> None:

@@ -176,8 +176,23 @@ def test_the_checkpoint_chooses_the_start(checkpoint: str) -> None:
     assert Upscaler(checkpoint, start=10).expected_nfe == 9 + 10
 
 
+def test_coarse_sampler(checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    written = {}
+    for coarse in ("ddpm", "ddim", "dpmsolver++"):
+        Upscaler(checkpoint, steps=(4, 25), start=2, coarse=coarse).upscale_file(photos / "0.png", tmp_path / "own.png")
+        command = upscale(checkpoint, photos / "0.png", "-o", tmp_path / f"{coarse}.png", f"--coarse={coarse}")
+        assert "5 forwards each" in command.output
+        written[coarse] = (tmp_path / f"{coarse}.png").read_bytes()
+        assert written[coarse] == (tmp_path / "own.png").read_bytes()
+    assert len(set(written.values())) == 3
+    assert upscale(checkpoint, photos / "0.png", "-o", tmp_path / "plain.png").exit_code == 0
+    assert (tmp_path / "plain.png").read_bytes() == written["ddpm"]
+
+
 def test_errors_in_python(checkpoint: str) -> None:
     with pytest.raises(ConfigError, match="start must lie"):
         Upscaler(checkpoint, start=11)
+    with pytest.raises(ConfigError, match="coarse must be one of ddpm, ddim"):
+        Upscaler(checkpoint, coarse="euler")
     with pytest.raises(CheckpointError, match="unknown checkpoint"):
         Upscaler("nonsense")

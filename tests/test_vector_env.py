@@ -57,12 +57,21 @@ def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
     num_envs=st.integers(1, 5),
     mode=st.sampled_from([AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]),
     skip_mode=st.sampled_from(["restart", "hold"]),
+    coarse=st.sampled_from(["ddpm", "ddim", "dpmsolver++"]),
     cache_mb=st.sampled_from([0, 0.2, 64]),
 )
 def test_as_sync_vector_env(
-    data: st.DataObject, short_checkpoint: str, num_envs: int, mode: AutoresetMode, skip_mode: str, cache_mb: float
+    data: st.DataObject,
+    short_checkpoint: str,
+    num_envs: int,
+    mode: AutoresetMode,
+    skip_mode: str,
+    coarse: str,
+    cache_mb: float,
 ) -> None:
-    settings = {**SMALL, "checkpoint": short_checkpoint, "skip_mode": skip_mode, "cache_mb": cache_mb}
+    settings = {
+        **SMALL, "checkpoint": short_checkpoint, "skip_mode": skip_mode, "coarse": coarse, "cache_mb": cache_mb
+    }  # fmt: skip
     ours = SkipDiffVectorEnv(num_envs, autoreset_mode=mode.value, **settings)
     theirs = SyncVectorEnv([lambda: SkipDiffEnv(**settings)] * num_envs, autoreset_mode=mode)
     for name in ("observation_space", "action_space", "single_observation_space", "single_action_space", "metadata"):

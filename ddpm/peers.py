@@ -1,0 +1,170 @@
+"""Other samplers on the same net at the same number of forwards: diffusers' schedulers, and an early start (CCDF).
+
+A scheduler is given a schedule of its own, whose levels are just those that its chain visits, so that its step k is entry
+k + 1 of that schedule and the chain begins at pure noise and ends at the clean latent, whatever the number of forwards.
+The net is asked by `ddpm.sampling.predict_x0` alone: the clamping of x_0 is the same for all.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ddpm.errors import ConfigError
+from ddpm.noise import Stage
+from ddpm.sampling import Denoiser, Noise, p_sample, predict_x0, to_latent
+from ddpm.schedule import FloatArray
+
+# name → diffusers' class, its settings
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddpm": ("DDPMScheduler", {"variance_type": "fixed_small", "clip_sample": False}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "unipc": ("UniPCMultistepScheduler", {"solver_order": 2}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+}
+HEUN = "heun"
+
+
+class _Given(TorchFunctionMode):
+    """Within it `torch.randn` gives this noise: the schedulers that draw any cannot be passed it."""
+
+    def __init__(self, noise: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.noise() if func is torch.randn else func(*args, **(kwargs or {}))
+
+
+def even_steps(start: int, forwards: int) -> NDArray[np.int64]:
+    """The diffusion steps from 0 to `start` that a chain of so many evenly spaced steps visits, (forwards + 1,)."""
+    return np.linspace(0, start, forwards + 1).round().astype(np.int64)
+
+
+def karras_levels(alphas_cumprod: FloatArray, count: int, rho: float = 7.0) -> FloatArray:
+    """The noise levels of Karras et al. 2022, Eq. 5, between diffusion steps 1 and T - 1, as ᾱ.
+
+    Step T is left out: for T = 100 the clipped last beta of the cosine schedule puts it at a noise of 2000 times the signal,
+    and half of the levels would lie where there is nothing to see. T - 1 is at 64 times; the paper begins at 80.
+
+    Args:
+        alphas_cumprod: (T + 1,), index 0 is the clean image.
+        count: noise levels besides the clean one; a single one is the noisiest.
+        rho: how much more closely the small levels lie.
+
+    Returns:
+        (count + 1,), index 0 is the clean image.
+    """
+    noisiest = max(len(alphas_cumprod) - 2, 1)
+    largest, smallest = (1 / alphas_cumprod[[noisiest, 1]] - 1) ** (1 / (2 * rho))
+    sigmas = np.linspace(largest, smallest, count) ** rho
+    return np.concatenate([[1.0], 1 / (1 + sigmas[::-1] ** 2)])
+
+
+def _scheduler(name: str, alphas_cumprod: FloatArray) -> Any:
+    """Diffusers' scheduler of that name, set to visit every level of a schedule."""
+    try:
+        diffusers = import_module("diffusers")
+    except ImportError as error:
+        raise ConfigError(f'other samplers need diffusers ({error}); pip install "skipdiff[peers]"') from None
+    kind, settings = SCHEDULERS[name]
+    forwards = len(alphas_cumprod) - 1
+    scheduler = getattr(diffusers, kind)(
+        num_train_timesteps=forwards,
+        trained_betas=1 - alphas_cumprod[1:] / alphas_cumprod[:-1],
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        **settings,
+    )
+    # it computed them from float32 betas, which cannot tell the noisiest levels of few steps from no signal at all
+    scheduler.alphas_cumprod = torch.from_numpy(alphas_cumprod[1:]).float()
+    scheduler.set_timesteps(forwards)
+    return scheduler
+
+
+def peer_sample(
+    name: str, unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise, forwards: int
+) -> tuple[Tensor, int]:
+    """The chain of one of diffusers' schedulers from Gaussian noise to the clean latent.
+
+    All but "heun" visit evenly spaced diffusion steps, from T down; the noise of a step, where it takes any, is that of the
+    diffusion step it begins at. "heun" takes two forwards a step and one for the last, at the levels of `karras_levels`:
+    the derivatives at both ends of an evenly spaced first step have nothing to do with each other.
+
+    "ddpm" and "euler-ancestral" are one process written in two ways, and with the same noise give the same result.
+
+    Args:
+        name: "ddpm", "ddim", "dpmsolver++" (DPM-Solver++(2M)), "unipc", "euler-ancestral" or "heun".
+        unet: the net.
+        alphas_cumprod: (T + 1,), index 0 is the clean image.
+        lr_up: condition, (B, 3, H, W) in [-1, 1].
+        noise: keyed noise.
+        forwards: how many forwards the chain may take, 1 … T.
+
+    Returns:
+        x_0, (B, 3, H, W), and the forwards taken: `forwards`, or one less for "heun" if that is even.
+
+    Raises:
+        ConfigError: the name is unknown, `forwards` is out of range, or diffusers is not installed.
+    """
+    T = len(alphas_cumprod) - 1
+    if name not in SCHEDULERS:
+        raise ConfigError(f"unknown sampler {name!r}; known are {', '.join(SCHEDULERS)}")
+    _check_forwards(forwards, T)
+    steps = even_steps(T, forwards)
+    levels = karras_levels(alphas_cumprod, (forwards + 1) // 2) if name == HEUN else alphas_cumprod[steps]
+    scheduler = _scheduler(name, levels)
+    latents = noise(Stage.INITIAL, T) * scheduler.init_noise_sigma
+    for k in scheduler.timesteps:
+        j = int(k) + 1
+        x_t = scheduler.scale_model_input(latents, k)
+        x0 = predict_x0(unet, levels, j, x_t, lr_up)
+        v = (x_t * float(np.sqrt(levels[j])) - x0) / float(np.sqrt(1 - levels[j]))
+        with _Given(partial(noise, Stage.FINE, int(steps[j]))):
+            latents = scheduler.step(v, k, latents, return_dict=False)[0]
+    return latents, len(scheduler.timesteps)
+
+
+def early_start(
+    unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise, t: int, forwards: int
+) -> Tensor:
+    """CCDF (Chung et al. 2022): the bicubic enlargement with the noise of diffusion step `t`, denoised from there on.
+
+    Args:
+        unet: the net.
+        alphas_cumprod: (T + 1,), index 0 is the clean image.
+        lr_up: condition, (B, 3, H, W) in [-1, 1].
+        noise: keyed noise.
+        t: where the chain begins, 1 … T.
+        forwards: ancestral steps of the chain, evenly spaced, 1 … t.
+
+    Returns:
+        x_0, (B, 3, H, W).
+
+    Raises:
+        ConfigError: `t` or `forwards` is out of range.
+    """
+    T = len(alphas_cumprod) - 1
+    if not 1 <= t <= T:
+        raise ConfigError(f"the start must be a diffusion step in 1 … {T}, got {t}")
+    _check_forwards(forwards, t)
+    steps = even_steps(t, forwards)
+    signal, sigma = float(np.sqrt(alphas_cumprod[t])), float(np.sqrt(1 - alphas_cumprod[t]))
+    latents = to_latent(unet, lr_up, lr_up) * signal + noise(Stage.INITIAL, t) * sigma
+    for j in range(forwards, 0, -1):
+        fine = noise(Stage.FINE, int(steps[j])) if j > 1 else None
+        latents = p_sample(unet, alphas_cumprod[steps], j, latents, lr_up, fine)
+    return latents
+
+
+def _check_forwards(forwards: int, most: int) -> None:
+    if not isinstance(forwards, int | np.integer) or not 1 <= forwards <= most:
+        raise ConfigError(f"forwards must be a whole number in 1 … {most}, the steps of the chain, got {forwards!r}")
