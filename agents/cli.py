@@ -311,7 +311,7 @@ def _upscale_jobs(
     "--seeds", type=click.IntRange(min=1), default=1, help="Number of noise seeds; figures are mean ± std over them."
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Take only the first pictures.")
-@click.option("--metrics", default="psnr,ssim,niqe,lpips", help="Metrics, separated by commas.")
+@click.option("--metrics", default="psnr,ssim,niqe,lpips,colour", help="Metrics, separated by commas.")
 @click.option("--agent", "--agents", "agents", multiple=True, help="Agent to compare with; may be repeated.")
 @TRUST_PICKLE
 @click.option("--reward", help="Metric of rewards and regrets.  [default: the first agent's, or niqe if measured]")
@@ -336,7 +336,8 @@ def evaluate(
 ) -> None:
     """Compare bicubic, the full DDPM, the coarse chain, coarse + fine from every start, and agents.
 
-    Each picture's centre crop is shrunk and enlarged again. Quality is that of 8-bit results; PSNR and SSIM are on luma.
+    Each picture's centre crop is shrunk and enlarged again. Quality is that of 8-bit results; PSNR and SSIM are on luma, the
+    colour error is the difference of the mean colours in grey levels.
     The oracle takes the start with the highest reward for each picture and noise.
     """
     from agents.agent import load_agent

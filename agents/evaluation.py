@@ -331,7 +331,7 @@ def evaluate(
     coarse: str = "ddpm",
     fine_steps: int | None = None,
     seeds: int = 1,
-    metrics: Sequence[str] = ("psnr", "ssim", "niqe", "lpips"),
+    metrics: Sequence[str] = ("psnr", "ssim", "niqe", "lpips", "colour"),
     device: str = "cpu",
     batch_size: int = 16,
     reward: str | None = None,

@@ -30,6 +30,7 @@ from ddpm.checkpoints import check_device
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.images import atomic_path
 from ddpm.runs import read_json, start_run
+from skipdiff_env.memo import Memo
 from skipdiff_env.task import StartOutcomes, Task
 
 # What may change when a run goes on.
@@ -370,13 +371,17 @@ def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
     )  # fmt: skip
 
 
-def train_agent(config: AgentTrainingConfig, folder: Path, resume: bool = False) -> Path:
+def train_agent(
+    config: AgentTrainingConfig, folder: Path, resume: bool = False, memory: tuple[Memo, Memo] | None = None
+) -> Path:
     """Trains an agent.
 
     Args:
         config: settings; `env` must hold `steps`, `image_size` and `noise_seeds`.
         folder: of the run.
         resume: go on with the run in `folder`.
+        memory: where the transitions on the pictures of the training and of the evaluation are remembered, so that another
+            run on the same pictures, with another seed or other hyperparameters, need not compute them again.
 
     Returns:
         Folder of the best agent.
@@ -397,6 +402,8 @@ def train_agent(config: AgentTrainingConfig, folder: Path, resume: bool = False)
         env = VecPictureBaseline(env)
     task: Task = env.unwrapped.get_attr("task")[0]
     tqdm.write(describe_buffer(config, env))
+    memory = memory or (task.memo, Memo(0))
+    task.remember_in(memory[0])
     task.memo.capacity = _cache(config, len(task.pictures), noise_seeds)
 
     if config.eval_images is None:
@@ -404,6 +411,7 @@ def train_agent(config: AgentTrainingConfig, folder: Path, resume: bool = False)
     else:
         settings = {**config.env, "images": list(config.eval_images)}
         evaluated = Task(device=config.device, **settings)
+        evaluated.remember_in(memory[1])
         evaluated.memo.capacity = _cache(config, len(evaluated.pictures), config.eval_noise_seeds)
     evaluator = Evaluator(evaluated, config.eval_noise_seeds)
     rewards = None

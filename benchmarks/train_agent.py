@@ -15,6 +15,7 @@ import torch
 from agents.evaluation import gap_closed
 from agents.hyperparameters import load_hyperparameters, parse_overrides
 from agents.training import AgentTrainingConfig, Evaluation, read_curve, train_agent
+from skipdiff_env.memo import Memo
 from skipdiff_env.task import shared_unet
 
 
@@ -70,6 +71,7 @@ def main(
     }  # fmt: skip
     hyperparameters = load_hyperparameters(algo, parse_overrides(overrides))
     curves = []
+    memory = Memo(0), Memo(0)  # train_agent gives them their room; the seeds share what they hold
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
         for seed in range(seeds):
@@ -78,7 +80,7 @@ def main(
                 minutes=minutes, seed=seed, device=device,
             )  # fmt: skip
             began = time.perf_counter()
-            train_agent(config, folder / f"seed-{seed}")
+            train_agent(config, folder / f"seed-{seed}", memory=memory)
             curves.append((read_curve(folder / f"seed-{seed}" / "evaluations.csv"), time.perf_counter() - began))
     click.echo(f"{torch.get_num_threads()} threads, {algo}, {metric}, {checkpoint} on {device}")
     click.echo("| seed | episodes | seconds | reward | best fixed | oracle | gap closed | mean start | NFE |")

@@ -1,4 +1,4 @@
-"""Image quality: PSNR and SSIM on luma, LPIPS, NIQE, colour casts, and every other metric that pyiqa knows."""
+"""Image quality: PSNR and SSIM on luma, LPIPS, NIQE, colour error and every other metric that pyiqa knows."""
 
 import contextlib
 import difflib
@@ -102,25 +102,17 @@ def _luma(images: Tensor) -> Tensor:
     return (red * 0.299 + green * 0.587 + blue * 0.114).mul_(255).round_().double().div_(255)[:, None]
 
 
-def colour_error(sr: Tensor, hr: Tensor | None) -> Tensor:
-    """How far a picture's mean colour is from its target's, in grey levels, averaged over the channels: a colour cast.
-
-    Args:
-        sr: results, (B, 3, H, W) in [0, 1].
-        hr: targets.
-
-    Returns:
-        (B,), in [0, 255].
-    """
+def _colour_error(sr: Tensor, hr: Tensor | None) -> Tensor:
     assert hr is not None
-    return (sr.mean(dim=(2, 3)) - hr.mean(dim=(2, 3))).abs().mean(dim=1) * 255
+    return (sr.double().mean((2, 3)) - hr.double().mean((2, 3))).abs().mean(1) * 255
 
 
 @functools.cache
 def make_metric(name: str, device: str = "cpu") -> Metric:
     """Makes a metric; NIQE, LPIPS, PSNR and SSIM need no network, others may fetch weights at first use.
 
-    "psnr" and "ssim" are measured on Y, "lpips" is v0.1 with AlexNet, "niqe" as in pyiqa, "colour" is `colour_error`.
+    "psnr" and "ssim" are measured on Y, "lpips" is v0.1 with AlexNet, "niqe" as in pyiqa. "colour" is the difference
+    between the two pictures' mean colours in grey levels, 0 … 255, averaged over the channels: what a colour cast shows in.
 
     Args:
         name: "niqe", "lpips", "psnr", "ssim", "colour" or any name in `pyiqa.list_models()`.
@@ -130,7 +122,7 @@ def make_metric(name: str, device: str = "cpu") -> Metric:
         ConfigError: the metric is unknown, or its weights are missing and cannot be fetched.
     """
     if name == "colour":
-        return Metric(name, True, True, 1, colour_error)
+        return Metric(name, True, True, 1, _colour_error)
     ensure_torchvision()
     if name == "lpips":
         model = make_lpips(device)
@@ -144,7 +136,7 @@ def make_metric(name: str, device: str = "cpu") -> Metric:
     }
     known = pyiqa.list_models()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3) or ["niqe", "lpips", "psnr", "ssim"]
+        close = difflib.get_close_matches(name, known, n=3) or ["niqe", "lpips", "psnr", "ssim", "colour"]
         raise ConfigError(f"unknown metric {name!r}; did you mean {', '.join(close)}? pyiqa.list_models() names all")
     said = io.StringIO()
     try:

@@ -198,6 +198,10 @@ class Task:
         self.observation_space = spaces.Box(-bound, bound, (3, image_size, image_size), dtype)
         self.action_space = spaces.Discrete(len(Action))
 
+    def remember_in(self, memo: Memo) -> None:
+        """Remembers what it computes in `memo`, perhaps that of another task with the same pictures, process and metrics."""
+        self.memo = self.process.memo = memo
+
     @property
     def decisions(self) -> int:
         """Env steps of an episode, N - 1 or `fine_steps` - 1."""

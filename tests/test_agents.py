@@ -24,8 +24,10 @@ from agents.training import AgentTrainingConfig, Evaluator, read_curve, resumed_
 from agents.vec_env import make_env
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
 from ddpm.runs import read_json
+from skipdiff_env.memo import Memo
 from skipdiff_env.refinement import RefinementProcess, fixed_start
-from skipdiff_env.task import Task
+from skipdiff_env.task import Task, shared_unet
+from tests.conftest import counting
 
 N = 5
 DECISIONS = N - 1
@@ -203,6 +205,24 @@ def test_evaluation_on_other_pictures_and_a_warm_cache(
     assert np.load(tmp_path / "run" / "outcomes.npz")["rewards"].shape == (2, 3, N)
     with pytest.raises(ConfigError, match="finite number of noises"):
         AgentTrainingConfig("ppo", {"noise_seeds": None}, warm_cache=True)
+
+
+def test_runs_share_what_they_computed(
+    config: Callable[..., AgentTrainingConfig], photos: Path, tmp_path: Path
+) -> None:
+    """With the memory of an earlier run another seed runs no net, and learns as it would have alone."""
+    images = [str(path) for path in sorted(photos.iterdir())[:2]]
+    memory = Memo(0), Memo(0)
+    common: dict[str, Any] = {"eval_images": images, "warm_cache": True}
+    train_agent(config(**common), tmp_path / "first", memory=memory)
+    assert all(len(memo) > 0 for memo in memory)
+    second = config(**common, seed=1)
+    with counting(shared_unet(second.env["checkpoint"], "cpu")) as forwards:
+        train_agent(second, tmp_path / "second", memory=memory)
+    assert forwards == []
+    train_agent(second, tmp_path / "alone")
+    rewards = [[e.reward for e in read_curve(tmp_path / run / "evaluations.csv")] for run in ("second", "alone")]
+    assert rewards[0] == pytest.approx(rewards[1])
 
 
 def test_training_stops_in_time(config: Callable[..., AgentTrainingConfig], tmp_path: Path) -> None:
