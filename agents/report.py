@@ -344,8 +344,8 @@ class Report:
         ]
         notes = []
         for case, what, steps, extra in (
-            (3, f"FSR only, {study.T} steps", f"1,{study.T}", ""),
-            (4, f"CSA + FSR, {study.T} steps", self.own_steps, f" --fine-steps {study.T}"),
+            (3, f"FSR only, {study.T} steps", f"1,{study.T}", LONG_EPISODES),
+            (4, f"CSA + FSR, {study.T} steps", self.own_steps, f" --fine-steps {study.T}{LONG_EPISODES}"),
         ):
             names = study.agent_names(case)
             entries += [self.entry(f"agent {name}", case=f"{case}, {what}") for name in names]
@@ -514,4 +514,6 @@ class Report:
         )
 
 
+# An episode of T - 1 decisions is stacked once for each of them in a minibatch.
+LONG_EPISODES = " --obs-dtype float16 -p episodes_per_minibatch=1"
 NO_PEERS = 'Other samplers are left out: diffusers is not installed; `pip install "skipdiff[peers]"`.'

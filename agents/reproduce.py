@@ -211,6 +211,11 @@ class Study:
         self._processes: dict[tuple[int, str, int], RefinementProcess] = {}
         self.own = self.process(self.S, self.coarse)
         self.cases = {name: self._case(name, agent) for name, agent in self.agents.items()}
+        if self.cases.get(MAIN, 5) != 5:
+            raise ConfigError(
+                f"the agent that stands for {MAIN} decides from diffusion step {self.T} on, expected {self.N}; give it a name "
+                "of its own, as in --agent case4=DIR"
+            )
         self.reward = self.metrics["niqe"]
         if main and reward_of(main) in self.metrics:
             self.reward = self.metrics[reward_of(main)]

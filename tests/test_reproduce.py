@@ -71,7 +71,7 @@ def test_the_report_is_whole_and_nothing_is_computed_twice(config: Callable[...,
     rows = read(tmp_path / "rows.csv")
     assert len(rows) == len({(row["method"], row["image"], row["seed"]) for row in rows}) == 2 * len(study.methods)
     assert not list(tmp_path.rglob(".*")), "no temporary file is left"
-    for missing in ("--steps 1,12 --out", "--steps 3,4 --fine-steps 12 --out", "--metric lpips", "--nfe-penalty"):
+    for missing in ("--steps 1,12 --obs", "--steps 3,4 --fine-steps 12 --obs", "--metric lpips", "--nfe-penalty"):
         assert missing in text
     # 2, 3, 4 of the paper's numbers of steps and its own divide 12
     assert [row["method"] for row in read(tmp_path / "fig1.csv")] == ["2 steps", "3 steps", "4 steps", "12 steps"]
@@ -263,6 +263,7 @@ def test_bad_input(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     agent = save_agent(tmp_path / "agent", (2, 6))
     refused("unknown section fig9; known are fig1", "--sections=fig1,fig9")
     refused("the agent x decides for steps S,N = 2,6", f"--agent=x={agent}")
+    refused("give it a name of its own", f"--agent={save_agent(tmp_path / 'case4', fine_steps=12)}")
     refused("two agents are named x", f"--agent=x={agent}", f"--agent=x={agent}")
     refused("an agent's name has letters", f"--agent=a/b={agent}")
     refused("no agent in", f"--agent={tmp_path / 'none'}")
