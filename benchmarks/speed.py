@@ -1,0 +1,273 @@
+"""How much faster SkipDiff is, and the net beside its alternatives: ratios, measured in turns in one run.
+
+python -m benchmarks.speed [--checkpoint natural-x4] [--only skipdiff,unet,backends,memory,startup]
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm.checkpoints import load_unet
+from ddpm.noise import KeyedNoise
+from ddpm.sampling import sample, to_image
+from ddpm.schedule import cosine_alphas_cumprod
+from ddpm.training import training_loss
+from ddpm.unet import UNet
+from skipdiff_env.refinement import RefinementProcess, fixed_start
+
+SIDE = 128
+
+
+def in_turns(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, run in turns after one run each that is not counted."""
+    for work in works.values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of convolutions and matrix products, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints a Markdown table under a title."""
+    click.echo(f"\n{title}\n\n| {' | '.join(headings)} |\n{'|---' * len(headings)}|")
+    for row in rows:
+        click.echo("| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
+
+
+def skipdiff(unet: UNet, repeats: int) -> None:
+    """Coarse and fine stages from the checkpoint's start against the full chain."""
+    alphas_cumprod = cosine_alphas_cumprod(unet.diffusion_steps)
+    process = RefinementProcess(unet, unet.diffusion_steps, unet.steps)
+    start = unet.start or process.N
+    rows = []
+    for batch in (1, 8):
+        lr_up = torch.rand(batch, 3, SIDE, SIDE) * 2 - 1
+        noise = KeyedNoise(range(batch), lr_up.shape[1:])
+
+        def full(lr_up=lr_up, noise=noise) -> object:  # type: ignore[no-untyped-def]
+            return to_image(unet, sample(unet, alphas_cumprod, lr_up, noise), lr_up)
+
+        def ours(lr_up=lr_up, batch=batch) -> object:  # type: ignore[no-untyped-def]
+            return process.run(process.begin(list(lr_up), range(batch)), fixed_start(start))
+
+        with torch.inference_mode():
+            seconds = in_turns({"full": full, "ours": ours}, repeats)
+            counted = {"full": flops(full), "ours": flops(ours)}
+        rows.append(
+            (
+                batch, seconds["full"] / batch, seconds["ours"] / batch, seconds["full"] / seconds["ours"],
+                counted["full"] / batch / 1e9, counted["ours"] / batch / 1e9, counted["full"] / counted["ours"],
+            )
+        )  # fmt: skip
+    T = unet.diffusion_steps
+    print_table(
+        f"SkipDiff (start {start}, {process.S - 1 + start} forwards) against DDPM-{T}; the paper: 6.0 in time, 6.25 in FLOPs",
+        (
+            "batch",
+            f"DDPM-{T}, s/picture",
+            "SkipDiff, s/picture",
+            "ratio",
+            f"DDPM-{T}, GFLOPs",
+            "SkipDiff, GFLOPs",
+            "ratio",
+        ),
+        rows,
+    )
+
+
+def _of_diffusers(unet: UNet) -> torch.nn.Module | None:
+    """A net of diffusers with the same widths, blocks and place of attention, on unfolded pixels as ours."""
+    if find_spec("diffusers") is None:
+        return None
+    from diffusers import UNet2DModel
+
+    settings = unet.settings
+    widths = [settings["width"] * multiplier for multiplier in settings["multipliers"]]
+    resolutions = [settings["image_size"] // settings["patch_size"] // 2**level for level in range(len(widths))]
+    attends = [resolution in settings["attention_resolutions"] for resolution in resolutions]
+    return UNet2DModel(
+        in_channels=6 * unet.patch_size**2,
+        out_channels=3 * unet.patch_size**2,
+        block_out_channels=widths,
+        layers_per_block=settings["blocks"],
+        norm_num_groups=settings["norm_groups"],
+        down_block_types=["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
+        up_block_types=["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
+        attention_head_dim=None,
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class _Folded(torch.nn.Module):
+    """Another net behind the interface of ours."""
+
+    def __init__(self, net: torch.nn.Module, patch_size: int) -> None:
+        super().__init__()
+        self.net, self.patch_size = net, patch_size
+
+    def forward(self, lr_up: torch.Tensor, x_t: torch.Tensor, noise_level: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.pixel_unshuffle(torch.cat([lr_up, x_t], dim=1), self.patch_size)
+        x = self.net(x.contiguous(memory_format=torch.channels_last), noise_level * 1000).sample
+        return torch.nn.functional.pixel_shuffle(x, self.patch_size)
+
+
+def unets(unet: UNet, repeats: int) -> None:
+    """A forward and a training step of our net against those of diffusers' net of equal width."""
+    other = _of_diffusers(unet)
+    if other is None:
+        click.echo('\nunet: left out, diffusers is not installed; pip install "skipdiff[peers]"')
+        return
+    nets = {"ours": UNet(**unet.settings), "diffusers": _Folded(other, unet.patch_size)}
+    alphas_cumprod = cosine_alphas_cumprod(unet.diffusion_steps)
+    hr = torch.rand(4, 3, SIDE, SIDE) * 2 - 1
+    rows = []
+    for batch in (1, 8):
+        inputs = torch.rand(batch, 3, SIDE, SIDE), torch.randn(batch, 3, SIDE, SIDE), torch.full((batch,), 0.5)
+        with torch.inference_mode():
+            seconds = in_turns({n: lambda net=net, inputs=inputs: net(*inputs) for n, net in nets.items()}, repeats)  # type: ignore[misc]
+        rows.append((f"forward, batch {batch}", *seconds.values(), seconds["diffusers"] / seconds["ours"]))
+
+    def step(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        training_loss(net, unet, alphas_cumprod, hr).backward()
+        optimizer.step()
+
+    optimizers = {name: torch.optim.Adam(net.parameters(), 1e-5) for name, net in nets.items()}
+    seconds = in_turns({n: lambda n=n: step(nets[n], optimizers[n]) for n in nets}, repeats)  # type: ignore[misc]
+    rows.append((f"training step, batch {len(hr)}", *seconds.values(), seconds["diffusers"] / seconds["ours"]))
+    sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in nets.values()]
+    rows.append(("parameters, millions", *sizes, sizes[1] / sizes[0]))
+    print_table(
+        "Our UNet against diffusers' UNet2DModel of equal width", ("", "ours, s", "diffusers, s", "ratio"), rows
+    )
+
+
+def backends(unet: UNet, repeats: int) -> None:
+    """A forward in eager mode, by torch.compile, and in ONNX Runtime where that is installed."""
+    inputs = torch.rand(1, 3, SIDE, SIDE), torch.randn(1, 3, SIDE, SIDE), torch.full((1,), 0.5)
+    works: dict[str, Callable[[], Any]] = {"eager": lambda: unet(*inputs)}
+    compiled = torch.compile(unet)
+    works["torch.compile"] = lambda: compiled(*inputs)
+    with TemporaryDirectory() as temporary, torch.inference_mode():
+        if find_spec("onnxruntime") and find_spec("onnxscript"):
+            works["ONNX Runtime"] = _onnx(unet, inputs, Path(temporary) / "unet.onnx")
+        began = {name: _first(work) for name, work in works.items()}
+        seconds = in_turns(works, repeats)
+        reference = works["eager"]()
+        rows = [
+            (
+                name, 1e3 * seconds[name], seconds["eager"] / seconds[name], began[name],
+                float((torch.as_tensor(work()) - reference).abs().max()),
+            )
+            for name, work in works.items()
+        ]  # fmt: skip
+    print_table(
+        "Backends of a forward, batch 1",
+        ("backend", "ms", "eager / backend", "first call, s", "largest difference"),
+        rows,
+    )
+
+
+def _first(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _onnx(unet: UNet, inputs: tuple[torch.Tensor, ...], path: Path) -> Callable[[], Any]:
+    import onnxruntime
+
+    torch.onnx.export(unet, inputs, str(path), dynamo=True, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {slot.name: tensor.numpy() for slot, tensor in zip(session.get_inputs(), inputs, strict=True)}
+    return lambda: session.run(None, feed)[0]
+
+
+def memory(checkpoint: str) -> None:
+    """Peak memory of a process that enlarges one picture, with tiles and without."""
+    code = """
+import resource, sys
+from PIL import Image
+from skipdiff_env import Upscaler
+upscaler = Upscaler(sys.argv[1], steps=(2, 50), start=1, tile=int(sys.argv[3]))
+side = int(sys.argv[2]) // upscaler.scale
+upscaler(Image.effect_noise((side, side), 50).convert("RGB"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+    rows = []
+    for side, tile in ((512, 256), (512, 0), (1024, 256), (1024, 0), (2048, 256)):
+        rows.append((f"{side} x {side}", tile or "none", round(float(_python(code, checkpoint, str(side), str(tile))))))
+    print_table("Peak memory of an upscale, two forwards", ("result", "tile", "MiB"), rows)
+
+
+def _python(code: str, *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True
+    ).stdout  # fmt: skip
+
+
+def startup(checkpoint: str, repeats: int) -> None:
+    """Seconds from the start of a process until help, an import, and the first observation are there."""
+    environment = f"""
+import gymnasium, skipdiff_env
+gymnasium.make("SkipDiff-v0", checkpoint={checkpoint!r}).reset(seed=0)
+"""
+    works: dict[str, Callable[[], object]] = {
+        "python -c pass": lambda: _python("pass"),
+        "skipdiff --help": lambda: subprocess.run(
+            [sys.executable, "-m", "agents.cli", "--help"], check=True, capture_output=True
+        ),
+        "import skipdiff_env": lambda: _python("import skipdiff_env"),
+        "gym.make to the first observation": lambda: _python(environment),
+    }
+    print_table("Start-up", ("what", "s"), list(in_turns(works, repeats).items()))
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--checkpoint", default="natural-x4")
+@click.option("--repeats", default=5)
+@click.option("--only", default="skipdiff,unet,backends,memory,startup", help="Parts, separated by commas.")
+def main(checkpoint: str, repeats: int, only: str) -> None:
+    """Prints the tables."""
+    unet = load_unet(checkpoint)
+    parts: dict[str, Callable[[], None]] = {
+        "skipdiff": lambda: skipdiff(unet, repeats),
+        "unet": lambda: unets(unet, repeats),
+        "backends": lambda: backends(unet, repeats),
+        "memory": lambda: memory(checkpoint),
+        "startup": lambda: startup(checkpoint, repeats),
+    }
+    unknown = [name for name in only.split(",") if name not in parts]
+    if unknown:
+        raise click.BadParameter(
+            f"unknown part {', '.join(unknown)}; known are {', '.join(parts)}", param_hint="--only"
+        )
+    click.echo(f"{torch.get_num_threads()} threads, {SIDE} x {SIDE}, {checkpoint}, median of {repeats} in turns")
+    for name in only.split(","):
+        parts[name]()
+
+
+if __name__ == "__main__":
+    main()
