@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from agents.reproduce import count_flops
 from ddpm.checkpoints import load_unet
 from ddpm.noise import KeyedNoise
 from ddpm.sampling import sample, to_image
@@ -39,13 +39,6 @@ def in_turns(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[st
             work()
             seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of convolutions and matrix products, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -73,7 +66,7 @@ def skipdiff(unet: UNet, repeats: int) -> None:
 
         with torch.inference_mode():
             seconds = in_turns({"full": full, "ours": ours}, repeats)
-            counted = {"full": flops(full), "ours": flops(ours)}
+            counted = {"full": count_flops(full), "ours": count_flops(ours)}
         rows.append(
             (
                 batch, seconds["full"] / batch, seconds["ours"] / batch, seconds["full"] / seconds["ours"],
@@ -106,7 +99,7 @@ def _of_diffusers(unet: UNet) -> torch.nn.Module | None:
     widths = [settings["width"] * multiplier for multiplier in settings["multipliers"]]
     resolutions = [settings["image_size"] // settings["patch_size"] // 2**level for level in range(len(widths))]
     attends = [resolution in settings["attention_resolutions"] for resolution in resolutions]
-    return UNet2DModel(
+    net: Any = UNet2DModel(
         in_channels=6 * unet.patch_size**2,
         out_channels=3 * unet.patch_size**2,
         block_out_channels=widths,
@@ -115,7 +108,8 @@ def _of_diffusers(unet: UNet) -> torch.nn.Module | None:
         down_block_types=["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
         up_block_types=["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
         attention_head_dim=None,
-    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    )
+    return net.to(memory_format=torch.channels_last)
 
 
 class _Folded(torch.nn.Module):
