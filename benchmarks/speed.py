@@ -24,6 +24,7 @@ from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.training import training_loss
 from ddpm.unet import UNet
 from skipdiff_env.refinement import RefinementProcess, fixed_start
+from skipdiff_env.torchvision_ops import ensure_torchvision
 
 SIDE = 128
 
@@ -93,6 +94,7 @@ def _of_diffusers(unet: UNet) -> torch.nn.Module | None:
     """A net of diffusers with the same widths, blocks and place of attention, on unfolded pixels as ours."""
     if find_spec("diffusers") is None:
         return None
+    ensure_torchvision()
     from diffusers import UNet2DModel
 
     settings = unet.settings
