@@ -25,7 +25,7 @@ from agents.vec_env import make_env
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
 from ddpm.runs import read_json
 from skipdiff_env.memo import Memo
-from skipdiff_env.refinement import RefinementProcess, fixed_start
+from skipdiff_env.refinement import Action, RefinementProcess, fixed_start
 from skipdiff_env.task import Task, shared_unet
 from tests.conftest import counting
 
@@ -627,5 +627,7 @@ def test_shipped_agent() -> None:
     assert agent.config.training["env"]["checkpoint"] == "natural-x4"
     episodes = play(task, AgentPolicy(agent), [0, 20], [0, 0])
     for episode in episodes:
-        assert 4 <= episode.refinement.start <= 9
-        assert episode.refinement.nfe == 9 + len(episode.actions) - sum(episode.actions) + 1
+        start = episode.refinement.start
+        assert 7 <= start <= task.process.N
+        assert episode.actions == [Action.SKIP] * (task.process.N - start) + [Action.DENOISE] * (start - 1)
+        assert episode.refinement.nfe == 9 + start
