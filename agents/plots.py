@@ -49,7 +49,7 @@ def perception_distortion(summary: Sequence[Mapping[str, Any]]) -> Figure:
         _points(axis, summary, "psnr", name)
         axis.set(xlabel=_label("psnr"), ylabel=_label(name))
         axis.grid(alpha=0.3)
-    _legend(figure, axes[0, -1])
+    _legend(figure, axes[0, -1], "numbers: fixed starts")
     return figure
 
 
@@ -62,7 +62,7 @@ def quality_against_steps(summary: Sequence[Mapping[str, Any]]) -> Figure:
         axis.set(xlabel="UNet forwards", ylabel=_label(name), xscale="symlog")
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    _legend(figure, axes[0, -1])
+    _legend(figure, axes[0, -1], "numbers: fixed starts")
     return figure
 
 
@@ -104,7 +104,7 @@ def plane_of_series(series: Series) -> Figure:
         _lines(axis, series, "psnr", name)
         axis.set(xlabel=_label("psnr"), ylabel=_label(name))
     figure.tight_layout()
-    _series_legend(figure, axes[-1])
+    _legend(figure, axes[-1])
     return figure
 
 
@@ -118,7 +118,7 @@ def quality_of_series(series: Series) -> Figure:
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
     figure.tight_layout()
-    _series_legend(figure, axes[-1])
+    _legend(figure, axes[-1])
     return figure
 
 
@@ -155,15 +155,10 @@ def _apart(values: Sequence[int]) -> list[int]:
     return kept
 
 
-def _series_legend(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-
-
-def _legend(figure: Figure, axis: Axes) -> None:
+def _legend(figure: Figure, axis: Axes, title: str | None = None) -> None:
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(
-        handles, labels, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), title="numbers: fixed starts", title_fontsize=7
+        handles, labels, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), title=title, title_fontsize=7
     )  # fmt: skip
 
 

@@ -123,10 +123,10 @@ def make_metric(name: str, device: str = "cpu") -> Metric:
     """
     if name == "colour":
         return Metric(name, True, True, 1, _colour_error)
-    ensure_torchvision()
     if name == "lpips":
         model = make_lpips(device)
         return Metric(name, True, True, MIN_SIDE[name], lambda sr, hr: model(sr, hr, normalize=True))
+    ensure_torchvision()
     import pyiqa
 
     options: dict[str, dict[str, Any]] = {
