@@ -124,6 +124,11 @@ def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> N
     click.echo(f"checkpoint: {train(config, out, resume, perceptual)}")
 
 
+IMAGES = click.option(
+    "--images",
+    multiple=True,
+    help="Folder, file or pattern of photographs; may be repeated.  [default: scikit-image's]",
+)
 CHECKPOINT = click.option("--checkpoint", default="natural-x4", help="Name, folder or Hub id.")
 STEPS = click.option(
     "--steps",
@@ -304,7 +309,7 @@ def _upscale_jobs(
 
 
 @main.command()
-@click.option("--images", multiple=True, required=True, help="Folder, file or pattern of photographs; may be repeated.")
+@IMAGES
 @CHECKPOINT
 @STEPS
 @COARSE
@@ -313,7 +318,7 @@ def _upscale_jobs(
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, help="Number of noise seeds; figures are mean ± std over them."
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Take only the first pictures.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
 @click.option("--metrics", default="psnr,ssim,niqe,lpips,colour", help="Metrics, separated by commas.")
 @click.option("--agent", "--agents", "agents", multiple=True, help="Agent to compare with; may be repeated.")
 @TRUST_PICKLE
@@ -385,11 +390,6 @@ def demo(out: Path, agent: bool, **options: Any) -> None:
         click.echo(f"\n{demo_agent(out.with_stem(f'{out.stem}-agent'), **options)}")
 
 
-IMAGES = click.option(
-    "--images",
-    multiple=True,
-    help="Folder, file or pattern of photographs; may be repeated.  [default: scikit-image's]",
-)
 EPISODES = (
     CHECKPOINT,
     STEPS,
@@ -438,6 +438,11 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--eval-every", type=click.IntRange(min=1), default=400, help="Episodes between evaluations.")
 @click.option(
     "--warm-cache", is_flag=True, help="Compute every start of every training picture first; also gives the regret."
+)
+@click.option(
+    "--oracle/--no-oracle",
+    default=True,
+    help="Compute every start of the evaluation's pictures, which the agent is compared with; many forwards with --fine-steps.",
 )
 @click.option("--cache-mb", type=click.FloatRange(min=0), help="Room for latents.  [default: what they need]")
 @click.option("--obs-dtype", type=click.Choice(["float32", "float16"]), default="float32")
@@ -519,7 +524,7 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
 
 
 @main.command()
-@click.option("--images", multiple=True, required=True, help="Folder, file or pattern of photographs; may be repeated.")
+@IMAGES
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the report.")
 @CHECKPOINT
 @click.option(
@@ -532,7 +537,7 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
 )
 @TRUST_PICKLE
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="Number of noise seeds.")
-@click.option("--limit", type=click.IntRange(min=1), help="Take only the first pictures.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
 @click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
 @click.option(
     "--sections",

@@ -4,11 +4,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from skimage import data
@@ -16,9 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agents.evaluation import compare, measure, to_markdown
+from agents.plots import contact_sheet, learning_curves, save
 from ddpm.checkpoints import load_unet
 from ddpm.degradation import degrade, downsample
-from ddpm.images import Picture, atomic_path, to_tensor, to_uint8, write_picture
+from ddpm.images import Picture, to_tensor, to_uint8, write_picture
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.refinement import RefinementProcess
 
@@ -64,7 +60,8 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
     small = torch.nn.functional.interpolate(downsample(hr, unet.scale), scale_factor=unet.scale, mode="nearest")
     columns = {f"input ({SIZE // unet.scale} px)": small}
     columns |= {f"{m}\n{r.nfe[0]} forwards": r.sr for m, r in results.items()} | {"original": hr}
-    _draw(columns, out)
+    sheet = {title: [to_uint8(image) for image in images] for title, images in columns.items()}
+    save(contact_sheet(sheet), out)
     return f"{to_markdown(rows)}\n\npicture: {out}"
 
 
@@ -83,7 +80,6 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
     from agents.agent import load_agent
     from agents.enjoy import enjoy, write_film
     from agents.hyperparameters import load_hyperparameters
-    from agents.plots import learning_curves, save
     from agents.training import AgentTrainingConfig, read_curve, train_agent
     from skipdiff_env.task import Task
 
@@ -120,18 +116,3 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
         niqe = one.episode.metrics["niqe"]
         lines.append(f"| {name} | {actions} | {state.start} | {own.argmax() + 1} | {niqe:.2f} | {state.nfe} |")
     return "\n".join([*lines, "", f"pictures: {out}, {learning}"])
-
-
-def _draw(columns: dict[str, Tensor], out: Path) -> None:
-    height = next(iter(columns.values())).shape[0]
-    figure, axes = plt.subplots(height, len(columns), figsize=(2 * len(columns), 2 * height + 0.5), squeeze=False)
-    for column, (title, images) in enumerate(columns.items()):
-        axes[0, column].set_title(title, fontsize=9)
-        for row, image in enumerate(images):
-            axes[row, column].imshow(np.asarray(to_uint8(image)))
-    for axis in axes.flat:
-        axis.axis("off")
-    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.005, top=0.93, wspace=0.02, hspace=0.02)
-    with atomic_path(out) as temporary:
-        figure.savefig(temporary, dpi=110, format=out.suffix.lstrip(".") or "png")
-    plt.close(figure)

@@ -18,13 +18,14 @@ from tqdm import tqdm
 from agents.agent import Agent, AgentPolicy
 from ddpm.checkpoints import load_unet
 from ddpm.degradation import degrade
-from ddpm.errors import ConfigError, ImageError
-from ddpm.images import Picture, atomic_path, find_images, read_picture, to_tensor, to_uint8, write_picture
+from ddpm.errors import ConfigError
+from ddpm.images import Picture, atomic_path, to_tensor, to_uint8, write_picture
 from ddpm.noise import KeyedNoise
 from ddpm.runs import write_json
 from ddpm.sampling import Denoiser, refine, sample, to_image
 from ddpm.schedule import FloatArray
 from skipdiff_env.metrics import Metric, make_metric
+from skipdiff_env.pictures import Pictures
 from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProcess, fixed_start
 from skipdiff_env.task import quality
 
@@ -94,20 +95,21 @@ def random_skipping(fine_forwards: float, steps: int, rng: np.random.Generator) 
     return decide
 
 
-def load_crops(paths: Iterable[str | Path], size: int, limit: int | None = None) -> list[Tensor]:
-    """Centre crops of photographs, each (3, size, size) in [-1, 1].
+def load_crops(images: Sequence[str | Path] | None, size: int, limit: int | None = None) -> list[Tensor]:
+    """Target pictures, each (3, size, size) in [-1, 1].
+
+    Args:
+        images: folders, files or patterns of photographs, of which the centres are taken; None or empty: the crops that tile
+            scikit-image's photographs.
+        size: side of a crop.
+        limit: take only so many, evenly spread.
 
     Raises:
-        ImageError: there is no picture, or one is smaller than the crop.
+        ImageError: there is no picture, a file cannot be read, or one is smaller than the crop.
     """
-    crops = []
-    for path in find_images(paths)[:limit]:
-        rgb = read_picture(path).rgb
-        top, left = ((side - size) // 2 for side in rgb.shape[:2])
-        if top < 0 or left < 0:
-            raise ImageError(f"{path} is {rgb.shape[1]} x {rgb.shape[0]}, smaller than the crop of {size}")
-        crops.append(to_tensor(rgb[top : top + size, left : left + size]))
-    return crops
+    pictures = Pictures(list(images) if images else None, size)
+    count = len(pictures) if limit is None else min(limit, len(pictures))
+    return [to_tensor(pictures[i * len(pictures) // count]) for i in range(count)]
 
 
 def compare(

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from agents.evaluation import BEST_FIXED, BICUBIC, FIXED_START, ORACLE, PICTURE_START, RANDOM
+from agents.evaluation import BICUBIC, FIXED_START, RANDOM
 from agents.training import Evaluation, read_curve
 from ddpm.errors import ConfigError
 from ddpm.images import atomic_path, read_picture
@@ -37,97 +37,73 @@ def _label(metric: str) -> str:
     return LABELS.get(metric, metric)
 
 
-def perception_distortion(summary: Sequence[Mapping[str, Any]]) -> Figure:
-    """The perception-distortion plane (Fig. 5): PSNR against each perceptual metric, one point a method.
-
-    Args:
-        summary: entries of `agents.evaluation.summarise`, or of the `table.json` that it writes.
-    """
-    perceptual = [name for name in ("niqe", "lpips") if name in summary[0]]
-    figure, axes = plt.subplots(1, len(perceptual), figsize=(6 * len(perceptual), 4.5), squeeze=False)
-    for axis, name in zip(axes[0], perceptual, strict=True):
-        _points(axis, summary, "psnr", name)
-        axis.set(xlabel=_label("psnr"), ylabel=_label(name))
-        axis.grid(alpha=0.3)
-    _legend(figure, axes[0, -1], "numbers: fixed starts")
-    return figure
-
-
-def quality_against_steps(summary: Sequence[Mapping[str, Any]]) -> Figure:
-    """Each metric against the number of UNet forwards (Fig. 1)."""
-    names = [name for name in LABELS if name in summary[0]]
-    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.8), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        _points(axis, summary, "nfe", name)
-        axis.set(xlabel="UNet forwards", ylabel=_label(name), xscale="symlog")
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    _legend(figure, axes[0, -1], "numbers: fixed starts")
-    return figure
-
-
-def _points(axis: Axes, summary: Sequence[Mapping[str, Any]], across: str, up: str) -> None:
-    """One point a method, with its spread over noises; fixed starts are numbered, the others named in the legend."""
-    others = [entry["method"] for entry in summary if not re.fullmatch(FIXED_START, entry["method"])]
-    for entry in summary:
-        place = entry[across], entry[up]
-        spread = entry.get(f"{up}_std") if entry.get("seeds", 1) > 1 else None
-        style: dict[str, Any] = {"ms": 6, "elinewidth": 0.8}
-        if entry["method"] in others:
-            i = others.index(entry["method"])
-            style |= {
-                "fmt": "osD^vP*X"[i % 8],
-                "color": _colour(entry["method"]),
-                "alpha": 0.7,
-                "label": entry["method"],
-            }
-        else:
-            start = re.findall(r"\d+", entry["method"])[1]
-            axis.annotate(start, place, (4, 4), textcoords="offset points", fontsize=7, color="tab:blue")
-            style |= {"fmt": ".", "color": "tab:blue"}
-        axis.errorbar(*place, spread, **style)
-
-
+# Families of methods: heading → (text beside the point, entry of `agents.evaluation.summarise`).
 Series = Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]
 
 
-def plane_of_series(series: Series) -> Figure:
-    """The perception-distortion plane (Fig. 5) of families of methods, each a line through its members.
+def series_of(summary: Sequence[Mapping[str, Any]]) -> Series:
+    """The methods of a summary, or of the `table.json` that holds one: fixed starts are one family, the others are alone."""
+    series: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for entry in summary:
+        method = str(entry["method"])
+        if re.fullmatch(FIXED_START, method):
+            heading, start = method.rstrip(")").rsplit("(", 1)
+            series.setdefault(f"{heading}(start)", []).append((start, entry))
+        else:
+            series[method] = [("", entry)]
+    return series
+
+
+def perception_distortion(series: Series) -> Figure:
+    """The perception-distortion plane (Fig. 5): PSNR against each perceptual metric, a line through the members of a family.
 
     A point that lies far off all others is outside the frame.
-
-    Args:
-        series: heading → (text beside the point, entry of `agents.evaluation.summarise`).
     """
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5))
-    for axis, name in zip(axes, ("niqe", "lpips"), strict=True):
+    names = _measured(series, ("niqe", "lpips"))
+    figure, axes = plt.subplots(1, len(names), figsize=(6.5 * len(names), 5), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
         _lines(axis, series, "psnr", name)
         axis.set(xlabel=_label("psnr"), ylabel=_label(name))
     figure.tight_layout()
-    _legend(figure, axes[-1])
+    _legend(figure, axes[0, -1])
     return figure
 
 
-def quality_of_series(series: Series) -> Figure:
-    """Each metric against the number of UNet forwards (Fig. 1) for families of methods; arguments as `plane_of_series`."""
-    figure, axes = plt.subplots(1, len(LABELS), figsize=(4.2 * len(LABELS), 3.8))
-    for axis, name in zip(axes, LABELS, strict=True):
+def quality_against_steps(series: Series) -> Figure:
+    """Each metric against the number of UNet forwards (Fig. 1), as `perception_distortion`."""
+    names = _measured(series, LABELS)
+    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.8), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
         _lines(axis, {heading: [("", entry) for _, entry in own] for heading, own in series.items()}, "nfe", name)
         axis.set(xlabel="UNet forwards", ylabel=_label(name), xscale="log")
-        ticks = _apart(sorted({round(entry["nfe"]) for own in series.values() for _, entry in own}))
+        ticks = _apart(sorted({round(entry["nfe"]) for own in series.values() for _, entry in own if entry["nfe"]}))
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
     figure.tight_layout()
-    _legend(figure, axes[-1])
+    _legend(figure, axes[0, -1])
     return figure
 
 
+def _measured(series: Series, names: Iterable[str]) -> list[str]:
+    (_, entry), *_ = next(iter(series.values()))
+    return [name for name in names if name in entry]
+
+
 def _lines(axis: Axes, series: Series, across: str, up: str) -> None:
+    """A line through each family, with spreads over noises where there are several; across, if it has no forwards."""
     for i, (heading, own) in enumerate(series.items()):
-        places = [(entry[across], entry[up]) for _, entry in own]
+        if across == "nfe" and not own[0][1]["nfe"]:
+            axis.axhline(own[0][1][up], label=heading, color="grey", ls=":")
+            continue
+        x, y, spread = (
+            np.array([entry.get(name, 0.0) for _, entry in own], dtype=float) for name in (across, up, f"{up}_std")
+        )
         style: dict[str, Any] = {"marker": "osD^vP*X"[i % 8], "ms": 5, "lw": 0.9, "alpha": 0.8, "color": f"C{i % 10}"}
-        axis.plot(*zip(*places, strict=True), label=heading, ls="-" if i < 10 else "--", **style)
-        for (text, _), place in zip(own, places, strict=True):
+        # a line without spread has no bars in the legend either
+        axis.errorbar(
+            x, y, spread if spread.any() else None, label=heading, ls="-" if i < 10 else "--", elinewidth=0.8, **style
+        )
+        for (text, _), place in zip(own, zip(x, y, strict=True), strict=True):
             axis.annotate(
                 text, place, (3, 3), textcoords="offset points", fontsize=6, color=style["color"], annotation_clip=True
             )
@@ -139,7 +115,7 @@ def _lines(axis: Axes, series: Series, across: str, up: str) -> None:
 
 def _frame(values: Sequence[float]) -> tuple[float, float]:
     """Limits that leave out what lies so far off that the others could not be told apart."""
-    low, high = np.nanpercentile(values, (25, 75))
+    low, high = np.nanpercentile(values, (10, 90))
     reach = 3 * (high - low)
     inside = [value for value in values if low - reach <= value <= high + reach]
     margin = 0.06 * (max(inside) - min(inside)) or 0.01
@@ -155,18 +131,9 @@ def _apart(values: Sequence[int]) -> list[int]:
     return kept
 
 
-def _legend(figure: Figure, axis: Axes, title: str | None = None) -> None:
+def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), title=title, title_fontsize=7
-    )  # fmt: skip
-
-
-def _colour(method: str) -> str:
-    for beginning, colour in ((BICUBIC, "grey"), ("DDPM", "tab:red"), ("CSA", "tab:blue"), (RANDOM, "tab:brown")):
-        if method.startswith(beginning):
-            return colour
-    return "tab:purple" if method.startswith((ORACLE, PICTURE_START, BEST_FIXED)) else "tab:green"
+    figure.legend(handles, labels, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def starts(outcomes: Mapping[str, NDArray[np.float64]], chosen: Mapping[str, Sequence[int]] | None = None) -> Figure:
@@ -252,9 +219,10 @@ def plot_evaluation(folder: Path, out: Path) -> list[Path]:
     try:
         with (folder / "rows.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-        figures = {"quality_against_steps": quality_against_steps(summary)}
+        series = series_of(summary)
+        figures = {"quality_against_steps": quality_against_steps(series)}
         if "psnr" in summary[0] and {"niqe", "lpips"} & set(summary[0]):
-            figures["perception_distortion"] = perception_distortion(summary)
+            figures["perception_distortion"] = perception_distortion(series)
         names = [name for name in LABELS if name in rows[0]]
         if rows[0].get("reward") not in (None, "", "nan"):
             names.append("reward")

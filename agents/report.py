@@ -25,7 +25,7 @@ from agents.evaluation import (
     with_rewards,
     write_csv,
 )
-from agents.plots import contact_sheet, plane_of_series, quality_of_series, save, start_outcomes, starts
+from agents.plots import contact_sheet, perception_distortion, quality_against_steps, save, start_outcomes, starts
 from agents.reproduce import MAIN, METRICS, SHOWN, Study, penalty_of, reward_of
 from ddpm.images import atomic_path, read_picture
 from ddpm.runs import read_json
@@ -255,11 +255,12 @@ class Report:
         options += [f"--checkpoint {config.checkpoint}", f"--seeds {config.seeds}", f"--image-size {config.image_size}"]
         options += [f"--limit {config.limit}"] if config.limit else []
         options += [f"--agent {name}={shlex.quote(str(path))}" for name, path in config.agents.items()]
+        source = "centre crops" if config.images else "crops of scikit-image's photographs"
         packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "pyiqa", "lpips"))
         return (
             "# The paper's tables and figures on this net\n\n"
             f"`skipdiff reproduce {' '.join(options)}`\n\n"
-            f"{len(study.crops)} pictures of {config.image_size} px (centre crops), shrunk and enlarged {study.unet.scale} times; "
+            f"{len(study.crops)} pictures of {config.image_size} px ({source}), shrunk and enlarged {study.unet.scale} times; "
             f"T = {study.T}, S = {study.S}, N = {study.N}, coarse stage by {study.coarse}. Figures are means over pictures ± the "
             f"standard deviation of that mean over noise seeds ({config.seeds}). All methods have the same net, pictures and "
             "noise. PSNR and SSIM are on luma; the colour error is the distance of a picture's mean colour from the target's, "
@@ -280,7 +281,7 @@ class Report:
                 self.table("fig1", entries, columns),
                 best_by_metric(entries),
                 self.plot(
-                    "fig1", quality_of_series({"S steps": self.series(methods)}), "Quality against sampling steps"
+                    "fig1", quality_against_steps({"S steps": self.series(methods)}), "Quality against sampling steps"
                 ),
             ]
         )
@@ -465,7 +466,7 @@ class Report:
                 "## Figure 5: perception against distortion",
                 "Pairs (S, N) with some of their fixed starts (the number beside the point), agents, and other samplers on the same net "
                 "(their forwards beside the point). A point that lies far off all others is outside the frame; the table has it.",
-                self.plot("fig5", plane_of_series(points), "Perception-distortion plane"),
+                self.plot("fig5", perception_distortion(points), "Perception-distortion plane"),
                 self.table("fig5", entries, QUALITY),
                 *notes,
             ]
@@ -508,12 +509,12 @@ class Report:
                 "SkipDiff's forwards and not above:",
                 peer_verdicts(rows, self.skipdiff, chains | peers),
                 self.table("peers", entries, QUALITY),
-                self.plot("peers", quality_of_series(points), "Quality against forwards"),
+                self.plot("peers", quality_against_steps(points), "Quality against forwards"),
                 "A point that lies far off all others is outside the frame; the table has it.",
             ]
         )
 
 
 # An episode of T - 1 decisions is stacked once for each of them in a minibatch.
-LONG_EPISODES = " --obs-dtype float16 -p episodes_per_minibatch=1"
+LONG_EPISODES = " --no-oracle --obs-dtype float16 -p episodes_per_minibatch=1"
 NO_PEERS = 'Other samplers are left out: diffusers is not installed; `pip install "skipdiff[peers]"`.'

@@ -83,12 +83,12 @@ class ReportConfig:
     """Settings of a report.
 
     Attributes:
-        images: folders, files or patterns of photographs.
+        images: folders, files or patterns of photographs; empty: scikit-image's own.
         checkpoint: name, folder or Hub id.
         agents: name → agent, as `agents.agent.find_agent` takes it. The one named "SkipDiff" is the paper's method; without
             it that is the checkpoint's own agent, or else its fixed start.
         seeds: number of noise seeds; picture i under seed k has the noise of key k.
-        limit: take only the first pictures.
+        limit: take only so many pictures, evenly spread.
         image_size: side of the centre crops.
         sections: what is reported, of `SECTIONS`.
         batch_size: pictures per batch.
@@ -96,7 +96,7 @@ class ReportConfig:
         trust_pickle: whether agents may be .zip files of Stable-Baselines3.
     """
 
-    images: Sequence[str]
+    images: Sequence[str] = ()
     checkpoint: str = "natural-x4"
     agents: Mapping[str, str] = field(default_factory=dict)
     seeds: int = 3

@@ -52,6 +52,8 @@ class AgentTrainingConfig:
         eval_every: episodes between two evaluations.
         warm_cache: whether every start of every training picture is computed before training begins. Training then
             runs no UNet, and the regret of its episodes is known.
+        oracle: whether every start of the evaluation's pictures is computed, so that the best fixed start and the oracle are
+            known; N (N + 1) / 2 forwards for each picture and noise, which are many where `fine_steps` is T.
         minutes: when to stop, if `env_steps` have not been done by then.
         cache_mb: room for remembered latents; None: as much as they need, if it is there.
         seed: seed of everything random.
@@ -65,6 +67,7 @@ class AgentTrainingConfig:
     eval_noise_seeds: int = 1
     eval_every: int = 400
     warm_cache: bool = False
+    oracle: bool = True
     minutes: float | None = None
     cache_mb: float | None = None
     seed: int = 0
@@ -118,15 +121,16 @@ class Evaluator:
     Args:
         task: its pictures are the ones played.
         noise_seeds: noises of each picture.
+        oracle: whether to compute what each start would have given.
     """
 
-    def __init__(self, task: Task, noise_seeds: int) -> None:
+    def __init__(self, task: Task, noise_seeds: int, oracle: bool = True) -> None:
         self.task = task
         pictures, seeds = range(len(task.pictures)), range(noise_seeds)
         self.images = [image for image in pictures for _ in seeds]
         self.noise_seeds = [seed for _ in pictures for seed in seeds]
         # with "hold" the starts are not all that an episode can come to
-        self.outcomes = tabulate(task, noise_seeds) if task.process.skip_mode == "restart" else None
+        self.outcomes = tabulate(task, noise_seeds) if oracle and task.process.skip_mode == "restart" else None
 
     def __call__(self, agent: Agent, env_steps: int, seconds: float) -> Evaluation:
         """Evaluates an agent that has learnt from `env_steps` decisions in `seconds`."""
@@ -413,13 +417,17 @@ def train_agent(
         evaluated = Task(device=config.device, **settings)
         evaluated.remember_in(memory[1])
         evaluated.memo.capacity = _cache(config, len(evaluated.pictures), config.eval_noise_seeds)
-    evaluator = Evaluator(evaluated, config.eval_noise_seeds)
+    evaluator = Evaluator(evaluated, config.eval_noise_seeds, config.oracle)
     rewards = None
     if task.process.skip_mode == "restart":
         if config.warm_cache:
             rewards = tabulate(task, noise_seeds).rewards
-        elif evaluated is task and noise_seeds is not None and noise_seeds <= config.eval_noise_seeds:
-            assert evaluator.outcomes is not None
+        elif (
+            evaluator.outcomes is not None
+            and evaluated is task
+            and noise_seeds is not None
+            and noise_seeds <= config.eval_noise_seeds
+        ):
             rewards = evaluator.outcomes.rewards
 
     start_run(folder, asdict(config))

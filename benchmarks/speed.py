@@ -160,34 +160,42 @@ def unets(unet: UNet, repeats: int) -> None:
 
 def backends(unet: UNet, repeats: int) -> None:
     """A forward in eager mode, by torch.compile, and in ONNX Runtime where that is installed."""
-    inputs = torch.rand(1, 3, SIDE, SIDE), torch.randn(1, 3, SIDE, SIDE), torch.full((1,), 0.5)
-    works: dict[str, Callable[[], Any]] = {"eager": lambda: unet(*inputs)}
-    compiled = torch.compile(unet)
-    works["torch.compile"] = lambda: compiled(*inputs)
-    with TemporaryDirectory() as temporary, torch.inference_mode():
+    rows = []
+    for shape in ((1, 3, SIDE, SIDE), (8, 3, SIDE, SIDE), (1, 3, 2 * SIDE, 2 * SIDE)):
+        inputs = torch.rand(shape), torch.randn(shape), torch.full(shape[:1], 0.5)
+        torch.compiler.reset()  # else the second shape is compiled for all shapes
+        makers: dict[str, Callable[[Path], Callable[[], Any]]] = {
+            "eager": lambda path, x=inputs: lambda: unet(*x),  # type: ignore[misc]
+            "torch.compile": lambda path, x=inputs: _compiled(unet, x),  # type: ignore[misc]
+        }
         if find_spec("onnxruntime") and find_spec("onnxscript"):
-            works["ONNX Runtime"] = _onnx(unet, inputs, Path(temporary) / "unet.onnx")
-        began = {name: _first(work) for name, work in works.items()}
-        seconds = in_turns(works, repeats)
-        reference = works["eager"]()
-        rows = [
-            (
-                name, 1e3 * seconds[name], seconds["eager"] / seconds[name], began[name],
-                float((torch.as_tensor(work()) - reference).abs().max()),
-            )
-            for name, work in works.items()
-        ]  # fmt: skip
+            makers["ONNX Runtime"] = lambda path, x=inputs: _onnx(unet, x, path)  # type: ignore[misc]
+        works, ready = {}, {}
+        with TemporaryDirectory() as temporary, torch.inference_mode():
+            for name, make in makers.items():
+                began = time.perf_counter()
+                works[name] = make(Path(temporary) / "unet.onnx")
+                works[name]()
+                ready[name] = time.perf_counter() - began
+            seconds = in_turns(works, repeats)
+            reference = works["eager"]()
+            rows += [
+                (
+                    f"{shape[0]} x {shape[2]} px", name, 1e3 * seconds[name], seconds["eager"] / seconds[name], ready[name],
+                    float((torch.as_tensor(work()) - reference).abs().max()),
+                )
+                for name, work in works.items()
+            ]  # fmt: skip
     print_table(
-        "Backends of a forward, batch 1",
-        ("backend", "ms", "eager / backend", "first call, s", "largest difference"),
+        "Backends of a forward",
+        ("batch", "backend", "ms", "eager / backend", "until the first result, s", "largest difference"),
         rows,
     )
 
 
-def _first(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def _compiled(unet: UNet, inputs: tuple[torch.Tensor, ...]) -> Callable[[], Any]:
+    compiled = torch.compile(unet)
+    return lambda: compiled(*inputs)
 
 
 def _onnx(unet: UNet, inputs: tuple[torch.Tensor, ...], path: Path) -> Callable[[], Any]:

@@ -21,6 +21,8 @@ Noise = Callable[[Stage, int | NDArray[np.integer]], Tensor]
 Step = int | NDArray[np.integer]
 # A latent, or the weights of what it is made of.
 X = TypeVar("X", Tensor, FloatArray)
+# One noise level, or one for each member.
+Level = Tensor | float
 
 
 class Denoiser(Protocol):
@@ -50,6 +52,11 @@ def _coefficient(values: FloatArray | float, like: Tensor) -> Tensor | float:
     return torch.as_tensor(values, dtype=like.dtype, device=like.device)[:, None, None, None]
 
 
+def x0_weights(prediction: str, signal: Level, sigma: Level) -> tuple[Level, Level]:
+    """x_0 = a·output + b·x_t at a noise level √ᾱ, √(1-ᾱ), for a net that predicts "eps" or "v"; gives (a, b)."""
+    return (-sigma / signal, 1 / signal) if prediction == "eps" else (-sigma, signal)
+
+
 def predict_x0(unet: Denoiser, alphas_cumprod: FloatArray, t: Step, x_t: Tensor, lr_up: Tensor) -> Tensor:
     """The net's estimate of x_0 at step t, clamped so that the picture stays in [-1, 1].
 
@@ -62,11 +69,9 @@ def predict_x0(unet: Denoiser, alphas_cumprod: FloatArray, t: Step, x_t: Tensor,
     """
     signal, sigma = np.sqrt(alphas_cumprod[t]), np.sqrt(1 - alphas_cumprod[t])
     level = torch.as_tensor(np.broadcast_to(signal, len(x_t)).copy(), dtype=x_t.dtype, device=x_t.device)
-    x0 = unet(lr_up, x_t, level)  # eps or v; becomes x_0 in place, since pictures can be large
-    if unet.prediction == "eps":
-        x0 = x0.mul_(_coefficient(-sigma / signal, x_t)).add_(x_t * _coefficient(1 / signal, x_t))
-    else:
-        x0 = x0.mul_(_coefficient(-sigma, x_t)).add_(x_t * _coefficient(signal, x_t))
+    out = unet(lr_up, x_t, level)
+    of_out, of_x_t = x0_weights(unet.prediction, _coefficient(signal, x_t), _coefficient(sigma, x_t))
+    x0 = out.mul_(of_out).add_(x_t * of_x_t)  # in place, since pictures can be large
     if unet.target == "image":
         return x0.clamp_(-1, 1)
     c = unet.residual_scale

@@ -25,7 +25,7 @@ from ddpm.errors import ConfigError, ImageError
 from ddpm.images import find_images, read_picture, to_tensor
 from ddpm.noise import KeyedNoise
 from ddpm.runs import read_json, start_run
-from ddpm.sampling import coarse_approximation, refine, to_image, to_latent
+from ddpm.sampling import coarse_approximation, refine, to_image, to_latent, x0_weights
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.unet import UNet, tensor_mismatch
 
@@ -196,7 +196,8 @@ def training_loss(
     predicted = unet(lr_up, x_t, signal)
     loss = (predicted - truth).abs().mean()
     if perceptual is not None:
-        estimate = (x_t - b * predicted) / a if config.prediction == "eps" else a * x_t - b * predicted
+        of_predicted, of_x_t = x0_weights(config.prediction, a, b)
+        estimate = of_predicted * predicted + of_x_t * x_t
         distance = perceptual(to_image(config, estimate.float(), lr_up), hr)
         loss = loss + perceptual_weight * (signal * distance.flatten()).mean()
     return loss

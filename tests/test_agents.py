@@ -207,6 +207,23 @@ def test_evaluation_on_other_pictures_and_a_warm_cache(
         AgentTrainingConfig("ppo", {"noise_seeds": None}, warm_cache=True)
 
 
+def test_training_without_the_oracle_computes_no_table(
+    config: Callable[..., AgentTrainingConfig], tmp_path: Path
+) -> None:
+    calls = []
+    for oracle in (True, False):
+        settings = config(oracle=oracle, overrides={"env_steps": 8, "n_envs": 2, "episodes_per_minibatch": 1})
+        with counting(shared_unet(settings.env["checkpoint"], "cpu")) as sizes:
+            train_agent(settings, tmp_path / str(oracle))
+        calls.append(sum(sizes))
+        assert (tmp_path / str(oracle) / "outcomes.npz").exists() == oracle
+    (last,) = read_curve(tmp_path / "False" / "evaluations.csv")[-1:]
+    assert np.isnan(last.oracle_reward)
+    assert np.isnan(last.best_fixed_reward)
+    assert last.reward > 0
+    assert calls[1] < calls[0]
+
+
 def test_runs_share_what_they_computed(
     config: Callable[..., AgentTrainingConfig], photos: Path, tmp_path: Path
 ) -> None:

@@ -71,6 +71,15 @@ def test_figures_are_those_of_the_pictures(checkpoint: str, photos: Path) -> Non
     assert summary["CSA(10)"]["psnr_std"] == pytest.approx(np.std(np.mean(own, axis=1)))
 
 
+def test_a_limit_takes_pictures_from_everywhere() -> None:
+    tiles = load_crops(None, 96)  # scikit-image's photographs
+    few = load_crops([], 96, limit=4)
+    assert len(tiles) > 8
+    for i, crop in enumerate(few):
+        torch.testing.assert_close(crop, tiles[i * len(tiles) // 4], rtol=0, atol=0)
+    assert len(load_crops(None, 96, limit=10_000)) == len(tiles)
+
+
 def test_failed_metrics_are_counted_and_left_out() -> None:
     rows = [Row("a", i, 0, 3, 1.0, {"niqe": value}) for i, value in enumerate([4.0, float("nan"), 6.0])]
     (entry,) = summarise(rows)
@@ -147,7 +156,7 @@ def test_command(checkpoint: str, photos: Path, tmp_path: Path) -> None:
 
 def test_bad_input(checkpoint: str, photos: Path, photo: Photo) -> None:
     Image.fromarray(photo(100, 200)).save(photos / "small.png")
-    with pytest.raises(ImageError, match=r"small.png is 200 x 100, smaller than the crop of 128"):
+    with pytest.raises(ImageError, match=r"small.png is 200 x 100, smaller than image_size 128"):
         load_crops([photos], 128)
     crops = load_crops([photos / "0.png"], 94)
     with pytest.raises(ConfigError, match="multiples of 4, got 94"):
