@@ -48,7 +48,7 @@ def main() -> None:
 
 UNET_OPTIONS = (
     "width", "multipliers", "blocks", "attention_resolutions", "image_size", "dropout", "norm_groups", "patch_size",
-    "noise_level_scale", "prediction", "target", "residual_scale", "trained_scale", "scale", "coarse_steps",
+    "noise_level_scale", "prediction", "target", "residual_scale", "scale", "coarse_steps",
 )  # fmt: skip
 
 
@@ -89,9 +89,6 @@ UNET_OPTIONS = (
     "--target", type=click.Choice(["image", "residual"]), default="residual", help="What is diffused (paper: image)."
 )
 @click.option("--residual-scale", default=4.0, help="Factor on the residual, if that is diffused.")
-@click.option(
-    "--trained-scale", type=float, help="Factor on the residual that the net sees.  [default: --residual-scale]"
-)
 @click.option("--coarse-steps", type=int, default=10, help="Default S of the checkpoint.")
 @click.option("--seed", type=int, default=0)
 @click.option("--save-every", type=int, default=500, help="Iterations between checkpoints.")

@@ -116,7 +116,7 @@ def _lines(axis: Axes, series: Series, across: str, up: str) -> None:
 def _frame(values: Sequence[float]) -> tuple[float, float]:
     """Limits that leave out what lies so far off that the others could not be told apart."""
     low, high = np.nanpercentile(values, (10, 90))
-    reach = 3 * (high - low)
+    reach = 5 * (high - low)
     inside = [value for value in values if low - reach <= value <= high + reach]
     margin = 0.06 * (max(inside) - min(inside)) or 0.01
     return min(inside) - margin, max(inside) + margin

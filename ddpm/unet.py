@@ -149,8 +149,6 @@ class UNet(
         prediction: "eps", the noise, or "v" = √ᾱ·eps - √(1-ᾱ)·x_0.
         target: what x_0 is: "image", hr itself, or "residual", `residual_scale`·(hr - lr_up).
         residual_scale: factor on the residual.
-        trained_scale: factor on the residual that the weights were trained for, where latents have another one: the net
-            then sees each latent at the noise level that has the same ratio of signal to noise (None: `residual_scale`).
         scale: how many times the net enlarges a picture.
         diffusion_steps: T of the cosine schedule.
         coarse_steps: default S of the coarse stage; N = T / S.
@@ -175,7 +173,6 @@ class UNet(
         prediction: str = "eps",
         target: str = "image",
         residual_scale: float = 4.0,
-        trained_scale: float | None = None,
         scale: int = 4,
         diffusion_steps: int = 100,
         coarse_steps: int = 10,
@@ -209,12 +206,7 @@ class UNet(
                 raise ConfigError(f"{name} must be a list of whole numbers of at least 1, got {numbers!r}")
         if not multipliers:
             raise ConfigError("multipliers must name at least one level, got none")
-        trained_scale = residual_scale if trained_scale is None else trained_scale
-        for name, factor in (
-            ("noise_level_scale", noise_level_scale),
-            ("residual_scale", residual_scale),
-            ("trained_scale", trained_scale),
-        ):
+        for name, factor in (("noise_level_scale", noise_level_scale), ("residual_scale", residual_scale)):
             if not isinstance(factor, int | float) or not 0 < factor < math.inf:
                 raise ConfigError(f"{name} must be a number above 0, got {factor!r}")
         if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
@@ -232,8 +224,6 @@ class UNet(
         self.prediction = prediction
         self.target = target
         self.residual_scale = residual_scale
-        # How much more signal the weights' latents hold; a picture has no scale.
-        self.gain = trained_scale / residual_scale if target == "residual" else 1.0
         self.scale = scale
         self.diffusion_steps = diffusion_steps
         self.coarse_steps = coarse_steps
@@ -341,19 +331,6 @@ class UNet(
         Returns:
             What `prediction` names, (B, 3, H, W), unbounded.
         """
-        if self.gain == 1:
-            return self._predict(lr_up, x_t, noise_level)
-        # the latent of the trained scale with the same noise on the picture: signal √ᾱ and noise σ become √ᾱ/√d and gain·σ/√d
-        signal = noise_level[:, None, None, None]
-        sigma = (1 - signal**2).sqrt()
-        d = signal**2 + self.gain**2 * sigma**2
-        out = self._predict(lr_up, x_t * (self.gain / d.sqrt()), noise_level / d.flatten().sqrt())
-        if self.prediction == "eps":
-            return out
-        return out.div_(d.sqrt()).add_(x_t * (signal * sigma * (self.gain**2 - 1) / d))
-
-    def _predict(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:
-        """The net itself, on latents of the trained scale."""
         embedding = self.embedding(noise_level)
         x = torch.cat([lr_up, x_t], dim=1)
         if self.patch_size > 1:

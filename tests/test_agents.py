@@ -637,14 +637,15 @@ def test_training_on_other_episodes(
     assert load_agent(tmp_path / "run").act(young_stacks(2)).shape == (2,)
 
 
-def test_shipped_agent() -> None:
-    """The agent of natural-x4 decides for its checkpoint's steps, and skips the first fine steps only."""
-    agent, task = load_agent("natural-x4"), Task("natural-x4", cache_mb=0)
+@pytest.mark.parametrize("name", ["natural-x4", "faces-x8"])
+def test_shipped_agents(name: str) -> None:
+    """A checkpoint's agent decides for its steps, and skips the first fine steps only."""
+    agent, task = load_agent(name), Task(name, cache_mb=0)
     agent.check((task.process.S, task.process.N))
-    assert agent.config.training["env"]["checkpoint"] == "natural-x4"
+    assert agent.config.training["env"]["checkpoint"] == name
     episodes = play(task, AgentPolicy(agent), [0, 20], [0, 0])
     for episode in episodes:
         start = episode.refinement.start
-        assert 7 <= start <= task.process.N
+        assert 3 <= start <= task.process.N
         assert episode.actions == [Action.SKIP] * (task.process.N - start) + [Action.DENOISE] * (start - 1)
         assert episode.refinement.nfe == 9 + start

@@ -189,14 +189,13 @@ def test_beginning_with_the_weights_of_a_checkpoint(config: TrainingConfig, chec
 
 def test_command_line_begins_with_a_checkpoint(photos: Path, checkpoint: str, tmp_path: Path) -> None:
     command = run_cli(
-        f"--images={photos}", f"--out={tmp_path / 'run'}", f"--init={checkpoint}", "--residual-scale=2", "--trained-scale=4",
-        "--crop=32",
+        f"--images={photos}", f"--out={tmp_path / 'run'}", f"--init={checkpoint}", "--residual-scale=2", "--crop=32",
         "--batch-size=2", "--iterations=1",
     )  # fmt: skip
     _, errors = command.communicate()
     assert command.returncode == 0, errors
     unet = load_unet(tmp_path / "run" / "checkpoint")
-    assert (unet.residual_scale, unet.gain) == (2, 2)
+    assert unet.residual_scale == 2
     assert unet.first.out_channels == TINY["width"]
 
 

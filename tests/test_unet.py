@@ -58,7 +58,6 @@ def configure(folder: Path) -> Callable[..., None]:
         {"multipliers": (1, 2, 2), "blocks": 2, "attention_resolutions": (16, 8), "image_size": 32, "dropout": 0.1},
         {
             "residual_scale": 2.0,
-            "trained_scale": 4.0,
             "scale": 8,
             "diffusion_steps": 20,
             "coarse_steps": 4,
@@ -120,27 +119,6 @@ def test_shapes(patch_size: int, prediction: str, size: tuple[int, int]) -> None
         torch.testing.assert_close(alone, output[i : i + 1], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize("noise", [0.02, 0.2, 2.0])  # on the picture, which is what the two nets see alike
-def test_trained_scale_changes_latents_and_not_the_picture(prediction: str, noise: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    lr_up, residual, eps = (
-        torch.randn(3, 2, 3, 32, 32, generator=generator) * torch.tensor([0.3, 0.1, 1.0])[:, None, None, None, None]
-    )
-
-    def estimate(residual_scale: float, trained_scale: float | None = None) -> Tensor:
-        unet = tiny_unet(prediction=prediction, residual_scale=residual_scale, trained_scale=trained_scale)
-        signal = (1 + (residual_scale * noise) ** 2) ** -0.5
-        sigma = (1 - signal**2) ** 0.5
-        x_t = signal * residual_scale * residual + sigma * eps
-        out = unet(lr_up, x_t, torch.full((2,), signal))
-        x0 = (x_t - sigma * out) / signal if prediction == "eps" else signal * x_t - sigma * out
-        return x0 / residual_scale
-
-    torch.testing.assert_close(estimate(1.5, 4.0), estimate(4.0), atol=1e-4, rtol=1e-4)
-    assert (estimate(1.5) - estimate(4.0)).abs().max() > 1e-3
-
-
 @pytest.mark.parametrize("noise_level_scale", [1.0, 1000.0])
 def test_every_input_matters(noise_level_scale: float) -> None:
     unet = tiny_unet(noise_level_scale=noise_level_scale)
@@ -199,7 +177,6 @@ def test_attention_sees_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> No
         ("noise_level_scale", float("nan"), "noise_level_scale must be a number above 0"),
         ("residual_scale", -4.0, "residual_scale must be a number above 0"),
         ("residual_scale", float("inf"), "residual_scale must be a number above 0"),
-        ("trained_scale", 0, "trained_scale must be a number above 0"),
         ("prediction", "x0", "prediction must be one of eps, v, got 'x0'"),
         ("target", "noise", "target must be one of image, residual, got 'noise'"),
         ("scale", 2.5, "scale must be a whole number"),
