@@ -71,7 +71,12 @@ def test_the_report_is_whole_and_nothing_is_computed_twice(config: Callable[...,
     rows = read(tmp_path / "rows.csv")
     assert len(rows) == len({(row["method"], row["image"], row["seed"]) for row in rows}) == 2 * len(study.methods)
     assert not list(tmp_path.rglob(".*")), "no temporary file is left"
-    for missing in ("--steps 1,12 --no-oracle --obs", "--steps 3,4 --fine-steps 12 --no-oracle --obs", "--metric lpips", "--nfe-penalty"):
+    for missing in (
+        "--steps 1,12 --no-oracle --obs",
+        "--steps 3,4 --fine-steps 12 --no-oracle --obs",
+        "--metric lpips",
+        "--nfe-penalty",
+    ):
         assert missing in text
     # 2, 3, 4 of the paper's numbers of steps and its own divide 12
     assert [row["method"] for row in read(tmp_path / "fig1.csv")] == ["2 steps", "3 steps", "4 steps", "12 steps"]
