@@ -121,6 +121,18 @@ def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> N
     click.echo(f"checkpoint: {train(config, out, resume, perceptual)}")
 
 
+def _coarse_sampler(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuses what is no coarse sampler."""
+    if value is not None:
+        from ddpm.sampling import coarse_eta
+
+        try:
+            coarse_eta(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
+
+
 IMAGES = click.option(
     "--images",
     multiple=True,
@@ -134,8 +146,9 @@ STEPS = click.option(
 )
 COARSE = click.option(
     "--coarse",
-    type=click.Choice(["ddpm", "ddim", "dpmsolver++"]),
-    help="Sampler of the coarse stage.  [default: the agent's, or ddpm]",
+    callback=_coarse_sampler,
+    metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
+    help="Sampler of the coarse stage; ETA, 0 … 1, is the share of ddpm's noise.  [default: the agent's, or ddpm]",
 )
 FINE_STEPS = click.option(
     "--fine-steps",

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agents.evaluation import compare, measure, to_markdown
+from agents.learning_curve import read_curve
 from agents.plots import contact_sheet, learning_curves, save
 from ddpm.checkpoints import load_unet
 from ddpm.degradation import degrade, downsample
@@ -80,7 +81,7 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
     from agents.agent import load_agent
     from agents.enjoy import enjoy, write_film
     from agents.hyperparameters import load_hyperparameters
-    from agents.training import AgentTrainingConfig, read_curve, train_agent
+    from agents.training import AgentTrainingConfig, train_agent
     from skipdiff_env.task import Task
 
     unet = load_unet(checkpoint, device)

@@ -34,7 +34,7 @@ BICUBIC, RANDOM, ORACLE, BEST_FIXED = "bicubic", "random skipping", "oracle", "b
 # The oracle of other noises: what of the oracle's gain belongs to the picture and not to the noise.
 PICTURE_START = "each picture's best start"
 # Method of a fixed start, as a regular expression.
-FIXED_START = r"CSA\(\d+(, [a-z+]+)?\) \+ FSR\(\d+\)"
+FIXED_START = r"CSA\(\d+(, [^)]+)?\) \+ FSR\(\d+\)"
 
 
 @dataclass(frozen=True)
@@ -353,7 +353,7 @@ def evaluate(
         crops: targets, each (3, H, W) in [-1, 1], of one size.
         checkpoint: name, folder or Hub id.
         steps: (S, N); None: the checkpoint's own.
-        coarse: what runs the coarse stage, "ddpm", "ddim" or "dpmsolver++".
+        coarse: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++".
         fine_steps: the diffusion step that is decided first, N … T; None: N.
         seeds: number of noise seeds; picture i under seed k has the noise of key k.
         metrics: names of metrics.

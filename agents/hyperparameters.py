@@ -38,6 +38,7 @@ class Hyperparameters:
         picture_baseline: reward an episode by how much better it came out than earlier ones on its picture; see
             `agents.vec_env.VecPictureBaseline`.
         normalize_decisions: normalise advantages decision by decision; see `agents.buffers.EpisodeRolloutBuffer`.
+        initial_skip: probability of SKIP before training begins (policy gradients); None: one half.
         lr_schedule: "constant", or "linear": down to 0 over `env_steps`.
         norm: normalisation of the SPN, "batch" or "group".
         hidden_size: size of the GRU's state; None: the paper's 1536.
@@ -52,6 +53,7 @@ class Hyperparameters:
     episodes_per_minibatch: int | None = None
     picture_baseline: bool = False
     normalize_decisions: bool = False
+    initial_skip: float | None = None
     lr_schedule: str = "constant"
     norm: str = "batch"
     hidden_size: int | None = None
@@ -63,6 +65,8 @@ class Hyperparameters:
         for name in ("env_steps", "n_envs", "episodes_per_rollout"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.initial_skip is not None and not 0 < self.initial_skip < 1:
+            raise ConfigError(f"initial_skip must lie between 0 and 1, got {self.initial_skip}")
         if self.lr_schedule not in ("constant", "linear"):
             raise ConfigError(f"lr_schedule must be constant or linear, got {self.lr_schedule!r}")
         rollout = self.n_envs * self.episodes_per_rollout
@@ -101,7 +105,7 @@ class Hyperparameters:
 
 _OWN: dict[str, type] = {
     "env_steps": int, "n_envs": int, "episodes_per_rollout": int, "episodes_per_minibatch": int,
-    "picture_baseline": bool, "normalize_decisions": bool, "lr_schedule": str, "norm": str, "hidden_size": int, "spn_size": int,
+    "picture_baseline": bool, "normalize_decisions": bool, "initial_skip": float, "lr_schedule": str, "norm": str, "hidden_size": int, "spn_size": int,
     "policy_kwargs": dict,
 }  # fmt: skip
 

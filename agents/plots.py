@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from agents.evaluation import BICUBIC, FIXED_START, RANDOM
-from agents.training import Evaluation, read_curve
+from agents.learning_curve import Evaluation, read_curve
 from ddpm.errors import ConfigError
 from ddpm.images import atomic_path, read_picture
 from ddpm.runs import read_json
@@ -107,19 +107,21 @@ def _lines(axis: Axes, series: Series, across: str, up: str) -> None:
             axis.annotate(
                 text, place, (3, 3), textcoords="offset points", fontsize=6, color=style["color"], annotation_clip=True
             )
-    for name, limit in ((across, axis.set_xlim), (up, axis.set_ylim)):
-        if name != "nfe":
-            limit(*_frame([entry[name] for own in series.values() for _, entry in own]))
+    framed = [name for name in (across, up) if name != "nfe"]
+    points = [[entry[name] for name in framed] for own in series.values() for _, entry in own]
+    for name, limits in zip(framed, _frame(np.array(points, dtype=float)), strict=True):
+        (axis.set_xlim if name == across else axis.set_ylim)(*limits)
     axis.grid(alpha=0.3)
 
 
-def _frame(values: Sequence[float]) -> tuple[float, float]:
-    """Limits that leave out what lies so far off that the others could not be told apart."""
-    low, high = np.nanpercentile(values, (10, 90))
+def _frame(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Limits of each axis, (D, 2), that leave out points (P, D) so far off that the others could not be told apart."""
+    low, high = np.nanpercentile(points, (10, 90), axis=0)
     reach = 5 * (high - low)
-    inside = [value for value in values if low - reach <= value <= high + reach]
-    margin = 0.06 * (max(inside) - min(inside)) or 0.01
-    return min(inside) - margin, max(inside) + margin
+    inside = points[((low - reach <= points) & (points <= high + reach)).all(axis=1)]
+    low, high = inside.min(axis=0), inside.max(axis=0)
+    margin = np.where(high > low, 0.06 * (high - low), 0.01)
+    return np.stack([low - margin, high + margin], axis=1)
 
 
 def _apart(values: Sequence[int]) -> list[int]:
@@ -266,7 +268,7 @@ def _sheet(folder: Path) -> dict[str, list[NDArray[np.uint8]]]:
     if not places:
         return {}
     methods = [path.stem for path in places[0].glob("*.png")]
-    fixed = sorted((m for m in methods if re.fullmatch(FIXED_START, m)), key=lambda m: int(re.findall(r"\d+", m)[1]))
+    fixed = sorted((m for m in methods if re.fullmatch(FIXED_START, m)), key=lambda m: int(re.findall(r"\d+", m)[-1]))
     shown = [m for m in methods if m not in fixed and m not in (RANDOM, "original")] + [fixed[0], fixed[-1]]
     order = [*sorted(set(shown), key=lambda m: (m != BICUBIC, m.startswith("agent"), m)), "original"]
     return {method: [read_picture(place / f"{method}.png").rgb for place in places] for method in order}

@@ -46,7 +46,7 @@ from ddpm.errors import ConfigError
 from ddpm.images import to_uint8
 from ddpm.noise import KeyedNoise, Stage, keyed_noise
 from ddpm.runs import read_json, write_json
-from ddpm.sampling import COARSE_SAMPLERS, predict_x0, sample, to_image
+from ddpm.sampling import COARSE_SAMPLERS, coarse_sampler, predict_x0, sample, to_image
 from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.unet import UNet
 from skipdiff_env.metrics import make_metric
@@ -513,7 +513,7 @@ class Study:
             sample(self.unet, self.own.alphas_cumprod, lr_up, noise)
             full = seen[:: self.N]
             seen.clear()
-            last = COARSE_SAMPLERS[self.coarse](self.unet, self.own.coarse_alphas_cumprod, lr_up, noise)
+            last = coarse_sampler(self.coarse)(self.unet, self.own.coarse_alphas_cumprod, lr_up, noise)
             coarse = [*seen, last]
         hook.remove()
         columns: dict[str, list[NDArray[np.uint8]]] = {}

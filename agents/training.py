@@ -5,7 +5,6 @@ A run's folder holds `config.json` and `versions.json`, `best/` and `agent/` (th
 start on the pictures of the evaluation) and TensorBoard's files.
 """
 
-import csv
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from agents.agent import Agent, AgentConfig, AgentPolicy, algorithm_class, play, policy_alias, policy_settings
 from agents.hyperparameters import OFF_POLICY, Hyperparameters, frame_stacked
+from agents.learning_curve import Evaluation, read_curve, write_curve
 from agents.vec_env import VecPictureBaseline, check_buffer, make_env
 from ddpm.checkpoints import check_device
 from ddpm.errors import CheckpointError, ConfigError
@@ -84,35 +85,6 @@ class AgentTrainingConfig:
             raise ConfigError(f"minutes must be positive, got {self.minutes}")
         if self.warm_cache and self.env.get("noise_seeds") is None:
             raise ConfigError("warm_cache needs a finite number of noises; set noise_seeds")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an agent achieves on the evaluation's pictures, each under each noise seed; one line of the learning curve.
-
-    Attributes:
-        env_steps: decisions it had learnt from.
-        episodes: the same in episodes.
-        seconds: wall time of training until then, without the evaluations.
-        reward: mean over pictures and noises.
-        regret: mean distance from the best start of each picture and noise; NaN if that is not known.
-        start: mean start of the surviving chain.
-        skips: share of decisions that were SKIP.
-        nfe: mean UNet forwards, coarse and fine.
-        best_fixed_reward: reward of the best fixed start on the same pictures; NaN if not known.
-        oracle_reward: mean reward of the best starts; NaN if not known.
-    """
-
-    env_steps: int
-    episodes: int
-    seconds: float
-    reward: float
-    regret: float
-    start: float
-    skips: float
-    nfe: float
-    best_fixed_reward: float
-    oracle_reward: float
 
 
 class Evaluator:
@@ -282,34 +254,6 @@ class TrainingCallback(BaseCallback):
             self.model.save(temporary)
 
 
-def write_curve(curve: Sequence[Evaluation], path: Path) -> None:
-    """Writes evaluations as CSV."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(asdict(curve[0])))
-        writer.writeheader()
-        writer.writerows(asdict(evaluation) for evaluation in curve)
-
-
-def read_curve(path: Path) -> list[Evaluation]:
-    """Reads what `write_curve` wrote.
-
-    Raises:
-        ConfigError: the file is missing or damaged.
-    """
-    try:
-        with path.open(newline="") as file:
-            return [
-                Evaluation(
-                    **{k: int(v) if k in ("env_steps", "episodes") else float(v) for k, v in row.items()}  # type: ignore[arg-type]
-                )
-                for row in csv.DictReader(file)
-            ]
-    except FileNotFoundError:
-        raise ConfigError(f"no such file: {path}; it is written at the first evaluation of a run") from None
-    except (OSError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is no learning curve ({error})") from None
-
-
 def resumed_config(folder: Path, changes: Mapping[str, Any]) -> AgentTrainingConfig:
     """The configuration of the run in `folder` with some settings changed.
 
@@ -369,10 +313,14 @@ def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
     h = config.hyperparameters
     settings = h.algorithm_settings(config.algorithm, env.unwrapped.get_attr("decisions")[0])
     algorithm: Any = algorithm_class(config.algorithm)
-    return algorithm(
+    model = algorithm(
         policy_alias(config.algorithm), env, policy_kwargs=policy_settings(config.algorithm, h.policy_settings()),
         seed=config.seed, device=config.device, **settings,
     )  # fmt: skip
+    if h.initial_skip is not None:
+        with torch.no_grad():  # the weights of this layer begin near zero
+            model.policy.action_net.bias.copy_(torch.tensor([1 - h.initial_skip, h.initial_skip]).log())
+    return model
 
 
 def train_agent(

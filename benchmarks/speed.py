@@ -29,13 +29,18 @@ from skipdiff_env.torchvision_ops import ensure_torchvision
 SIDE = 128
 
 
-def in_turns(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run in turns after one run each that is not counted."""
+def in_turns(works: Mapping[str, Callable[[], object]], repeats: int, settle: bool = False) -> dict[str, float]:
+    """Median seconds of each, run in turns after one run each that is not counted.
+
+    `settle` puts an uncounted run before each counted one: threads of the one before may still be spinning.
+    """
     for work in works.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
+            if settle:
+                work()
             began = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - began)
@@ -177,7 +182,7 @@ def backends(unet: UNet, repeats: int) -> None:
                 works[name] = make(Path(temporary) / "unet.onnx")
                 works[name]()
                 ready[name] = time.perf_counter() - began
-            seconds = in_turns(works, repeats)
+            seconds = in_turns(works, repeats, settle=True)
             reference = works["eager"]()
             rows += [
                 (
@@ -212,14 +217,14 @@ def _onnx(unet: UNet, inputs: tuple[torch.Tensor, ...], path: Path) -> Callable[
 def memory(checkpoint: str) -> None:
     """Peak memory of a process that enlarges one picture, with tiles and without."""
     code = """
-import resource, sys
+import re, sys
 from PIL import Image
 from skipdiff_env import Upscaler
 upscaler = Upscaler(sys.argv[1], steps=(2, 50), start=1, tile=int(sys.argv[3]))
 side = int(sys.argv[2]) // upscaler.scale
 upscaler(Image.effect_noise((side, side), 50).convert("RGB"))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024)
+"""  # Linux's; what getrusage calls a peak is the parent's where that was larger
     rows = []
     for side, tile in ((512, 256), (512, 0), (1024, 256), (1024, 0), (2048, 256)):
         rows.append((f"{side} x {side}", tile or "none", round(float(_python(code, checkpoint, str(side), str(tile))))))

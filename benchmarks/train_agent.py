@@ -14,7 +14,8 @@ import torch
 
 from agents.evaluation import gap_closed
 from agents.hyperparameters import load_hyperparameters, parse_overrides
-from agents.training import AgentTrainingConfig, Evaluation, read_curve, train_agent
+from agents.learning_curve import Evaluation, read_curve
+from agents.training import AgentTrainingConfig, train_agent
 from skipdiff_env.memo import Memo
 from skipdiff_env.task import shared_unet
 

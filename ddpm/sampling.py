@@ -5,6 +5,7 @@ standard normal noise of the latents' shape (see `ddpm.noise.KeyedNoise`). What 
 the residual) is the net's `target`; `to_image` brings it back to a picture.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol, TypeVar
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpm.errors import ConfigError
 from ddpm.noise import Stage
 from ddpm.schedule import FloatArray
 
@@ -78,21 +80,27 @@ def predict_x0(unet: Denoiser, alphas_cumprod: FloatArray, t: Step, x_t: Tensor,
     return x0.add_(lr_up, alpha=c).clamp_(-c, c).sub_(lr_up, alpha=c)
 
 
-def posterior(alphas_cumprod: FloatArray, t: Step) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """q(x_{t-1} | x_t, x_0) is normal: mean a·x_0 + b·x_t, standard deviation σ. Gives (a, b, σ), one each per t."""
+def reverse_weights(alphas_cumprod: FloatArray, t: Step, eta: float = 1.0) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """x_{t-1} = a·x_0 + b·x_t + σ·noise has the marginal q(x_{t-1} | x_0). Gives (a, b, σ), one each per t.
+
+    The family of DDIM (its Eq. 12): eta = 1 is the posterior q(x_{t-1} | x_t, x_0), ancestral sampling; eta = 0 adds no noise.
+    """
     now, before = alphas_cumprod[t], alphas_cumprod[np.subtract(t, 1)]
-    beta = 1 - now / before
-    return (
-        np.sqrt(before) * beta / (1 - now),
-        np.sqrt(1 - beta) * (1 - before) / (1 - now),
-        np.sqrt((1 - before) / (1 - now) * beta),  # zero at t = 1, since before is 1
-    )
+    variance = eta**2 * (1 - before) / (1 - now) * (1 - now / before)  # zero at t = 1, since before is 1
+    of_x_t = np.sqrt((1 - before - variance) / (1 - now))
+    return np.sqrt(before) - np.sqrt(now) * of_x_t, of_x_t, np.sqrt(variance)
 
 
 def p_sample(
-    unet: Denoiser, alphas_cumprod: FloatArray, t: Step, x_t: Tensor, lr_up: Tensor, noise: Tensor | None
+    unet: Denoiser,
+    alphas_cumprod: FloatArray,
+    t: Step,
+    x_t: Tensor,
+    lr_up: Tensor,
+    noise: Tensor | None,
+    eta: float = 1.0,
 ) -> Tensor:
-    """One ancestral reverse step D_t: x_t → x_{t-1}, by the posterior q(x_{t-1} | x_t, x_0).
+    """One reverse step D_t: x_t → x_{t-1}; ancestral, by the posterior q(x_{t-1} | x_t, x_0), unless `eta` is below 1.
 
     Args:
         unet: the net.
@@ -100,12 +108,13 @@ def p_sample(
         t: step in 1 … T, one for all or an array (B,).
         x_t: latents at step t.
         lr_up: condition.
-        noise: standard normal noise (B, 3, H, W); not used where t = 1, and may be None if t = 1 for all.
+        noise: standard normal noise (B, 3, H, W); not used where t = 1, and may be None if t = 1 for all or eta is 0.
+        eta: share of the posterior's standard deviation that is added as noise.
 
     Returns:
         Latents at step t - 1; for t = 1 the result x_0.
     """
-    of_x0, of_x_t, sigma = posterior(alphas_cumprod, t)
+    of_x0, of_x_t, sigma = reverse_weights(alphas_cumprod, t, eta)
     x0 = predict_x0(unet, alphas_cumprod, t, x_t, lr_up)
     mean = x0.mul_(_coefficient(of_x0, x_t)).add_(x_t * _coefficient(of_x_t, x_t))
     return mean if noise is None else mean.add_(noise * _coefficient(sigma, x_t))
@@ -126,7 +135,9 @@ def sample(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noi
     return refine(unet, alphas_cumprod, noise(Stage.INITIAL, T), lr_up, noise, start=T)
 
 
-def coarse_approximation(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise) -> Tensor:
+def coarse_approximation(
+    unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise, eta: float = 1.0
+) -> Tensor:
     """CSA, Eq. 8-12: the first S - 1 of the S steps of a coarse schedule, from Gaussian noise. NFE: S - 1.
 
     Args:
@@ -134,6 +145,7 @@ def coarse_approximation(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tens
         alphas_cumprod: the coarse schedule, (S + 1,).
         lr_up: condition.
         noise: keyed noise.
+        eta: as of `p_sample`; 1 is the paper's DDPM, 0 is DDIM, which draws no noise but the initial.
 
     Returns:
         `x_S1`, the coarse latent; it stands at the noise level of diffusion step N = T / S.
@@ -141,58 +153,82 @@ def coarse_approximation(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tens
     S = len(alphas_cumprod) - 1
     latents = noise(Stage.INITIAL, S)
     for j in range(S, 1, -1):
-        latents = p_sample(unet, alphas_cumprod, j, latents, lr_up, noise(Stage.COARSE, j))
+        added = noise(Stage.COARSE, j) if eta > 0 else None
+        latents = p_sample(unet, alphas_cumprod, j, latents, lr_up, added, eta)
     return latents
 
 
-def ode_step(alphas_cumprod: FloatArray, t: int, x_t: X, x0: X, before: X | None = None) -> X:
-    """One deterministic step x_t → x_{t-1}: DDIM with eta = 0, or DPM-Solver++(2M) given the estimate of the step before.
+def dpmsolver_weights(alphas_cumprod: FloatArray, t: int) -> tuple[float, float, float]:
+    """One step of DPM-Solver++(2M): x_{t-1} = a·x_0 + b·x_t + c·(x_0 of the step before). Gives (a, b, c).
 
-    Both solve the probability-flow ODE for x_{t-1} with the estimate of x_0 held fixed; the second extrapolates it, along
-    the logarithm λ of the signal-to-noise ratio, to the middle of the step.
-
-    Args:
-        alphas_cumprod: the schedule, index 0 is the clean image.
-        t: step, at least 1; with `before` at least 2, since λ is infinite at the clean image.
-        x_t: latents at step t.
-        x0: estimate of x_0 at step t.
-        before: estimate of x_0 at step t + 1.
+    It solves the probability-flow ODE; from the second step on the estimate of x_0 is extrapolated, along the logarithm λ of
+    the signal-to-noise ratio, to the middle of the step. t is at least 2, since λ is infinite at the clean image.
     """
-    now, after = alphas_cumprod[t], alphas_cumprod[t - 1]
-    if before is not None:
-        lambdas = np.log(alphas_cumprod[t - 1 : t + 2] / (1 - alphas_cumprod[t - 1 : t + 2])) / 2
-        x0 = x0 + (x0 - before) * float((lambdas[0] - lambdas[1]) / (lambdas[1] - lambdas[2]) / 2)
-    shrink = np.sqrt((1 - after) / (1 - now))
-    return x_t * float(shrink) + x0 * float(np.sqrt(after) - np.sqrt(now) * shrink)
+    of_x0, of_x_t, _ = reverse_weights(alphas_cumprod, t, eta=0.0)
+    if t == len(alphas_cumprod) - 1:
+        return float(of_x0), float(of_x_t), 0.0
+    lambdas = np.log(alphas_cumprod[t - 1 : t + 2] / (1 - alphas_cumprod[t - 1 : t + 2])) / 2
+    ahead = (lambdas[0] - lambdas[1]) / (lambdas[1] - lambdas[2]) / 2
+    return float(of_x0 * (1 + ahead)), float(of_x_t), float(-of_x0 * ahead)
 
 
-def ode_chain(alphas_cumprod: FloatArray, latents: X, order: int, estimate: Callable[[int, X], X]) -> X:
-    """The first S - 1 of the S steps of a schedule by `ode_step`: DDIM (order 1) or DPM-Solver++(2M) (order 2).
+def dpmsolver_chain(alphas_cumprod: FloatArray, latents: X, estimate: Callable[[int, X], X]) -> X:
+    """The first S - 1 of the S steps of a schedule by DPM-Solver++(2M).
 
     Args:
         alphas_cumprod: the schedule, (S + 1,).
         latents: at step S.
-        order: 1 or 2.
         estimate: (t, latents at step t) → estimate of x_0.
     """
     before = None
     for t in range(len(alphas_cumprod) - 1, 1, -1):
+        of_x0, of_x_t, of_before = dpmsolver_weights(alphas_cumprod, t)
         x0 = estimate(t, latents)
-        latents = ode_step(alphas_cumprod, t, latents, x0, before)
-        before = x0 if order == 2 else None
+        latents = x0 * of_x0 + latents * of_x_t
+        if before is not None:
+            latents = latents + before * of_before
+        before = x0
     return latents
 
 
-def ode_approximation(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise, order: int) -> Tensor:
-    """As `coarse_approximation`, but by DDIM (order 1) or DPM-Solver++(2M) (order 2), with no noise but the initial."""
+def dpmsolver_approximation(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise) -> Tensor:
+    """As `coarse_approximation`, but by DPM-Solver++(2M), with no noise but the initial."""
     latents = noise(Stage.INITIAL, len(alphas_cumprod) - 1)
-    return ode_chain(alphas_cumprod, latents, order, lambda t, x_t: predict_x0(unet, alphas_cumprod, t, x_t, lr_up))
+    return dpmsolver_chain(alphas_cumprod, latents, lambda t, x_t: predict_x0(unet, alphas_cumprod, t, x_t, lr_up))
 
 
-# name → order of `ode_chain`
-ODE_ORDERS = {"ddim": 1, "dpmsolver++": 2}
-# name → what the coarse stage may run
-COARSE_SAMPLERS: Mapping[str, Callable[[Denoiser, FloatArray, Tensor, Noise], Tensor]] = {
-    "ddpm": coarse_approximation,
-    **{name: partial(ode_approximation, order=order) for name, order in ODE_ORDERS.items()},
-}
+# What the coarse stage may run: name → eta of `coarse_approximation`; None: DPM-Solver++.
+COARSE_SAMPLERS: Mapping[str, float | None] = {"ddpm": 1.0, "ddim": 0.0, "dpmsolver++": None}
+
+
+def coarse_eta(name: str) -> float | None:
+    """Share of the posterior's noise that a coarse sampler adds at each step; None for "dpmsolver++".
+
+    Args:
+        name: "ddpm" (1), "ddim" (0), what lies between, "ddim:ETA" with 0 ≤ ETA ≤ 1, or "dpmsolver++".
+
+    Raises:
+        ConfigError: there is no such sampler.
+    """
+    if name in COARSE_SAMPLERS:
+        return COARSE_SAMPLERS[name]
+    family, _, number = name.partition(":")
+    try:
+        eta = float(number) if family == "ddim" else math.nan
+    except ValueError:
+        eta = math.nan
+    if not 0 <= eta <= 1:
+        raise ConfigError(
+            f"coarse must be one of {', '.join(COARSE_SAMPLERS)}, or ddim:ETA with ETA in 0 … 1, got {name!r}"
+        )
+    return eta
+
+
+def coarse_sampler(name: str) -> Callable[[Denoiser, FloatArray, Tensor, Noise], Tensor]:
+    """The coarse sampler of a name, see `coarse_eta`.
+
+    Raises:
+        ConfigError: there is no such sampler.
+    """
+    eta = coarse_eta(name)
+    return dpmsolver_approximation if eta is None else partial(coarse_approximation, eta=eta)

@@ -123,8 +123,9 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
         metric: the reward's metric: "niqe", "lpips", "psnr", "ssim", or any name that pyiqa knows.
         report_metrics: further metrics for `info`.
         skip_mode: what SKIP does, "restart" (the paper) or "hold".
-        coarse: what runs the S - 1 coarse steps: "ddpm" (the paper), or one of the samplers that add no noise, "ddim" or
-            "dpmsolver++"; the coarse latent stands at the same noise level, after as many forwards.
+        coarse: what runs the S - 1 coarse steps: "ddpm" (the paper), one of the samplers that add no noise, "ddim" or
+            "dpmsolver++", or "ddim:ETA" with the share ETA of ddpm's noise, 0 … 1; the coarse latent stands at the same
+            noise level, after as many forwards.
         fine_steps: the diffusion step that is decided first, N … T; None: N. The coarse latent stands at the noise level of
             step N all the same: with T this is case 4 of the paper's Table 4, which decides on all T steps.
         noise_seeds: how many different noises a picture may get: its noise seeds are 0 … noise_seeds - 1. None: no

@@ -15,13 +15,13 @@ from torch import Tensor
 from ddpm.errors import ConfigError
 from ddpm.noise import MAX_NOISE, KeyedNoise, Stage
 from ddpm.sampling import (
-    COARSE_SAMPLERS,
-    ODE_ORDERS,
     Denoiser,
-    ode_chain,
+    coarse_eta,
+    coarse_sampler,
+    dpmsolver_chain,
     p_sample,
-    posterior,
     predict_x0,
+    reverse_weights,
     to_image,
 )
 from ddpm.schedule import FloatArray, check_steps, cosine_alphas_cumprod
@@ -89,7 +89,7 @@ class RefinementProcess:
         batch_size: largest batch of one UNet forward.
         device: where the net is.
         coarse: what runs the coarse stage: "ddpm" (Eq. 8-12), or without noise but the initial, "ddim" (eta = 0) or
-            "dpmsolver++" (DPM-Solver++(2M)).
+            "dpmsolver++" (DPM-Solver++(2M)); "ddim:ETA" adds the share ETA of the noise of "ddpm".
         fine_steps: the diffusion step that is decided first, N … T; None: N. The coarse latent stands at the noise level of
             step N all the same (the paper's Table 4, case 4: CSA, and decisions on all T steps).
 
@@ -111,9 +111,8 @@ class RefinementProcess:
         fine_steps: int | None = None,
     ) -> None:
         check_steps(diffusion_steps, *steps)
-        for name, value, known in (("skip_mode", skip_mode, SKIP_MODES), ("coarse", coarse, tuple(COARSE_SAMPLERS))):
-            if value not in known:
-                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if skip_mode not in SKIP_MODES:
+            raise ConfigError(f"skip_mode must be one of {', '.join(SKIP_MODES)}, got {skip_mode!r}")
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         self.unet = unet
@@ -125,6 +124,7 @@ class RefinementProcess:
                 f"diffusion steps, got {fine_steps}"
             )
         self.skip_mode, self.coarse = skip_mode, coarse
+        self._sample_coarse = coarse_sampler(coarse)
         self.memo = memo if memo is not None else Memo(0)
         self.batch_size = batch_size
         self.device = device
@@ -148,7 +148,7 @@ class RefinementProcess:
         for chunk in self._chunks(missing):
             condition = _batch([lr_up[i] for i in chunk])
             noise = KeyedNoise([noise_seeds[i] for i in chunk], condition.shape[1:], self.device)
-            latents = COARSE_SAMPLERS[self.coarse](self.unet, self.coarse_alphas_cumprod, condition, noise)
+            latents = self._sample_coarse(self.unet, self.coarse_alphas_cumprod, condition, noise)
             for i, latent in zip(chunk, latents, strict=True):
                 found[i] = latent
                 self._remember(keys[i], noise_seeds[i], (), latent)
@@ -195,18 +195,19 @@ class RefinementProcess:
         x0 = 1.0 if self.unet.target == "image" else 2 * self.unet.residual_scale
         bound = MAX_NOISE
 
-        def after(alphas_cumprod: FloatArray, t: int) -> float:
-            of_x0, of_x_t, sigma = posterior(alphas_cumprod, t)
+        def after(alphas_cumprod: FloatArray, t: int, eta: float = 1.0) -> float:
+            of_x0, of_x_t, sigma = reverse_weights(alphas_cumprod, t, eta)
             return float(of_x0 * x0 + of_x_t * bound + sigma * MAX_NOISE)
 
-        if self.coarse in ODE_ORDERS:
+        eta = coarse_eta(self.coarse)
+        if eta is None:
             # the initial noise and the estimate of each step as unit vectors: the chain gives their weights
             units = np.eye(self.S + 1)
-            weights = ode_chain(self.coarse_alphas_cumprod, units[0], ODE_ORDERS[self.coarse], lambda j, _: units[j])
+            weights = dpmsolver_chain(self.coarse_alphas_cumprod, units[0], lambda j, _: units[j])
             bound = float(np.abs(weights) @ np.array([MAX_NOISE] + [x0] * self.S))
         else:
             for j in range(self.S, 1, -1):
-                bound = after(self.coarse_alphas_cumprod, j)
+                bound = after(self.coarse_alphas_cumprod, j, eta)
         for t in range(self.fine_steps, 0, -1):
             bound = max(bound, after(self.alphas_cumprod, t))  # any step may be skipped
         return bound

@@ -51,7 +51,7 @@ class Upscaler:
         device: where to compute.
         tile: side of the overlapping tiles for pictures larger than that, in pixels of the result; 0: no tiles.
         batch_size: pictures of one size that are enlarged together.
-        coarse: what runs the coarse stage, "ddpm", "ddim" or "dpmsolver++".
+        coarse: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++".
 
     Raises:
         CheckpointError: the checkpoint is unknown or damaged.

@@ -17,7 +17,7 @@ from agents.agent import Agent, AgentConfig, load_agent
 from agents.cli import main
 from agents.enjoy import enjoy
 from agents.evaluation import random_skipping
-from agents.training import read_curve
+from agents.learning_curve import read_curve
 from benchmarks import train_agent as benchmark
 from ddpm.unet import UNet
 from skipdiff_env.metrics import make_metric

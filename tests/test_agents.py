@@ -20,7 +20,8 @@ from agents.agent import ALGORITHMS, Agent, AgentConfig, AgentPolicy, find_agent
 from agents.buffers import EpisodeReplayBuffer, EpisodeRolloutBuffer
 from agents.extractors import SkipProposalExtractor
 from agents.hyperparameters import MINIBATCHES, load_hyperparameters, parse_overrides
-from agents.training import AgentTrainingConfig, Evaluator, read_curve, resumed_config, train_agent
+from agents.learning_curve import read_curve
+from agents.training import AgentTrainingConfig, Evaluator, resumed_config, train_agent
 from agents.vec_env import make_env
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
 from ddpm.runs import read_json

@@ -21,7 +21,7 @@ from PIL import Image
 import skipdiff_env
 from ddpm.errors import CheckpointError, ConfigError, ImageError, SkipDiffError
 from ddpm.noise import KeyedNoise
-from ddpm.sampling import COARSE_SAMPLERS, refine, to_image
+from ddpm.sampling import COARSE_SAMPLERS, coarse_sampler, refine, to_image
 from ddpm.schedule import cosine_alphas_cumprod
 from skipdiff_env import Action, SkipDiffEnv
 from skipdiff_env.metrics import Metric, make_metric
@@ -232,7 +232,7 @@ def test_coarse_sampler(short_checkpoint: str, coarse: str) -> None:
     observation, info = env.reset(options=options)
     _, _, (_, lr_up) = env.task._picture(1)
     noise = KeyedNoise([4], lr_up.shape)
-    expected = COARSE_SAMPLERS[coarse](env.task.unet, cosine_alphas_cumprod(3), lr_up[None], noise)[0]
+    expected = coarse_sampler(coarse)(env.task.unet, cosine_alphas_cumprod(3), lr_up[None], noise)[0]
     np.testing.assert_allclose(observation, expected, atol=1e-5)
     assert info["nfe"] == 2
     with counting(env.task.unet) as forwards:
@@ -475,7 +475,11 @@ def test_right_action(short_checkpoint: str, action: Any) -> None:
         ({"metric": "niqe"}, ConfigError, "at least 96 pixels"),
         ({"report_metrics": ["psnr", "niqe"]}, ConfigError, "at least 96 pixels"),
         ({"skip_mode": "stay"}, ConfigError, "restart, hold"),
-        ({"coarse": "pndm"}, ConfigError, r"coarse must be one of ddpm, ddim, dpmsolver\+\+, got 'pndm'"),
+        (
+            {"coarse": "pndm"},
+            ConfigError,
+            r"coarse must be one of ddpm, ddim, dpmsolver\+\+, or ddim:ETA .* got 'pndm'",
+        ),
         ({"noise_seeds": 0}, ConfigError, "noise_seeds"),
         ({"fine_steps": 2}, ConfigError, "fine_steps must lie in 4 … 12"),
         ({"fine_steps": 4.5}, ConfigError, "fine_steps must be a whole number"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpm.errors import ConfigError
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.peers import SCHEDULERS, early_start, even_steps, karras_levels, peer_sample
-from ddpm.sampling import COARSE_SAMPLERS, predict_x0, refine, sample, to_latent
+from ddpm.sampling import coarse_sampler, predict_x0, refine, sample, to_latent
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.unet import UNet
 from tests.conftest import counting, tiny_unet
@@ -234,7 +234,7 @@ def test_coarse_samplers(name: str, kind: Any, settings: dict[str, Any], S: int,
     expected = through_diffusers(kind, unet, coarse, lr_up, noise, S, **settings)[:-1]
     seen: list[Tensor] = []
     unet.register_forward_pre_hook(lambda net, args: seen.append(args[1]))
-    seen.append(COARSE_SAMPLERS[name](unet, coarse, lr_up, lambda stage, t: noise))
+    seen.append(coarse_sampler(name)(unet, coarse, lr_up, lambda stage, t: noise))
     assert len(seen) == S, "S - 1 forwards"
     for ours, theirs in zip(seen, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)

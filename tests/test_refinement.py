@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm.errors import ConfigError
 from ddpm.noise import MAX_NOISE, KeyedNoise, Stage, keyed_noise
-from ddpm.sampling import COARSE_SAMPLERS, coarse_approximation, p_sample, refine, to_image
+from ddpm.sampling import COARSE_SAMPLERS, coarse_approximation, coarse_sampler, p_sample, refine, to_image
 from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.unet import UNet
 from skipdiff_env.memo import Memo
@@ -206,7 +206,7 @@ class Adversary:
 @pytest.mark.parametrize("steps", [(10, 10), (5, 20), (1, 100), (50, 2)])
 @pytest.mark.parametrize("target", ["image", "residual"])
 @pytest.mark.parametrize("skip_mode", ["restart", "hold"])
-@pytest.mark.parametrize("coarse", ["ddpm", "ddim"])
+@pytest.mark.parametrize("coarse", ["ddpm", "ddim", "ddim:0.6"])
 def test_latent_bound_is_reached_and_not_left(
     steps: tuple[int, int], target: str, skip_mode: str, coarse: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +260,7 @@ def test_latent_bound_of_extrapolated_estimates(
     assert reached * bound < largest <= bound * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("coarse", COARSE_SAMPLERS)
+@pytest.mark.parametrize("coarse", [*COARSE_SAMPLERS, "ddim:0.6"])
 def test_coarse_sampler(coarse: str) -> None:
     """It gives the coarse latent after as many forwards; the fine steps are the same."""
     process = RefinementProcess(UNET, T, (4, 3), coarse=coarse, batch_size=2)
@@ -269,7 +269,7 @@ def test_coarse_sampler(coarse: str) -> None:
     assert forwards == [2, 2, 2, 1, 1, 1]
     for i, state in enumerate(states):
         noise = KeyedNoise([5 + i], state.coarse.shape)
-        expected = COARSE_SAMPLERS[coarse](UNET, cosine_alphas_cumprod(4), condition(i)[None], noise)[0]
+        expected = coarse_sampler(coarse)(UNET, cosine_alphas_cumprod(4), condition(i)[None], noise)[0]
         torch.testing.assert_close(state.coarse, expected, atol=1e-5, rtol=0)
         assert state.nfe == 3
     sr = process.run(states, fixed_start(3))[1]
@@ -297,7 +297,7 @@ def test_noise_is_bounded() -> None:
     [
         ({"steps": (5, 3)}, "multiply to the 12"),
         ({"steps": (3, 4), "skip_mode": "restrat"}, "restart, hold"),
-        ({"steps": (3, 4), "coarse": "dpm"}, r"ddpm, ddim, dpmsolver\+\+, got 'dpm'"),
+        ({"steps": (3, 4), "coarse": "dpm"}, r"ddpm, ddim, dpmsolver\+\+, or ddim:ETA with ETA in 0 … 1, got 'dpm'"),
         ({"steps": (3, 4), "batch_size": 0}, "at least 1"),
         ({"steps": (3, 4), "fine_steps": 3}, "fine_steps must lie in 4 … 12, .* got 3"),
         ({"steps": (3, 4), "fine_steps": 13}, "fine_steps must lie in 4 … 12"),

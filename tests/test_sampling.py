@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddpm.errors import ConfigError
 from ddpm.noise import KeyedNoise, Stage, keyed_noise
 from ddpm.sampling import (
     COARSE_SAMPLERS,
     coarse_approximation,
+    coarse_sampler,
     p_sample,
     predict_x0,
     refine,
@@ -54,8 +56,8 @@ def test_exact_predictions_give_the_target(prediction: str, target: str, alphas_
     torch.testing.assert_close(
         to_image(oracle, sample(oracle, alphas_cumprod, lr_up, noise), lr_up), hr, atol=1e-4, rtol=0
     )
-    for name, approximation in COARSE_SAMPLERS.items():
-        coarse = approximation(oracle, cosine_alphas_cumprod(10), lr_up, noise)
+    for name in (*COARSE_SAMPLERS, "ddim:0.5"):
+        coarse = coarse_sampler(name)(oracle, cosine_alphas_cumprod(10), lr_up, noise)
         signal = np.sqrt(alphas_cumprod[10])
         residue = (coarse - signal * oracle.x_0).std().item()
         expected = np.sqrt(1 - alphas_cumprod[10])
@@ -76,6 +78,30 @@ def test_reverse_step_is_the_posterior(unet: UNet, alphas_cumprod: FloatArray) -
         torch.testing.assert_close(
             p_sample(unet, alphas_cumprod, t, x_t, lr_up, noise), expected.float(), atol=1e-5, rtol=1e-5
         )
+
+
+def test_between_ddpm_and_ddim(unet: UNet) -> None:
+    """DDIM's eta: with 1 its step is the posterior's, with 0 it draws no noise but the initial."""
+    _, lr_up = pictures()
+    schedule, noise = cosine_alphas_cumprod(5), KeyedNoise([0, 1], lr_up.shape[1:])
+
+    def latent(name: str, noise: Any = noise) -> Tensor:
+        return coarse_sampler(name)(unet, schedule, lr_up, noise)
+
+    def initial_alone(stage: Stage, t: Any) -> Tensor:
+        assert stage == Stage.INITIAL
+        return noise(stage, t)
+
+    assert torch.equal(latent("ddim:1"), latent("ddpm"))
+    assert torch.equal(latent("ddim:0", initial_alone), latent("ddim"))
+    distances = [float((latent(f"ddim:{eta}") - latent("ddpm")).norm()) for eta in (0.9, 0.5, 0.0)]
+    assert 0 < distances[0] < distances[1] < distances[2]
+
+
+@pytest.mark.parametrize("name", ["pndm", "ddim:", "ddim:1.5", "ddim:-0.1", "ddim:nan", "ddpm:0.5", ""])
+def test_unknown_coarse_sampler(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"ddim:ETA with ETA in 0 … 1, got '{name}'"):
+        coarse_sampler(name)
 
 
 @pytest.mark.parametrize("changes", [{"prediction": "eps", "target": "image"}, {}])
