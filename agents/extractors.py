@@ -184,6 +184,8 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         hidden_size: size of the GRU's state; None: as many as the convolutions give (1536).
         recurrent: False leaves the GRU out and gives the convolutions of the newest latent alone, for algorithms
             with a recurrent state of their own (RecurrentPPO, on an environment that is not stacked).
+        tell_step: also give which decision of the episode it is, one-hot and about as long as the GRU's state. The paper's GRU
+            must count for itself, and while nothing but SKIP was decided every latent is the same.
 
     Raises:
         ConfigError: the space does not hold stacked latents, or a setting is out of range.
@@ -196,6 +198,7 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         image_size: int | None = None,
         hidden_size: int | None = None,
         recurrent: bool = True,
+        tell_step: bool = False,
     ) -> None:
         check_space(observation_space)
         assert observation_space.shape is not None
@@ -208,6 +211,10 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
             raise ConfigError(f"image_size must be a power of two of at least {MIN_SIZE}, got {image_size}")
         if hidden_size is not None and hidden_size < 1:
             raise ConfigError(f"hidden_size must be at least 1, got {hidden_size}")
+        if tell_step and not recurrent:
+            raise ConfigError(
+                "tell_step needs the latents of the whole episode; an SPN without a GRU sees only the newest"
+            )
 
         layers: list[nn.Module] = []
         channels_in = 3
@@ -224,14 +231,15 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
             for module in layers:
                 shape = module(shape) if isinstance(module, nn.Conv2d) else shape
         flattened = shape.numel()
-        hidden_size = hidden_size or flattened
-        super().__init__(observation_space, hidden_size if recurrent else flattened)
+        state_size = (hidden_size or flattened) if recurrent else flattened
+        super().__init__(observation_space, state_size + tell_step * (channels // 3))
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
-        self.gru = nn.GRUCell(flattened, hidden_size) if recurrent else None
+        self.gru = nn.GRUCell(flattened, state_size) if recurrent else None
         if self.gru is not None:  # while nothing but SKIP was decided, the state alone tells the decisions apart
             nn.init.orthogonal_(self.gru.weight_hh)
         self.image_size = image_size
         self.n_frames = channels // 3
+        self.state_size, self.tell_step = state_size, tell_step
         self._remembered: _Episodes | None = None
         self._remember = False
 
@@ -258,7 +266,7 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         return _Episodes(self._zeros())
 
     def _zeros(self) -> Tensor:
-        return next(self.parameters()).new_zeros(1, self.features_dim)
+        return next(self.parameters()).new_zeros(1, self.state_size)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Features of the episodes so far.
@@ -267,8 +275,8 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
             observations: (B, 3 · n, H, W), frames that are zero in front of the first one that is not are padding.
 
         Returns:
-            (B, features_dim): the GRU's state after the newest frame (zeros where there is none); without GRU the
-            convolutions of the newest frame.
+            (B, features_dim): the GRU's state after the newest frame (zeros where there is none), and with `tell_step` the
+            number of the decision; without GRU the convolutions of the newest frame.
         """
         frames = observations.unflatten(1, (self.n_frames, 3))
         if self.gru is None:
@@ -289,7 +297,14 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
                 if self.gru is not None:
                     state = self._gru(state, episodes.hidden[rows])
                 episodes.hidden = torch.cat([episodes.hidden, state])
-        return episodes.hidden[at]
+        states = episodes.hidden[at]
+        if not self.tell_step:
+            return states
+        step = states.new_zeros(len(states), self.n_frames)
+        for b, episode in enumerate(numbers):
+            if episode:
+                step[b, len(episode) - 1] = self.state_size**0.5
+        return torch.cat([states, step], dim=1)
 
     def _gru(self, gates: Tensor, hidden: Tensor) -> Tensor:
         """One step of the GRU: its input, already multiplied by its weights, and the hidden state before."""

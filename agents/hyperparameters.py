@@ -38,10 +38,10 @@ class Hyperparameters:
         picture_baseline: reward an episode by how much better it came out than earlier ones on its picture; see
             `agents.vec_env.VecPictureBaseline`.
         normalize_decisions: normalise advantages decision by decision; see `agents.buffers.EpisodeRolloutBuffer`.
-        initial_skip: probability of SKIP before training begins (policy gradients); None: one half.
         lr_schedule: "constant", or "linear": down to 0 over `env_steps`.
         norm: normalisation of the SPN, "batch" or "group".
         hidden_size: size of the GRU's state; None: the paper's 1536.
+        tell_step: whether the SPN is told which decision of the episode it is, see `SkipProposalExtractor`.
         spn_size: side that the SPN is built for; None: that of the latents.
         policy_kwargs: further settings of the algorithm's policy.
         algorithm: further arguments of the algorithm.
@@ -53,11 +53,11 @@ class Hyperparameters:
     episodes_per_minibatch: int | None = None
     picture_baseline: bool = False
     normalize_decisions: bool = False
-    initial_skip: float | None = None
     lr_schedule: str = "constant"
     norm: str = "batch"
     hidden_size: int | None = None
     spn_size: int | None = None
+    tell_step: bool = False
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     algorithm: Mapping[str, Any] = field(default_factory=dict)
 
@@ -65,8 +65,6 @@ class Hyperparameters:
         for name in ("env_steps", "n_envs", "episodes_per_rollout"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.initial_skip is not None and not 0 < self.initial_skip < 1:
-            raise ConfigError(f"initial_skip must lie between 0 and 1, got {self.initial_skip}")
         if self.lr_schedule not in ("constant", "linear"):
             raise ConfigError(f"lr_schedule must be constant or linear, got {self.lr_schedule!r}")
         rollout = self.n_envs * self.episodes_per_rollout
@@ -78,7 +76,12 @@ class Hyperparameters:
 
     def policy_settings(self) -> dict[str, Any]:
         """`policy_kwargs` in plain values, as an agent's configuration holds them."""
-        extractor = {"norm": self.norm, "hidden_size": self.hidden_size, "image_size": self.spn_size}
+        extractor = {
+            "norm": self.norm,
+            "hidden_size": self.hidden_size,
+            "image_size": self.spn_size,
+            "tell_step": self.tell_step,
+        }
         return {**self.policy_kwargs, "features_extractor_kwargs": extractor}
 
     def algorithm_settings(self, name: str, decisions: int) -> dict[str, Any]:
@@ -105,7 +108,7 @@ class Hyperparameters:
 
 _OWN: dict[str, type] = {
     "env_steps": int, "n_envs": int, "episodes_per_rollout": int, "episodes_per_minibatch": int,
-    "picture_baseline": bool, "normalize_decisions": bool, "initial_skip": float, "lr_schedule": str, "norm": str, "hidden_size": int, "spn_size": int,
+    "picture_baseline": bool, "normalize_decisions": bool, "lr_schedule": str, "norm": str, "hidden_size": int, "spn_size": int, "tell_step": bool,
     "policy_kwargs": dict,
 }  # fmt: skip
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
@@ -313,14 +312,10 @@ def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
     h = config.hyperparameters
     settings = h.algorithm_settings(config.algorithm, env.unwrapped.get_attr("decisions")[0])
     algorithm: Any = algorithm_class(config.algorithm)
-    model = algorithm(
+    return algorithm(
         policy_alias(config.algorithm), env, policy_kwargs=policy_settings(config.algorithm, h.policy_settings()),
         seed=config.seed, device=config.device, **settings,
     )  # fmt: skip
-    if h.initial_skip is not None:
-        with torch.no_grad():  # the weights of this layer begin near zero
-            model.policy.action_net.bias.copy_(torch.tensor([1 - h.initial_skip, h.initial_skip]).log())
-    return model
 
 
 def train_agent(

@@ -202,6 +202,17 @@ def test_without_gru_the_newest_frame_counts(episodes: Tensor) -> None:
     assert not extractor(torch.zeros(2, 3 * DECISIONS, SIZE, SIZE)).any()
 
 
+def test_the_step_is_told(episodes: Tensor) -> None:
+    """Behind the GRU's state stands which decision it is, one-hot; an empty stack is none."""
+    plain, told = make_extractor().eval(), make_extractor(tell_step=True).eval()
+    told.load_state_dict(plain.state_dict())
+    batch = stacks(episodes[0])
+    state, step = told(batch).split([16, DECISIONS], dim=1)
+    torch.testing.assert_close(state, plain(batch))
+    assert torch.equal(step, 4 * torch.eye(DECISIONS))
+    assert not told(torch.zeros(1, 3 * DECISIONS, SIZE, SIZE)).any()
+
+
 def test_other_sizes_are_resized() -> None:
     extractor = SkipProposalExtractor(latents_space(2, 40, 52), hidden_size=4)
     assert extractor.image_size == 32
@@ -295,6 +306,7 @@ def test_plain_batch_norm_would_be_off_policy(monkeypatch: pytest.MonkeyPatch) -
         (latents_space(), {"image_size": 48}, "power of two"),
         (latents_space(), {"image_size": 16}, "at least 32"),
         (latents_space(), {"hidden_size": 0}, "hidden_size"),
+        (latents_space(), {"recurrent": False, "tell_step": True}, "the whole episode"),
     ],
 )
 def test_bad_input(space: spaces.Space[Any], options: dict[str, Any], message: str) -> None:

@@ -24,6 +24,7 @@ def test_settings_are_those_of_the_project() -> None:
         assert policy.pop("features_extractor_class") == "agents.extractors.SkipProposalExtractor"
         assert policy["features_extractor_kwargs"] == {
             "recurrent": True, "norm": h.norm, "hidden_size": h.hidden_size, "image_size": h.spn_size,
+            "tell_step": True,
         }  # fmt: skip
         assert policy["optimizer_kwargs"] == h.policy_kwargs["optimizer_kwargs"]
 
