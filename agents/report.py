@@ -26,7 +26,7 @@ from agents.evaluation import (
     write_csv,
 )
 from agents.plots import contact_sheet, perception_distortion, quality_against_steps, save, start_outcomes, starts
-from agents.reproduce import MAIN, METRICS, SHOWN, Study, penalty_of, reward_of
+from agents.reproduce import MAIN, METRICS, SECTIONS, SHOWN, Study, penalty_of, reward_of
 from ddpm.images import atomic_path, read_picture
 from ddpm.runs import read_json
 from skipdiff_env.metrics import Metric
@@ -254,6 +254,7 @@ class Report:
         options = [f"--images {shlex.quote(str(path))}" for path in config.images]
         options += [f"--checkpoint {config.checkpoint}", f"--seeds {config.seeds}", f"--image-size {config.image_size}"]
         options += [f"--limit {config.limit}"] if config.limit else []
+        options += [f"--sections {','.join(config.sections)}"] if set(config.sections) != set(SECTIONS) else []
         options += [f"--agent {name}={shlex.quote(str(path))}" for name, path in config.agents.items()]
         source = "centre crops" if config.images else "crops of scikit-image's photographs"
         packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "pyiqa", "lpips"))

@@ -183,6 +183,7 @@ def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, (result.output, result.exception)
     assert f"report: {out / 'report.md'}" in result.output
     text = (out / "report.md").read_text()
+    assert "--limit 1 --sections tables12,table3,table4,table5,table6,fig5 --agent" in text
     assert "no agent" not in text
     assert "needs two noise seeds" in text
     rows = {row["method"]: row for row in read(out / "rows.csv")}
