@@ -158,22 +158,11 @@ def coarse_approximation(
     return latents
 
 
-def dpmsolver_weights(alphas_cumprod: FloatArray, t: int) -> tuple[float, float, float]:
-    """One step of DPM-Solver++(2M): x_{t-1} = a·x_0 + b·x_t + c·(x_0 of the step before). Gives (a, b, c).
-
-    It solves the probability-flow ODE; from the second step on the estimate of x_0 is extrapolated, along the logarithm λ of
-    the signal-to-noise ratio, to the middle of the step. t is at least 2, since λ is infinite at the clean image.
-    """
-    of_x0, of_x_t, _ = reverse_weights(alphas_cumprod, t, eta=0.0)
-    if t == len(alphas_cumprod) - 1:
-        return float(of_x0), float(of_x_t), 0.0
-    lambdas = np.log(alphas_cumprod[t - 1 : t + 2] / (1 - alphas_cumprod[t - 1 : t + 2])) / 2
-    ahead = (lambdas[0] - lambdas[1]) / (lambdas[1] - lambdas[2]) / 2
-    return float(of_x0 * (1 + ahead)), float(of_x_t), float(-of_x0 * ahead)
-
-
 def dpmsolver_chain(alphas_cumprod: FloatArray, latents: X, estimate: Callable[[int, X], X]) -> X:
-    """The first S - 1 of the S steps of a schedule by DPM-Solver++(2M).
+    """The first S - 1 of the S steps of a schedule by DPM-Solver++(2M), which solves the probability-flow ODE.
+
+    From the second step on the estimate of x_0 is extrapolated, along the logarithm λ of the signal-to-noise ratio, to the
+    middle of the step. The last step is left out, since λ is infinite at the clean image.
 
     Args:
         alphas_cumprod: the schedule, (S + 1,).
@@ -182,12 +171,14 @@ def dpmsolver_chain(alphas_cumprod: FloatArray, latents: X, estimate: Callable[[
     """
     before = None
     for t in range(len(alphas_cumprod) - 1, 1, -1):
-        of_x0, of_x_t, of_before = dpmsolver_weights(alphas_cumprod, t)
+        of_x0, of_x_t, _ = reverse_weights(alphas_cumprod, t, eta=0.0)
         x0 = estimate(t, latents)
-        latents = x0 * of_x0 + latents * of_x_t
+        extrapolated = x0
         if before is not None:
-            latents = latents + before * of_before
-        before = x0
+            lambdas = np.log(alphas_cumprod[t - 1 : t + 2] / (1 - alphas_cumprod[t - 1 : t + 2])) / 2
+            ahead = float((lambdas[0] - lambdas[1]) / (lambdas[1] - lambdas[2]) / 2)
+            extrapolated = x0 * (1 + ahead) - before * ahead
+        latents, before = extrapolated * float(of_x0) + latents * float(of_x_t), x0
     return latents
 
 
