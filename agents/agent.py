@@ -394,23 +394,18 @@ class AgentPolicy:
         # by identity; the state itself is kept with its latents, so that no other can take its place
         self._seen: dict[int, tuple[Refinement, list[Tensor]]] = {}
 
-    def _resize(self, latents: Sequence[Tensor]) -> Tensor:
-        size = self.agent.config.observation_shape[1:]
-        if all(latent.shape[1:] == size for latent in latents):
-            return torch.stack(list(latents)).float()
-        return torch.cat(
-            [F.interpolate(latent[None].float(), size, mode="bilinear", antialias=True) for latent in latents]
-        )
-
     def observe(self, states: Sequence[Refinement]) -> Tensor:
         """The stacked latents of the episodes, (B, 3 · decisions, H, W), as the agent saw them in training.
 
         Raises:
             ConfigError: the episodes are longer than those the agent was trained for, or were not seen from the start.
         """
+        from agents.extractors import resize_latents
+
         first = self.agent.config.first_step
         seen = {}
-        for state, latent in zip(states, self._resize([s.latent for s in states]), strict=True):
+        for state in states:
+            latent = resize_latents(state.latent[None], self.agent.config.image_size)[0]
             _, frames = self._seen.get(id(state), (state, [])) if state.t < first else (state, [])
             if len(frames) != first - state.t:
                 raise ConfigError(

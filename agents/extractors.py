@@ -252,12 +252,6 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         """
         self._remember, self._remembered = on, None
 
-    def _resize(self, frames: Tensor) -> Tensor:
-        size = (self.image_size, self.image_size)
-        if frames.shape[-2:] == size:
-            return frames
-        return F.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
-
     def _episodes(self) -> _Episodes:
         if self._remember and not torch.is_grad_enabled():
             if self._remembered is None:
@@ -284,7 +278,7 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         episodes = self._episodes()
         numbers, new = episodes.index(frames, keep=episodes is self._remembered)
         if new:
-            features = self.convolutions(self._resize(torch.stack([frames[place] for place in new]).float()))
+            features = self.convolutions(resize_latents(torch.stack([frames[place] for place in new]), self.image_size))
             if self.gru is not None:
                 features = F.linear(features, self.gru.weight_ih, self.gru.bias_ih)
             episodes.gates = features if episodes.gates is None else torch.cat([episodes.gates, features])
@@ -314,6 +308,14 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         update = torch.sigmoid(update_x + update_h)
         new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
         return new + update * (hidden - new)
+
+
+def resize_latents(latents: Tensor, side: int) -> Tensor:
+    """Latents (B, 3, H, W) as an SPN for `side` pixels sees them: float32, (B, 3, side, side), bilinear with antialiasing."""
+    latents = latents.float()
+    if latents.shape[-2:] == (side, side):
+        return latents
+    return F.interpolate(latents, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
 def check_space(space: spaces.Space[Any]) -> None:

@@ -16,6 +16,7 @@ ENV_ID = "SkipDiff-v0"
 OFF_POLICY = frozenset({"dqn", "qrdqn"})
 # On-policy algorithms that learn in minibatches.
 MINIBATCHES = frozenset({"ppo", "trpo", "recurrent-ppo"})
+OPTIONAL = frozenset({"hidden_size", "spn_size", "episodes_per_minibatch", "skip_probability"})
 # Arguments of the algorithms that training sets itself, or that mean nothing here.
 RESERVED = frozenset(
     {
@@ -43,6 +44,8 @@ class Hyperparameters:
         hidden_size: size of the GRU's state; None: the paper's 1536.
         tell_step: whether the SPN is told which decision of the episode it is, see `SkipProposalExtractor`.
         spn_size: side that the SPN is built for; None: that of the latents.
+        skip_probability: probability of SKIP before anything is learnt; None: one half. Of many decisions the last SKIP alone
+            counts, so at one half no early start is ever seen; at 1 / decisions every start is.
         policy_kwargs: further settings of the algorithm's policy.
         algorithm: further arguments of the algorithm.
     """
@@ -58,6 +61,7 @@ class Hyperparameters:
     hidden_size: int | None = None
     spn_size: int | None = None
     tell_step: bool = False
+    skip_probability: float | None = None
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     algorithm: Mapping[str, Any] = field(default_factory=dict)
 
@@ -67,6 +71,8 @@ class Hyperparameters:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.lr_schedule not in ("constant", "linear"):
             raise ConfigError(f"lr_schedule must be constant or linear, got {self.lr_schedule!r}")
+        if self.skip_probability is not None and not 0 < self.skip_probability < 1:
+            raise ConfigError(f"skip_probability must lie between 0 and 1, got {self.skip_probability}")
         rollout = self.n_envs * self.episodes_per_rollout
         if self.episodes_per_minibatch is not None and not 1 <= self.episodes_per_minibatch <= rollout:
             raise ConfigError(
@@ -109,6 +115,7 @@ class Hyperparameters:
 _OWN: dict[str, type] = {
     "env_steps": int, "n_envs": int, "episodes_per_rollout": int, "episodes_per_minibatch": int,
     "picture_baseline": bool, "normalize_decisions": bool, "lr_schedule": str, "norm": str, "hidden_size": int, "spn_size": int, "tell_step": bool,
+    "skip_probability": float,
     "policy_kwargs": dict,
 }  # fmt: skip
 
@@ -165,9 +172,11 @@ def load_hyperparameters(algorithm: str, overrides: Mapping[str, Any] | None = N
         expected = _OWN[name] if name in _OWN else type(parameters[name])
         if name == "max_grad_norm":  # whole only in the defaults of DQN
             expected = float
-        optional = name in ("hidden_size", "spn_size", "episodes_per_minibatch") or parameters.get(name, 0) is None
+        optional = name in OPTIONAL or parameters.get(name, 0) is None
         if not _fits(value, expected, optional):
             raise ConfigError(f"{name} must be {_describe(expected)}, got {value!r}")
+    if values.get("skip_probability") is not None and algorithm in OFF_POLICY:
+        raise ConfigError(f"{algorithm} has no probabilities that skip_probability could set; leave it out")
     if values.get("normalize_decisions") and (algorithm in OFF_POLICY or not frame_stacked(algorithm)):
         raise ConfigError(f"{algorithm} has no advantages that normalize_decisions could change; leave it out")
     _check_policy_kwargs(algorithm, values.get("policy_kwargs", {}))

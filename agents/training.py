@@ -5,6 +5,7 @@ A run's folder holds `config.json` and `versions.json`, `best/` and `agent/` (th
 start on the pictures of the evaluation) and TensorBoard's files.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
@@ -31,6 +33,7 @@ from ddpm.errors import CheckpointError, ConfigError
 from ddpm.images import atomic_path
 from ddpm.runs import read_json, start_run
 from skipdiff_env.memo import Memo
+from skipdiff_env.refinement import Action
 from skipdiff_env.task import StartOutcomes, Task
 
 # What may change when a run goes on.
@@ -312,10 +315,14 @@ def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
     h = config.hyperparameters
     settings = h.algorithm_settings(config.algorithm, env.unwrapped.get_attr("decisions")[0])
     algorithm: Any = algorithm_class(config.algorithm)
-    return algorithm(
+    model = algorithm(
         policy_alias(config.algorithm), env, policy_kwargs=policy_settings(config.algorithm, h.policy_settings()),
         seed=config.seed, device=config.device, **settings,
     )  # fmt: skip
+    if h.skip_probability is not None:
+        with torch.no_grad():
+            model.policy.action_net.bias[Action.SKIP] += math.log(h.skip_probability / (1 - h.skip_probability))
+    return model
 
 
 def train_agent(
@@ -343,8 +350,9 @@ def train_agent(
     h = config.hyperparameters
     noise_seeds = config.env["noise_seeds"]
     env = make_env(
-        h.n_envs, frame_stack=frame_stacked(config.algorithm), seed=config.seed, device=config.device, **config.env
-    )
+        h.n_envs, frame_stack=frame_stacked(config.algorithm), latent_size=h.spn_size, seed=config.seed,
+        device=config.device, **config.env,
+    )  # fmt: skip
     if h.picture_baseline:
         env = VecPictureBaseline(env)
     task: Task = env.unwrapped.get_attr("task")[0]
@@ -377,8 +385,9 @@ def train_agent(
     if evaluator.outcomes is not None:
         with atomic_path(folder / "outcomes.npz") as temporary:
             np.savez(temporary, rewards=evaluator.outcomes.rewards, **evaluator.outcomes.metrics)  # type: ignore[arg-type]
+    assert env.observation_space.shape is not None
     agent_config = AgentConfig(
-        config.algorithm, (task.process.S, task.process.N), task.image_size,
+        config.algorithm, (task.process.S, task.process.N), env.observation_space.shape[-1],
         float(task.observation_space.high.max()), h.policy_settings(), _record(config), config.env.get("fine_steps"),
     )  # fmt: skip
     model, curve = _resumed(config, folder, env) if resume else (make_model(config, env), [])

@@ -7,12 +7,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import psutil
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from agents.extractors import resize_latents
 from ddpm.errors import ConfigError
 from skipdiff_env.task import Task
 from skipdiff_env.vector_env import SkipDiffVectorEnv
@@ -194,13 +196,56 @@ class VecPictureBaseline(VecEnvWrapper):
         return difference / math.sqrt(variance) if variance > 0 else 0.0
 
 
-def make_env(num_envs: int = 16, *, frame_stack: bool = True, seed: int | None = None, **settings: Any) -> VecEnv:
+class VecResizeLatents(VecEnvWrapper):
+    """Shows latents at the size an SPN is built for: stacks and buffers then hold no pixel that the SPN does not see.
+
+    Args:
+        venv: environment whose observations are single latents, (3, H, W).
+        side: side of the latents that are shown.
+    """
+
+    def __init__(self, venv: VecEnv, side: int) -> None:
+        space = venv.observation_space
+        assert isinstance(space, spaces.Box)
+        # weights of antialiasing are positive and add up to 1, so the bounds hold
+        self.side, self.dtype = side, space.dtype
+        bounds = float(space.low.min()), float(space.high.max())
+        super().__init__(venv, spaces.Box(*bounds, (3, side, side), space.dtype.type))
+
+    def _resize(self, latents: NDArray[np.floating]) -> NDArray[np.floating]:
+        return resize_latents(torch.as_tensor(latents), self.side).numpy().astype(self.dtype)
+
+    def reset(self) -> VecEnvObs:
+        """As the environment does."""
+        observations = self.venv.reset()
+        assert isinstance(observations, np.ndarray)
+        return self._resize(observations)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Resizes the observations, and the last ones of episodes that end."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        assert isinstance(observations, np.ndarray)
+        for i in np.flatnonzero(dones):
+            infos[i]["terminal_observation"] = self._resize(infos[i]["terminal_observation"][None])[0]
+        return self._resize(observations), rewards, dones, infos
+
+
+def make_env(
+    num_envs: int = 16,
+    *,
+    frame_stack: bool = True,
+    latent_size: int | None = None,
+    seed: int | None = None,
+    **settings: Any,
+) -> VecEnv:
     """Makes SkipDiff-v0 as agents see it: batched, the latents of an episode stacked, returns and lengths recorded.
 
     Args:
         num_envs: number of environments.
         frame_stack: whether an observation holds all latents of the episode so far, (3 · decisions, H, W), oldest first,
             zeros in front; else the newest one, (3, H, W), for algorithms with a recurrent state of their own.
+        latent_size: larger latents are shown resized to this side, the `image_size` of the SPN, which would resize them itself.
+            None: latents as they are.
         seed: seed of the first environment, the others counting up from there; taken at the next reset.
         settings: arguments of `skipdiff_env.env.SkipDiffEnv`.
 
@@ -209,6 +254,8 @@ def make_env(num_envs: int = 16, *, frame_stack: bool = True, seed: int | None =
     """
     env: Any = gym.make_vec("skipdiff_env:SkipDiff-v0", num_envs=num_envs, autoreset_mode="SameStep", **settings)
     venv: VecEnv = SkipDiffVecEnv(env)
+    if latent_size is not None and latent_size < env.task.image_size:
+        venv = VecResizeLatents(venv, latent_size)
     if frame_stack:
         venv = VecFrameStack(venv, n_stack=env.task.decisions, channels_order="first")
     venv = VecMonitor(venv)

@@ -21,7 +21,7 @@ from agents.buffers import EpisodeReplayBuffer, EpisodeRolloutBuffer
 from agents.extractors import SkipProposalExtractor
 from agents.hyperparameters import MINIBATCHES, load_hyperparameters, parse_overrides
 from agents.learning_curve import read_curve
-from agents.training import AgentTrainingConfig, Evaluator, resumed_config, train_agent
+from agents.training import AgentTrainingConfig, Evaluator, make_model, resumed_config, train_agent
 from agents.vec_env import make_env
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
 from ddpm.runs import read_json
@@ -456,6 +456,8 @@ def test_hyperparameters_of_the_paper() -> None:
         ("ppo", "batch_size=64", "known are .*episodes_per_minibatch"),
         ("ppo", "episodes_per_minibatch=17", "must lie in 1 … 16"),
         ("dqn", "normalize_decisions=true", "leave it out"),
+        ("dqn", "skip_probability=0.1", "leave it out"),
+        ("ppo", "skip_probability=1", "must lie between 0 and 1, got 1"),
         ("ppo", "gamma=high", "gamma must be a number, got 'high'"),
         ("ppo", "n_envs=2.5", "n_envs must be a whole number, got 2.5"),
         ("ppo", "n_envs=0", "n_envs must be at least 1"),
@@ -471,6 +473,18 @@ def test_hyperparameters_of_the_paper() -> None:
 def test_bad_hyperparameters(algorithm: str, pair: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_hyperparameters(algorithm, parse_overrides([pair]))
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "trpo", "recurrent-ppo"])
+def test_skip_probability(algorithm: str, config: Callable[..., AgentTrainingConfig], settings: dict[str, Any]) -> None:
+    """An untrained policy skips about as often as it is told to."""
+    frame_stack = algorithm != "recurrent-ppo"
+    wanted = config(algorithm, overrides={"skip_probability": 0.1})
+    env = make_env(4, frame_stack=frame_stack, seed=0, **settings)
+    observations = torch.as_tensor(np.asarray(env.reset()))
+    agent = Agent(AgentConfig(algorithm, (20, N), 32, 9.0), make_model(wanted, env).policy)
+    probabilities = agent.probabilities(observations)[:, Action.SKIP]
+    np.testing.assert_allclose(probabilities, 0.1, atol=0.02)
 
 
 def test_bad_norm_and_resume(config: Callable[..., AgentTrainingConfig], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from torch import Tensor, nn
 
-from agents.extractors import RolloutBatchNorm2d, SkipProposalExtractor
+from agents.extractors import RolloutBatchNorm2d, SkipProposalExtractor, resize_latents
 from ddpm.errors import ConfigError
 
 SIZE = 32
@@ -220,6 +220,9 @@ def test_other_sizes_are_resized() -> None:
     built = SkipProposalExtractor(latents_space(2, 128, 128), image_size=64, hidden_size=4)
     assert built(torch.randn(3, 6, 128, 128)).shape == (3, 4)
     assert built(torch.randn(3, 6, 128, 128).half()).dtype == torch.float32
+    frames = torch.randn(3, 6, 128, 128)
+    small = resize_latents(frames.view(6, 3, 128, 128), 64)
+    torch.testing.assert_close(built.eval()(frames), built(small.view(3, 6, 64, 64)))
 
 
 def test_batch_norm_statistics_stand_still_while_learning() -> None:

@@ -8,10 +8,12 @@ import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor
 
+from agents.extractors import resize_latents
 from agents.vec_env import SkipDiffVecEnv, VecPictureBaseline, check_buffer, make_env
 from ddpm.errors import ConfigError
 from skipdiff_env.env import SkipDiffEnv
@@ -186,6 +188,36 @@ def test_factory_stacks_the_latents_of_an_episode(settings: dict[str, Any]) -> N
             episode = [latent]
         else:
             episode.append(latent)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_latents_are_resized_before_they_are_stacked(settings: dict[str, Any], dtype: str) -> None:
+    """As the SPN would have done it; also the last one of an episode."""
+    whole: Any = make_env(3, seed=5, obs_dtype=dtype, **settings)
+    small: Any = make_env(3, seed=5, obs_dtype=dtype, latent_size=16, **settings)
+    assert small.observation_space.shape == (3 * DECISIONS, 16, 16)
+    assert small.observation_space.dtype == np.dtype(dtype)
+
+    def resized(stacks: np.ndarray) -> np.ndarray:
+        return resize_latents(torch.as_tensor(stacks).unflatten(-3, (-1, 3)).flatten(0, -4), 16).numpy()
+
+    tolerance = 1e-3 if dtype == "float16" else 1e-5
+    pair = small.reset(), whole.reset()
+    for actions in random_actions(DECISIONS + 1):
+        assert small.observation_space.contains(pair[0][0])
+        np.testing.assert_allclose(pair[0].reshape(-1, 3, 16, 16), resized(pair[1]), rtol=tolerance, atol=tolerance)
+        (ours, rewards, dones, infos), (theirs, expected, _, whole_infos) = small.step(actions), whole.step(actions)
+        pair = ours, theirs
+        np.testing.assert_array_equal(rewards, expected)
+        if dones.all():
+            last = infos[1]["terminal_observation"]
+            assert last.dtype == np.dtype(dtype)
+            terminal = resized(whole_infos[1]["terminal_observation"])
+            np.testing.assert_allclose(last.reshape(-1, 3, 16, 16), terminal, rtol=tolerance, atol=tolerance)
+
+
+def test_latents_are_never_enlarged(settings: dict[str, Any]) -> None:
+    assert make_env(2, latent_size=64, **settings).observation_space.shape == (3 * DECISIONS, 32, 32)
 
 
 def test_factory_goes_through_the_registry(settings: dict[str, Any]) -> None:
