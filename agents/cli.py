@@ -1,7 +1,7 @@
 """The command line, `skipdiff`. Heavy imports happen inside the commands, so that `--help` is quick."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +318,17 @@ def _upscale_jobs(
     return jobs
 
 
+def _named(agents: Sequence[str], titles: Sequence[str]) -> dict[str, str]:
+    """Name → folder of agents that were given as NAME=DIR, or as DIR, which then has its title as name."""
+    named: dict[str, str] = {}
+    for given, title in zip(agents, titles, strict=True):
+        name, path = (title, given) if "=" not in given or Path(given).exists() else given.split("=", 1)
+        if name in named:
+            raise ConfigError(f"two agents are named {name}; give each a name of its own, as in --agent NAME=DIR")
+        named[name] = path
+    return named
+
+
 @main.command()
 @IMAGES
 @CHECKPOINT
@@ -330,7 +341,9 @@ def _upscale_jobs(
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
 @click.option("--metrics", default="psnr,ssim,niqe,lpips,colour", help="Metrics, separated by commas.")
-@click.option("--agent", "--agents", "agents", multiple=True, help="Agent to compare with; may be repeated.")
+@click.option(
+    "--agent", "--agents", "agents", multiple=True, metavar="[NAME=]DIR", help="Agent to compare with; may be repeated."
+)
 @TRUST_PICKLE
 @click.option("--reward", help="Metric of rewards and regrets.  [default: the first agent's, or niqe if measured]")
 @click.option(
@@ -363,12 +376,10 @@ def evaluate(
     from agents.evaluation import load_crops, save_pictures, to_markdown, write_tables
 
     names = metrics.split(",")
-    short = [Path(path).resolve().name for path in agents]
+    short = [path if "=" in path else Path(path).resolve().name for path in agents]
     titles = [path if short.count(name) > 1 else name for path, name in zip(agents, short, strict=True)]
-    loaded = {
-        f"agent {title}": load_agent(path, options["device"], trust_pickle)
-        for title, path in zip(titles, agents, strict=True)
-    }
+    named = _named(agents, titles)
+    loaded = {f"agent {name}": load_agent(path, options["device"], trust_pickle) for name, path in named.items()}
     if options["reward"] is None:
         trained = [agent.config.training.get("env", {}).get("metric") for agent in loaded.values()]
         options["reward"] = next((name for name in [*trained, "niqe"] if name in names), None)
@@ -564,12 +575,7 @@ def reproduce(out: Path, agents: tuple[str, ...], sections: str | None, **option
     from agents.report import Report
     from agents.reproduce import MAIN, SECTIONS, ReportConfig, Study
 
-    named: dict[str, str] = {}
-    for given in agents:
-        name, path = given.split("=", 1) if "=" in given else (MAIN, given)
-        if name in named:
-            raise ConfigError(f"two agents are named {name}; give each a name of its own, as in --agent NAME=DIR")
-        named[name] = path
+    named = _named(agents, [MAIN] * len(agents))
     wanted = sections.split(",") if sections else SECTIONS
     study = Study(ReportConfig(agents=named, sections=wanted, **options))
     study.compute(out)

@@ -110,7 +110,7 @@ def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path,
     out = tmp_path / "out"
     result = run(
         "evaluate", f"--images={photos}", f"--train-images={photos / '0.png'}", f"--checkpoint={checkpoint}", STEPS,
-        "--image-size=96", "--metrics=psnr", "--seeds=2", "--limit=2", f"--agent={agent_folder}", f"--out={out}",
+        "--image-size=96", "--metrics=psnr", "--seeds=2", "--limit=2", f"--agent={agent_folder}", f"--agent=mine={agent_folder}", f"--out={out}",
         "--pictures=1",
     )  # fmt: skip
     assert "| method | PSNR-Y | reward | regret | NFE | s/picture |" in result.output
@@ -121,7 +121,7 @@ def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path,
         by_method.setdefault(row["method"], {})[row["image"], row["seed"]] = row
     assert all(len(own) == 4 for own in by_method.values())
     (best,) = (method for method in by_method if method.startswith("best fixed start"))
-    assert {"bicubic", "DDPM-100", "CSA(20)", "agent agent", "random skipping", "oracle"} < set(by_method)
+    assert {"bicubic", "DDPM-100", "CSA(20)", "agent agent", "agent mine", "random skipping", "oracle"} < set(by_method)
     for place, oracle in by_method["oracle"].items():
         rewards = [float(by_method[f"CSA(20) + FSR({start})"][place]["reward"]) for start in range(1, 6)]
         assert float(oracle["reward"]) == max(rewards)
