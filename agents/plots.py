@@ -117,7 +117,7 @@ def _lines(axis: Axes, series: Series, across: str, up: str) -> None:
 def _frame(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Limits of each axis, (D, 2), that leave out points (P, D) so far off that the others could not be told apart."""
     low, high = np.nanpercentile(points, (10, 90), axis=0)
-    reach = 5 * (high - low)
+    reach = 3 * (high - low)
     inside = points[((low - reach <= points) & (points <= high + reach)).all(axis=1)]
     low, high = inside.min(axis=0), inside.max(axis=0)
     margin = np.where(high > low, 0.06 * (high - low), 0.01)
