@@ -318,11 +318,18 @@ def _upscale_jobs(
     return jobs
 
 
-def _named(agents: Sequence[str], titles: Sequence[str]) -> dict[str, str]:
-    """Name → folder of agents that were given as NAME=DIR, or as DIR, which then has its title as name."""
+def _named(agents: Sequence[str], title: str | None = None) -> dict[str, str]:
+    """Name → folder of agents that were given as NAME=DIR, or as DIR.
+
+    Such a one is called `title`, or else like its folder, or by all of its path where two folders are called the same.
+    """
+    pairs = [given.split("=", 1) if "=" in given and not Path(given).exists() else (None, given) for given in agents]
+    folders = [Path(path).resolve().name for name, path in pairs if name is None]
     named: dict[str, str] = {}
-    for given, title in zip(agents, titles, strict=True):
-        name, path = (title, given) if "=" not in given or Path(given).exists() else given.split("=", 1)
+    for name, path in pairs:
+        if name is None:
+            folder = Path(path).resolve().name
+            name = title or (path if folders.count(folder) > 1 else folder)
         if name in named:
             raise ConfigError(f"two agents are named {name}; give each a name of its own, as in --agent NAME=DIR")
         named[name] = path
@@ -376,10 +383,9 @@ def evaluate(
     from agents.evaluation import load_crops, save_pictures, to_markdown, write_tables
 
     names = metrics.split(",")
-    short = [path if "=" in path else Path(path).resolve().name for path in agents]
-    titles = [path if short.count(name) > 1 else name for path, name in zip(agents, short, strict=True)]
-    named = _named(agents, titles)
-    loaded = {f"agent {name}": load_agent(path, options["device"], trust_pickle) for name, path in named.items()}
+    loaded = {
+        f"agent {name}": load_agent(path, options["device"], trust_pickle) for name, path in _named(agents).items()
+    }
     if options["reward"] is None:
         trained = [agent.config.training.get("env", {}).get("metric") for agent in loaded.values()]
         options["reward"] = next((name for name in [*trained, "niqe"] if name in names), None)
@@ -575,7 +581,7 @@ def reproduce(out: Path, agents: tuple[str, ...], sections: str | None, **option
     from agents.report import Report
     from agents.reproduce import MAIN, SECTIONS, ReportConfig, Study
 
-    named = _named(agents, [MAIN] * len(agents))
+    named = _named(agents, title=MAIN)
     wanted = sections.split(",") if sections else SECTIONS
     study = Study(ReportConfig(agents=named, sections=wanted, **options))
     study.compute(out)

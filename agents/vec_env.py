@@ -213,7 +213,7 @@ class VecResizeLatents(VecEnvWrapper):
         super().__init__(venv, spaces.Box(*bounds, (3, side, side), space.dtype.type))
 
     def _resize(self, latents: NDArray[np.floating]) -> NDArray[np.floating]:
-        return resize_latents(torch.as_tensor(latents), self.side).numpy().astype(self.dtype)
+        return resize_latents(torch.as_tensor(latents), self.side).numpy().astype(self.dtype, copy=False)
 
     def reset(self) -> VecEnvObs:
         """As the environment does."""
