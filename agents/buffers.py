@@ -11,6 +11,8 @@ from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from skipdiff_env.refinement import Action
+
 
 def newest_space(space: spaces.Space[Any]) -> spaces.Box:
     """Space of the newest latent, (3, H, W), of a space of stacked latents (3 · n, H, W)."""
@@ -32,6 +34,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         normalize_decisions: divide the advantages of each decision (the first of an episode, the second, …) by their
             standard deviation. With a reward only at the end, discounting shrinks the advantages of early decisions to
             γ^(N-2) of the last one's without making them any less important.
+        undone_price: in "restart" a SKIP undoes the decisions before it: neither the result nor what is decided later depends
+            on them, and in long episodes that is most of the gradient's noise. With a price they have no part in the
+            result's advantage; SKIP is put above DENOISE by this many standard deviations of the others' advantages, for
+            the forward that is thrown away. The others are compared with one another, decision by decision. None: not so.
         kwargs: further arguments of `RolloutBuffer`.
     """
 
@@ -41,26 +47,47 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         normalize_decisions: bool = False,
+        undone_price: float | None = None,
         **kwargs: Any,
     ) -> None:
         newest = newest_space(observation_space)
         assert observation_space.shape is not None
         self.n_frames = observation_space.shape[0] // 3
-        self.normalize_decisions = normalize_decisions
+        self.normalize_decisions, self.undone_price = normalize_decisions, undone_price
         super().__init__(buffer_size, newest, action_space, **kwargs)
 
     def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: NDArray[Any]) -> None:
-        """As `RolloutBuffer`; then, if asked for, normalises decision by decision."""
+        """As `RolloutBuffer`; then, if asked for, prices what was undone and normalises decision by decision."""
         super().compute_returns_and_advantage(last_values, dones)
-        if self.normalize_decisions:
-            decision = np.zeros(self.n_envs, dtype=int)
-            decisions = np.empty_like(self.episode_starts, dtype=int)
-            for t, starts in enumerate(self.episode_starts):
-                decision = np.where(starts, 0, decision + 1)
-                decisions[t] = decision
-            for i in np.unique(decisions):
-                of = decisions == i
+        if not self.normalize_decisions and self.undone_price is None:
+            return
+        decisions = self._decisions()
+        counts = np.ones(decisions.shape, dtype=bool) if self.undone_price is None else ~self._undone()
+        for i in np.unique(decisions):
+            of = (decisions == i) & counts
+            if self.undone_price is not None and of.any():
+                self.advantages[of] -= self.advantages[of].mean()
+            if self.normalize_decisions and of.any():
                 self.advantages[of] /= self.advantages[of].std() + 1e-8
+        if self.undone_price is not None:
+            self.advantages /= self.advantages[counts].std() + 1e-8
+            skips = self.actions.reshape(counts.shape) == Action.SKIP
+            self.advantages = np.where(counts, self.advantages, self.undone_price * (skips - np.float32(0.5)))
+
+    def _decisions(self) -> NDArray[np.int64]:
+        """Which decision of its episode each env step is, 0, 1, …; (steps, environments)."""
+        decisions = np.zeros(self.episode_starts.shape, dtype=np.int64)
+        for t in range(1, len(decisions)):
+            decisions[t] = np.where(self.episode_starts[t], 0, decisions[t - 1] + 1)
+        return decisions
+
+    def _undone(self) -> NDArray[np.bool_]:
+        """Whether a SKIP follows in the same episode; (steps, environments)."""
+        skips = self.actions.reshape(self.episode_starts.shape) == Action.SKIP
+        undone = np.zeros(skips.shape, dtype=bool)
+        for t in range(len(skips) - 2, -1, -1):
+            undone[t] = (self.episode_starts[t + 1] == 0) & (undone[t + 1] | skips[t + 1])
+        return undone
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """Draws minibatches; of whole episodes, if the rollout and the minibatches are made of them."""

@@ -16,7 +16,7 @@ ENV_ID = "SkipDiff-v0"
 OFF_POLICY = frozenset({"dqn", "qrdqn"})
 # On-policy algorithms that learn in minibatches.
 MINIBATCHES = frozenset({"ppo", "trpo", "recurrent-ppo"})
-OPTIONAL = frozenset({"hidden_size", "spn_size", "episodes_per_minibatch", "skip_probability"})
+OPTIONAL = frozenset({"hidden_size", "spn_size", "episodes_per_minibatch", "skip_probability", "undone_price"})
 # Arguments of the algorithms that training sets itself, or that mean nothing here.
 RESERVED = frozenset(
     {
@@ -39,6 +39,8 @@ class Hyperparameters:
         picture_baseline: reward an episode by how much better it came out than earlier ones on its picture; see
             `agents.vec_env.VecPictureBaseline`.
         normalize_decisions: normalise advantages decision by decision; see `agents.buffers.EpisodeRolloutBuffer`.
+        undone_price: take decisions that a later SKIP undid out of the result's advantage; see
+            `agents.buffers.EpisodeRolloutBuffer`. None: as the algorithm has it.
         lr_schedule: "constant", or "linear": down to 0 over `env_steps`.
         norm: normalisation of the SPN, "batch" or "group".
         hidden_size: size of the GRU's state; None: the paper's 1536.
@@ -56,6 +58,7 @@ class Hyperparameters:
     episodes_per_minibatch: int | None = None
     picture_baseline: bool = False
     normalize_decisions: bool = False
+    undone_price: float | None = None
     lr_schedule: str = "constant"
     norm: str = "batch"
     hidden_size: int | None = None
@@ -71,6 +74,8 @@ class Hyperparameters:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.lr_schedule not in ("constant", "linear"):
             raise ConfigError(f"lr_schedule must be constant or linear, got {self.lr_schedule!r}")
+        if self.undone_price is not None and self.undone_price < 0:
+            raise ConfigError(f"undone_price must be at least 0, got {self.undone_price}")
         if self.skip_probability is not None and not 0 < self.skip_probability < 1:
             raise ConfigError(f"skip_probability must lie between 0 and 1, got {self.skip_probability}")
         rollout = self.n_envs * self.episodes_per_rollout
@@ -104,7 +109,10 @@ class Hyperparameters:
         settings["n_steps"] = self.episodes_per_rollout * decisions
         if frame_stacked(name):
             settings["rollout_buffer_class"] = EpisodeRolloutBuffer
-            settings["rollout_buffer_kwargs"] = {"normalize_decisions": self.normalize_decisions}
+            settings["rollout_buffer_kwargs"] = {
+                "normalize_decisions": self.normalize_decisions,
+                "undone_price": self.undone_price,
+            }
         if name in MINIBATCHES:
             settings["batch_size"] = decisions * (
                 self.episodes_per_minibatch or self.episodes_per_rollout * self.n_envs
@@ -115,7 +123,7 @@ class Hyperparameters:
 _OWN: dict[str, type] = {
     "env_steps": int, "n_envs": int, "episodes_per_rollout": int, "episodes_per_minibatch": int,
     "picture_baseline": bool, "normalize_decisions": bool, "lr_schedule": str, "norm": str, "hidden_size": int, "spn_size": int, "tell_step": bool,
-    "skip_probability": float,
+    "skip_probability": float, "undone_price": float,
     "policy_kwargs": dict,
 }  # fmt: skip
 
@@ -177,8 +185,9 @@ def load_hyperparameters(algorithm: str, overrides: Mapping[str, Any] | None = N
             raise ConfigError(f"{name} must be {_describe(expected)}, got {value!r}")
     if values.get("skip_probability") is not None and algorithm in OFF_POLICY:
         raise ConfigError(f"{algorithm} has no probabilities that skip_probability could set; leave it out")
-    if values.get("normalize_decisions") and (algorithm in OFF_POLICY or not frame_stacked(algorithm)):
-        raise ConfigError(f"{algorithm} has no advantages that normalize_decisions could change; leave it out")
+    buffer = [n for n in ("normalize_decisions", "undone_price") if values.get(n) not in (None, False)]
+    if buffer and (algorithm in OFF_POLICY or not frame_stacked(algorithm)):
+        raise ConfigError(f"{algorithm} has no advantages that {buffer[0]} could change; leave it out")
     _check_policy_kwargs(algorithm, values.get("policy_kwargs", {}))
     own = {name: values.pop(name) for name in list(values) if name in _OWN}
     return Hyperparameters(**own, algorithm=values)

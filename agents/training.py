@@ -356,6 +356,10 @@ def train_agent(
     if h.picture_baseline:
         env = VecPictureBaseline(env)
     task: Task = env.unwrapped.get_attr("task")[0]
+    if h.undone_price is not None and task.process.skip_mode != "restart":
+        raise ConfigError(
+            f"undone_price needs skip_mode restart, got {task.process.skip_mode}: there no decision is undone; leave it out"
+        )
     tqdm.write(describe_buffer(config, env))
     memory = memory or (task.memo, Memo(0))
     task.remember_in(memory[0])

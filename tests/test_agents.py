@@ -456,6 +456,8 @@ def test_hyperparameters_of_the_paper() -> None:
         ("ppo", "batch_size=64", "known are .*episodes_per_minibatch"),
         ("ppo", "episodes_per_minibatch=17", "must lie in 1 … 16"),
         ("dqn", "normalize_decisions=true", "leave it out"),
+        ("recurrent-ppo", "undone_price=0.1", "leave it out"),
+        ("ppo", "undone_price=-1", "undone_price must be at least 0, got -1"),
         ("dqn", "skip_probability=0.1", "leave it out"),
         ("ppo", "skip_probability=1", "must lie between 0 and 1, got 1"),
         ("ppo", "gamma=high", "gamma must be a number, got 'high'"),
@@ -581,6 +583,50 @@ def test_advantages_normalised_by_decision(settings: dict[str, Any]) -> None:
     # discounting alone makes the first decision's advantages small
     ratio = plain.advantages[::DECISIONS].std() / plain.advantages[DECISIONS - 1 :: DECISIONS].std()
     assert ratio == pytest.approx(0.7 ** (DECISIONS - 1), rel=1e-4)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_undone_decisions_have_a_price_and_no_part_in_the_result(settings: dict[str, Any], normalize: bool) -> None:
+    plain = filled_buffer(settings, 12)
+    priced = filled_buffer(settings, 12, undone_price=0.2, normalize_decisions=normalize)
+    actions = priced.actions[..., 0].reshape(12, DECISIONS, 3)
+    advantages = priced.advantages.reshape(12, DECISIONS, 3)
+    counts = np.ones_like(actions, dtype=bool)
+    for k in range(DECISIONS):
+        counts[:, k] = ~(actions[:, k + 1 :] == Action.SKIP).any(axis=1)
+    np.testing.assert_allclose(advantages[~counts], np.where(actions[~counts] == Action.SKIP, 0.1, -0.1), rtol=1e-6)
+    assert 0 < counts[:, 0].sum() < counts[:, -1].sum() == 36
+    assert advantages[counts].std() == pytest.approx(1, rel=1e-4)
+    scales = []
+    for k in range(DECISIONS):
+        of = counts[:, k]
+        centred = plain.advantages.reshape(advantages.shape)[:, k][of]
+        centred -= centred.mean()
+        if centred.std() > 1e-6:
+            scales.append(np.linalg.norm(advantages[:, k][of]) / np.linalg.norm(centred))
+            np.testing.assert_allclose(advantages[:, k][of], scales[-1] * centred, rtol=1e-3, atol=1e-5)
+    assert len(scales) > 1
+    if not normalize:
+        np.testing.assert_allclose(scales, scales[0], rtol=1e-3)
+    np.testing.assert_array_equal(plain.returns, priced.returns)
+
+
+def test_a_skip_undoes_nothing_of_another_episode(settings: dict[str, Any]) -> None:
+    buffer = filled_buffer(settings, 2, undone_price=0.0)
+    buffer.actions[:] = Action.DENOISE
+    buffer.actions[DECISIONS] = Action.SKIP  # the first of the second episode
+    assert not buffer._undone().any()
+    buffer.actions[DECISIONS - 1] = Action.SKIP  # the last of the first
+    np.testing.assert_array_equal(buffer._undone()[:, 0], np.arange(2 * DECISIONS) < DECISIONS - 1)
+
+
+def test_nothing_is_undone_where_skip_holds(settings: dict[str, Any], tmp_path: Path) -> None:
+    config = AgentTrainingConfig(
+        env={**settings, "skip_mode": "hold", "noise_seeds": 1},
+        hyperparameters=load_hyperparameters("ppo", {"undone_price": 0.1, "n_envs": 2, "episodes_per_minibatch": 1}),
+    )
+    with pytest.raises(ConfigError, match="undone_price needs skip_mode restart, got hold"):
+        train_agent(config, tmp_path)
 
 
 @pytest.mark.parametrize("steps", [3 * DECISIONS - 1, 40])
