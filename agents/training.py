@@ -237,9 +237,8 @@ class TrainingCallback(BaseCallback):
                 self.logger.record(f"eval/{name}", value)
         self.logger.dump(self.num_timesteps)
         write_curve(self.curve, self.folder / "evaluations.csv")
-        agent = Agent(
-            replace(agent.config, training={**agent.config.training, "evaluation": asdict(evaluation)}), agent.policy
-        )
+        known = {name: value for name, value in asdict(evaluation).items() if not math.isnan(value)}  # JSON has no NaN
+        agent = Agent(replace(agent.config, training={**agent.config.training, "evaluation": known}), agent.policy)
         agent.save(self.folder / "agent")
         if evaluation.reward > best:
             agent.save(self.folder / "best")
