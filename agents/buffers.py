@@ -63,11 +63,11 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             return
         decisions = self._decisions()
         counts = np.ones(decisions.shape, dtype=bool) if self.undone_price is None else ~self._undone()
-        for i in np.unique(decisions):
+        for i in np.unique(decisions[counts]):
             of = (decisions == i) & counts
-            if self.undone_price is not None and of.any():
+            if self.undone_price is not None:
                 self.advantages[of] -= self.advantages[of].mean()
-            if self.normalize_decisions and of.any():
+            if self.normalize_decisions:
                 self.advantages[of] /= self.advantages[of].std() + 1e-8
         if self.undone_price is not None:
             self.advantages /= self.advantages[counts].std() + 1e-8

@@ -185,9 +185,13 @@ def load_hyperparameters(algorithm: str, overrides: Mapping[str, Any] | None = N
             raise ConfigError(f"{name} must be {_describe(expected)}, got {value!r}")
     if values.get("skip_probability") is not None and algorithm in OFF_POLICY:
         raise ConfigError(f"{algorithm} has no probabilities that skip_probability could set; leave it out")
-    buffer = [n for n in ("normalize_decisions", "undone_price") if values.get(n) not in (None, False)]
-    if buffer and (algorithm in OFF_POLICY or not frame_stacked(algorithm)):
-        raise ConfigError(f"{algorithm} has no advantages that {buffer[0]} could change; leave it out")
+    changes_advantages = {
+        "normalize_decisions": bool(values.get("normalize_decisions")),
+        "undone_price": values.get("undone_price") is not None,
+    }
+    for name, wanted in changes_advantages.items():
+        if wanted and (algorithm in OFF_POLICY or not frame_stacked(algorithm)):
+            raise ConfigError(f"{algorithm} has no advantages that {name} could change; leave it out")
     _check_policy_kwargs(algorithm, values.get("policy_kwargs", {}))
     own = {name: values.pop(name) for name in list(values) if name in _OWN}
     return Hyperparameters(**own, algorithm=values)

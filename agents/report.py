@@ -346,8 +346,8 @@ class Report:
         ]
         notes = []
         for case, what, steps, extra in (
-            (3, f"FSR only, {study.T} steps", f"1,{study.T}", LONG_EPISODES),
-            (4, f"CSA + FSR, {study.T} steps", self.own_steps, f" --fine-steps {study.T}{LONG_EPISODES}"),
+            (3, f"FSR only, {study.T} steps", f"1,{study.T}", LONG_EPISODES + LONG_CHAINS),
+            (4, f"CSA + FSR, {study.T} steps", self.own_steps, f" --fine-steps {study.T}{LONG_EPISODES}{SHORT_CHAINS}"),
         ):
             names = study.agent_names(case)
             entries += [self.entry(f"agent {name}", case=f"{case}, {what}") for name in names]
@@ -519,9 +519,11 @@ class Report:
 
 
 # A small SPN sees six times as many latents of an episode of T - 1 decisions a second; the rest is what one core learns case 4 with in a
-# quarter of an hour, see docs/report-photographs/agents.
+# quarter of an hour, see docs/report-photographs/agents. Case 3 has no coarse stage, so that short chains are noise.
 LONG_EPISODES = (
     " --no-oracle --obs-dtype float16 --noise-seeds 1 --nfe-penalty 0.0003 -p spn_size=32 -p hidden_size=128 -p gamma=1"
-    " -p normalize_decisions=false -p n_epochs=4 -p learning_rate=0.003 -p ent_coef=0.02 -p skip_probability=0.3 -p undone_price=0.01"
+    " -p normalize_decisions=false -p n_epochs=4 -p learning_rate=0.003 -p lr_schedule=constant -p undone_price=0.01"
 )
+SHORT_CHAINS = " --env-steps 32000 -p ent_coef=0.02 -p skip_probability=0.3"
+LONG_CHAINS = " -p ent_coef=0.005 -p skip_probability=0.02"
 NO_PEERS = 'Other samplers are left out: diffusers is not installed; `pip install "skipdiff[peers]"`.'

@@ -87,6 +87,11 @@ class AgentTrainingConfig:
             raise ConfigError(f"minutes must be positive, got {self.minutes}")
         if self.warm_cache and self.env.get("noise_seeds") is None:
             raise ConfigError("warm_cache needs a finite number of noises; set noise_seeds")
+        skip_mode = self.env.get("skip_mode", "restart")
+        if self.hyperparameters.undone_price is not None and skip_mode != "restart":
+            raise ConfigError(
+                f"undone_price needs skip_mode restart, got {skip_mode}: there no decision is undone; leave it out"
+            )
 
 
 class Evaluator:
@@ -355,10 +360,6 @@ def train_agent(
     if h.picture_baseline:
         env = VecPictureBaseline(env)
     task: Task = env.unwrapped.get_attr("task")[0]
-    if h.undone_price is not None and task.process.skip_mode != "restart":
-        raise ConfigError(
-            f"undone_price needs skip_mode restart, got {task.process.skip_mode}: there no decision is undone; leave it out"
-        )
     tqdm.write(describe_buffer(config, env))
     memory = memory or (task.memo, Memo(0))
     task.remember_in(memory[0])
