@@ -148,7 +148,7 @@ COARSE = click.option(
     "--coarse",
     callback=_coarse_sampler,
     metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
-    help="Sampler of the coarse stage; ETA, 0 … 1, is the share of ddpm's noise.  [default: the agent's, or ddpm]",
+    help="Sampler of the coarse stage; ETA, 0 … 1, is the share of ddpm's noise.  [default: the agent's, or the checkpoint's]",
 )
 FINE_STEPS = click.option(
     "--fine-steps",
@@ -201,7 +201,6 @@ def upscale(
     from skipdiff_env.upscaler import Upscaler
 
     options |= _upscale_policy(agent, trust_pickle, options)
-    options["coarse"] = options["coarse"] or "ddpm"
     upscaler = Upscaler(batch_size=batch_size, **options)
     errors: list[str] = []
 
@@ -389,7 +388,7 @@ def evaluate(
     if options["reward"] is None:
         trained = [agent.config.training.get("env", {}).get("metric") for agent in loaded.values()]
         options["reward"] = next((name for name in [*trained, "niqe"] if name in names), None)
-    options["coarse"] = options["coarse"] or next((a.config.coarse for a in loaded.values()), "ddpm")
+    options["coarse"] = options["coarse"] or next((a.config.coarse for a in loaded.values()), None)
     options["fine_steps"] = options["fine_steps"] or next((a.config.fine_steps for a in loaded.values()), None)
     size = options.pop("image_size")
     crops = load_crops(images, size, options.pop("limit"))
@@ -448,7 +447,7 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     settings = {name: options.pop(name) for name in names}
     unet = shared_unet(settings["checkpoint"], options["device"])
     steps = settings["steps"] or unet.steps
-    coarse = settings["coarse"] or "ddpm"
+    coarse = settings["coarse"] or unet.coarse
     return settings | {"steps": steps, "coarse": coarse, "images": list(settings["images"]) or None}
 
 

@@ -336,7 +336,7 @@ def evaluate(
     crops: Sequence[Tensor],
     checkpoint: str = "natural-x4",
     steps: tuple[int, int] | None = None,
-    coarse: str = "ddpm",
+    coarse: str | None = None,
     fine_steps: int | None = None,
     seeds: int = 1,
     metrics: Sequence[str] = ("psnr", "ssim", "niqe", "lpips", "colour"),
@@ -353,7 +353,8 @@ def evaluate(
         crops: targets, each (3, H, W) in [-1, 1], of one size.
         checkpoint: name, folder or Hub id.
         steps: (S, N); None: the checkpoint's own.
-        coarse: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++".
+        coarse: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++"; None: what
+            the checkpoint says.
         fine_steps: the diffusion step that is decided first, N … T; None: N.
         seeds: number of noise seeds; picture i under seed k has the noise of key k.
         metrics: names of metrics.
@@ -377,8 +378,8 @@ def evaluate(
     if reward is not None and reward not in measures:
         raise ConfigError(f"the reward's metric {reward} must be one of the metrics {', '.join(measures)}")
     process = RefinementProcess(
-        unet, unet.diffusion_steps, steps or unet.steps, batch_size=batch_size, device=device, coarse=coarse,
-        fine_steps=fine_steps,
+        unet, unet.diffusion_steps, steps or unet.steps, batch_size=batch_size, device=device,
+        coarse=coarse or unet.coarse, fine_steps=fine_steps,
     )  # fmt: skip
     policies: dict[str, Policy] = {}
     for name, agent in (agents or {}).items():

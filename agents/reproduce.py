@@ -207,7 +207,7 @@ class Study:
             self.digests[name] = _digest(file.read_bytes() for file in files)
         main = self.agents.get(MAIN)
         self.S, self.N = main.config.steps if main and main.config.steps[0] else self.unet.steps
-        self.coarse = main.config.coarse if main else "ddpm"
+        self.coarse = main.config.coarse if main else self.unet.coarse
         self._processes: dict[tuple[int, str, int], RefinementProcess] = {}
         self.own = self.process(self.S, self.coarse)
         self.cases = {name: self._case(name, agent) for name, agent in self.agents.items()}

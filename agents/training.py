@@ -392,7 +392,7 @@ def train_agent(
     assert env.observation_space.shape is not None
     agent_config = AgentConfig(
         config.algorithm, (task.process.S, task.process.N), env.observation_space.shape[-1],
-        float(task.observation_space.high.max()), h.policy_settings(), _record(config), config.env.get("fine_steps"),
+        float(task.observation_space.high.max()), h.policy_settings(), _record(config, task.process.coarse), config.env.get("fine_steps"),
     )  # fmt: skip
     model, curve = _resumed(config, folder, env) if resume else (make_model(config, env), [])
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
@@ -412,11 +412,11 @@ def train_agent(
     return folder / "best"
 
 
-def _record(config: AgentTrainingConfig) -> dict[str, Any]:
-    """What an agent's configuration says about its training."""
+def _record(config: AgentTrainingConfig, coarse: str) -> dict[str, Any]:
+    """What an agent's configuration says about its training, the sampler of the coarse stage included."""
     env = {key: value for key, value in config.env.items() if key != "images"}
     return {
-        "env": {**env, "checkpoint": str(env.get("checkpoint"))},
+        "env": {**env, "checkpoint": str(env.get("checkpoint")), "coarse": coarse},
         "hyperparameters": asdict(config.hyperparameters),
         "seed": config.seed,
     }

@@ -201,9 +201,9 @@ def coarse_eta(name: str) -> float | None:
     Raises:
         ConfigError: there is no such sampler.
     """
-    if name in COARSE_SAMPLERS:
+    if isinstance(name, str) and name in COARSE_SAMPLERS:
         return COARSE_SAMPLERS[name]
-    family, _, number = name.partition(":")
+    family, _, number = str(name).partition(":")
     try:
         eta = float(number) if family == "ddim" else math.nan
     except ValueError:

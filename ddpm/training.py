@@ -25,7 +25,7 @@ from ddpm.errors import ConfigError, ImageError
 from ddpm.images import find_images, read_picture, to_tensor
 from ddpm.noise import KeyedNoise
 from ddpm.runs import read_json, start_run
-from ddpm.sampling import coarse_approximation, refine, to_image, to_latent, x0_weights
+from ddpm.sampling import coarse_sampler, refine, to_image, to_latent, x0_weights
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.unet import UNet, tensor_mismatch
 
@@ -210,7 +210,7 @@ def sample_grid(unet: UNet, hr: Tensor) -> np.ndarray:
     coarse = cosine_alphas_cumprod(unet.coarse_steps)
     lr_up = degrade(hr, unet.scale)
     noise = KeyedNoise(range(len(hr)), hr.shape[1:], hr.device)
-    latents = coarse_approximation(unet, coarse, lr_up, noise)
+    latents = coarse_sampler(unet.coarse)(unet, coarse, lr_up, noise)
     start = unet.start or unet.steps[1]
     fine = refine(unet, alphas_cumprod, latents, lr_up, noise, start)
     images = torch.stack([lr_up, to_image(unet, latents, lr_up), to_image(unet, fine, lr_up), hr])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ddpm.errors import CheckpointError, ConfigError
+from ddpm.sampling import coarse_eta
 from ddpm.schedule import check_steps
 
 WEIGHTS = "model.safetensors"
@@ -153,6 +154,7 @@ class UNet(
         diffusion_steps: T of the cosine schedule.
         coarse_steps: default S of the coarse stage; N = T / S.
         start: default diffusion step at which the fine chain begins, 1 … N (None: N).
+        coarse: default sampler of the coarse stage, see `ddpm.sampling.coarse_eta`.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -177,6 +179,7 @@ class UNet(
         diffusion_steps: int = 100,
         coarse_steps: int = 10,
         start: int | None = None,
+        coarse: str = "ddpm",
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -220,6 +223,7 @@ class UNet(
         N = diffusion_steps // coarse_steps
         if start is not None and not (_is_whole(start) and start <= N):
             raise ConfigError(f"start must be a whole number in 1 … {N}, got {start!r}")
+        coarse_eta(coarse)  # refuses what is no sampler
 
         self.prediction = prediction
         self.target = target
@@ -228,6 +232,7 @@ class UNet(
         self.diffusion_steps = diffusion_steps
         self.coarse_steps = coarse_steps
         self.start = start
+        self.coarse = coarse
         self.patch_size = patch_size
         # Sides of an input must be multiples of this.
         self.stride = patch_size * 2 ** (len(multipliers) - 1)

@@ -125,7 +125,7 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
         skip_mode: what SKIP does, "restart" (the paper) or "hold".
         coarse: what runs the S - 1 coarse steps: "ddpm" (the paper), one of the samplers that add no noise, "ddim" or
             "dpmsolver++", or "ddim:ETA" with the share ETA of ddpm's noise, 0 … 1; the coarse latent stands at the same
-            noise level, after as many forwards.
+            noise level, after as many forwards. None: what the checkpoint says, "ddpm" where it says nothing.
         fine_steps: the diffusion step that is decided first, N … T; None: N. The coarse latent stands at the noise level of
             step N all the same: with T this is case 4 of the paper's Table 4, which decides on all T steps.
         noise_seeds: how many different noises a picture may get: its noise seeds are 0 … noise_seeds - 1. None: no
@@ -154,7 +154,7 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
         metric: str = "niqe",
         report_metrics: Sequence[str] = (),
         skip_mode: str = "restart",
-        coarse: str = "ddpm",
+        coarse: str | None = None,
         fine_steps: int | None = None,
         noise_seeds: int | None = None,
         nfe_penalty: float = 0.0,

@@ -51,7 +51,8 @@ class Upscaler:
         device: where to compute.
         tile: side of the overlapping tiles for pictures larger than that, in pixels of the result; 0: no tiles.
         batch_size: pictures of one size that are enlarged together.
-        coarse: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++".
+        coarse: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++"; None: what
+            the checkpoint says.
 
     Raises:
         CheckpointError: the checkpoint is unknown or damaged.
@@ -69,7 +70,7 @@ class Upscaler:
         device: str = "cpu",
         tile: int = 256,
         batch_size: int = 8,
-        coarse: str = "ddpm",
+        coarse: str | None = None,
     ) -> None:
         self.unet = load_unet(checkpoint, device)
         self.scale, self.device, self.tile = self.unet.scale, device, tile
@@ -80,7 +81,7 @@ class Upscaler:
             steps or self.unet.steps,
             batch_size=batch_size,
             device=device,
-            coarse=coarse,
+            coarse=coarse or self.unet.coarse,
         )
         if start is not None and not 1 <= start <= self.process.N:
             raise ConfigError(f"start must lie in 1 … {self.process.N}, the fine steps of --steps, got {start}")

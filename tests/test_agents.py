@@ -706,6 +706,7 @@ def test_shipped_agents(name: str) -> None:
     agent, task = load_agent(name), Task(name, cache_mb=0)
     agent.check((task.process.S, task.process.N))
     assert agent.config.training["env"]["checkpoint"] == name
+    assert agent.config.coarse == task.process.coarse
     episodes = play(task, AgentPolicy(agent), [0, 20], [0, 0])
     for episode in episodes:
         start = episode.refinement.start

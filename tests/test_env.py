@@ -240,6 +240,13 @@ def test_coarse_sampler(short_checkpoint: str, coarse: str) -> None:
     assert forwards == [], "remembered like any other"
 
 
+def test_the_checkpoint_chooses_the_coarse_sampler(tmp_path: Path) -> None:
+    tiny_unet(diffusion_steps=12, coarse_steps=3, start=None, coarse="ddim").save_pretrained(tmp_path)
+    latents = {coarse: make(str(tmp_path), coarse=coarse).reset(seed=0)[0] for coarse in (None, "ddim", "ddpm")}
+    assert np.array_equal(latents[None], latents["ddim"])
+    assert not np.array_equal(latents[None], latents["ddpm"])
+
+
 def test_fine_steps(short_checkpoint: str) -> None:
     """Episodes of 12 - 1 decisions on the coarse latent of N = 4; the later ones are those of the shorter episode."""
     env = make(short_checkpoint, fine_steps=12, metric="psnr", render_mode="rgb_array")

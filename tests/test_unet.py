@@ -186,6 +186,8 @@ def test_attention_sees_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> No
         ("start", 0, "start must be a whole number in 1 … 10, got 0"),
         ("start", 11, "start must be a whole number in 1 … 10, got 11"),
         ("start", "5", "start must be a whole number"),
+        ("coarse", "pndm", "coarse must be one of ddpm, ddim, dpmsolver\\+\\+, or ddim:ETA .* got 'pndm'"),
+        ("coarse", ["ddim"], "coarse must be one of .* got .'ddim'."),
         ("widht", 8, "unknown UNet setting widht; known are attention_resolutions, .*, width$"),
     ],
 )

@@ -11,7 +11,7 @@ from agents.cli import main
 from ddpm.errors import CheckpointError, ConfigError, ImageError
 from ddpm.images import read_picture, to_tensor
 from skipdiff_env.upscaler import Upscaler
-from tests.conftest import Photo
+from tests.conftest import Photo, tiny_unet
 from tests.test_images import BAD_FILES
 
 FAST = ("--steps=4,25", "--start=2")
@@ -187,6 +187,16 @@ def test_coarse_sampler(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     assert len(set(written.values())) == 3
     assert upscale(checkpoint, photos / "0.png", "-o", tmp_path / "plain.png").exit_code == 0
     assert (tmp_path / "plain.png").read_bytes() == written["ddpm"]
+
+
+def test_the_checkpoint_chooses_the_coarse_sampler(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    tiny_unet(coarse="ddim:0.7").save_pretrained(folder)
+    with Image.open(photos / "0.png") as image:
+        small = image.resize((12, 10))
+    pictures = {coarse: np.asarray(Upscaler(folder, coarse=coarse)(small)) for coarse in (None, "ddim:0.7", "ddpm")}
+    assert np.array_equal(pictures[None], pictures["ddim:0.7"])
+    assert not np.array_equal(pictures[None], pictures["ddpm"])
 
 
 def test_errors_in_python(checkpoint: str) -> None:
