@@ -222,7 +222,7 @@ class Report:
     @property
     def own_steps(self) -> str:
         """The own pair as options of train-agent."""
-        coarse = "" if self.study.coarse == "ddpm" else f" --coarse {self.study.coarse}"
+        coarse = "" if self.study.coarse == self.study.unet.coarse else f" --coarse {self.study.coarse}"
         return f"{self.study.S},{self.study.N}{coarse}"
 
     def best_start(self, methods: Sequence[str], metric: Metric) -> str:
