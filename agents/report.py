@@ -345,9 +345,10 @@ class Report:
             self.entry(study.csa(study.S, study.coarse), paper=PAPER_CASES[2], case="2, CSA only"),
         ]
         notes = []
+        high_start = f" --fine-steps {study.T}"
         for case, what, steps, extra in (
-            (3, f"FSR only, {study.T} steps", f"1,{study.T}", LONG_EPISODES + LONG_CHAINS),
-            (4, f"CSA + FSR, {study.T} steps", self.own_steps, f" --fine-steps {study.T}{LONG_EPISODES}{SHORT_CHAINS}"),
+            (3, f"FSR only, {study.T} steps", f"1,{study.T}", LONG_EPISODES + CASE_3_SETTINGS),
+            (4, f"CSA + FSR, {study.T} steps", self.own_steps, high_start + LONG_EPISODES + CASE_4_SETTINGS),
         ):
             names = study.agent_names(case)
             entries += [self.entry(f"agent {name}", case=f"{case}, {what}") for name in names]
@@ -518,12 +519,17 @@ class Report:
         )
 
 
-# A small SPN sees six times as many latents of an episode of T - 1 decisions a second; the rest is what one core learns case 4 with in a
-# quarter of an hour, see docs/report-photographs/agents. Case 3 has no coarse stage, so that short chains are noise.
+# A small SPN sees six times as many latents of an episode of T - 1 decisions a second; the rest is what one core learns cases 3 and 4 with
+# in a quarter of an hour, see docs/report-photographs/agents. Without a coarse stage a short chain leaves noise, so case 3 begins with few
+# skips, and a higher price for forwards tells apart the starts that have the same quality.
 LONG_EPISODES = (
-    " --no-oracle --obs-dtype float16 --noise-seeds 1 --nfe-penalty 0.0003 -p spn_size=32 -p hidden_size=128 -p gamma=1"
-    " -p normalize_decisions=false -p n_epochs=4 -p learning_rate=0.003 -p lr_schedule=constant -p undone_price=0.01"
+    " --no-oracle --obs-dtype float16 --noise-seeds 1 --env-steps 32000 -p spn_size=32 -p hidden_size=128 -p gamma=1"
+    " -p normalize_decisions=false -p n_epochs=4 -p lr_schedule=constant"
 )
-SHORT_CHAINS = " --env-steps 32000 -p ent_coef=0.02 -p skip_probability=0.3"
-LONG_CHAINS = " -p ent_coef=0.005 -p skip_probability=0.02"
+CASE_3_SETTINGS = (
+    " --nfe-penalty 0.001 -p learning_rate=0.002 -p ent_coef=0.01 -p undone_price=0.02 -p skip_probability=0.02"
+)
+CASE_4_SETTINGS = (
+    " --nfe-penalty 0.0003 -p learning_rate=0.003 -p ent_coef=0.02 -p undone_price=0.01 -p skip_probability=0.3"
+)
 NO_PEERS = 'Other samplers are left out: diffusers is not installed; `pip install "skipdiff[peers]"`.'

@@ -248,8 +248,8 @@ def resumed_config(folder: Path, given: Mapping[str, Any]) -> TrainingConfig:
 
 
 def initial_settings(checkpoint: str) -> dict[str, Any]:
-    """Settings of a net that begins with a checkpoint's weights: the checkpoint's, less the start, which is chosen anew."""
-    return {name: value for name, value in load_unet(checkpoint).settings.items() if name != "start"}
+    """Settings of a net that begins with a checkpoint's weights: the checkpoint's, less `start` and `coarse`, chosen anew."""
+    return {name: value for name, value in load_unet(checkpoint).settings.items() if name not in ("start", "coarse")}
 
 
 def _copy_weights(source: UNet, target: UNet, name: str) -> None:
