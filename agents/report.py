@@ -454,7 +454,7 @@ class Report:
     def section_fig5(self) -> str:
         """The perception-distortion plane."""
         study = self.study
-        series = {f"DDPM-{study.T}": [study.ddpm()], f"S,N = {study.S},{study.N}": study.own_starts()}
+        series = {f"DDPM-{study.T}": [study.ddpm()], study.pair_name(study.S, study.coarse): study.own_starts()}
         series |= study.pairs() | {method: [method] for method in self.own_agents()} | study.peers()
         points = {heading: self.series(methods) for heading, methods in series.items()}
         points |= {heading: [("", self.entries[heading])] for heading in self.own_agents()}

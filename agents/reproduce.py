@@ -360,15 +360,19 @@ class Study:
         starts = dict.fromkeys(max(1, round(share * N)) for share in (1, 0.75, 0.5))
         return [self.fsr(S, start, sampler) for start in starts]
 
+    def pair_name(self, S: int, sampler: str = "ddpm") -> str:
+        """Heading of the fixed starts of a pair (S, T / S)."""
+        return f"S,N = {S},{self.T // S}" + ("" if sampler == "ddpm" else f", coarse {sampler}")
+
     def pairs(self) -> dict[str, list[str]]:
         """Fig. 5: heading → starts of other pairs (S, N), and of the own one with the other coarse samplers."""
         found = {
-            f"S,N = {S},{self.T // S}": self.some_starts(S)
+            self.pair_name(S): self.some_starts(S)
             for S in sorted({*PAIRS, self.S})
             if self.T % S == 0 and self.T // S > 1 and (self.S, self.coarse) != (S, "ddpm")
         }
         return found | {
-            f"S,N = {self.S},{self.N}, coarse {sampler}": self.some_starts(self.S, sampler)
+            self.pair_name(self.S, sampler): self.some_starts(self.S, sampler)
             for sampler in COARSE_SAMPLERS
             if sampler not in ("ddpm", self.coarse)
         }

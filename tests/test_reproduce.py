@@ -18,7 +18,7 @@ from agents.evaluation import Row, measure
 from agents.report import Report, peer_verdicts
 from agents.reproduce import SECTIONS, ReportConfig, Study, count_flops
 from ddpm.errors import ConfigError
-from tests.conftest import counting
+from tests.conftest import counting, tiny_unet
 
 # Forwards for one picture and noise at T = 12, (S, N) = (3, 4): chains of 2, 3, 4 and 12 steps; starts 4 … 1; of case 3, 11
 # and 8; of case 4, 8; S,N = 4,3 from 3 and 2; two coarse samplers with starts 4, 3, 2; four peers and Heun at 5 and 10; CCDF
@@ -206,6 +206,21 @@ def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     assert float(ours["policy_seconds"]) > 0
     per_forward = json.loads((out / "flops.json").read_text())["unet"]
     assert float(full["total_gflops"]) == pytest.approx(12 * per_forward / 1e9)
+
+
+def test_own_starts_beside_those_of_ddpm(photos: Path, tmp_path: Path) -> None:
+    """Where the checkpoint's coarse sampler is not DDPM, Fig. 5 shows its own starts and those after DDPM."""
+    checkpoint = tmp_path / "checkpoint"
+    tiny_unet(diffusion_steps=12, coarse_steps=3, start=None, coarse="ddim:0.5").save_pretrained(checkpoint)
+    arguments = [
+        "reproduce", f"--images={photos}", f"--checkpoint={checkpoint}", "--limit=1", "--seeds=1", "--image-size=96",
+        f"--out={tmp_path / 'out'}", "--sections=fig5",
+    ]  # fmt: skip
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    methods = {row["method"] for row in read(tmp_path / "out" / "fig5.csv")}
+    assert {f"CSA(3, ddim:0.5) + FSR({start})" for start in (3, 2, 1)} < methods
+    assert "CSA(3) + FSR(4)" in methods
 
 
 def test_flops_of_a_layer() -> None:
