@@ -523,13 +523,9 @@ class Report:
 # in a quarter of an hour, see docs/report-photographs/agents. Without a coarse stage a short chain leaves noise, so case 3 begins with few
 # skips, and a higher price for forwards tells apart the starts that have the same quality.
 LONG_EPISODES = (
-    " --no-oracle --obs-dtype float16 --noise-seeds 1 --env-steps 32000 -p spn_size=32 -p hidden_size=128 -p gamma=1"
+    " --no-oracle --obs-dtype float16 --noise-seeds 1 -p spn_size=32 -p hidden_size=128 -p gamma=1"
     " -p normalize_decisions=false -p n_epochs=4 -p lr_schedule=constant"
 )
-CASE_3_SETTINGS = (
-    " --nfe-penalty 0.001 -p learning_rate=0.002 -p ent_coef=0.01 -p undone_price=0.02 -p skip_probability=0.02"
-)
-CASE_4_SETTINGS = (
-    " --nfe-penalty 0.0003 -p learning_rate=0.003 -p ent_coef=0.02 -p undone_price=0.01 -p skip_probability=0.3"
-)
+CASE_3_SETTINGS = " --nfe-penalty 0.001 --env-steps 48000 -p learning_rate=0.001 -p ent_coef=0.01 -p undone_price=0.02 -p skip_probability=0.03"
+CASE_4_SETTINGS = " --nfe-penalty 0.0003 --env-steps 32000 -p learning_rate=0.003 -p ent_coef=0.02 -p undone_price=0.01 -p skip_probability=0.3"
 NO_PEERS = 'Other samplers are left out: diffusers is not installed; `pip install "skipdiff[peers]"`.'
