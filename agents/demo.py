@@ -48,7 +48,7 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
         A table of means over the photographs.
     """
     unet = load_unet(checkpoint, device)
-    process = RefinementProcess(unet, unet.diffusion_steps, unet.steps, device=device, coarse=unet.coarse)
+    process = RefinementProcess(unet, unet.diffusion_steps, unet.steps, device=device)
     start = unet.start or process.N
     hr = photographs().to(device)
     lr_up = degrade(hr, unet.scale)

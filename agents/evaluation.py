@@ -378,8 +378,8 @@ def evaluate(
     if reward is not None and reward not in measures:
         raise ConfigError(f"the reward's metric {reward} must be one of the metrics {', '.join(measures)}")
     process = RefinementProcess(
-        unet, unet.diffusion_steps, steps or unet.steps, batch_size=batch_size, device=device,
-        coarse=coarse or unet.coarse, fine_steps=fine_steps,
+        unet, unet.diffusion_steps, steps or unet.steps, batch_size=batch_size, device=device, coarse=coarse,
+        fine_steps=fine_steps,
     )  # fmt: skip
     policies: dict[str, Policy] = {}
     for name, agent in (agents or {}).items():

@@ -345,10 +345,9 @@ class Report:
             self.entry(study.csa(study.S, study.coarse), paper=PAPER_CASES[2], case="2, CSA only"),
         ]
         notes = []
-        high_start = f" --fine-steps {study.T}"
         for case, what, steps, extra in (
-            (3, f"FSR only, {study.T} steps", f"1,{study.T}", LONG_EPISODES + CASE_3_SETTINGS),
-            (4, f"CSA + FSR, {study.T} steps", self.own_steps, high_start + LONG_EPISODES + CASE_4_SETTINGS),
+            (3, f"FSR only, {study.T} steps", f"1,{study.T}", CASE_3_SETTINGS),
+            (4, f"CSA + FSR, {study.T} steps", f"{self.own_steps} --fine-steps {study.T}", CASE_4_SETTINGS),
         ):
             names = study.agent_names(case)
             entries += [self.entry(f"agent {name}", case=f"{case}, {what}") for name in names]
@@ -362,7 +361,7 @@ class Report:
                 f"Case {case} has no agent: its line is the fixed start with the best {study.reward.name.upper()} reward of "
                 f"{', '.join(str(self.by_method[method][0].start) for method in tried)}"
                 f"{' (always denoising is case 1)' if case == 3 else ''}. An agent: "
-                f"{self.train_command(f'case{case}', steps, extra)}."
+                f"{self.train_command(f'case{case}', steps, LONG_EPISODES + extra)}."
             )
         entries.append(self.entry(self.skipdiff, paper=PAPER_CASES[5], case=f"5, CSA + FSR({study.N})"))
         columns = ["case", *QUALITY, "seconds", *(f"paper_{name}" for name in PAPER_NAMES)]

@@ -57,7 +57,7 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[obj
 def skipdiff(unet: UNet, repeats: int) -> None:
     """Coarse and fine stages from the checkpoint's start against the full chain."""
     alphas_cumprod = cosine_alphas_cumprod(unet.diffusion_steps)
-    process = RefinementProcess(unet, unet.diffusion_steps, unet.steps, coarse=unet.coarse)
+    process = RefinementProcess(unet, unet.diffusion_steps, unet.steps)
     start = unet.start or process.N
     rows = []
     for batch in (1, 8):

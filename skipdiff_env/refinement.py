@@ -6,7 +6,7 @@ The scalar environment, the batched one, the upscaler and the table of all start
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,12 @@ from skipdiff_env.memo import Memo
 
 T = TypeVar("T")
 SKIP_MODES = ("restart", "hold")
+
+
+class CoarseDenoiser(Denoiser, Protocol):
+    """A net that also names the sampler of its coarse stage."""
+
+    coarse: str
 
 
 class Action(IntEnum):
@@ -89,7 +95,7 @@ class RefinementProcess:
         batch_size: largest batch of one UNet forward.
         device: where the net is.
         coarse: what runs the coarse stage: "ddpm" (Eq. 8-12), or without noise but the initial, "ddim" (eta = 0) or
-            "dpmsolver++" (DPM-Solver++(2M)); "ddim:ETA" adds the share ETA of the noise of "ddpm".
+            "dpmsolver++" (DPM-Solver++(2M)); "ddim:ETA" adds the share ETA of the noise of "ddpm"; None: what the net says.
         fine_steps: the diffusion step that is decided first, N … T; None: N. The coarse latent stands at the noise level of
             step N all the same (the paper's Table 4, case 4: CSA, and decisions on all T steps).
 
@@ -100,14 +106,14 @@ class RefinementProcess:
 
     def __init__(
         self,
-        unet: Denoiser,
+        unet: CoarseDenoiser,
         diffusion_steps: int,
         steps: tuple[int, int],
         skip_mode: str = "restart",
         memo: Memo | None = None,
         batch_size: int = 32,
         device: str = "cpu",
-        coarse: str = "ddpm",
+        coarse: str | None = None,
         fine_steps: int | None = None,
     ) -> None:
         check_steps(diffusion_steps, *steps)
@@ -123,8 +129,9 @@ class RefinementProcess:
                 f"fine_steps must lie in {self.N} … {diffusion_steps}, from N of steps S,N to all of the checkpoint's "
                 f"diffusion steps, got {fine_steps}"
             )
-        self.skip_mode, self.coarse = skip_mode, coarse
-        self._sample_coarse = coarse_sampler(coarse)
+        self.skip_mode = skip_mode
+        self.coarse = unet.coarse if coarse is None else coarse
+        self._sample_coarse = coarse_sampler(self.coarse)
         self.memo = memo if memo is not None else Memo(0)
         self.batch_size = batch_size
         self.device = device

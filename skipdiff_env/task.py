@@ -176,9 +176,8 @@ class Task:
             raise ConfigError(f"image_size must be a multiple of {multiple} for this checkpoint, got {image_size}")
         self.memo = Memo(cache_mb)
         self.process = RefinementProcess(
-            self.unet, self.unet.diffusion_steps, (S, N), skip_mode, self.memo, batch_size, device,
-            coarse or self.unet.coarse, fine_steps,
-        )  # fmt: skip
+            self.unet, self.unet.diffusion_steps, (S, N), skip_mode, self.memo, batch_size, device, coarse, fine_steps
+        )
         if self.process.fine_steps < 2:
             raise ConfigError(f"N in steps (S, N) must be at least 2, or there is nothing to decide; got {S}, {N}")
         # NumPy's float64 operations behind some metrics do not exist on Apple's GPUs

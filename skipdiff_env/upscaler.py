@@ -15,8 +15,8 @@ from ddpm.checkpoints import load_unet
 from ddpm.degradation import upsample
 from ddpm.errors import ConfigError, ImageError
 from ddpm.images import Picture, from_pil, read_picture, to_pil, to_tensor, to_uint8, write_picture
-from ddpm.sampling import Denoiser
 from ddpm.tiling import TiledUNet
+from ddpm.unet import UNet
 from skipdiff_env.refinement import Policy, RefinementProcess, fixed_start
 
 # Float32 pictures that are alive at once at the worst moment of a diffusion step.
@@ -74,14 +74,14 @@ class Upscaler:
     ) -> None:
         self.unet = load_unet(checkpoint, device)
         self.scale, self.device, self.tile = self.unet.scale, device, tile
-        self.denoiser: Denoiser = TiledUNet(self.unet, tile, min(32, tile // 4)) if tile else self.unet
+        self.denoiser: UNet | TiledUNet = TiledUNet(self.unet, tile, min(32, tile // 4)) if tile else self.unet
         self.process = RefinementProcess(
             self.denoiser,
             self.unet.diffusion_steps,
             steps or self.unet.steps,
             batch_size=batch_size,
             device=device,
-            coarse=coarse or self.unet.coarse,
+            coarse=coarse,
         )
         if start is not None and not 1 <= start <= self.process.N:
             raise ConfigError(f"start must lie in 1 … {self.process.N}, the fine steps of --steps, got {start}")

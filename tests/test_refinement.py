@@ -194,7 +194,7 @@ def test_estimate() -> None:
 class Adversary:
     """A net whose estimate of x_0 is as far out as the clamp lets it be."""
 
-    prediction, residual_scale = "v", 4.0
+    prediction, residual_scale, coarse = "v", 4.0, "ddpm"
 
     def __init__(self, target: str) -> None:
         self.target = target

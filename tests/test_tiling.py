@@ -15,7 +15,7 @@ from tests.conftest import Photo
 class Pointwise:
     """Stands in for a net without receptive field: tiling must not change what it gives."""
 
-    stride, prediction, target, residual_scale = 8, "v", "residual", 4.0
+    stride, prediction, target, residual_scale, coarse = 8, "v", "residual", 4.0, "ddpm"
 
     def __call__(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:
         return 2 * x_t + lr_up**2 * noise_level[:, None, None, None]

@@ -202,7 +202,8 @@ def test_the_checkpoint_chooses_the_coarse_sampler(photos: Path, tmp_path: Path)
 def test_errors_in_python(checkpoint: str) -> None:
     with pytest.raises(ConfigError, match="start must lie"):
         Upscaler(checkpoint, start=11)
-    with pytest.raises(ConfigError, match="coarse must be one of ddpm, ddim"):
-        Upscaler(checkpoint, coarse="euler")
+    for coarse in ("euler", ""):
+        with pytest.raises(ConfigError, match="coarse must be one of ddpm, ddim"):
+            Upscaler(checkpoint, coarse=coarse)
     with pytest.raises(CheckpointError, match="unknown checkpoint"):
         Upscaler("nonsense")
