@@ -49,13 +49,12 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
     """
     unet = load_unet(checkpoint, device)
     process = RefinementProcess(unet, unet.diffusion_steps, unet.steps, device=device)
-    start = unet.start or process.N
     hr = photographs().to(device)
     lr_up = degrade(hr, unet.scale)
-    expected = unet.diffusion_steps + unet.coarse_steps + start
+    expected = unet.diffusion_steps + unet.coarse_steps + unet.start
     with tqdm(total=expected, desc="demo", unit="forward", dynamic_ncols=True) as bar:
         hook = unet.register_forward_hook(lambda *_: bar.update() and None)
-        results = compare(process, lr_up, [seed] * len(hr), [start])
+        results = compare(process, lr_up, [seed] * len(hr), [unet.start])
         hook.remove()
     rows = measure(results, [make_metric(name, device) for name in METRICS], hr, seed)
     small = torch.nn.functional.interpolate(downsample(hr, unet.scale), scale_factor=unet.scale, mode="nearest")

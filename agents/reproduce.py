@@ -259,7 +259,7 @@ class Study:
     @property
     def start(self) -> int:
         """The checkpoint's fixed start, as far as N allows."""
-        return min(self.unet.start or self.N, self.N)
+        return min(self.unet.start, self.N)
 
     # --- methods: each of these gives the name, and remembers what it stands for ---
 

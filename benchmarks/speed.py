@@ -58,7 +58,6 @@ def skipdiff(unet: UNet, repeats: int) -> None:
     """Coarse and fine stages from the checkpoint's start against the full chain."""
     alphas_cumprod = cosine_alphas_cumprod(unet.diffusion_steps)
     process = RefinementProcess(unet, unet.diffusion_steps, unet.steps)
-    start = unet.start or process.N
     rows = []
     for batch in (1, 8):
         lr_up = torch.rand(batch, 3, SIDE, SIDE) * 2 - 1
@@ -68,7 +67,7 @@ def skipdiff(unet: UNet, repeats: int) -> None:
             return to_image(unet, sample(unet, alphas_cumprod, lr_up, noise), lr_up)
 
         def ours(lr_up=lr_up, batch=batch) -> object:  # type: ignore[no-untyped-def]
-            return process.run(process.begin(list(lr_up), range(batch)), fixed_start(start))
+            return process.run(process.begin(list(lr_up), range(batch)), fixed_start(unet.start))
 
         with torch.inference_mode():
             seconds = in_turns({"full": full, "ours": ours}, repeats)
@@ -81,7 +80,7 @@ def skipdiff(unet: UNet, repeats: int) -> None:
         )  # fmt: skip
     T = unet.diffusion_steps
     print_table(
-        f"SkipDiff (start {start}, {process.S - 1 + start} forwards) against DDPM-{T}; the paper: 6.0 in time, 6.25 in FLOPs",
+        f"SkipDiff (start {unet.start}, {process.S - 1 + unet.start} forwards) against DDPM-{T}; the paper: 6.0 in time, 6.25 in FLOPs",
         (
             "batch",
             f"DDPM-{T}, s/picture",

@@ -211,8 +211,7 @@ def sample_grid(unet: UNet, hr: Tensor) -> np.ndarray:
     lr_up = degrade(hr, unet.scale)
     noise = KeyedNoise(range(len(hr)), hr.shape[1:], hr.device)
     latents = coarse_sampler(unet.coarse)(unet, coarse, lr_up, noise)
-    start = unet.start or unet.steps[1]
-    fine = refine(unet, alphas_cumprod, latents, lr_up, noise, start)
+    fine = refine(unet, alphas_cumprod, latents, lr_up, noise, unet.start)
     images = torch.stack([lr_up, to_image(unet, latents, lr_up), to_image(unet, fine, lr_up), hr])
     columns = images.permute(1, 3, 0, 4, 2).reshape(-1, 4 * hr.shape[3], 3)
     return ((columns + 1) * 127.5).round().to(torch.uint8).cpu().numpy()

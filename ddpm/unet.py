@@ -231,7 +231,7 @@ class UNet(
         self.scale = scale
         self.diffusion_steps = diffusion_steps
         self.coarse_steps = coarse_steps
-        self.start = start
+        self.start = N if start is None else start
         self.coarse = coarse
         self.patch_size = patch_size
         # Sides of an input must be multiples of this.

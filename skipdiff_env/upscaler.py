@@ -86,7 +86,7 @@ class Upscaler:
         if start is not None and not 1 <= start <= self.process.N:
             raise ConfigError(f"start must lie in 1 … {self.process.N}, the fine steps of --steps, got {start}")
         # the checkpoint's start belongs to its own N; another N starts at the same place within the fine part at most
-        start = start or min(self.unet.start or self.process.N, self.process.N)
+        start = start or min(self.unet.start, self.process.N)
         self.policy = policy or fixed_start(start)
         # with a policy it is known only afterwards
         self.expected_nfe = self.process.S - 1 + (self.process.N if policy else start)

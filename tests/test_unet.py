@@ -80,6 +80,11 @@ def test_round_trip(changes: dict[str, Any], tmp_path: Path) -> None:
             assert getattr(loaded, name) == getattr(unet, name)
 
 
+def test_without_a_start_the_whole_fine_part_is_done() -> None:
+    assert tiny_unet(start=None).start == tiny_unet().steps[1]
+    assert tiny_unet(start=3).start == 3
+
+
 def test_loading_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     UNet.from_pretrained(folder)
     load_unet(folder)
