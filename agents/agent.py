@@ -225,7 +225,7 @@ class Agent:
         if self.config.first_step != (fine_steps or steps[1]):
             raise ConfigError(
                 f"the agent decides from diffusion step {self.config.first_step} on, got episodes from "
-                f"{fine_steps or steps[1]} on; take --fine-steps {self.config.first_step} of evaluate or enjoy, or another agent"
+                f"{fine_steps or steps[1]} on; take --fine-steps {self.config.first_step}, or another agent"
             )
 
     def save(self, folder: str | Path) -> None:

@@ -142,7 +142,7 @@ CHECKPOINT = click.option("--checkpoint", default="natural-x4", help="Name, fold
 STEPS = click.option(
     "--steps",
     callback=_numbers(2),
-    help="S,N: coarse steps, and diffusion steps each spans.  [default: the checkpoint's]",
+    help="S,N: coarse steps, and diffusion steps each spans.  [default: the agent's, or the checkpoint's]",
 )
 COARSE = click.option(
     "--coarse",
@@ -170,6 +170,7 @@ TRUST_PICKLE = click.option(
     "--start", type=int, help="Diffusion step where the fine chain begins, 1 … N.  [default: the checkpoint's]"
 )
 @COARSE
+@FINE_STEPS
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise.")
 @click.option("--samples", type=click.IntRange(min=1), default=1, help="Different answers for each picture.")
 @DEVICE
@@ -269,15 +270,18 @@ def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, An
 
     loaded = load_agent(agent or own, options["device"], trust_pickle)
     S, N = loaded.config.steps
-    others = options["steps"] not in (None, (S, N)) or options["coarse"] not in (None, loaded.config.coarse)
-    if agent is None and others:
-        return {}  # other steps or another coarse sampler than those of the checkpoint's agent
-    decided = {"policy": AgentPolicy(loaded), "coarse": options["coarse"] or loaded.config.coarse}
+    own_settings: dict[str, Any] = {
+        "steps": (S, N),
+        "coarse": loaded.config.coarse,
+        "fine_steps": loaded.config.first_step,
+    }
+    if agent is None and any(options[name] not in (None, value) for name, value in own_settings.items()):
+        return {}  # other settings than those of the checkpoint's agent
     if options["steps"] is None and not S:
         raise click.UsageError(f"the agent does not say its S; give --steps S,{N}")
-    steps = options["steps"] or (S, N)
-    loaded.check(steps)
-    return decided | {"steps": steps}
+    settings: dict[str, Any] = {name: options[name] or value for name, value in own_settings.items()}
+    loaded.check(settings["steps"], settings["fine_steps"])
+    return {"policy": AgentPolicy(loaded), **settings}
 
 
 def _upscale_jobs(
@@ -388,6 +392,7 @@ def evaluate(
     if options["reward"] is None:
         trained = [agent.config.training.get("env", {}).get("metric") for agent in loaded.values()]
         options["reward"] = next((name for name in [*trained, "niqe"] if name in names), None)
+    options["steps"] = options["steps"] or next((a.config.steps for a in loaded.values() if a.config.steps[0]), None)
     options["coarse"] = options["coarse"] or next((a.config.coarse for a in loaded.values()), None)
     options["fine_steps"] = options["fine_steps"] or next((a.config.fine_steps for a in loaded.values()), None)
     size = options.pop("image_size")

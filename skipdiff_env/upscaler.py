@@ -46,18 +46,19 @@ class Upscaler:
     Args:
         checkpoint: name of a shipped checkpoint, a folder, or a Hub id.
         steps: (S, N), coarse steps and diffusion steps that each spans; None: the checkpoint's own.
-        start: diffusion step 1 … N at which the fine chain begins; None: the checkpoint's own.
+        start: diffusion step 1 … N (or `fine_steps`) at which the fine chain begins; None: the checkpoint's own.
         policy: decides step by step instead of `start`.
         device: where to compute.
         tile: side of the overlapping tiles for pictures larger than that, in pixels of the result; 0: no tiles.
         batch_size: pictures of one size that are enlarged together.
         coarse: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++"; None: what
             the checkpoint says.
+        fine_steps: the diffusion step that is decided first, N … T; None: N.
 
     Raises:
         CheckpointError: the checkpoint is unknown or damaged.
-        ConfigError: S · N differs from the checkpoint's T, `start` lies outside 1 … N, the coarse sampler is
-            unknown, or there is no such device.
+        ConfigError: S · N differs from the checkpoint's T, `start` or `fine_steps` lies outside its range, the coarse
+            sampler is unknown, or there is no such device.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Upscaler:
         tile: int = 256,
         batch_size: int = 8,
         coarse: str | None = None,
+        fine_steps: int | None = None,
     ) -> None:
         self.unet = load_unet(checkpoint, device)
         self.scale, self.device, self.tile = self.unet.scale, device, tile
@@ -82,14 +84,16 @@ class Upscaler:
             batch_size=batch_size,
             device=device,
             coarse=coarse,
+            fine_steps=fine_steps,
         )
-        if start is not None and not 1 <= start <= self.process.N:
-            raise ConfigError(f"start must lie in 1 … {self.process.N}, the fine steps of --steps, got {start}")
+        first = self.process.fine_steps
+        if start is not None and not 1 <= start <= first:
+            raise ConfigError(f"start must lie in 1 … {first}, the fine steps, got {start}")
         # the checkpoint's start belongs to its own N; another N starts at the same place within the fine part at most
         start = start or min(self.unet.start, self.process.N)
         self.policy = policy or fixed_start(start)
         # with a policy it is known only afterwards
-        self.expected_nfe = self.process.S - 1 + (self.process.N if policy else start)
+        self.expected_nfe = self.process.S - 1 + (first if policy else start)
         self.batch_size = batch_size
 
     def upscale(

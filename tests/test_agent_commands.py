@@ -231,7 +231,7 @@ def test_an_agent_keeps_its_first_decision(episodes: list[str], checkpoint: str,
     assert said.count("probability 0.") == 7
     out = tmp_path / "table"
     run(
-        "evaluate", f"--images={photos}", f"--checkpoint={checkpoint}", STEPS, "--image-size=96", "--metrics=psnr",
+        "evaluate", f"--images={photos}", f"--checkpoint={checkpoint}", "--image-size=96", "--metrics=psnr",
         "--limit=1", f"--agent={folder}", f"--out={out}", "--pictures=0",
     )  # fmt: skip
     methods = {entry["method"] for entry in json.loads((out / "table.json").read_text())}
@@ -241,8 +241,20 @@ def test_an_agent_keeps_its_first_decision(episodes: list[str], checkpoint: str,
     assert "decides from diffusion step 8 on, got episodes from 6 on" in " ".join(refused.output.split())
     with Image.open(photos / "0.png") as image:
         image.resize((12, 10)).save(tmp_path / "small.png")
-    refused = run("upscale", tmp_path / "small.png", "-o", tmp_path / "y.png", f"--checkpoint={checkpoint}", f"--agent={folder}", code=2)  # fmt: skip
-    assert "decides from diffusion step 8 on, got episodes from 5 on" in " ".join(refused.output.split())
+
+    def upscale(*arguments: str, code: int = 0) -> str:
+        small, out = tmp_path / "small.png", tmp_path / "y.png"
+        said = run("upscale", small, "-o", out, f"--checkpoint={checkpoint}", "--overwrite", *arguments, code=code)
+        return " ".join(said.output.split())
+
+    def forwards(said: str) -> int:
+        return int(said.split(" forwards each")[0].split()[-1])
+
+    assert 19 + 1 <= forwards(upscale(f"--agent={folder}")) <= 19 + 8
+    assert forwards(upscale(STEPS, "--start=8", "--fine-steps=8")) == 19 + 8
+    assert "start must lie in 1 … 8" in upscale(STEPS, "--start=9", "--fine-steps=8", code=2)
+    refused_too = upscale(f"--agent={folder}", "--fine-steps=6", code=2)
+    assert "decides from diffusion step 8 on, got episodes from 6 on" in refused_too
 
 
 @pytest.mark.parametrize(
