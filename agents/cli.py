@@ -1,14 +1,17 @@
 """The command line, `skipdiff`. Heavy imports happen inside the commands, so that `--help` is quick."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from ddpm.errors import ConfigError, SkipDiffError
+
+if TYPE_CHECKING:
+    from agents.agent import Agent
 
 
 class Group(click.Group):
@@ -269,19 +272,26 @@ def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, An
     from agents.agent import AgentPolicy, load_agent
 
     loaded = load_agent(agent or own, options["device"], trust_pickle)
-    S, N = loaded.config.steps
-    own_settings: dict[str, Any] = {
-        "steps": (S, N),
-        "coarse": loaded.config.coarse,
-        "fine_steps": loaded.config.first_step,
-    }
-    if agent is None and any(options[name] not in (None, value) for name, value in own_settings.items()):
+    config = loaded.config
+    decides: dict[str, Any] = {"steps": config.steps, "coarse": config.coarse, "fine_steps": config.first_step}
+    if agent is None and any(options[name] not in (None, value) for name, value in decides.items()):
         return {}  # other settings than those of the checkpoint's agent
-    if options["steps"] is None and not S:
-        raise click.UsageError(f"the agent does not say its S; give --steps S,{N}")
-    settings: dict[str, Any] = {name: options[name] or value for name, value in own_settings.items()}
+    settings = _episode_settings(options, [loaded])
+    if settings["steps"] is None:
+        raise click.UsageError(f"the agent does not say its S; give --steps S,{config.steps[1]}")
     loaded.check(settings["steps"], settings["fine_steps"])
     return {"policy": AgentPolicy(loaded), **settings}
+
+
+def _episode_settings(options: dict[str, Any], agents: Iterable["Agent"]) -> dict[str, Any]:
+    """Steps, coarse sampler and first decision of the episodes: what was asked for, or else the first agent's (None: not said)."""
+    configs = [agent.config for agent in agents]
+    own: dict[str, Any] = {
+        "steps": next((config.steps for config in configs if config.steps[0]), None),
+        "coarse": next((config.coarse for config in configs), None),
+        "fine_steps": next((config.fine_steps for config in configs), None),
+    }
+    return {name: options[name] or value for name, value in own.items()}
 
 
 def _upscale_jobs(
@@ -392,9 +402,7 @@ def evaluate(
     if options["reward"] is None:
         trained = [agent.config.training.get("env", {}).get("metric") for agent in loaded.values()]
         options["reward"] = next((name for name in [*trained, "niqe"] if name in names), None)
-    options["steps"] = options["steps"] or next((a.config.steps for a in loaded.values() if a.config.steps[0]), None)
-    options["coarse"] = options["coarse"] or next((a.config.coarse for a in loaded.values()), None)
-    options["fine_steps"] = options["fine_steps"] or next((a.config.fine_steps for a in loaded.values()), None)
+    options |= _episode_settings(options, loaded.values())
     size = options.pop("image_size")
     crops = load_crops(images, size, options.pop("limit"))
     train_crops = load_crops(train_images, size) if train_images else None
@@ -522,10 +530,7 @@ def enjoy(agent: str, out: Path, image: int, noise_seed: int, trust_pickle: bool
     from skipdiff_env.task import Task
 
     loaded = load_agent(agent, options["device"], trust_pickle)
-    if loaded.config.steps[0]:
-        options["steps"] = options["steps"] or loaded.config.steps
-    options["coarse"] = options["coarse"] or loaded.config.coarse
-    options["fine_steps"] = options["fine_steps"] or loaded.config.fine_steps
+    options |= _episode_settings(options, [loaded])
     task = Task(**_settings(options), **options)
     played = play(loaded, task, image, noise_seed, film=out.suffix.lower() != ".png")
     write_film(played.frames, out)
