@@ -55,27 +55,63 @@ UNET_OPTIONS = (
 )  # fmt: skip
 
 
+TRAINING = (
+    click.option("--images", multiple=True, help="Folder, file or pattern of photographs; may be repeated."),
+    click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."),
+    click.option("--resume", is_flag=True, help="Go on with the run in --out."),
+    click.option("--iterations", type=int, default=10_000, help="Optimizer steps in all."),
+    click.option("--batch-size", type=int, default=16, help="Crops per step and process."),
+    click.option("--scale", type=int, default=4, help="How many times the net shall enlarge."),
+    click.option("--lr", type=float, default=4e-4, help="Peak learning rate."),
+    click.option("--lr-schedule", type=click.Choice(["cosine", "step", "constant"]), default="cosine"),
+    click.option("--warmup", type=int, default=100, help="Iterations of linear warm-up."),
+    click.option("--loss", type=click.Choice(["l1", "l2"]), default="l1", help="Distance that is minimised."),
+    click.option("--clip", type=float, default=1.0, help="Largest norm of the gradient."),
+    click.option("--ema-decay", type=float, default=0.999, help="Decay of the averaged weights."),
+    click.option("--mixed-precision", type=click.Choice(["auto", "no", "fp16", "bf16"]), default="auto"),
+    click.option("--seed", type=int, default=0),
+    click.option("--save-every", type=int, default=500, help="Iterations between checkpoints."),
+    click.option("--workers", type=int, default=0, help="Processes that load pictures."),
+    click.option("--cache-mb", type=int, default=1024, help="Decoded pictures kept in memory."),
+)
+
+
+def _training(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that every training on photographs has."""
+    for option in reversed(TRAINING):
+        command = option(command)
+    return command
+
+
+def _given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that stand on the command line."""
+    return {k: v for k, v in options.items() if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
+
+
+def _checked_training(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a new training, with paths that stay valid when it is resumed from another folder."""
+    from ddpm.trainer import absolute
+
+    if not options["images"]:
+        raise click.UsageError("--images is missing: name a folder of photographs to train on")
+    return options | {"images": [absolute(path) for path in options["images"]]}
+
+
 @main.command("train-ddpm")
-@click.option("--images", multiple=True, help="Folder, file or pattern of photographs; may be repeated.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@_training
 @click.option(
     "--init",
     help="Checkpoint whose weights and settings of the net training begins with; options given beside it change settings.",
 )
-@click.option("--iterations", type=int, default=10_000, help="Optimizer steps in all.")
-@click.option("--batch-size", type=int, default=16, help="Crops per step and process.")
+@click.option(
+    "--predictor",
+    type=click.Path(dir_okay=False),
+    help="Super-resolution net (any file that spandrel loads) whose picture is the condition.  [default: that of --init, or bicubic]",
+)
 @click.option("--crop", type=int, default=64, help="Side of the random crops, in pixels.")
-@click.option("--scale", type=int, default=4, help="How many times the net shall enlarge.")
-@click.option("--lr", type=float, default=4e-4, help="Peak learning rate.")
-@click.option("--lr-schedule", type=click.Choice(["cosine", "step", "constant"]), default="cosine")
-@click.option("--warmup", type=int, default=100, help="Iterations of linear warm-up.")
 @click.option(
     "--perceptual-weight", type=float, default=0.0, help="Weight of LPIPS between estimate and target in the loss."
 )
-@click.option("--clip", type=float, default=1.0, help="Largest norm of the gradient.")
-@click.option("--ema-decay", type=float, default=0.999, help="Decay of the averaged weights.")
-@click.option("--mixed-precision", type=click.Choice(["auto", "no", "fp16", "bf16"]), default="auto")
 @click.option("--width", type=int, default=48, help="Channels of the first level (paper: 64).")
 @click.option(
     "--multipliers", callback=_numbers(), default="1,2,4", help="Channels of each level over width (paper: 1,2,4,8,8)."
@@ -93,10 +129,6 @@ UNET_OPTIONS = (
 )
 @click.option("--residual-scale", default=4.0, help="Factor on the residual, if that is diffused.")
 @click.option("--coarse-steps", type=int, default=10, help="Default S of the checkpoint.")
-@click.option("--seed", type=int, default=0)
-@click.option("--save-every", type=int, default=500, help="Iterations between checkpoints.")
-@click.option("--workers", type=int, default=0, help="Processes that load pictures.")
-@click.option("--cache-mb", type=int, default=1024, help="Decoded pictures kept in memory.")
 @click.pass_context
 def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
     """Train the conditional DDPM on a folder of photographs.
@@ -104,24 +136,46 @@ def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> N
     The weights go to OUT/checkpoint, which every other command takes as --checkpoint. On several GPUs (torchrun works as well):
     accelerate launch -m agents.cli train-ddpm …
     """
-    from ddpm.training import TrainingConfig, initial_settings, resumed_config, train
+    from ddpm.trainer import resumed_config
+    from ddpm.training import DDPMConfig, initial_settings, train
 
-    given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
+    given = _given(ctx, options)
     if resume:
-        config = resumed_config(out, given)
-    elif not options["images"]:
-        raise click.UsageError("--images is missing: name a folder of photographs to train on")
+        config = resumed_config(DDPMConfig, out, given)
     else:
+        options = _checked_training(options)
         unet = {k: options.pop(k) for k in UNET_OPTIONS}
         if options["init"] is not None:
             unet = initial_settings(options["init"]) | {k: v for k, v in unet.items() if k in given}
-        config = TrainingConfig(unet=unet, **options)
+        config = DDPMConfig(unet=unet, **options)
     perceptual = None
     if config.perceptual_weight > 0:
-        from skipdiff_env.metrics import make_lpips
+        from skipdiff_env.metrics import make_lpips, make_metric
 
+        make_metric("lpips").check_size(config.crop, config.crop)
         perceptual = make_lpips()
     click.echo(f"checkpoint: {train(config, out, resume, perceptual)}")
+
+
+@main.command("train-predictor")
+@_training
+@click.option("--init", type=click.Path(dir_okay=False), help="SPAN whose weights training begins with.")
+@click.option("--crop", type=int, default=128, help="Side of the random crops, in pixels of the target.")
+@click.option("--channels", type=int, default=48, help="Feature channels of the net.")
+@click.pass_context
+def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
+    """Train a predictor (SPAN): the small net whose picture `train-ddpm --predictor` starts from.
+
+    The weights go to OUT/checkpoint/predictor.safetensors.
+    """
+    from ddpm.predictor_training import PredictorConfig, train_predictor
+    from ddpm.trainer import resumed_config
+
+    if resume:
+        config = resumed_config(PredictorConfig, out, _given(ctx, options))
+    else:
+        config = PredictorConfig(**_checked_training(options))
+    click.echo(f"predictor: {train_predictor(config, out, resume)}")
 
 
 def _coarse_sampler(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -21,10 +21,10 @@ from ddpm.checkpoints import load_unet
 from ddpm.noise import KeyedNoise
 from ddpm.sampling import sample, to_image
 from ddpm.schedule import cosine_alphas_cumprod
+from ddpm.torchvision_ops import ensure_torchvision
 from ddpm.training import training_loss
 from ddpm.unet import UNet
 from skipdiff_env.refinement import RefinementProcess, fixed_start
-from skipdiff_env.torchvision_ops import ensure_torchvision
 
 SIDE = 128
 

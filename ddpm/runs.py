@@ -3,10 +3,16 @@
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from ddpm.errors import ConfigError
 from ddpm.images import atomic_path
@@ -46,3 +52,34 @@ def start_run(folder: Path, config: Mapping[str, Any]) -> None:
             continue
     write_json(folder / "config.json", dict(config))
     write_json(folder / "versions.json", versions)
+
+
+@contextmanager
+def lock_run(folder: Path, wanted: bool = True) -> Iterator[None]:
+    """Keeps other processes out of a run's folder while the block runs.
+
+    Args:
+        folder: the run's folder; it is made where it is missing.
+        wanted: whether to lock at all; of several processes of one run only the first does.
+
+    Raises:
+        ConfigError: another process holds the folder, or the folder cannot be written.
+    """
+    if not wanted or fcntl is None:
+        yield
+        return
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write into the folder {folder} ({error.strerror}); give another --out") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"another process is at work in {folder}; wait for it, or give another --out") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ddpm.degradation import upsample
 from ddpm.errors import CheckpointError, ConfigError
+from ddpm.predictor import PREDICTOR, Predictor, load_predictor, refuse_not_finite
 from ddpm.sampling import coarse_eta
 from ddpm.schedule import check_steps
 
@@ -121,6 +123,21 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
+def _file_of(source: str, name: str, hub: Mapping[str, Any]) -> Path:
+    """A file of a checkpoint's folder, or of a repository on the Hub, downloaded."""
+    return Path(source) / name if Path(source).is_dir() else Path(hf_hub_download(source, name, **hub))
+
+
+def _predictor_file(source: str, name: str, hub: Mapping[str, Any]) -> Path:
+    """The predictor that a checkpoint's configuration names: beside it, at a path, or in another repository on the Hub."""
+    if Path(name).is_file() and not (Path(source) / name).is_file():
+        return Path(name)
+    if name.count("/") == 2 and not name.startswith((".", "/")):
+        owner, repository, file = name.split("/")
+        return Path(hf_hub_download(f"{owner}/{repository}", file, **hub))
+    return _file_of(source, name, hub)
+
+
 def _is_whole(number: Any) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
@@ -150,6 +167,8 @@ class UNet(
         prediction: "eps", the noise, or "v" = √ᾱ·eps - √(1-ᾱ)·x_0.
         target: what x_0 is: "image", hr itself, or "residual", `residual_scale`·(hr - lr_up).
         residual_scale: factor on the residual.
+        predictor: file of the super-resolution net whose picture is the condition lr_up: its name inside the checkpoint's
+            folder, a path, or OWNER/NAME/FILE on the Hub; None: the condition is the bicubic enlargement.
         scale: how many times the net enlarges a picture.
         diffusion_steps: T of the cosine schedule.
         coarse_steps: default S of the coarse stage; N = T / S.
@@ -175,6 +194,7 @@ class UNet(
         prediction: str = "eps",
         target: str = "image",
         residual_scale: float = 4.0,
+        predictor: str | None = None,
         scale: int = 4,
         diffusion_steps: int = 100,
         coarse_steps: int = 10,
@@ -224,6 +244,8 @@ class UNet(
         if start is not None and not (_is_whole(start) and start <= N):
             raise ConfigError(f"start must be a whole number in 1 … {N}, got {start!r}")
         coarse_eta(coarse)  # refuses what is no sampler
+        if predictor is not None and not (isinstance(predictor, str) and predictor):
+            raise ConfigError(f"predictor must be the name of a file, got {predictor!r}")
 
         self.prediction = prediction
         self.target = target
@@ -234,6 +256,8 @@ class UNet(
         self.start = N if start is None else start
         self.coarse = coarse
         self.patch_size = patch_size
+        # a list hides the predictor from torch: its weights are a file of their own, and no part of this net's state
+        self._predictor: list[Predictor] = []
         # Sides of an input must be multiples of this.
         self.stride = patch_size * 2 ** (len(multipliers) - 1)
 
@@ -287,22 +311,17 @@ class UNet(
         Raises:
             CheckpointError: the file is damaged, or its tensors are not those of the configured net.
         """
+        hub = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
         for name in ("proxies", "resume_download"):  # older versions of huggingface_hub pass them
             settings.pop(name, None)
         unet = cls(**settings)
-        file = Path(model_id) / WEIGHTS
-        if not Path(model_id).is_dir():
-            file = Path(
-                hf_hub_download(
-                    model_id,
-                    WEIGHTS,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
-            )
+        file = _file_of(model_id, WEIGHTS, hub)
         try:
             tensors = load_file(file)
         except SafetensorError as error:
@@ -311,8 +330,59 @@ class UNet(
         mismatch = tensor_mismatch({k: v.shape for k, v in weights.items()}, {k: v.shape for k, v in tensors.items()})
         if mismatch:
             raise CheckpointError(f"{file} does not fit its config.json: {mismatch}")
+        refuse_not_finite(tensors, str(file))
         unet.load_state_dict(tensors)
+        name = unet.settings["predictor"]
+        if name is not None:
+            unet.start_from(load_predictor(_predictor_file(model_id, name, hub), unet.scale))
         return unet.eval().to(map_location)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Writes the weights, and the predictor's file beside them.
+
+        Raises:
+            CheckpointError: a weight is not finite.
+        """
+        refuse_not_finite(self.state_dict(), "the net")
+        super()._save_pretrained(save_directory)
+        for predictor in self._predictor:
+            predictor.save(save_directory / PREDICTOR)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "UNet":
+        """Takes the predictor along to another device or precision."""
+        for predictor in self._predictor:
+            predictor._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @property
+    def predictor(self) -> Predictor | None:
+        """The net whose picture is the condition; None where that is the bicubic enlargement."""
+        return self._predictor[0] if self._predictor else None
+
+    def start_from(self, predictor: Predictor | None) -> None:
+        """Takes the condition from a predictor, or from bicubic enlargement (None).
+
+        Raises:
+            ConfigError: the predictor enlarges by another factor.
+        """
+        if predictor is not None and predictor.scale != self.scale:
+            raise ConfigError(f"the predictor enlarges {predictor.scale} times, but the net {self.scale} times")
+        assert isinstance(self._hub_mixin_config, dict)
+        self._hub_mixin_config["predictor"] = None if predictor is None else PREDICTOR
+        self._predictor = [] if predictor is None else [predictor]
+
+    def condition(self, lr: Tensor) -> Tensor:
+        """The condition `lr_up` of low-resolution pictures: the one way from (B, 3, h, w) to what the net is given.
+
+        Args:
+            lr: low-resolution pictures, (B, 3, h, w) in [-1, 1].
+
+        Returns:
+            The predictor's picture, or the bicubic enlargement where there is none; (B, 3, scale·h, scale·w) in [-1, 1].
+        """
+        if self.settings["predictor"] is not None and not self._predictor:
+            raise ConfigError("the net needs its predictor, which was not loaded; load the net with load_unet")
+        return self._predictor[0](lr) if self._predictor else upsample(lr, self.scale)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -329,7 +399,7 @@ class UNet(
         """Predicts eps or v.
 
         Args:
-            lr_up: condition, (B, 3, H, W) in [-1, 1]; H and W multiples of `stride`.
+            lr_up: condition, (B, 3, H, W) in [-1, 1], see `condition`; H and W multiples of `stride`.
             x_t: latent at diffusion step t, (B, 3, H, W).
             noise_level: √ᾱ_t, (B,), in (0, 1].
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.errors import ConfigError
-from skipdiff_env.torchvision_ops import ensure_torchvision
+from ddpm.torchvision_ops import ensure_torchvision
 
 WEIGHTS = Path(str(files("skipdiff_env"))) / "weights"
 # Y of BT.601 with studio swing, as the super-resolution literature measures it.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.checkpoints import load_unet, resolve_checkpoint
-from ddpm.degradation import degrade, downsample
+from ddpm.degradation import downsample
 from ddpm.errors import ConfigError, SkipDiffError
 from ddpm.images import to_tensor, to_uint8
 from ddpm.unet import UNet
@@ -329,7 +329,7 @@ class Task:
         known = self.memo.get(("picture", key))
         if known is None:
             hr = to_tensor(self.pictures[index] if index >= 0 else rgb)[None].to(self.device)
-            known = torch.cat([hr, degrade(hr, self.unet.scale)])
+            known = torch.cat([hr, self.unet.condition(downsample(hr, self.unet.scale))])
             self.memo.put(("picture", key), known)
         return index, key, known
 

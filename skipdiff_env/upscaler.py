@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.checkpoints import load_unet
-from ddpm.degradation import upsample
 from ddpm.errors import ConfigError, ImageError
 from ddpm.images import Picture, from_pil, read_picture, to_pil, to_tensor, to_uint8, write_picture
 from ddpm.tiling import TiledUNet
@@ -129,7 +128,7 @@ class Upscaler:
             hook = self.unet.register_forward_hook(advance)
         results = []
         for i in range(0, len(lr), self.batch_size):
-            condition = upsample(torch.stack(list(lr[i : i + self.batch_size])).to(self.device), self.scale)
+            condition = self.unet.condition(torch.stack(list(lr[i : i + self.batch_size])).to(self.device))
             condition = F.pad(condition, padding, mode="replicate")
             states = self.process.begin(list(condition), seeds[i : i + self.batch_size])
             images = self.process.run(states, self.policy)

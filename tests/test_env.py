@@ -332,7 +332,7 @@ def test_a_second_epoch_computes_nothing(
     ]
     first = [(play(env, actions, options=options), result(env)) for actions, options in episodes]
     monkeypatch.setattr(Metric, "__call__", lambda *args: pytest.fail("a metric was measured again"))
-    monkeypatch.setattr("skipdiff_env.task.degrade", lambda *args: pytest.fail("a picture was made again"))
+    monkeypatch.setattr("skipdiff_env.task.downsample", lambda *args: pytest.fail("a picture was made again"))
     with counting(env.task.unet) as forwards:
         second = [(play(env, actions, options=options), result(env)) for actions, options in episodes]
     assert forwards == []

@@ -1,0 +1,340 @@
+"""The training loop that the diffusion net and the predictor share: run folder, states, averaged weights, resuming.
+
+All randomness is a function of (seed, iteration): a run that is killed and resumed gives the weights of one that was not.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from ddpm.crops import CropDataset
+from ddpm.errors import ConfigError
+from ddpm.images import find_images
+from ddpm.runs import lock_run, read_json, start_run
+
+C = TypeVar("C", bound="TrainingConfig")
+# torch.manual_seed takes no larger one.
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Settings that every training run has; `config.json` in the run's folder.
+
+    Attributes:
+        images: folders, files or patterns of photographs.
+        init: what training begins with instead of random weights; None: random ones.
+        crop: side of the random crops, in pixels of the target.
+        batch_size: crops per iteration and process.
+        iterations: optimizer steps in all.
+        lr: peak learning rate of Adam.
+        lr_schedule: "cosine" to zero, "step" (tenfold lower after 60 % and 85 %) or "constant".
+        warmup: iterations of linear warm-up.
+        loss: "l1" or "l2", the distance that is minimised.
+        clip: largest norm of the gradient.
+        ema_decay: decay per iteration of the averaged weights, which are the ones that ship.
+        mixed_precision: "no", "fp16", "bf16", or "auto": bf16 on a GPU that has it, else none.
+        seed: seed of everything random, 0 … 2⁶³ - 1.
+        save_every: iterations between checkpoints and sample grids.
+        workers: processes that load pictures; 0 loads in the training process.
+        cache_mb: decoded pictures kept in memory, per loading process.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    images: Sequence[str]
+    init: str | None = None
+    crop: int = 64
+    batch_size: int = 16
+    iterations: int = 10_000
+    lr: float = 4e-4
+    lr_schedule: str = "cosine"
+    warmup: int = 100
+    loss: str = "l1"
+    clip: float = 1.0
+    ema_decay: float = 0.999
+    mixed_precision: str = "auto"
+    seed: int = 0
+    save_every: int = 500
+    workers: int = 0
+    cache_mb: int = 1024
+
+    # What may change when a run goes on.
+    RESUMABLE: ClassVar = frozenset({"images", "iterations", "save_every", "workers", "cache_mb"})
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "batch_size", "iterations", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "seed", "workers", "cache_mb"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.seed > MAX_SEED:
+            raise ConfigError(f"seed must be at most {MAX_SEED}, got {self.seed}")
+        if not (self.lr > 0 and self.clip > 0 and 0 <= self.ema_decay < 1):
+            raise ConfigError(
+                f"lr and clip must be positive and ema_decay in [0, 1), got {self.lr}, {self.clip}, {self.ema_decay}"
+            )
+        for name, known in (
+            ("lr_schedule", ("cosine", "step", "constant")),
+            ("loss", ("l1", "l2")),
+            ("mixed_precision", ("auto", "no", "fp16", "bf16")),
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    def learning_rate(self, iteration: int) -> float:
+        """Learning rate of one iteration, counted from 0."""
+        progress = iteration / self.iterations
+        factor = {
+            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+            "step": 1.0 if progress < 0.6 else 0.1 if progress < 0.85 else 0.01,
+            "constant": 1.0,
+        }[self.lr_schedule]
+        return self.lr * factor * min(1.0, (iteration + 1) / (self.warmup + 1))
+
+    def distance(self, predicted: Tensor, truth: Tensor) -> Tensor:
+        """The loss between two tensors of one shape, as a scalar."""
+        return (
+            nn.functional.l1_loss(predicted, truth) if self.loss == "l1" else nn.functional.mse_loss(predicted, truth)
+        )
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What is trained.
+
+    Attributes:
+        model: its random or initial weights; trained in place.
+        loss: (the model, perhaps wrapped for several processes; targets (B, 3, H, W) in [-1, 1]) → scalar loss.
+        export: writes a copy of the averaged model, which it may change, into a folder that other commands can load.
+        preview: (averaged model in inference mode, targets) → picture of samples, uint8 (H, W, 3), for TensorBoard.
+        multiples: name → number that the side of a crop must be a multiple of.
+    """
+
+    model: nn.Module
+    loss: Callable[[nn.Module, Tensor], Tensor]
+    export: Callable[[nn.Module, Path], None]
+    preview: Callable[[nn.Module, Tensor], np.ndarray]
+    multiples: Mapping[str, int]
+
+
+def latest_state(folder: Path) -> Path | None:
+    """The newest whole training state in a run's folder."""
+    states = sorted(p for p in folder.glob("state-*") if p.suffix != ".tmp")
+    return states[-1] if states else None
+
+
+def resumed_config(kind: type[C], folder: Path, given: Mapping[str, Any]) -> C:
+    """The configuration of a run that goes on, with the given changes.
+
+    Args:
+        kind: class of the configuration.
+        folder: the run's folder.
+        given: setting → value; settings of a nested mapping, such as those of the net, may be named directly.
+
+    Raises:
+        ConfigError: the folder holds no run, its configuration is damaged, or a change would make it another run.
+    """
+    if not (folder / "config.json").exists():
+        raise ConfigError(f"nothing to resume: {folder} holds no config.json; leave out --resume to start a run")
+    saved = read_json(folder / "config.json")
+    unknown = sorted(set(saved) - {f.name for f in fields(kind)})
+    if unknown:
+        raise ConfigError(f"unknown settings in {folder / 'config.json'}: {', '.join(unknown)}")
+    config = kind(**saved)
+    nested = [value for value in saved.values() if isinstance(value, dict)]
+    old = {name: value for mapping in nested for name, value in mapping.items()} | {
+        k: getattr(config, k) for k in saved
+    }
+    for name, value in given.items():
+        if name not in config.RESUMABLE and (name not in old or _plain(old[name]) != _plain(value)):
+            raise ConfigError(
+                f"a resumed run keeps its {name} ({old.get(name, 'the default')}), got {value}; "
+                f"only {', '.join(sorted(config.RESUMABLE))} may change"
+            )
+    return replace(config, **{k: v for k, v in given.items() if k in config.RESUMABLE})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def absolute(path: str) -> str:
+    """A path that exists or is a pattern, as an absolute one, so that a run can be resumed from any folder."""
+    return str(Path(path).absolute())
+
+
+def _accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
+    precision = config.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    # without an accelerator, Accelerate joins the processes of torchrun only if it is told to use the CPU
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(), mixed_precision=precision, log_with="tensorboard", project_dir=folder
+    )
+
+
+class Training:
+    """A run of `fit`, once its pictures are checked.
+
+    Args:
+        config: the settings.
+        folder: the run's folder.
+        resume: go on from the newest state in the folder (or start, if there is none yet).
+        make: makes what is trained; called with whether its weights are to be the initial ones (no state is there yet).
+        kind: name of what is trained, for the progress bar.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, folder: Path, resume: bool, make: Callable[[bool], Trainee], kind: str
+    ) -> None:
+        self.config, self.folder, self.kind = config, folder, kind
+        self.accelerator = _accelerator(config, folder)
+        self.main = self.accelerator.is_main_process
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--out must be a folder, but {folder} is a file; give another name")
+        if self.main and not resume and folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty; go on with its run by --resume, or give another folder")
+        self.state = latest_state(folder)
+        self.first = int(self.state.name.removeprefix("state-")) if self.state else 0
+        torch.manual_seed(config.seed)
+        self.trainee = make(self.state is None)
+        for name, multiple in self.trainee.multiples.items():
+            if config.crop % multiple:
+                raise ConfigError(f"crop must be a multiple of the net's {name} {multiple}, got {config.crop}")
+        paths = find_images(config.images)
+        # every process reads its own samples: process p takes batches p, p + processes, …
+        samples = config.iterations * self.accelerator.num_processes * config.batch_size
+        self.dataset = CropDataset(paths, config.crop, samples, config.seed, config.cache_mb)
+
+    def run(self) -> None:
+        """Trains to the last iteration."""
+        # 1. the run's folder says what it holds before anything is computed
+        if self.main:
+            start_run(self.folder, asdict(self.config))
+        # 2. model, optimizer and average, as they were where a state is there
+        accelerator, config = self.accelerator, self.config
+        model = self.trainee.model
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)).to(accelerator.device)
+        wrapped, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters(), lr=config.lr))
+        accelerator.register_for_checkpointing(ema)
+        if self.state:
+            accelerator.load_state(str(self.state))
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.first}})
+        preview = torch.stack([self.dataset[n] for n in range(min(4, len(self.dataset.paths)))]).to(accelerator.device)
+        if self.state:  # the run may have been killed after the state was written and before the weights were
+            self._export(ema.module)
+        # 3. the iterations
+        wrapped.train()
+        losses: list[Tensor] = []
+        with tqdm(
+            self._batches(), desc=self.kind, initial=self.first, total=config.iterations, disable=not self.main,
+            smoothing=0.02, dynamic_ncols=True,
+        ) as bar:  # fmt: skip
+            for iteration, hr in enumerate(bar, start=self.first):
+                losses.append(self._iterate(iteration, wrapped, optimizer, hr))
+                ema.update_parameters(accelerator.unwrap_model(wrapped))
+                done = iteration + 1
+                saving = done % config.save_every == 0 or done == config.iterations
+                if done % 20 == 0 or saving:
+                    bar.set_postfix(loss=f"{self._log(losses, done):.4f}")
+                if saving:
+                    self._save(done, ema.module, preview)
+        accelerator.end_training()
+
+    def _batches(self) -> Iterator[Tensor]:
+        """The batches of this process from the first iteration that is left."""
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        size = self.config.batch_size
+        order = [
+            n
+            for i in range(self.first, self.config.iterations)
+            for n in range((i * processes + process) * size, (i * processes + process + 1) * size)
+        ]
+        return iter(DataLoader(Subset(self.dataset, order), size, num_workers=self.config.workers))
+
+    def _iterate(self, iteration: int, model: nn.Module, optimizer: torch.optim.Optimizer, hr: Tensor) -> Tensor:
+        """One optimizer step; gives its loss."""
+        seeds = np.random.SeedSequence([self.config.seed, iteration, self.accelerator.process_index])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
+        for group in optimizer.param_groups:
+            group["lr"] = self.config.learning_rate(iteration)
+        with self.accelerator.autocast():
+            loss = self.trainee.loss(model, hr.to(self.accelerator.device))
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(model.parameters(), self.config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def _log(self, losses: list[Tensor], done: int) -> float:
+        """Writes the mean of the losses since the last time, and refuses to go on where it is not finite."""
+        mean = torch.stack(losses).mean().item()
+        losses.clear()
+        if not math.isfinite(mean):
+            state = latest_state(self.folder)
+            left = f"the state {state} is the last good one" if state else "no state was saved"
+            raise ConfigError(f"the loss became {mean} at iteration {done}; train with a lower --lr ({left})")
+        self.accelerator.log({"loss": mean, "learning_rate": self.config.learning_rate(done - 1)}, step=done)
+        return mean
+
+    def _save(self, done: int, averaged: nn.Module, preview: Tensor) -> None:
+        """Writes the state under a temporary name, renames it, drops the one before, and exports the averaged weights."""
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            temporary = self.folder / f"state-{done:08d}.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            self.accelerator.save_state(str(temporary))
+            previous = latest_state(self.folder)
+            temporary.rename(temporary.with_suffix(""))
+            if previous and previous.name != temporary.stem:
+                shutil.rmtree(previous)
+            self._export(averaged)
+            was_training = averaged.training
+            grid = self.trainee.preview(averaged.eval(), preview)
+            averaged.train(was_training)
+            self.accelerator.get_tracker("tensorboard").log_images(
+                {"samples": grid[None]}, step=done, dataformats="NHWC"
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _export(self, averaged: nn.Module) -> None:
+        if self.main:
+            self.trainee.export(averaged, self.folder / "checkpoint")
+
+
+def fit(config: TrainingConfig, folder: str | Path, resume: bool, make: Callable[[bool], Trainee], kind: str) -> Path:
+    """Trains; averaged weights go to `folder/checkpoint`, the training state to `folder/state-*`.
+
+    Args:
+        config: the settings.
+        folder: the run's folder.
+        resume: go on from the newest state in the folder (or start, if there is none yet).
+        make: makes what is trained; called with whether its weights are to be the initial ones.
+        kind: name of what is trained, for the progress bar.
+
+    Returns:
+        The folder of the trained checkpoint.
+
+    Raises:
+        ConfigError: a setting is out of range, the folder holds a run and `resume` is not set, or another process
+            trains in it.
+        ImageError: the photographs cannot be used.
+    """
+    training = Training(config, Path(folder), resume, make, kind)
+    with lock_run(training.folder, training.main):
+        training.run()
+    return training.folder / "checkpoint"
