@@ -132,7 +132,7 @@ def test_what_is_no_predictor(content: bytes | dict[str, torch.Tensor] | None, m
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     net = tiny_span()
-    net.upsampler[0].bias.data[0] = float("nan")  # type: ignore[index, union-attr, operator]
+    net.upsampler[0].bias.data[0] = float("nan")  # type: ignore[index, union-attr]
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     with pytest.raises(CheckpointError, match=r"not finite \(upsampler"):
         load_predictor(tmp_path / "net.safetensors")
