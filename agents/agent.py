@@ -18,6 +18,7 @@ from ddpm.checkpoints import resolve_checkpoint, shipped_checkpoints
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.images import atomic_path
 from ddpm.runs import read_json, write_json
+from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Policy, Refinement
 from skipdiff_env.task import Episode, Task
 
@@ -62,49 +63,53 @@ class AgentConfig:
 
     Attributes:
         algorithm: which one trained it.
-        steps: (S, N) of the episodes it decides; S is 0 where it is not known.
+        decisions: decisions of its episodes.
         image_size: side of the latents it was trained on; others are resized to it.
         latent_bound: bound of the latents in the observation space it was trained on.
+        plan: the episodes it decides; None: not known, as for a file of Stable-Baselines3.
         policy_kwargs: settings of the policy; `features_extractor_kwargs` are those of `SkipProposalExtractor`.
         training: how it was trained, for the record.
-        fine_steps: the diffusion step that is decided first; None: N.
     """
 
     algorithm: str
-    steps: tuple[int, int]
+    decisions: int
     image_size: int
     latent_bound: float
+    plan: Plan | None = None
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
-    fine_steps: int | None = None
 
     def __post_init__(self) -> None:
         algorithm_class(self.algorithm)
-        S, N = self.steps
-        if self.first_step < max(N, 2) or S < 0:
+        if self.decisions < 1 or self.image_size < 1 or not self.latent_bound > 0:
             raise ConfigError(
-                "steps must be S and N, and N (or fine_steps, which is no smaller) at least 2, got "
-                f"{self.steps} and {self.fine_steps}"
+                "decisions, image_size and latent_bound must be positive, got "
+                f"{self.decisions}, {self.image_size} and {self.latent_bound}"
             )
-        if self.image_size < 1 or not self.latent_bound > 0:
-            raise ConfigError(
-                f"image_size and latent_bound must be positive, got {self.image_size} and {self.latent_bound}"
-            )
+        if self.plan is not None and self.plan.decisions != self.decisions:
+            raise ConfigError(f"the plan has {self.plan.decisions} decisions, got decisions {self.decisions}")
 
-    @property
-    def first_step(self) -> int:
-        """The diffusion step of its first decision, N or `fine_steps`; the last is at step 2."""
-        return self.fine_steps or self.steps[1]
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> "AgentConfig":
+        """The configuration that a JSON file holds.
 
-    @property
-    def coarse(self) -> str:
-        """What ran the coarse stage of the episodes it was trained on."""
-        return str(self.training.get("env", {}).get("coarse", "ddpm"))
+        Raises:
+            ConfigError: a setting is unknown, missing or wrong.
+        """
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(content.keys() - set(known))
+        if unknown:
+            raise ConfigError(f"unknown setting {', '.join(unknown)}; known are {', '.join(known)}")
+        plan = content.get("plan")
+        try:
+            return cls(**{**content, "plan": None if plan is None else Plan(**plan)})
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"a setting is missing or of the wrong type ({error})") from None
 
     @property
     def observation_shape(self) -> tuple[int, int, int]:
         """(3 · decisions, H, W), the whole episode; of one latent for an algorithm with a state of its own."""
-        frames = 1 if self.algorithm == RECURRENT else self.first_step - 1
+        frames = 1 if self.algorithm == RECURRENT else self.decisions
         return 3 * frames, self.image_size, self.image_size
 
 
@@ -209,23 +214,22 @@ class Agent:
             return scores.double().softmax(dim=1).cpu().numpy()
         return F.one_hot(scores.argmax(dim=1), 2).double().cpu().numpy()
 
-    def check(self, steps: tuple[int, int], fine_steps: int | None = None) -> None:
-        """Checks that the agent decides episodes of (S, N), the first of them at N or at `fine_steps`.
+    def check(self, plan: Plan) -> None:
+        """Checks that the agent decides the episodes of a plan.
 
         Raises:
             ConfigError: it was trained for other ones.
         """
-        own = self.config.steps
-        if own[1] != steps[1] or own[0] not in (0, steps[0]):
-            trained = f"{own[0] or '…'},{own[1]}"
+        own = self.config.plan
+        if own is not None and own != plan:
             raise ConfigError(
-                f"the agent was trained for steps S,N = {trained}, got {steps[0]},{steps[1]}; "
-                f"take --steps {trained}, or another agent"
+                f"the agent was trained for episodes of {own.describe()}, got {plan.describe()}; leave those options out, or "
+                "take another agent"
             )
-        if self.config.first_step != (fine_steps or steps[1]):
+        if own is None and self.config.decisions != plan.decisions:
             raise ConfigError(
-                f"the agent decides from diffusion step {self.config.first_step} on, got episodes from "
-                f"{fine_steps or steps[1]} on; take --fine-steps {self.config.first_step}, or another agent"
+                f"the agent makes {self.config.decisions} decisions in an episode, but {plan.describe()} has "
+                f"{plan.decisions}; give the steps it was trained for, or take another agent"
             )
 
     def save(self, folder: str | Path) -> None:
@@ -294,16 +298,9 @@ def load_agent(path: str | Path, device: str = "cpu", trust_pickle: bool = False
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
-    content = _read_config(found)
-    known = {f.name for f in fields(AgentConfig)}
-    unknown = sorted(content.keys() - known)
-    if unknown:
-        raise ConfigError(
-            f"{found / CONFIG}: unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
-        )
     try:
-        config = AgentConfig(**{**content, "steps": tuple(content["steps"])})
-    except (KeyError, TypeError, ValueError) as error:
+        config = AgentConfig.read(_read_config(found))
+    except ConfigError as error:
         raise ConfigError(f"{found / CONFIG}: {error}") from None
     agent = Agent.build(config, device)
     try:
@@ -340,7 +337,7 @@ def _load_zip(path: Path, device: str, trust_pickle: bool) -> Agent:
     channels, height, _ = model.observation_space.shape
     kwargs = {k: v for k, v in model.policy_kwargs.items() if k not in ("features_extractor_class", "normalize_images")}
     bound = float(model.observation_space.high.max())
-    return Agent(AgentConfig(name, (0, channels // 3 + 1), height, bound, kwargs), policy)
+    return Agent(AgentConfig(name, channels // 3, height, bound, policy_kwargs=kwargs), policy)
 
 
 def _zip_algorithm(settings: Mapping[str, Any]) -> str:
@@ -402,7 +399,7 @@ class AgentPolicy:
         """
         from agents.extractors import resize_latents
 
-        first = self.agent.config.first_step
+        first = self.agent.config.decisions + 1
         seen = {}
         for state in states:
             latent = resize_latents(state.latent[None], self.agent.config.image_size)[0]
@@ -422,7 +419,7 @@ class AgentPolicy:
         """The agent's decision for each picture."""
         if not states:
             return []
-        if all(state.t == self.agent.config.first_step for state in states):
+        if all(state.t == self.agent.config.decisions + 1 for state in states):
             self.agent.extractor.remember(True)
         actions = [int(action) for action in self.agent.act(self.observe(states))]
         if all(state.t == 2 for state in states):

@@ -60,7 +60,7 @@ def enjoy(agent: Agent, task: Task, image: int, noise_seed: int, film: bool = Tr
     Raises:
         ConfigError: the agent was trained for episodes of another length, or there is no such picture.
     """
-    agent.check((task.process.S, task.process.N), task.process.fine_steps)
+    agent.check(task.plan)
     (episode,) = task.begin([image], [noise_seed])
     policy = AgentPolicy(agent)
     probabilities: list[NDArray[np.float64]] = []

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
@@ -34,7 +35,7 @@ from ddpm.images import atomic_path
 from ddpm.runs import read_json, start_run
 from skipdiff_env.memo import Memo
 from skipdiff_env.refinement import Action
-from skipdiff_env.task import StartOutcomes, Task
+from skipdiff_env.task import StartOutcomes, Task, TaskConfig
 
 # What may change when a run goes on.
 RESUMABLE = frozenset({"env_steps", "minutes", "eval_every", "cache_mb", "device"})
@@ -56,7 +57,7 @@ class AgentTrainingConfig:
         warm_cache: whether every start of every training picture is computed before training begins. Training then
             runs no UNet, and the regret of its episodes is known.
         oracle: whether every start of the evaluation's pictures is computed, so that the best fixed start and the oracle are
-            known; N (N + 1) / 2 forwards for each picture and noise, which are many where `fine_steps` is T.
+            known; N (N + 1) / 2 forwards for each picture and noise, which are many where the plan's first step is T.
         minutes: when to stop, if `env_steps` have not been done by then.
         cache_mb: room for remembered latents; None: as much as they need, if it is there.
         seed: seed of everything random.
@@ -108,8 +109,8 @@ class Evaluator:
         pictures, seeds = range(len(task.pictures)), range(noise_seeds)
         self.images = [image for image in pictures for _ in seeds]
         self.noise_seeds = [seed for _ in pictures for seed in seeds]
-        # with "hold" the starts are not all that an episode can come to
-        self.outcomes = tabulate(task, noise_seeds) if oracle and task.process.skip_mode == "restart" else None
+        # under "jump" the starts are not all that an episode can come to
+        self.outcomes = tabulate(task, noise_seeds) if oracle and task.plan.skip_mode == "restart" else None
 
     def __call__(self, agent: Agent, env_steps: int, seconds: float) -> Evaluation:
         """Evaluates an agent that has learnt from `env_steps` decisions in `seconds`."""
@@ -285,16 +286,16 @@ def resumed_config(folder: Path, changes: Mapping[str, Any]) -> AgentTrainingCon
         raise ConfigError(f"{folder}/config.json does not hold the settings of a training ({error})") from None
 
 
-def _cache(config: AgentTrainingConfig, pictures: int, noise_seeds: int | None) -> int:
+def _cache(config: AgentTrainingConfig, task: Task, noise_seeds: int | None) -> int:
     """Bytes for remembered latents: as many as all (picture, noise) pairs need, at most a third of what is free."""
     if config.cache_mb is not None:
         return int(config.cache_mb * 2**20)
-    N, side = config.env.get("fine_steps") or config.env["steps"][1], config.env["image_size"]
+    N, side = task.plan.first, task.config.image_size
     free = psutil.virtual_memory().available // 3
     if noise_seeds is None:
         return min(2**29, free)
     # N (N + 1) / 2 + 1 latents, target and condition, and what the entries cost beside them
-    return min(int(1.1 * pictures * noise_seeds * (N * (N + 1) / 2 + 4) * 12 * side**2), free)
+    return min(int(1.1 * len(task.pictures) * noise_seeds * (N * (N + 1) / 2 + 4) * 12 * side**2), free)
 
 
 def describe_buffer(config: AgentTrainingConfig, env: VecEnv) -> str:
@@ -335,7 +336,7 @@ def train_agent(
     """Trains an agent.
 
     Args:
-        config: settings; `env` must hold `steps`, `image_size` and `noise_seeds`.
+        config: settings.
         folder: of the run.
         resume: go on with the run in `folder`.
         memory: where the transitions on the pictures of the training and of the evaluation are remembered, so that another
@@ -352,7 +353,7 @@ def train_agent(
         raise ConfigError(f"{folder} holds a run; go on with --resume, or choose another folder")
     check_device(config.device)
     h = config.hyperparameters
-    noise_seeds = config.env["noise_seeds"]
+    noise_seeds = config.env.get("noise_seeds")
     env = make_env(
         h.n_envs, frame_stack=frame_stacked(config.algorithm), latent_size=h.spn_size, seed=config.seed,
         device=config.device, **config.env,
@@ -363,18 +364,18 @@ def train_agent(
     tqdm.write(describe_buffer(config, env))
     memory = memory or (task.memo, Memo(0))
     task.remember_in(memory[0])
-    task.memo.capacity = _cache(config, len(task.pictures), noise_seeds)
+    task.memo.capacity = _cache(config, task, noise_seeds)
 
     if config.eval_images is None:
         evaluated = task
     else:
         settings = {**config.env, "images": list(config.eval_images)}
-        evaluated = Task(device=config.device, **settings)
+        evaluated = Task(TaskConfig.of({**settings, "device": config.device}))
         evaluated.remember_in(memory[1])
-        evaluated.memo.capacity = _cache(config, len(evaluated.pictures), config.eval_noise_seeds)
+        evaluated.memo.capacity = _cache(config, evaluated, config.eval_noise_seeds)
     evaluator = Evaluator(evaluated, config.eval_noise_seeds, config.oracle)
     rewards = None
-    if task.process.skip_mode == "restart":
+    if task.plan.skip_mode == "restart":
         if config.warm_cache:
             rewards = tabulate(task, noise_seeds).rewards
         elif (
@@ -390,9 +391,10 @@ def train_agent(
         with atomic_path(folder / "outcomes.npz") as temporary:
             np.savez(temporary, rewards=evaluator.outcomes.rewards, **evaluator.outcomes.metrics)  # type: ignore[arg-type]
     assert env.observation_space.shape is not None
+    assert isinstance(task.observation_space, spaces.Box)
     agent_config = AgentConfig(
-        config.algorithm, (task.process.S, task.process.N), env.observation_space.shape[-1],
-        float(task.observation_space.high.max()), h.policy_settings(), _record(config, task.process.coarse), config.env.get("fine_steps"),
+        config.algorithm, task.decisions, env.observation_space.shape[-1], float(task.observation_space.high.max()),
+        task.plan, h.policy_settings(), _record(config),
     )  # fmt: skip
     model, curve = _resumed(config, folder, env) if resume else (make_model(config, env), [])
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
@@ -412,11 +414,11 @@ def train_agent(
     return folder / "best"
 
 
-def _record(config: AgentTrainingConfig, coarse: str) -> dict[str, Any]:
-    """What an agent's configuration says about its training, the sampler of the coarse stage included."""
+def _record(config: AgentTrainingConfig) -> dict[str, Any]:
+    """What an agent's configuration says about its training."""
     env = {key: value for key, value in config.env.items() if key != "images"}
     return {
-        "env": {**env, "checkpoint": str(env.get("checkpoint")), "coarse": coarse},
+        "env": {**env, "checkpoint": str(env.get("checkpoint"))},
         "hyperparameters": asdict(config.hyperparameters),
         "seed": config.seed,
     }

@@ -254,7 +254,7 @@ def make_env(
     """
     env: Any = gym.make_vec("skipdiff_env:SkipDiff-v0", num_envs=num_envs, autoreset_mode="SameStep", **settings)
     venv: VecEnv = SkipDiffVecEnv(env)
-    if latent_size is not None and latent_size < env.task.image_size:
+    if latent_size is not None and latent_size < env.task.config.image_size:
         venv = VecResizeLatents(venv, latent_size)
     if frame_stack:
         venv = VecFrameStack(venv, n_stack=env.task.decisions, channels_order="first")

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ddpm.errors import ConfigError
 from ddpm.noise import Stage
 from ddpm.sampling import Denoiser, Noise, p_sample, predict_x0, to_latent
-from ddpm.schedule import FloatArray
+from ddpm.schedule import FloatArray, even_steps
 
 # name → diffusers' class, its settings
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,11 +42,6 @@ class _Given(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.noise() if func is torch.randn else func(*args, **(kwargs or {}))
-
-
-def even_steps(start: int, forwards: int) -> NDArray[np.int64]:
-    """The diffusion steps from 0 to `start` that a chain of so many evenly spaced steps visits, (forwards + 1,)."""
-    return np.linspace(0, start, forwards + 1).round().astype(np.int64)
 
 
 def karras_levels(alphas_cumprod: FloatArray, count: int, rho: float = 7.0) -> FloatArray:
@@ -118,7 +113,6 @@ def peer_sample(
     T = len(alphas_cumprod) - 1
     if name not in SCHEDULERS:
         raise ConfigError(f"unknown sampler {name!r}; known are {', '.join(SCHEDULERS)}")
-    _check_forwards(forwards, T)
     steps = even_steps(T, forwards)
     levels = karras_levels(alphas_cumprod, (forwards + 1) // 2) if name == HEUN else alphas_cumprod[steps]
     scheduler = _scheduler(name, levels)
@@ -155,7 +149,6 @@ def early_start(
     T = len(alphas_cumprod) - 1
     if not 1 <= t <= T:
         raise ConfigError(f"the start must be a diffusion step in 1 … {T}, got {t}")
-    _check_forwards(forwards, t)
     steps = even_steps(t, forwards)
     signal, sigma = float(np.sqrt(alphas_cumprod[t])), float(np.sqrt(1 - alphas_cumprod[t]))
     latents = to_latent(unet, lr_up, lr_up) * signal + noise(Stage.INITIAL, t) * sigma
@@ -163,8 +156,3 @@ def early_start(
         fine = noise(Stage.FINE, int(steps[j])) if j > 1 else None
         latents = p_sample(unet, alphas_cumprod[steps], j, latents, lr_up, fine)
     return latents
-
-
-def _check_forwards(forwards: int, most: int) -> None:
-    if not isinstance(forwards, int | np.integer) or not 1 <= forwards <= most:
-        raise ConfigError(f"forwards must be a whole number in 1 … {most}, the steps of the chain, got {forwards!r}")

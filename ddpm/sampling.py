@@ -6,7 +6,7 @@ the residual) is the net's `target`; `to_image` brings it back to a picture.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -80,13 +80,21 @@ def predict_x0(unet: Denoiser, alphas_cumprod: FloatArray, t: Step, x_t: Tensor,
     return x0.add_(lr_up, alpha=c).clamp_(-c, c).sub_(lr_up, alpha=c)
 
 
-def reverse_weights(alphas_cumprod: FloatArray, t: Step, eta: float = 1.0) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """x_{t-1} = a·x_0 + b·x_t + σ·noise has the marginal q(x_{t-1} | x_0). Gives (a, b, σ), one each per t.
+def reverse_weights(
+    alphas_cumprod: FloatArray, t: Step, eta: float = 1.0, to: Step | None = None
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """x_s = a·x_0 + b·x_t + σ·noise has the marginal q(x_s | x_0). Gives (a, b, σ), one each per t.
 
-    The family of DDIM (its Eq. 12): eta = 1 is the posterior q(x_{t-1} | x_t, x_0), ancestral sampling; eta = 0 adds no noise.
+    The family of DDIM (its Eq. 12): eta = 1 is the posterior q(x_s | x_t, x_0), ancestral sampling; eta = 0 adds no noise.
+
+    Args:
+        alphas_cumprod: (T + 1,), index 0 is the clean image.
+        t: step in 1 … T that the latent stands at, one or an array (B,).
+        eta: share of the posterior's standard deviation that is added as noise.
+        to: step s in 0 … t - 1 to go to; None: t - 1.
     """
-    now, before = alphas_cumprod[t], alphas_cumprod[np.subtract(t, 1)]
-    variance = eta**2 * (1 - before) / (1 - now) * (1 - now / before)  # zero at t = 1, since before is 1
+    now, before = alphas_cumprod[t], alphas_cumprod[np.subtract(t, 1) if to is None else to]
+    variance = eta**2 * (1 - before) / (1 - now) * (1 - now / before)  # zero at s = 0, since before is 1
     of_x_t = np.sqrt((1 - before - variance) / (1 - now))
     return np.sqrt(before) - np.sqrt(now) * of_x_t, of_x_t, np.sqrt(variance)
 
@@ -99,8 +107,9 @@ def p_sample(
     lr_up: Tensor,
     noise: Tensor | None,
     eta: float = 1.0,
+    to: Step | None = None,
 ) -> Tensor:
-    """One reverse step D_t: x_t → x_{t-1}; ancestral, by the posterior q(x_{t-1} | x_t, x_0), unless `eta` is below 1.
+    """One reverse step D_t: x_t → x_{t-1}, or a longer one to `to`; ancestral, by the posterior, unless `eta` is below 1.
 
     Args:
         unet: the net.
@@ -108,13 +117,15 @@ def p_sample(
         t: step in 1 … T, one for all or an array (B,).
         x_t: latents at step t.
         lr_up: condition.
-        noise: standard normal noise (B, 3, H, W); not used where t = 1, and may be None if t = 1 for all or eta is 0.
+        noise: standard normal noise (B, 3, H, W); not used where the step goes to 0, and may be None if it does so for all or
+            eta is 0.
         eta: share of the posterior's standard deviation that is added as noise.
+        to: step in 0 … t - 1 to go to, one for all or an array (B,); None: t - 1.
 
     Returns:
-        Latents at step t - 1; for t = 1 the result x_0.
+        Latents at step `to`; at 0 the result x_0.
     """
-    of_x0, of_x_t, sigma = reverse_weights(alphas_cumprod, t, eta)
+    of_x0, of_x_t, sigma = reverse_weights(alphas_cumprod, t, eta, to)
     x0 = predict_x0(unet, alphas_cumprod, t, x_t, lr_up)
     mean = x0.mul_(_coefficient(of_x0, x_t)).add_(x_t * _coefficient(of_x_t, x_t))
     return mean if noise is None else mean.add_(noise * _coefficient(sigma, x_t))
@@ -126,6 +137,32 @@ def refine(
     """Ancestral sampling from diffusion step `start` to the clean latent: D_1(D_2(… D_start(latents))). NFE: `start`."""
     for t in range(start, 0, -1):
         latents = p_sample(unet, alphas_cumprod, t, latents, lr_up, noise(Stage.FINE, t) if t > 1 else None)
+    return latents
+
+
+def run_levels(
+    unet: Denoiser,
+    alphas_cumprod: FloatArray,
+    latents: Tensor,
+    lr_up: Tensor,
+    noise: Noise,
+    levels: Sequence[int],
+    eta: float,
+) -> Tensor:
+    """A chain over chosen steps, from `latents` at the first of them to the clean latent. NFE: one for each level.
+
+    Args:
+        unet: the net.
+        alphas_cumprod: (T + 1,), index 0 is the clean image.
+        latents: at step `levels[0]`.
+        lr_up: condition.
+        noise: keyed noise; the step to s takes that of D_{s+1}, the step of the full chain that arrives there.
+        levels: falling steps in 1 … T at which the net is asked; the clean image, 0, follows by itself.
+        eta: share of the posterior's standard deviation that is added as noise.
+    """
+    for level, to in zip(levels, [*levels[1:], 0], strict=True):
+        added = noise(Stage.FINE, to + 1) if to > 0 and eta > 0 else None
+        latents = p_sample(unet, alphas_cumprod, level, latents, lr_up, added, eta, to)
     return latents
 
 
@@ -192,11 +229,12 @@ def dpmsolver_approximation(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: T
 COARSE_SAMPLERS: Mapping[str, float | None] = {"ddpm": 1.0, "ddim": 0.0, "dpmsolver++": None}
 
 
-def coarse_eta(name: str) -> float | None:
-    """Share of the posterior's noise that a coarse sampler adds at each step; None for "dpmsolver++".
+def coarse_eta(name: str, what: str = "coarse_sampler") -> float | None:
+    """Share of the posterior's noise that a sampler adds at each step; None for "dpmsolver++".
 
     Args:
         name: "ddpm" (1), "ddim" (0), what lies between, "ddim:ETA" with 0 ≤ ETA ≤ 1, or "dpmsolver++".
+        what: name of the setting, for the error.
 
     Raises:
         ConfigError: there is no such sampler.
@@ -210,7 +248,7 @@ def coarse_eta(name: str) -> float | None:
         eta = math.nan
     if not 0 <= eta <= 1:
         raise ConfigError(
-            f"coarse must be one of {', '.join(COARSE_SAMPLERS)}, or ddim:ETA with ETA in 0 … 1, got {name!r}"
+            f"{what} must be one of {', '.join(COARSE_SAMPLERS)}, or ddim:ETA with ETA in 0 … 1, got {name!r}"
         )
     return eta
 

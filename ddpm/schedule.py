@@ -1,5 +1,7 @@
 """The cosine noise schedule (Eq. 9)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,14 +31,28 @@ def cosine_alphas_cumprod(T: int, s: float = 0.008, max_beta: float = 0.999) -> 
     return np.concatenate([[1.0], np.cumprod(1 - betas)])
 
 
-def check_steps(T: int, S: int, N: int) -> None:
-    """Checks that S coarse steps of N diffusion steps each make up the T steps of the schedule.
+def even_steps(start: int, forwards: int) -> NDArray[np.int64]:
+    """The diffusion steps from 0 to `start` that a chain of so many evenly spaced steps visits, (forwards + 1,).
 
     Raises:
-        ConfigError: S or N is below 1, or S · N differs from T.
+        ConfigError: `forwards` is no whole number in 1 … start.
     """
-    if S < 1 or N < 1 or S * N != T:
-        pairs = ", ".join(f"{n},{T // n}" for n in range(2, T) if T % n == 0)
+    if not isinstance(forwards, int | np.integer) or not 1 <= forwards <= start:
+        raise ConfigError(f"forwards must be a whole number in 1 … {start}, the steps of the chain, got {forwards!r}")
+    return np.linspace(0, start, forwards + 1).round().astype(np.int64)
+
+
+def check_levels(levels: Sequence[int], T: int) -> tuple[int, ...]:
+    """Checks a schedule that is given by the steps at which the net is asked.
+
+    Raises:
+        ConfigError: they are no falling whole numbers from T on, the last of them at least 1.
+    """
+    whole = all(isinstance(level, int | np.integer) and not isinstance(level, bool) for level in levels)
+    falling = whole and all(a > b for a, b in zip(levels, [*levels[1:], 0], strict=True))
+    if not levels or not falling or levels[0] != T:
         raise ConfigError(
-            f"steps S,N must multiply to the {T} diffusion steps of the checkpoint, got {S},{N}; try one of {pairs}"
+            f"levels must be falling whole numbers that begin with {T}, the noisiest step, and end at 1 or above, "
+            f"got {','.join(map(str, levels)) or 'none'}"
         )
+    return tuple(int(level) for level in levels)

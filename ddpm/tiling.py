@@ -29,7 +29,6 @@ class TiledUNet:
             raise ConfigError(f"overlap must lie between 0 and half a tile ({tile // 2}), got {overlap}")
         self.unet, self.tile, self.overlap = unet, tile, overlap
         self.prediction, self.target, self.residual_scale = unet.prediction, unet.target, unet.residual_scale
-        self.coarse = unet.coarse
 
     def _starts(self, side: int) -> list[int]:
         """First pixels of the tiles along a side; the last tile ends with the picture."""

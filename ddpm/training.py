@@ -17,7 +17,7 @@ from ddpm.degradation import downsample
 from ddpm.errors import ConfigError
 from ddpm.noise import KeyedNoise
 from ddpm.predictor import PREDICTOR, Predictor, load_predictor
-from ddpm.sampling import coarse_sampler, refine, to_image, to_latent, x0_weights
+from ddpm.sampling import sample, to_image, to_latent, x0_weights
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.trainer import Trainee
 from ddpm.unet import UNet, tensor_mismatch
@@ -94,22 +94,20 @@ def training_loss(
 
 
 @torch.inference_mode()
-def sample_grid(unet: UNet, hr: Tensor) -> np.ndarray:
-    """Rows of condition, coarse, coarse + fine and target; uint8 (rows · H, 4 · W, 3)."""
-    alphas_cumprod = cosine_alphas_cumprod(unet.diffusion_steps)
-    coarse = cosine_alphas_cumprod(unet.coarse_steps)
+def sample_grid(unet: UNet, hr: Tensor, forwards: int = 10) -> np.ndarray:
+    """Rows of condition, a chain of a few evenly spaced ancestral steps, and target; uint8 (rows · H, 3 · W, 3)."""
+    schedule = cosine_alphas_cumprod(min(forwards, unet.diffusion_steps))
     lr_up = unet.condition(downsample(hr, unet.scale))
     noise = KeyedNoise(range(len(hr)), hr.shape[1:], hr.device)
-    latents = coarse_sampler(unet.coarse)(unet, coarse, lr_up, noise)
-    fine = refine(unet, alphas_cumprod, latents, lr_up, noise, unet.start)
-    images = torch.stack([lr_up, to_image(unet, latents, lr_up), to_image(unet, fine, lr_up), hr])
-    columns = images.permute(1, 3, 0, 4, 2).reshape(-1, 4 * hr.shape[3], 3)
+    images = torch.stack([lr_up, to_image(unet, sample(unet, schedule, lr_up, noise), lr_up), hr])
+    columns = images.permute(1, 3, 0, 4, 2).reshape(-1, len(images) * hr.shape[3], 3)
     return ((columns + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 
 def initial_settings(checkpoint: str) -> dict[str, Any]:
-    """Settings of a net that begins with a checkpoint's weights: the checkpoint's, less `start` and `coarse`, chosen anew."""
-    return {name: value for name, value in load_unet(checkpoint).settings.items() if name not in ("start", "coarse")}
+    """Settings of a net that begins with a checkpoint's weights: the checkpoint's, less those of its sampling, chosen anew."""
+    sampling = ("start", "coarse_sampler", "levels", "fine_sampler")
+    return {name: value for name, value in load_unet(checkpoint).settings.items() if name not in sampling}
 
 
 def _copy_weights(source: UNet, target: UNet, name: str) -> None:

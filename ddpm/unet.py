@@ -16,7 +16,7 @@ from ddpm.degradation import upsample
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.predictor import PREDICTOR, Predictor, load_predictor, refuse_not_finite
 from ddpm.sampling import coarse_eta
-from ddpm.schedule import check_steps
+from ddpm.schedule import check_levels
 
 WEIGHTS = "model.safetensors"
 
@@ -171,9 +171,13 @@ class UNet(
             folder, a path, or OWNER/NAME/FILE on the Hub; None: the condition is the bicubic enlargement.
         scale: how many times the net enlarges a picture.
         diffusion_steps: T of the cosine schedule.
-        coarse_steps: default S of the coarse stage; N = T / S.
+        coarse_steps: default S of the coarse stage; N = T / S. This and what follows is for whoever samples; the net itself
+            does not depend on it, and keeps it in `settings` alone.
+        coarse_sampler: default sampler of the coarse stage, see `ddpm.sampling.coarse_eta`.
         start: default diffusion step at which the fine chain begins, 1 … N (None: N).
-        coarse: default sampler of the coarse stage, see `ddpm.sampling.coarse_eta`.
+        levels: default schedule for enlarging, the falling steps at which the net is asked, of as many as the first says; None:
+            the coarse and fine stages of the paper.
+        fine_sampler: sampler of `levels`, see `ddpm.sampling.coarse_eta`.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -198,8 +202,10 @@ class UNet(
         scale: int = 4,
         diffusion_steps: int = 100,
         coarse_steps: int = 10,
+        coarse_sampler: str = "ddpm",
         start: int | None = None,
-        coarse: str = "ddpm",
+        levels: Sequence[int] | None = None,
+        fine_sampler: str = "ddim",
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -239,11 +245,14 @@ class UNet(
                 f"width must be even and divisible by norm_groups, got width {width} and norm_groups {norm_groups}"
             )
         if diffusion_steps % coarse_steps:
-            check_steps(diffusion_steps, coarse_steps, diffusion_steps // coarse_steps)
+            raise ConfigError(f"coarse_steps must divide the {diffusion_steps} diffusion_steps, got {coarse_steps}")
         N = diffusion_steps // coarse_steps
         if start is not None and not (_is_whole(start) and start <= N):
             raise ConfigError(f"start must be a whole number in 1 … {N}, got {start!r}")
-        coarse_eta(coarse)  # refuses what is no sampler
+        if levels is not None:
+            check_levels(levels, levels[0] if levels else 1)
+        coarse_eta(fine_sampler, "fine_sampler")
+        coarse_eta(coarse_sampler)  # refuses what is no sampler
         if predictor is not None and not (isinstance(predictor, str) and predictor):
             raise ConfigError(f"predictor must be the name of a file, got {predictor!r}")
 
@@ -252,9 +261,6 @@ class UNet(
         self.residual_scale = residual_scale
         self.scale = scale
         self.diffusion_steps = diffusion_steps
-        self.coarse_steps = coarse_steps
-        self.start = N if start is None else start
-        self.coarse = coarse
         self.patch_size = patch_size
         # a list hides the predictor from torch: its weights are a file of their own, and no part of this net's state
         self._predictor: list[Predictor] = []
@@ -389,11 +395,6 @@ class UNet(
         """The arguments it was built with, defaults included."""
         assert isinstance(self._hub_mixin_config, dict)
         return dict(self._hub_mixin_config)
-
-    @property
-    def steps(self) -> tuple[int, int]:
-        """The net's own (S, N): coarse steps, and diffusion steps that each of them spans."""
-        return self.coarse_steps, self.diffusion_steps // self.coarse_steps
 
     def forward(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:
         """Predicts eps or v.

@@ -1,27 +1,36 @@
 """SkipDiff-v0, the scalar environment."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.errors import ConfigError
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
-from skipdiff_env.task import Episode, InvalidActionError, ResetNeededError, StartOutcomes, Task
+from skipdiff_env.task import (
+    Episode,
+    InvalidActionError,
+    Observation,
+    ResetNeededError,
+    StartOutcomes,
+    Task,
+    TaskConfig,
+    one_observation,
+)
 
 
-class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
+class SkipDiffEnv(gym.Env[Observation, np.int64]):
     """Which denoising steps of a super-resolution diffusion model can be skipped?
 
     ## Description
     A conditional DDPM enlarges a picture. S - 1 coarse steps bring Gaussian noise down to the noise level of diffusion
     step N (coarse skip approximation, Eq. 8-12 of SkipDiff, AAAI 2024); that happens in `reset`. The fine steps
     N, N - 1, …, 2 are then decided one by one (fine skip refinement, Eq. 13-15): each env step either performs a
-    reverse diffusion step or skips it. Diffusion step 1 is always performed and gives the result. With `fine_steps` the
-    decisions begin earlier than at N, up to T.
+    reverse diffusion step or skips it. The last step, to the clean latent, is always performed and gives the result. With
+    `first_step` the decisions begin earlier than at N, up to T.
 
     An *env step* is one decision; a *diffusion step* `t` counts noise levels, from T (noise) down to 0 (the picture).
 
@@ -31,29 +40,53 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
     ## Action space
     `Discrete(2)`, see `skipdiff_env.Action`.
 
-    | Num | Action  | `skip_mode="restart"`                   | `skip_mode="hold"`              | UNet forwards |
-    |-----|---------|-----------------------------------------|---------------------------------|---------------|
-    | 0   | DENOISE | u ← D_t(u), the reverse diffusion step  | the same                        | 1             |
-    | 1   | SKIP    | u ← x_S1, back to the coarse latent     | u stays as it is                | 0             |
+    | Num | Action  | `skip_mode="restart"` (the paper)      | `skip_mode="jump"`                              | UNet forwards |
+    |-----|---------|----------------------------------------|-------------------------------------------------|---------------|
+    | 0   | DENOISE | u ← D_t(u), the reverse diffusion step | from the level l that u stands at, straight to  | 1             |
+    |     |         |                                        | t - 1; l ← t - 1                                |               |
+    | 1   | SKIP    | u ← x_S1, back to the coarse latent    | u and l stay; the next step that is performed   | 0             |
+    |     |         |                                        | covers what was skipped                         |               |
+
+    Under "jump" latent and noise level always match, and the decisions of an episode are a schedule: the levels at which the
+    net is asked. The last step goes from l to the clean latent.
 
     ## Observation space
-    The latent u: `Box(-b, b, (3, image_size, image_size))`, float32 or float16. It starts as the coarse latent x_S1,
+    `observation="latent"`, the default: the latent u, `Box(-b, b, (3, image_size, image_size))`, float32 or float16. It starts as the coarse latent x_S1,
     noisy by about √(1 - ᾱ_N); at the end of an episode it is the clean latent. What it stands for, the picture or the
     scaled difference from the bicubic enlargement, is the `target` of the checkpoint. The bound b follows from the
     clamped estimates and the bounded noise of the process, so that no latent can leave it and nothing is clipped.
 
+    A latent alone does not tell the step: with "restart", an episode of nothing but SKIP shows one and the same observation
+    N - 1 times. An agent that must know where it is can count its observations (stacked frames, as `train-agent` gives them,
+    or a recurrent policy), be told the step by a wrapper such as Gymnasium's, `gymnasium.wrappers.TimeAwareObservation(env)`,
+    or see the dictionary:
+
+    `observation="dict"`:
+
+    | Key         | Space                                     | What                                                         |
+    |-------------|-------------------------------------------|--------------------------------------------------------------|
+    | `latent`    | `Box(-b, b, (3, image_size, image_size))` | the latent u                                                 |
+    | `condition` | `Box(-1, 1, (3, image_size, image_size))` | the picture that the net starts from: predictor's or bicubic |
+    | `step`      | `Box(0, 1, (1,))`                         | t / (S · N), the step that is decided next                   |
+    | `level`     | `Box(0, 1, (1,))`                         | l / (S · N), the level that the latent stands at             |
+    | `price`     | `Box(0, highest, (1,))`                   | what a forward costs; only where each episode draws its own  |
+
     ## Reward
-    0 until the last env step, then 1/M of the result if a lower metric M is better (NIQE, LPIPS), else M itself, less
-    `nfe_penalty` for each fine UNet forward of the episode, thrown away or not. Where the metric fails (a flat picture
-    has no NIQE) M counts as infinitely bad, 0 instead of 1/M or M, and `reward_failures` goes up by one. In 1/M, M counts
-    as at least 0.001.
+    0 until the last env step, then 1/M of the result if a lower metric M is better (NIQE, LPIPS), or -M with
+    `reward="negative"`; M itself if a higher one is better. Less `nfe_penalty` for each fine UNet forward of the episode, thrown
+    away or not. Where the metric fails (a flat picture has no NIQE), the reward is 0 instead of 1/M or M, or -100 instead of
+    -M, and `reward_failures` goes up by one. In 1/M, M counts as at least 0.001. `env.unwrapped.sr` and `env.unwrapped.hr` hold
+    result and target, so that a wrapper can give any other reward.
 
     ## Episode start and end
-    `reset` draws a picture and a noise seed. Every episode has N - 1 env steps (`fine_steps` - 1, where that is given) and
+    `reset` draws a picture and a noise seed. Every episode has N - 1 env steps (`first_step` - 1, where that is given) and
     then terminates; none is truncated.
 
     `reset(options={"image": i, "noise_seed": k})` fixes either or both; `image` is an index or a uint8 array
-    (height, width, 3), whose centre is taken.
+    (height, width, 3), whose centre is taken. `nfe_penalty` is the third option.
+
+    `get_state()` and `set_state()` take an episode down and go on from there, which is what planning needs; the environment can
+    be pickled and copied.
 
     ## Info
     | Key               | When   | What                                                                                  |
@@ -63,7 +96,9 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
     | `image_index`     | always | place of the picture, -1 for an array                                                 |
     | `noise_seed`      | always | noise seed of the episode                                                             |
     | `metrics`         | at end | name → value: the reward's metric and those of `report_metrics`; NaN where one failed |
+    | `nfe_penalty`     | always | what the reward pays for each fine forward                                            |
     | `start`           | at end | diffusion step at which the surviving chain began                                     |
+    | `levels`          | at end | diffusion steps at which the net was asked on the surviving chain                     |
     | `reward_failures` | at end | episodes of this environment whose reward's metric failed, so far                     |
 
     The result itself is at `env.unwrapped.sr` until the next episode ends.
@@ -92,6 +127,15 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
     | 3        | 2 | DENOISE  | D_2(x_S1)           | 2             |
     |          | 1 | (always) | D_1(D_2(x_S1))      | 3             |
 
+    and under "jump" actions (1, 0, 1), the schedule 4 → 2 → 0:
+
+    | env step | t | action   | u stands at afterwards | fine forwards |
+    |----------|---|----------|------------------------|---------------|
+    | 1        | 4 | SKIP     | level 4                | 0             |
+    | 2        | 3 | DENOISE  | level 2                | 1             |
+    | 3        | 2 | SKIP     | level 2                | 1             |
+    |          |   | (always) | level 0, the result    | 2             |
+
     With "restart" only the place of the last SKIP matters to the result: a picture and a noise seed have exactly N
     possible results, which `start_outcomes` tabulates.
 
@@ -110,33 +154,18 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
     `gym.make_vec("SkipDiff-v0", num_envs=16)` gives the same environment in batches,
     `skipdiff_env.vector_env.SkipDiffVectorEnv`.
 
+    ## Arguments
+    `gym.make` takes the attributes of `skipdiff_env.task.TaskConfig` as keywords: `checkpoint`, `images`, `split`, `image_size`,
+    `scale`, `steps`, `coarse_sampler`, `fine_sampler`, `skip_mode`, `first_step`, `observation`, `metric`, `report_metrics`,
+    `reward`, `nfe_penalty`, `noise_seeds`, `obs_dtype`, `cache_mb`, `device` and `batch_size`. Its documentation says what each
+    means.
+
     ## Version history
     * v0: initial version
 
     Args:
-        checkpoint: name of a shipped checkpoint, a folder, or a Hub id.
-        images: target pictures: None, crops of photographs that scikit-image carries; a folder, file or pattern; or
-            several of them. The low-resolution input is made from the target.
-        image_size: side of the target in pixels; of larger pictures the centre is taken.
-        scale: how many times to enlarge; None: what the checkpoint does.
-        steps: (S, N), coarse steps, and diffusion steps that each spans; S · N is the checkpoint's T.
-        metric: the reward's metric: "niqe", "lpips", "psnr", "ssim", or any name that pyiqa knows.
-        report_metrics: further metrics for `info`.
-        skip_mode: what SKIP does, "restart" (the paper) or "hold".
-        coarse: what runs the S - 1 coarse steps: "ddpm" (the paper), one of the samplers that add no noise, "ddim" or
-            "dpmsolver++", or "ddim:ETA" with the share ETA of ddpm's noise, 0 … 1; the coarse latent stands at the same
-            noise level, after as many forwards. None: what the checkpoint says, "ddpm" where it says nothing.
-        fine_steps: the diffusion step that is decided first, N … T; None: N. The coarse latent stands at the noise level of
-            step N all the same: with T this is case 4 of the paper's Table 4, which decides on all T steps.
-        noise_seeds: how many different noises a picture may get: its noise seeds are 0 … noise_seeds - 1. None: no
-            limit; then hardly an episode comes twice, and nothing is gained from remembering.
-        nfe_penalty: subtracted from the terminal reward for each fine UNet forward.
-        obs_dtype: "float32" or "float16".
-        cache_mb: room for remembered pictures, latents and metrics, in MiB; the least recently used go first. A latent
-            takes 12 · image_size² bytes, and all starts of one picture and noise N · (N + 1)/2 + 1 latents (`fine_steps`
-            for N, where that is given).
-        device: where the net and the metrics run: "cpu", "cuda", …
         render_mode: "rgb_array", or None.
+        settings: the arguments above.
 
     Raises:
         SkipDiffError: an argument is wrong: `ConfigError`, `CheckpointError` or `ImageError`.
@@ -144,40 +173,20 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
 
     metadata: dict[str, Any] = METADATA
 
-    def __init__(
-        self,
-        checkpoint: str | Path = "natural-x4",
-        images: str | Path | Sequence[str | Path] | None = None,
-        image_size: int = 128,
-        scale: int | None = None,
-        steps: Sequence[int] = (10, 10),
-        metric: str = "niqe",
-        report_metrics: Sequence[str] = (),
-        skip_mode: str = "restart",
-        coarse: str | None = None,
-        fine_steps: int | None = None,
-        noise_seeds: int | None = None,
-        nfe_penalty: float = 0.0,
-        obs_dtype: str = "float32",
-        cache_mb: float = 512,
-        device: str = "cpu",
-        render_mode: str | None = None,
-    ) -> None:
+    def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
         check_render_mode(render_mode)
         self.render_mode = render_mode
-        self.task = Task(
-            checkpoint, images, image_size, scale, steps, metric, report_metrics, skip_mode, coarse, fine_steps,
-            noise_seeds, nfe_penalty, obs_dtype, cache_mb, device,
-        )  # fmt: skip
+        self.task = Task(TaskConfig.of(settings))
         self.observation_space = self.task.observation_space
         self.action_space = self.task.action_space
         self.sr: NDArray[np.float32] | None = None
+        self.hr: NDArray[np.float32] | None = None
         self.reward_failures = 0
         self._episode: Episode | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.floating], dict[str, Any]]:
+    ) -> tuple[Observation, dict[str, Any]]:
         """Starts an episode: picture, noise seed, coarse stage.
 
         Args:
@@ -189,11 +198,16 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
             ImageError: the picture cannot be used.
         """
         super().reset(seed=seed)
-        image, noise_seed = self.task.draw(self.np_random, options)
-        (self._episode,) = self.task.begin([image], [noise_seed])
-        return self.task.observe([self._episode])[0], self._episode.info()
+        image, noise_seed, price = self.task.draw(self.np_random, options)
+        (self._episode,) = self.task.begin([image], [noise_seed], [price])
+        self.hr = self._episode.hr.cpu().numpy()
+        return self._observe(), self._episode.info()
 
-    def step(self, action: int | np.int64) -> tuple[NDArray[np.floating], float, bool, bool, dict[str, Any]]:
+    def _observe(self) -> Observation:
+        assert self._episode is not None
+        return one_observation(self.task.observe([self._episode]), 0)
+
+    def step(self, action: int | np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Decides one diffusion step; the last decision also performs diffusion step 1.
 
         Raises:
@@ -211,7 +225,7 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
             self.sr = episode.sr.cpu().numpy()
             self.reward_failures += self.task.failed(episode)
             info["reward_failures"] = self.reward_failures
-        return self.task.observe([episode])[0], episode.reward, episode.ended, False, info
+        return self._observe(), episode.reward, episode.ended, False, info
 
     def render(self) -> NDArray[np.uint8] | None:
         """A frame (height, width, 3): input, coarse estimate, current estimate, result, over the decisions so far.
@@ -227,6 +241,32 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
         if self._episode is None:
             raise ResetNeededError("the episode has not begun; call reset() before render()")
         return self.task.render(self._episode)
+
+    def get_state(self) -> dict[str, Any]:
+        """The episode as it stands and the random generator, as plain data that `set_state` takes and pickle stores."""
+        if self._episode is None:
+            raise ResetNeededError("the episode has not begun; call reset() before get_state()")
+        return {"episode": self.task.save(self._episode), "generator": self.np_random.bit_generator.state}
+
+    def set_state(self, state: Mapping[str, Any]) -> Observation:
+        """Goes on from where `get_state` was called, here or in another environment of the same arguments; runs no net.
+
+        Args:
+            state: what `get_state` gave.
+
+        Returns:
+            The observation of that moment.
+
+        Raises:
+            ConfigError: it is no such state, or one of other pictures.
+        """
+        if not isinstance(state, Mapping) or state.keys() != {"episode", "generator"}:
+            raise ConfigError("this is no state that get_state() gave")
+        self._episode = self.task.restore(state["episode"])
+        self.np_random.bit_generator.state = state["generator"]
+        self.hr = self._episode.hr.cpu().numpy()
+        self.sr = None if self._episode.sr is None else self._episode.sr.cpu().numpy()
+        return self._observe()
 
     def start_outcomes(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> StartOutcomes:
         """Rewards and metrics of all starts for every picture and noise seed; see `Task.start_outcomes`."""

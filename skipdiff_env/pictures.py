@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +11,8 @@ from ddpm.errors import ImageError
 from ddpm.images import find_images, picture_size, read_picture
 
 Rgb = NDArray[np.uint8]
-# What scikit-image carries in its wheel, so that nothing is downloaded.
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+# What scikit-image carries in its wheel, so that nothing is downloaded; the split of each.
+PHOTOGRAPHS = {"astronaut": "train", "chelsea": "test", "coffee": "train", "rocket": "test"}
 
 
 def crop(rgb: Rgb, size: int, name: str = "the picture") -> Rgb:
@@ -36,26 +37,36 @@ class Pictures:
     """Square target pictures; files are checked at once and decoded when they are asked for.
 
     Args:
-        images: None, the crops that tile scikit-image's photographs; a folder, file or pattern; or several of them.
-            Of a file, the centre is taken.
+        images: None, the crops that tile scikit-image's photographs; a folder, file or pattern; a uint8 array
+            (height, width, 3); or several of them. Of a file or an array, the centre is taken.
         size: side of a picture, in pixels.
+        split: "train" or "test", where only those of scikit-image's photographs are wanted.
 
     Raises:
         ImageError: there is no picture, a file cannot be read, or one is smaller than `size`.
     """
 
-    def __init__(self, images: str | Path | Sequence[str | Path] | None, size: int) -> None:
+    def __init__(self, images: Any, size: int, split: str | None = None) -> None:
         self.size = size
         self._sources: list[Path | Rgb] = []
         if images is None:
-            self._sources.extend(_tiles(size))
+            self._sources.extend(_tiles(size, split))
             return
-        self._sources.extend(find_images([images] if isinstance(images, str | Path) else images))
+        given = [images] if isinstance(images, str | Path | np.ndarray) else images
+        if not isinstance(given, Sequence) or not all(isinstance(each, str | Path | np.ndarray) for each in given):
+            raise ImageError(
+                "images must be None, a folder, a file, a pattern, a uint8 array (height, width, 3), or several of them, "
+                f"got {images!r}"
+            )
+        for place, each in enumerate(given):
+            if isinstance(each, np.ndarray):
+                self._sources.append(np.ascontiguousarray(crop(each, size, f"picture {place}")))
+        files = find_images([each for each in given if not isinstance(each, np.ndarray)])
+        for path in files:
+            _check_size(*picture_size(path), size, str(path))
+        self._sources.extend(files)
         if not self._sources:
             raise ImageError("images is empty; name a folder or files, or leave it out for scikit-image's photographs")
-        for path in self._sources:
-            assert isinstance(path, Path)
-            _check_size(*picture_size(path), size, str(path))
 
     def __len__(self) -> int:
         return len(self._sources)
@@ -70,12 +81,14 @@ class Pictures:
         return crop(read_picture(source).rgb, self.size, str(source)) if isinstance(source, Path) else source
 
 
-def _tiles(size: int) -> list[Rgb]:
-    """All crops of `size` that fit side by side into the photographs."""
+def _tiles(size: int, split: str | None) -> list[Rgb]:
+    """All crops of `size` that fit side by side into the photographs of a split, or into all of them."""
     from skimage import data
 
     tiles = []
-    for name in PHOTOGRAPHS:
+    for name, own in PHOTOGRAPHS.items():
+        if split not in (None, own):
+            continue
         rgb = getattr(data, name)()
         height, width = rgb.shape[:2]
         rows, columns = (range(side % size // 2, side - size + 1, size) for side in (height, width))

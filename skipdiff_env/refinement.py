@@ -1,4 +1,4 @@
-"""The fine skip refinement as a decision process, Eq. 13-15: the one place where the rule stands.
+"""The fine stage as a decision process, Eq. 13-15 and jumps: the one place where the rule stands.
 
 The scalar environment, the batched one, the upscaler and the table of all starts run through `RefinementProcess`.
 """
@@ -6,10 +6,11 @@ The scalar environment, the batched one, the upscaler and the table of all start
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.errors import ConfigError
@@ -24,17 +25,11 @@ from ddpm.sampling import (
     reverse_weights,
     to_image,
 )
-from ddpm.schedule import FloatArray, check_steps, cosine_alphas_cumprod
+from ddpm.schedule import FloatArray, check_levels, cosine_alphas_cumprod
 from skipdiff_env.memo import Memo
+from skipdiff_env.plan import Plan
 
 T = TypeVar("T")
-SKIP_MODES = ("restart", "hold")
-
-
-class CoarseDenoiser(Denoiser, Protocol):
-    """A net that also names the sampler of its coarse stage."""
-
-    coarse: str
 
 
 class Action(IntEnum):
@@ -52,27 +47,36 @@ class Refinement:
         lr_up: condition, (3, H, W) in [-1, 1].
         noise_seed: key of all noise of this picture.
         key: identity of the picture for the memo; None is never memoised.
-        coarse: the coarse latent x_S1, (3, H, W).
+        coarse_latent: the coarse latent x_S1, or the initial noise where there is no coarse stage, (3, H, W).
         latent: the current latent u, (3, H, W).
         t: the diffusion step that is decided (or, at 1, performed) next; 0 at the end.
-        history: diffusion steps that were performed since the coarse latent; with the picture and the seed they
-            determine `latent`.
+        level: the diffusion step whose noise level the net is told next. Under "restart" it is t; under "jump" it is the
+            level that the latent stands at.
         nfe: UNet forwards of this picture so far, coarse and fine, thrown away or not.
+        path: the diffusion steps that the surviving fine chain has stood at, from the one the net was told first to the one
+            the latent has reached; empty before the first step that is performed. With the picture and the seed it
+            determines `latent`.
     """
 
     lr_up: Tensor
     noise_seed: int
     key: Hashable | None
-    coarse: Tensor
+    coarse_latent: Tensor
     latent: Tensor
     t: int
+    level: int
     nfe: int
-    history: tuple[int, ...] = ()
+    path: tuple[int, ...] = ()
 
     @property
     def start(self) -> int:
         """The diffusion step at which the surviving chain began (or will begin, if nothing survives yet)."""
-        return self.history[0] if self.history else self.t
+        return self.path[0] if self.path else self.level
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The diffusion steps at which the net was asked on the surviving chain; its schedule, once it has ended."""
+        return self.path[:-1]
 
 
 Policy = Callable[[Sequence[Refinement]], Sequence[int]]
@@ -83,66 +87,47 @@ def fixed_start(start: int) -> Policy:
     return lambda states: [Action.SKIP if state.t > start else Action.DENOISE for state in states]
 
 
+def fixed_levels(levels: Sequence[int]) -> Policy:
+    """The policy that under "jump" asks the net at these levels alone, the first of which is where the latent begins."""
+    reached = frozenset(levels[1:])
+    return lambda states: [Action.DENOISE if state.t - 1 in reached else Action.SKIP for state in states]
+
+
 class RefinementProcess:
-    """Eq. 13-15 for any number of pictures of one size, each at a diffusion step of its own.
+    """The fine stage for any number of pictures of one size, each at a diffusion step of its own.
 
     Args:
         unet: the net.
-        diffusion_steps: T.
-        steps: (S, N): coarse steps, and diffusion steps that each of them spans; S · N = T.
-        skip_mode: what SKIP does to the latent u: "restart", u ← x_S1 (Eq. 14), or "hold", u stays.
+        plan: the steps of the episodes, their samplers, and what SKIP does.
         memo: where transitions are remembered; None computes each anew.
         batch_size: largest batch of one UNet forward.
         device: where the net is.
-        coarse: what runs the coarse stage: "ddpm" (Eq. 8-12), or without noise but the initial, "ddim" (eta = 0) or
-            "dpmsolver++" (DPM-Solver++(2M)); "ddim:ETA" adds the share ETA of the noise of "ddpm"; None: what the net says.
-        fine_steps: the diffusion step that is decided first, N … T; None: N. The coarse latent stands at the noise level of
-            step N all the same (the paper's Table 4, case 4: CSA, and decisions on all T steps).
 
     Raises:
-        ConfigError: S · N differs from T, the skip mode or the coarse sampler is unknown, or `fine_steps` lies outside
-            N … T.
+        ConfigError: the batch size is below 1.
     """
 
     def __init__(
-        self,
-        unet: CoarseDenoiser,
-        diffusion_steps: int,
-        steps: tuple[int, int],
-        skip_mode: str = "restart",
-        memo: Memo | None = None,
-        batch_size: int = 32,
-        device: str = "cpu",
-        coarse: str | None = None,
-        fine_steps: int | None = None,
+        self, unet: Denoiser, plan: Plan, memo: Memo | None = None, batch_size: int = 32, device: str = "cpu"
     ) -> None:
-        check_steps(diffusion_steps, *steps)
-        if skip_mode not in SKIP_MODES:
-            raise ConfigError(f"skip_mode must be one of {', '.join(SKIP_MODES)}, got {skip_mode!r}")
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         self.unet = unet
-        self.S, self.N = steps
-        self.fine_steps = self.N if fine_steps is None else fine_steps
-        if not self.N <= self.fine_steps <= diffusion_steps:
-            raise ConfigError(
-                f"fine_steps must lie in {self.N} … {diffusion_steps}, from N of steps S,N to all of the checkpoint's "
-                f"diffusion steps, got {fine_steps}"
-            )
-        self.skip_mode = skip_mode
-        self.coarse = unet.coarse if coarse is None else coarse
-        self._sample_coarse = coarse_sampler(self.coarse)
+        self.plan = plan
         self.memo = memo if memo is not None else Memo(0)
         self.batch_size = batch_size
         self.device = device
-        self.alphas_cumprod = cosine_alphas_cumprod(diffusion_steps)
-        self.coarse_alphas_cumprod = cosine_alphas_cumprod(self.S)
+        self.alphas_cumprod = cosine_alphas_cumprod(plan.length)
+        self.coarse_alphas_cumprod = cosine_alphas_cumprod(plan.S)
+        fine_eta = coarse_eta(plan.fine_sampler)
+        assert fine_eta is not None, "the plan refuses other fine samplers"
+        self.fine_eta = fine_eta
 
     @torch.inference_mode()
     def begin(
         self, lr_up: Sequence[Tensor], noise_seeds: Sequence[int], keys: Sequence[Hashable | None] | None = None
     ) -> list[Refinement]:
-        """The coarse stage (CSA) of several pictures; S - 1 forwards each.
+        """The coarse stage (CSA) of several pictures; S - 1 forwards each. With S = 1 that is the noise the full chain begins at.
 
         Args:
             lr_up: conditions, each (3, H, W) in [-1, 1].
@@ -155,30 +140,38 @@ class RefinementProcess:
         for chunk in self._chunks(missing):
             condition = _batch([lr_up[i] for i in chunk])
             noise = KeyedNoise([noise_seeds[i] for i in chunk], condition.shape[1:], self.device)
-            latents = self._sample_coarse(self.unet, self.coarse_alphas_cumprod, condition, noise)
+            if self.plan.coarse_forwards:
+                sampler = coarse_sampler(self.plan.coarse_sampler)
+                latents = sampler(self.unet, self.coarse_alphas_cumprod, condition, noise)
+            else:
+                latents = noise(Stage.INITIAL, self.plan.length)
             for i, latent in zip(chunk, latents, strict=True):
                 found[i] = latent
                 self._remember(keys[i], noise_seeds[i], (), latent)
         coarse = [latent for latent in found if latent is not None]
+        first = self.plan.first
         return [
-            Refinement(condition, seed, key, latent, latent, self.fine_steps, self.S - 1)
+            Refinement(condition, seed, key, latent, latent, first, first, self.plan.coarse_forwards)
             for condition, seed, key, latent in zip(lr_up, noise_seeds, keys, coarse, strict=True)
         ]
 
     def step(self, states: Sequence[Refinement], actions: Sequence[int]) -> None:
         """One decision for each picture, at its step t ≥ 2; changes the states in place.
 
-        DENOISE: u ← D_t(u). SKIP: u ← x_S1 ("restart", Eq. 14) or u ("hold").
+        DENOISE asks the net at the state's level and goes to t - 1. SKIP goes back to the coarse latent ("restart", Eq. 14), or
+        leaves latent and level as they are ("jump").
         """
         assert all(state.t >= 2 for state in states), "the step t = 1 is not decided, it is performed by finish()"
         self._denoise([s for s, action in zip(states, actions, strict=True) if action == Action.DENOISE])
         for state, action in zip(states, actions, strict=True):
-            if action == Action.SKIP and self.skip_mode == "restart":
-                state.latent, state.history = state.coarse, ()
             state.t -= 1
+            if self.plan.skip_mode == "restart":
+                if action == Action.SKIP:
+                    state.latent, state.path = state.coarse_latent, ()
+                state.level = state.t
 
     def finish(self, states: Sequence[Refinement]) -> list[Tensor]:
-        """Performs the step t = 1, which is never skipped, and gives the pictures, each (3, H, W) in [-1, 1]."""
+        """Performs the step to the clean latent, which is never skipped, and gives the pictures, each (3, H, W) in [-1, 1]."""
         assert all(state.t == 1 for state in states), "decisions are left"
         self._denoise(states)
         for state in states:
@@ -189,7 +182,7 @@ class RefinementProcess:
     def estimate(self, state: Refinement) -> Tensor:
         """The picture (3, H, W) that the net sees in the latent as it stands; one forward, which is not counted."""
         latent, lr_up = state.latent[None], state.lr_up[None]
-        x0 = predict_x0(self.unet, self.alphas_cumprod, state.t, latent, lr_up) if state.t > 0 else latent
+        x0 = predict_x0(self.unet, self.alphas_cumprod, state.level, latent, lr_up) if state.t > 0 else latent
         return to_image(self.unet, x0, lr_up)[0]
 
     def latent_bound(self) -> float:
@@ -199,82 +192,136 @@ class RefinementProcess:
         a bound for the next latent from that of the last. Where DPM-Solver++ extrapolates, it takes off some of an
         estimate that the latent already holds, so there each estimate's weights are added up before their signs are dropped.
         """
-        x0 = 1.0 if self.unet.target == "image" else 2 * self.unet.residual_scale
-        bound = MAX_NOISE
+        bounds = np.full(self.plan.first + 1, self._coarse_bound())
+        first = self.plan.first
+        if self.plan.skip_mode == "restart":  # any step may follow the coarse latent, or the step before
+            for t in range(first, 0, -1):
+                bounds[t - 1] = max(bounds[t], self._after(self.alphas_cumprod, t, t - 1, self.fine_eta, bounds[t]))
+            return float(bounds[0])
+        for to in range(first - 1, -1, -1):  # from any level above
+            above = range(to + 1, first + 1)
+            bounds[to] = max(self._after(self.alphas_cumprod, t, to, self.fine_eta, bounds[t]) for t in above)
+        return float(bounds.max())
 
-        def after(alphas_cumprod: FloatArray, t: int, eta: float = 1.0) -> float:
-            of_x0, of_x_t, sigma = reverse_weights(alphas_cumprod, t, eta)
-            return float(of_x0 * x0 + of_x_t * bound + sigma * MAX_NOISE)
+    @property
+    def _x0_bound(self) -> float:
+        return 1.0 if self.unet.target == "image" else 2 * self.unet.residual_scale
 
-        eta = coarse_eta(self.coarse)
+    def _after(self, alphas_cumprod: FloatArray, t: int, to: int, eta: float, bound: float) -> float:
+        """Bound of the latent after a step from t, where it was `bound`."""
+        of_x0, of_x_t, sigma = reverse_weights(alphas_cumprod, t, eta, to)
+        return float(abs(of_x0) * self._x0_bound + of_x_t * bound + sigma * MAX_NOISE)
+
+    def _coarse_bound(self) -> float:
+        S, eta = self.plan.S, coarse_eta(self.plan.coarse_sampler)
         if eta is None:
             # the initial noise and the estimate of each step as unit vectors: the chain gives their weights
-            units = np.eye(self.S + 1)
+            units = np.eye(S + 1)
             weights = dpmsolver_chain(self.coarse_alphas_cumprod, units[0], lambda j, _: units[j])
-            bound = float(np.abs(weights) @ np.array([MAX_NOISE] + [x0] * self.S))
-        else:
-            for j in range(self.S, 1, -1):
-                bound = after(self.coarse_alphas_cumprod, j, eta)
-        for t in range(self.fine_steps, 0, -1):
-            bound = max(bound, after(self.alphas_cumprod, t))  # any step may be skipped
+            return float(np.abs(weights) @ np.array([MAX_NOISE] + [self._x0_bound] * S))
+        bound = MAX_NOISE
+        for j in range(S, 1, -1):
+            bound = self._after(self.coarse_alphas_cumprod, j, j - 1, eta, bound)
         return bound
 
     def run(self, states: Sequence[Refinement], policy: Policy) -> list[Tensor]:
         """Refines pictures at their first decision to the end, as the policy decides."""
-        for _ in range(self.fine_steps - 1):
+        for _ in range(self.plan.decisions):
             self.step(states, policy(states))
         return self.finish(states)
 
+    def run_schedule(self, states: Sequence[Refinement], levels: Sequence[int]) -> list[Tensor]:
+        """Refines pictures at their first decision to the end by a schedule that is known in advance.
+
+        Args:
+            states: pictures at their first decision; changed in place.
+            levels: the diffusion steps at which the net is asked, falling, from the plan's first step on. NFE: one for each.
+
+        Returns:
+            The pictures, each (3, H, W) in [-1, 1].
+
+        Raises:
+            ConfigError: the plan is not one of jumps, or the levels are no such schedule.
+        """
+        if self.plan.skip_mode != "jump":
+            raise ConfigError(f"a schedule of levels needs skip_mode jump, got {self.plan.skip_mode}")
+        return self.run(states, fixed_levels(check_levels(levels, self.plan.first)))
+
     def run_all_starts(self, states: Sequence[Refinement]) -> list[list[tuple[Refinement, Tensor]]]:
-        """All results that "restart" can give, one for each of the N starts (or `fine_steps`), each chain run once.
+        """All results that "restart" can give, one for each start from 1 to the plan's first step, each chain run once.
 
         Args:
             states: pictures at their first decision; they are left as they are.
 
         Returns:
             For each picture, at index `start - 1`, the finished state and its picture (3, H, W).
+
+        Raises:
+            ConfigError: the plan is not one of restarts.
         """
-        starts = range(1, self.fine_steps + 1)
+        if self.plan.skip_mode != "restart":
+            raise ConfigError(f"starts need skip_mode restart, got {self.plan.skip_mode}; run_schedule runs any schedule")
+        starts = range(1, self.plan.first + 1)
         chains = [[replace(state) for start in starts] for state in states]
         flat = [state for chain in chains for state in chain]
         first = [start for _ in states for start in starts]
-        for t in range(self.fine_steps, 1, -1):
+        for t in range(self.plan.first, 1, -1):
             self.step(flat, [Action.SKIP if t > start else Action.DENOISE for start in first])
         results = list(zip(flat, self.finish(flat), strict=True))
         return [results[i : i + len(starts)] for i in range(0, len(results), len(starts))]
 
     @torch.inference_mode()
     def _denoise(self, states: Sequence[Refinement]) -> None:
-        """U ← D_t(u), in batches; remembered transitions run no net."""
+        """From each state's level to t - 1, in batches; remembered transitions run no net."""
         missing = []
         for state in states:
             state.nfe += 1
-            history = (*state.history, state.t)
-            known = self._recall(state.key, state.noise_seed, history)
+            path = (*(state.path or (state.level,)), state.t - 1)
+            known = self._recall(state.key, state.noise_seed, path)
             if known is None:
-                missing.append(state)
+                missing.append((state, path))
             else:
-                state.latent, state.history = known, history
+                state.latent, state.path, state.level = known, path, state.t - 1
         for chunk in self._chunks(missing):
-            latents = _batch([s.latent for s in chunk])
-            noise = KeyedNoise([s.noise_seed for s in chunk], latents.shape[1:], self.device)
-            steps = np.array([s.t for s in chunk])
-            t = int(steps[0]) if (steps == steps[0]).all() else steps
-            fine = noise(Stage.FINE, t) if steps.max() > 1 else None
-            latents = p_sample(self.unet, self.alphas_cumprod, t, latents, _batch([s.lr_up for s in chunk]), fine)
-            for state, latent in zip(chunk, latents, strict=True):
-                state.latent, state.history = latent, (*state.history, state.t)
-                self._remember(state.key, state.noise_seed, state.history, latent)
+            latents = self._advance([state for state, _ in chunk])
+            for (state, path), latent in zip(chunk, latents, strict=True):
+                state.latent, state.path, state.level = latent, path, state.t - 1
+                self._remember(state.key, state.noise_seed, path, latent)
+
+    def _advance(self, states: Sequence[Refinement]) -> Tensor:
+        """The latents (B, 3, H, W) after one forward for each, from its level to t - 1."""
+        latents = _batch([s.latent for s in states])
+        arrivals = np.array([s.t for s in states])  # the step of the full chain that arrives at t - 1 is D_t
+        noise = None
+        if self.fine_eta > 0 and arrivals.max() > 1:
+            noise = KeyedNoise([s.noise_seed for s in states], latents.shape[1:], self.device)(
+                Stage.FINE, _one_if_same(arrivals)
+            )
+        return p_sample(
+            self.unet,
+            self.alphas_cumprod,
+            _one_if_same(np.array([s.level for s in states])),
+            latents,
+            _batch([s.lr_up for s in states]),
+            noise,
+            self.fine_eta,
+            _one_if_same(arrivals - 1),
+        )
 
     def _chunks(self, items: Sequence[T]) -> list[Sequence[T]]:
         return [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
 
-    def _recall(self, key: Hashable | None, noise_seed: int, history: tuple[int, ...]) -> Tensor | None:
-        return None if key is None else self.memo.get((key, noise_seed, history))
+    def _recall(self, key: Hashable | None, noise_seed: int, path: tuple[int, ...]) -> Tensor | None:
+        return None if key is None else self.memo.get((key, noise_seed, path))
 
-    def _remember(self, key: Hashable | None, noise_seed: int, history: tuple[int, ...], latent: Tensor) -> None:
+    def _remember(self, key: Hashable | None, noise_seed: int, path: tuple[int, ...], latent: Tensor) -> None:
         if key is not None:
-            self.memo.put((key, noise_seed, history), latent)
+            self.memo.put((key, noise_seed, path), latent)
+
+
+def _one_if_same(steps: NDArray[np.integer]) -> int | NDArray[np.integer]:
+    """One number for all where they are equal, which spares a tensor of coefficients."""
+    return int(steps[0]) if (steps == steps[0]).all() else steps
 
 
 def _batch(tensors: Sequence[Tensor]) -> Tensor:

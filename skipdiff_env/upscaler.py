@@ -14,9 +14,11 @@ from torch import Tensor
 from ddpm.checkpoints import load_unet
 from ddpm.errors import ConfigError, ImageError
 from ddpm.images import Picture, from_pil, read_picture, to_pil, to_tensor, to_uint8, write_picture
+from ddpm.schedule import check_levels
 from ddpm.tiling import TiledUNet
 from ddpm.unet import UNet
-from skipdiff_env.refinement import Policy, RefinementProcess, fixed_start
+from skipdiff_env.plan import Plan
+from skipdiff_env.refinement import Policy, RefinementProcess, fixed_levels, fixed_start
 
 # Float32 pictures that are alive at once at the worst moment of a diffusion step.
 LIVE_PICTURES = 9
@@ -45,19 +47,24 @@ class Upscaler:
     Args:
         checkpoint: name of a shipped checkpoint, a folder, or a Hub id.
         steps: (S, N), coarse steps and diffusion steps that each spans; None: the checkpoint's own.
-        start: diffusion step 1 … N (or `fine_steps`) at which the fine chain begins; None: the checkpoint's own.
-        policy: decides step by step instead of `start`.
+        start: diffusion step 1 … N (or `first_step`) at which the fine chain begins, under "restart".
+        levels: a schedule, the falling steps at which the net is asked, of as many steps as its first number says; (20, 13, 6,
+            2) asks the net at 20/20 of the schedule (pure noise), at 13/20, 6/20 and 2/20. Where neither this nor `start`,
+            `steps` or a policy is given, the checkpoint's own schedule, or else its start, is taken.
+        coarse_sampler: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++"; None: what
+            the checkpoint says.
+        fine_sampler: what runs the fine steps, "ddpm", "ddim" or "ddim:ETA"; None: the checkpoint's for `levels`, else "ddpm".
+        first_step: the diffusion step that is decided first, N … T; None: N.
+        policy: decides step by step instead of `start` or `levels`, on the episodes of `plan`.
+        plan: the episodes of the policy; None: those of the arguments above.
         device: where to compute.
         tile: side of the overlapping tiles for pictures larger than that, in pixels of the result; 0: no tiles.
         batch_size: pictures of one size that are enlarged together.
-        coarse: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++"; None: what
-            the checkpoint says.
-        fine_steps: the diffusion step that is decided first, N … T; None: N.
 
     Raises:
         CheckpointError: the checkpoint is unknown or damaged.
-        ConfigError: S · N differs from the checkpoint's T, `start` or `fine_steps` lies outside its range, the coarse
-            sampler is unknown, or there is no such device.
+        ConfigError: the steps do not fit the checkpoint, `start`, `levels` or `first_step` is out of range, two of them say
+            different things, a sampler is unknown, or there is no such device.
     """
 
     def __init__(
@@ -66,33 +73,46 @@ class Upscaler:
         *,
         steps: tuple[int, int] | None = None,
         start: int | None = None,
+        levels: Sequence[int] | None = None,
+        coarse_sampler: str | None = None,
+        fine_sampler: str | None = None,
+        first_step: int | None = None,
         policy: Policy | None = None,
+        plan: Plan | None = None,
         device: str = "cpu",
         tile: int = 256,
         batch_size: int = 8,
-        coarse: str | None = None,
-        fine_steps: int | None = None,
     ) -> None:
+        if sum(given is not None for given in (start, levels, policy)) > 1:
+            raise ConfigError("start, levels and policy all say which steps are done; give one of them")
         self.unet = load_unet(checkpoint, device)
+        settings = self.unet.settings
+        if levels is None and not any((start, policy, plan, steps, coarse_sampler, first_step)):
+            levels = settings["levels"]
+        if levels is not None:
+            plan = Plan.resolve(
+                settings, steps=(1, levels[0] if levels else 1), skip_mode="jump",
+                fine_sampler=fine_sampler or settings["fine_sampler"],
+            )  # fmt: skip
+            policy = fixed_levels(check_levels(levels, plan.first))
+        elif plan is None:
+            plan = Plan.resolve(
+                settings, steps=steps, coarse_sampler=coarse_sampler, fine_sampler=fine_sampler, first_step=first_step
+            )
         self.scale, self.device, self.tile = self.unet.scale, device, tile
         self.denoiser: UNet | TiledUNet = TiledUNet(self.unet, tile, min(32, tile // 4)) if tile else self.unet
-        self.process = RefinementProcess(
-            self.denoiser,
-            self.unet.diffusion_steps,
-            steps or self.unet.steps,
-            batch_size=batch_size,
-            device=device,
-            coarse=coarse,
-            fine_steps=fine_steps,
-        )
-        first = self.process.fine_steps
-        if start is not None and not 1 <= start <= first:
-            raise ConfigError(f"start must lie in 1 … {first}, the fine steps, got {start}")
-        # the checkpoint's start belongs to its own N; another N starts at the same place within the fine part at most
-        start = start or min(self.unet.start, self.process.N)
-        self.policy = policy or fixed_start(start)
+        self.process = RefinementProcess(self.denoiser, plan, batch_size=batch_size, device=device)
+        if start is not None and not 1 <= start <= plan.first:
+            raise ConfigError(f"start must lie in 1 … {plan.first}, the fine steps, got {start}")
         # with a policy it is known only afterwards
-        self.expected_nfe = self.process.S - 1 + (first if policy else start)
+        fine = plan.first
+        if levels is not None:
+            fine = len(levels)
+        elif policy is None:
+            # the checkpoint's start belongs to its own N; another N starts at the same place within the fine part at most
+            fine = start or min(settings["start"] or plan.N, plan.N)
+        self.policy = policy or fixed_start(fine)
+        self.expected_nfe = plan.coarse_forwards + fine
         self.batch_size = batch_size
 
     def upscale(

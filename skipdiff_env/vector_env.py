@@ -1,6 +1,6 @@
 """SkipDiff-v0 in batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -13,12 +13,21 @@ from numpy.typing import NDArray
 from ddpm.errors import ConfigError
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
-from skipdiff_env.task import Episode, InvalidActionError, ResetNeededError, StartOutcomes, Task
+from skipdiff_env.task import (
+    Episode,
+    InvalidActionError,
+    Observation,
+    ResetNeededError,
+    StartOutcomes,
+    Task,
+    TaskConfig,
+    one_observation,
+)
 
 Array = NDArray[Any]
 
 
-class SkipDiffVectorEnv(VectorEnv[Array, Array, Array]):
+class SkipDiffVectorEnv(VectorEnv[Any, Array, Array]):
     """`num_envs` environments as `skipdiff_env.env.SkipDiffEnv`, computed together.
 
     One UNet forward serves all environments that denoise at an env step, none is run for those that skip; fresh
@@ -38,7 +47,7 @@ class SkipDiffVectorEnv(VectorEnv[Array, Array, Array]):
         autoreset_mode: "NextStep", "SameStep" or "Disabled" (or a `gymnasium.vector.AutoresetMode`).
         render_mode: "rgb_array", or None.
         max_episode_steps: the env steps of an episode or more, since episodes are never truncated; or None.
-        settings: the other arguments of `skipdiff_env.env.SkipDiffEnv`.
+        settings: the other arguments of `skipdiff_env.env.SkipDiffEnv`, see `skipdiff_env.task.TaskConfig`.
 
     Raises:
         SkipDiffError: an argument is wrong: `ConfigError`, `CheckpointError` or `ImageError`.
@@ -61,7 +70,7 @@ class SkipDiffVectorEnv(VectorEnv[Array, Array, Array]):
         if not isinstance(autoreset_mode, AutoresetMode) and autoreset_mode not in modes:
             raise ConfigError(f"autoreset_mode must be one of {', '.join(modes)}, got {autoreset_mode!r}")
         check_render_mode(render_mode)
-        self.task = Task(batch_size=max(num_envs, 32), **settings)
+        self.task = Task(TaskConfig.of({"batch_size": max(num_envs, 32), **settings}))
         if max_episode_steps is not None and max_episode_steps < self.task.decisions:
             raise ConfigError(
                 f"an episode has {self.task.decisions} env steps and is never truncated, "
@@ -99,7 +108,7 @@ class SkipDiffVectorEnv(VectorEnv[Array, Array, Array]):
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, dict[str, Any]]:
+    ) -> tuple[Observation, dict[str, Any]]:
         """Starts an episode in every environment, or in those of `options["reset_mask"]`.
 
         Args:
@@ -117,6 +126,8 @@ class SkipDiffVectorEnv(VectorEnv[Array, Array, Array]):
         if isinstance(seed, int | np.integer):
             seed = [int(seed) + i for i in range(self.num_envs)]
         seeds = [None if s is None else int(s) for s in self._one_each("seed", seed)]
+        if options is not None and not isinstance(options, Mapping):
+            raise ConfigError(f"the options of reset must be a dictionary, got {options!r}")
         options = dict(options or {})
         chosen = self._mask(options.pop("reset_mask", None))
         columns = {name: self._one_each(name, value) for name, value in options.items()}
@@ -126,7 +137,7 @@ class SkipDiffVectorEnv(VectorEnv[Array, Array, Array]):
         infos = self._begin(envs, {}, columns)
         return self._observe(), infos
 
-    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+    def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
         """One decision in every environment.
 
         Args:
@@ -162,8 +173,8 @@ class SkipDiffVectorEnv(VectorEnv[Array, Array, Array]):
         infos: dict[str, Any] = {}
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended:
             final = self.task.observe([episodes[i] for i in ended])
-            for i, observation in zip(ended, final, strict=True):
-                report = {"final_obs": observation, "final_info": self._final_info(i, episodes[i])}
+            for place, i in enumerate(ended):
+                report = {"final_obs": one_observation(final, place), "final_info": self._final_info(i, episodes[i])}
                 infos = self._add_info(infos, report, i)
             waiting, going = ended, [i for i in going if i not in ended]
         for i in going:
@@ -178,6 +189,28 @@ class SkipDiffVectorEnv(VectorEnv[Array, Array, Array]):
             return None
         return tuple(self.task.render(episode) for episode in self._all_episodes("render"))
 
+    def get_state(self) -> dict[str, Any]:
+        """The episodes as they stand and the random generators, as plain data that `set_state` takes and pickle stores."""
+        episodes = self._all_episodes("get_state")
+        return {
+            "episodes": [self.task.save(episode) for episode in episodes],
+            "generators": [generator.bit_generator.state for generator in self.np_random],
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> Observation:
+        """Goes on from where `get_state` was called; runs no net.
+
+        Raises:
+            ConfigError: it is no such state, or one of another number of environments or of other pictures.
+        """
+        if not isinstance(state, Mapping) or state.keys() != {"episodes", "generators"}:
+            raise ConfigError("this is no state that get_state() gave")
+        saved = self._one_each("episodes", state["episodes"])
+        self._episodes = [self.task.restore(each) for each in saved]
+        for generator, inner in zip(self.np_random, state["generators"], strict=True):
+            generator.bit_generator.state = inner
+        return self._observe()
+
     def start_outcomes(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> StartOutcomes:
         """Rewards and metrics of all starts for every picture and noise seed; see `Task.start_outcomes`."""
         return self.task.start_outcomes(images, noise_seeds)
@@ -189,7 +222,8 @@ class SkipDiffVectorEnv(VectorEnv[Array, Array, Array]):
         drawn = [
             self.task.draw(self._generator(i)[0], {name: column[i] for name, column in options.items()}) for i in envs
         ]
-        fresh = self.task.begin([image for image, _ in drawn], [noise_seed for _, noise_seed in drawn])
+        images, noise_seeds, prices = zip(*drawn, strict=True)
+        fresh = self.task.begin(images, noise_seeds, prices)
         for i, episode in zip(envs, fresh, strict=True):
             self._episodes[i] = episode
             infos = self._add_info(infos, episode.info(), i)
@@ -203,7 +237,7 @@ class SkipDiffVectorEnv(VectorEnv[Array, Array, Array]):
             info["reward_failures"] = self.reward_failures[i]
         return info
 
-    def _observe(self) -> Array:
+    def _observe(self) -> Observation:
         return self.task.observe(self._all_episodes("step"))
 
     def _all_episodes(self, call: str) -> list[Episode]:

@@ -1,0 +1,162 @@
+"""The plan of an episode: which steps there are, which sampler runs them, and what a skip does."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from ddpm.errors import ConfigError
+from ddpm.sampling import coarse_eta
+
+SKIP_MODES = ("restart", "jump")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of an episode. Two plans that are equal give the same episodes.
+
+    Attributes:
+        S: coarse steps; the coarse stage does the first S - 1 of them. With S = 1 there is no coarse stage.
+        N: diffusion steps that a coarse step spans.
+        coarse_sampler: runs the coarse stage: "ddpm" (Eq. 8-12), "ddim", "ddim:ETA" or "dpmsolver++".
+        fine_sampler: runs the fine stage: "ddpm" (Eq. 13-15), "ddim" or "ddim:ETA", see `ddpm.sampling.coarse_eta`.
+        skip_mode: what SKIP does: "restart", back to the coarse latent (Eq. 14), or "jump", nothing, so that the next
+            step that is performed covers what was skipped.
+        first_step: the diffusion step that is decided first, N … S·N; None: N. With "restart" the coarse latent stands at
+            the noise level of step N all the same (the paper's Table 4, case 4); "jump" allows N alone.
+
+    Raises:
+        ConfigError: a value is out of range or unknown.
+    """
+
+    S: int = 10
+    N: int = 10
+    coarse_sampler: str = "ddpm"
+    fine_sampler: str = "ddpm"
+    skip_mode: str = "restart"
+    first_step: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("S", "N"):
+            number = getattr(self, name)
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise ConfigError(f"{name} of steps S,N must be a whole number of at least 1, got {number!r}")
+        if self.skip_mode not in SKIP_MODES:
+            raise ConfigError(f"skip_mode must be one of {', '.join(SKIP_MODES)}, got {self.skip_mode!r}")
+        coarse_eta(self.coarse_sampler)
+        if coarse_eta(self.fine_sampler, "fine_sampler") is None:
+            raise ConfigError(f"fine_sampler must be ddpm, ddim, or ddim:ETA, got {self.fine_sampler!r}")
+        first = self.N if self.first_step is None else self.first_step
+        if not isinstance(first, int) or not self.N <= first <= self.length:
+            raise ConfigError(
+                f"first_step must be a whole number in {self.N} … {self.length}, from N of steps S,N to all S·N diffusion "
+                f"steps, got {first!r}"
+            )
+        if self.skip_mode == "jump" and first != self.N:
+            raise ConfigError(f"with skip_mode jump the first decision is at step N = {self.N}, got first_step {first}")
+        object.__setattr__(self, "first_step", first)
+
+    @property
+    def first(self) -> int:
+        """The diffusion step of the first decision."""
+        assert self.first_step is not None
+        return self.first_step
+
+    @property
+    def length(self) -> int:
+        """Diffusion steps of the whole schedule, S·N."""
+        return self.S * self.N
+
+    @property
+    def decisions(self) -> int:
+        """Decisions of an episode: one at each step from the first down to 2."""
+        return self.first - 1
+
+    @property
+    def coarse_forwards(self) -> int:
+        """UNet forwards of the coarse stage."""
+        return self.S - 1
+
+    @property
+    def coarse(self) -> tuple[int, int, str]:
+        """What the coarse latent depends on, beside picture and noise."""
+        return self.S, self.N, self.coarse_sampler
+
+    def check(self, diffusion_steps: int) -> None:
+        """Checks the plan against the diffusion steps T of a net.
+
+        Under "jump" any length is fine, since the net knows every noise level; "restart" is defined on the net's own schedule.
+
+        Raises:
+            ConfigError: S·N differs from T under "restart".
+        """
+        if self.skip_mode == "restart" and self.length != diffusion_steps:
+            pairs = ", ".join(f"{n},{diffusion_steps // n}" for n in range(2, diffusion_steps) if diffusion_steps % n == 0)
+            raise ConfigError(
+                f"steps S,N must multiply to the {diffusion_steps} diffusion steps of the checkpoint, got {self.S},{self.N}; "
+                f"try one of {pairs}"
+            )
+
+    @classmethod
+    def resolve(cls, settings: Mapping[str, Any], agent: "Plan | None" = None, **given: Any) -> "Plan":
+        """The plan of an episode: each part is what was asked for, else the agent's, else the checkpoint's.
+
+        If the steps asked for are other ones than the agent's, its first step has no meaning, and N takes its place. The
+        checkpoint's coarse sampler belongs to the checkpoint's own coarse stage, and is taken under "restart" alone.
+
+        Args:
+            settings: those of the checkpoint's net, `ddpm.unet.UNet.settings`.
+            agent: the plan of the agent that decides; None: there is no agent, or it does not know its plan.
+            given: parts asked for, by the names of the attributes, and `steps` for (S, N); None means not asked for.
+
+        Raises:
+            ConfigError: a part is unknown, out of range, or does not fit the checkpoint.
+        """
+        known = {f.name for f in fields(cls)} | {"steps"}
+        unknown = sorted(given.keys() - known)
+        if unknown:
+            raise ConfigError(f"unknown part of a plan: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        asked = {name: value for name, value in given.items() if value is not None}
+        if "steps" in asked:
+            asked["S"], asked["N"] = check_pair(asked.pop("steps"))
+        T = settings["diffusion_steps"]
+        if agent is not None:
+            base = agent
+            if (asked.get("S", agent.S), asked.get("N", agent.N)) != (agent.S, agent.N):
+                asked.setdefault("first_step", None)
+        else:
+            S = settings["coarse_steps"]
+            own = settings["coarse_sampler"] if asked.get("skip_mode", "restart") == "restart" else "ddpm"
+            base = cls(S, T // S, own)
+            if asked.keys() & {"S", "N"}:
+                asked.setdefault("first_step", None)
+        plan = replace(base, **asked)
+        plan.check(T)
+        return plan
+
+    def settings(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """One line for people."""
+        text = f"S,N = {self.S},{self.N}"
+        if self.coarse_forwards:
+            text += f", coarse sampler {self.coarse_sampler}"
+        text += f", fine sampler {self.fine_sampler}, skip mode {self.skip_mode}"
+        return text + (f", decisions from step {self.first} on" if self.first != self.N else "")
+
+
+def check_pair(steps: Any) -> tuple[int, int]:
+    """Two whole numbers (S, N) out of a tuple or list.
+
+    Raises:
+        ConfigError: they are something else.
+    """
+    try:
+        S, N = steps
+        pair = int(S), int(N)
+    except (TypeError, ValueError):
+        pair = None
+    if pair is None or isinstance(steps, str) or pair != (S, N) or isinstance(S, bool) or isinstance(N, bool):
+        raise ConfigError(f"steps must be two whole numbers (S, N), got {steps!r}")
+    return pair
