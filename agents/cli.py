@@ -178,13 +178,13 @@ def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any)
     click.echo(f"predictor: {train_predictor(config, out, resume)}")
 
 
-def _coarse_sampler(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Refuses what is no coarse sampler."""
+def _sampler(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuses what is no sampler."""
     if value is not None:
         from ddpm.sampling import coarse_eta
 
         try:
-            coarse_eta(value)
+            coarse_eta(value, str(parameter.opts[0]))
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
     return value
@@ -202,13 +202,19 @@ STEPS = click.option(
     help="S,N: coarse steps, and diffusion steps each spans.  [default: the agent's, or the checkpoint's]",
 )
 COARSE = click.option(
-    "--coarse",
-    callback=_coarse_sampler,
+    "--coarse-sampler",
+    callback=_sampler,
     metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
     help="Sampler of the coarse stage; ETA, 0 … 1, is the share of ddpm's noise.  [default: the agent's, or the checkpoint's]",
 )
-FINE_STEPS = click.option(
-    "--fine-steps",
+FINE_SAMPLER = click.option(
+    "--fine-sampler",
+    callback=_sampler,
+    metavar="[ddpm|ddim|ddim:ETA]",
+    help="Sampler of the fine stage.  [default: the agent's, or ddpm]",
+)
+FIRST_STEP = click.option(
+    "--first-step",
     type=click.IntRange(min=1),
     help="Diffusion step of the first decision, N … T.  [default: the agent's, or N]",
 )
@@ -227,7 +233,7 @@ TRUST_PICKLE = click.option(
     "--start", type=int, help="Diffusion step where the fine chain begins, 1 … N.  [default: the checkpoint's]"
 )
 @COARSE
-@FINE_STEPS
+@FIRST_STEP
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise.")
 @click.option("--samples", type=click.IntRange(min=1), default=1, help="Different answers for each picture.")
 @DEVICE
@@ -314,38 +320,29 @@ def upscale(
         raise click.exceptions.Exit(2)
 
 
-def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, Any]) -> dict[str, Any]:
-    """The agent that decides, as arguments of the upscaler; none if a start is given or the checkpoint has no agent."""
-    if agent is not None and options["start"] is not None:
-        raise click.UsageError("--agent and --start both say where the fine chain begins; give one of them")
-    from ddpm.checkpoints import resolve_checkpoint
+PLAN_OPTIONS = ("steps", "coarse_sampler", "fine_sampler", "first_step")
 
-    own = Path(resolve_checkpoint(options["checkpoint"])) / "agent"
-    if agent is None and (options["start"] is not None or not own.is_dir()):
+
+def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, Any]) -> dict[str, Any]:
+    """The agent that decides, as arguments of the upscaler; none if a start or a schedule is given or the checkpoint has no agent."""
+    fixed = options["start"] is not None or options["levels"] is not None
+    if agent is not None and fixed:
+        raise click.UsageError("--agent, --start and --levels all say which steps are done; give one of them")
+    from ddpm.checkpoints import load_unet, resolve_checkpoint
+
+    source = resolve_checkpoint(options["checkpoint"])
+    own = Path(source) / "agent"
+    if agent is None and (fixed or not own.is_dir()):
         return {}
     from agents.agent import AgentPolicy, load_agent
+    from skipdiff_env.plan import Plan
 
     loaded = load_agent(agent or own, options["device"], trust_pickle)
-    config = loaded.config
-    decides: dict[str, Any] = {"steps": config.steps, "coarse": config.coarse, "fine_steps": config.first_step}
-    if agent is None and any(options[name] not in (None, value) for name, value in decides.items()):
+    plan = Plan.resolve(load_unet(source).settings, loaded.config.plan, **{name: options[name] for name in PLAN_OPTIONS})
+    if agent is None and loaded.config.plan != plan:
         return {}  # other settings than those of the checkpoint's agent
-    settings = _episode_settings(options, [loaded])
-    if settings["steps"] is None:
-        raise click.UsageError(f"the agent does not say its S; give --steps S,{config.steps[1]}")
-    loaded.check(settings["steps"], settings["fine_steps"])
-    return {"policy": AgentPolicy(loaded), **settings}
-
-
-def _episode_settings(options: dict[str, Any], agents: Iterable["Agent"]) -> dict[str, Any]:
-    """Steps, coarse sampler and first decision of the episodes: what was asked for, or else the first agent's (None: not said)."""
-    configs = [agent.config for agent in agents]
-    own: dict[str, Any] = {
-        "steps": next((config.steps for config in configs if config.steps[0]), None),
-        "coarse": next((config.coarse for config in configs), None),
-        "fine_steps": next((config.fine_steps for config in configs), None),
-    }
-    return {name: options[name] or value for name, value in own.items()}
+    loaded.check(plan)
+    return {"policy": AgentPolicy(loaded), "plan": plan}
 
 
 def _upscale_jobs(
@@ -408,7 +405,7 @@ def _named(agents: Sequence[str], title: str | None = None) -> dict[str, str]:
 @CHECKPOINT
 @STEPS
 @COARSE
-@FINE_STEPS
+@FIRST_STEP
 @click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, help="Number of noise seeds; figures are mean ± std over them."
@@ -487,7 +484,7 @@ EPISODES = (
     CHECKPOINT,
     STEPS,
     COARSE,
-    FINE_STEPS,
+    FIRST_STEP,
     IMAGES,
     click.option("--image-size", type=click.IntRange(min=1), default=128, help="Side of the pictures' centre crops."),
     click.option("--metric", default="niqe", help="The reward's metric: niqe, lpips, psnr, ssim, or any of pyiqa."),
