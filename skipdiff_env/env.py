@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from skipdiff_env.metrics import MetricLike
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
 from skipdiff_env.task import Episode, InvalidActionError, ResetNeededError, StartOutcomes, Task
@@ -120,8 +121,10 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
         image_size: side of the target in pixels; of larger pictures the centre is taken.
         scale: how many times to enlarge; None: what the checkpoint does.
         steps: (S, N), coarse steps, and diffusion steps that each spans; S · N is the checkpoint's T.
-        metric: the reward's metric: "niqe", "lpips", "psnr", "ssim", or any name that pyiqa knows.
-        report_metrics: further metrics for `info`.
+        metric: the reward's metric: "niqe", "lpips", "psnr", "ssim", or any name that `skipdiff_env.make_metric` takes, but not
+            the judges "dists" and "lpips-vgg"; or a `Metric`, or a function of results and targets, as
+            `skipdiff_env.metrics.as_metric` says. With one that is not a name `spec.to_json()` raises a TypeError.
+        report_metrics: further metrics for `info`, the judges among them.
         skip_mode: what SKIP does, "restart" (the paper) or "hold".
         coarse: what runs the S - 1 coarse steps: "ddpm" (the paper), one of the samplers that add no noise, "ddim" or
             "dpmsolver++", or "ddim:ETA" with the share ETA of ddpm's noise, 0 … 1; the coarse latent stands at the same
@@ -151,8 +154,8 @@ class SkipDiffEnv(gym.Env[NDArray[np.floating], np.int64]):
         image_size: int = 128,
         scale: int | None = None,
         steps: Sequence[int] = (10, 10),
-        metric: str = "niqe",
-        report_metrics: Sequence[str] = (),
+        metric: MetricLike = "niqe",
+        report_metrics: MetricLike | Sequence[MetricLike] = (),
         skip_mode: str = "restart",
         coarse: str | None = None,
         fine_steps: int | None = None,

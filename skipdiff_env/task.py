@@ -20,8 +20,9 @@ from ddpm.degradation import downsample
 from ddpm.errors import ConfigError, SkipDiffError
 from ddpm.images import to_tensor, to_uint8
 from ddpm.unet import UNet
+from skipdiff_env.judges import refuse_judge
 from skipdiff_env.memo import Memo
-from skipdiff_env.metrics import make_metric
+from skipdiff_env.metrics import MetricLike, as_metric
 from skipdiff_env.pictures import Pictures, Rgb, crop
 from skipdiff_env.refinement import Action, Refinement, RefinementProcess
 from skipdiff_env.rendering import draw_frame
@@ -140,8 +141,8 @@ class Task:
         image_size: int = 128,
         scale: int | None = None,
         steps: Sequence[int] = (10, 10),
-        metric: str = "niqe",
-        report_metrics: Sequence[str] = (),
+        metric: MetricLike = "niqe",
+        report_metrics: MetricLike | Sequence[MetricLike] = (),
         skip_mode: str = "restart",
         coarse: str | None = None,
         fine_steps: int | None = None,
@@ -182,11 +183,15 @@ class Task:
             raise ConfigError(f"N in steps (S, N) must be at least 2, or there is nothing to decide; got {S}, {N}")
         # NumPy's float64 operations behind some metrics do not exist on Apple's GPUs
         self.metric_device = "cpu" if torch.device(device).type == "mps" else device
-        names = [metric, *([report_metrics] if isinstance(report_metrics, str) else report_metrics)]
-        self.metrics = {name: make_metric(name, self.metric_device) for name in names}
-        self.metric = self.metrics[metric]
-        for each in self.metrics.values():
+        refuse_judge(metric)
+        several = isinstance(report_metrics, Sequence) and not isinstance(report_metrics, str)
+        given: list[Any] = [metric, *(report_metrics if several else [report_metrics])]  # type: ignore[misc]
+        made = [as_metric(each, self.metric_device) for each in given]
+        self.metric, self.metrics = made[0], {each.name: each for each in made}
+        for each in made:
             each.check_size(image_size, image_size)
+            if each != self.metrics[each.name]:
+                raise ConfigError(f"two different metrics are called {each.name}; give one of them another name")
         self.pictures = Pictures(images, image_size)
         self.image_size, self.noise_seeds, self.nfe_penalty = image_size, noise_seeds, float(nfe_penalty)
         self.batch_size, self.device = batch_size, device
