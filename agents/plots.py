@@ -16,14 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from agents.evaluation import BICUBIC, FIXED_START, RANDOM
+from agents.evaluation import BICUBIC, FIXED_START, ORIGINALS, RANDOM
 from agents.learning_curve import Evaluation, read_curve
 from ddpm.errors import ConfigError
 from ddpm.images import atomic_path, read_picture
 from ddpm.runs import read_json
 
 # name → axis label; ↑: larger is better
-LABELS = {"psnr": "PSNR-Y ↑ (dB)", "ssim": "SSIM-Y ↑", "niqe": "NIQE ↓", "lpips": "LPIPS ↓"}
+LABELS = {"psnr": "PSNR-Y ↑ (dB)", "ssim": "SSIM-Y ↑", "niqe": "NIQE ↓", "lpips": "LPIPS ↓", "dists": "DISTS ↓"}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -42,14 +42,17 @@ Series = Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]
 
 
 def series_of(summary: Sequence[Mapping[str, Any]]) -> Series:
-    """The methods of a summary, or of the `table.json` that holds one: fixed starts are one family, the others are alone."""
+    """The methods of a summary, or of the `table.json` that holds one: fixed starts are one family, the others are alone.
+
+    The originals, which only some metrics measure, are left out.
+    """
     series: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for entry in summary:
         method = str(entry["method"])
         if re.fullmatch(FIXED_START, method):
             heading, start = method.rstrip(")").rsplit("(", 1)
             series.setdefault(f"{heading}(start)", []).append((start, entry))
-        else:
+        elif method != ORIGINALS:
             series[method] = [("", entry)]
     return series
 

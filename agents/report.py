@@ -15,6 +15,7 @@ from agents.evaluation import (
     BEST_FIXED,
     COLUMNS,
     ORACLE,
+    ORIGINALS,
     PICTURE_START,
     Row,
     file_name,
@@ -26,7 +27,7 @@ from agents.evaluation import (
     write_csv,
 )
 from agents.plots import contact_sheet, perception_distortion, quality_against_steps, save, start_outcomes, starts
-from agents.reproduce import MAIN, METRICS, SECTIONS, SHOWN, Study, penalty_of, reward_of
+from agents.reproduce import MAIN, SECTIONS, SHOWN, Study, penalty_of, reward_of
 from ddpm.images import atomic_path, read_picture
 from ddpm.runs import read_json
 from skipdiff_env.metrics import Metric
@@ -77,8 +78,7 @@ HEADINGS = {
     "paper_seconds_ratio": ("times faster, paper", 1), "paper_flops_ratio": ("times fewer FLOPs, paper", 2),
     "start": ("start", 1), "share": ("share of the oracle's gain", 2), "case": ("case", 0),
 }  # fmt: skip
-QUALITY = ("psnr", "ssim", "niqe", "lpips", "colour", "nfe")
-LOWER_BETTER = {"niqe", "lpips", "colour"}
+LOWER_BETTER = {"niqe", "lpips", "dists", "colour"}
 
 
 def _paper(figures: Sequence[float] | None) -> Entry:
@@ -90,7 +90,7 @@ def better(name: str, a: float, b: float) -> bool:
     return a < b if name in LOWER_BETTER else a > b
 
 
-def best_by_metric(entries: Iterable[Mapping[str, Any]], names: Sequence[str] = METRICS) -> str:
+def best_by_metric(entries: Iterable[Mapping[str, Any]], names: Iterable[str]) -> str:
     """Which entry is the best in each metric, as a sentence."""
     entries = list(entries)
     parts = []
@@ -174,6 +174,7 @@ class Report:
         self.by_method = by_method(self.rows)
         self.entries = {str(entry["method"]): entry for entry in summarise(self.rows)} if self.rows else {}
         self.skipdiff = study.skipdiff()
+        self.quality = [*study.metrics, "nfe"]
         self.paper = PAPER.get(study.unet.scale, {})
 
     def write(self) -> Path:
@@ -274,13 +275,13 @@ class Report:
         """Quality against sampling steps."""
         methods = self.study.sections["fig1"]
         entries = [self.entry(method, f"{self.entries[method]['nfe']:.0f} steps") for method in methods]
-        columns = [*QUALITY[:-1], "seconds"]
+        columns = [*self.study.metrics, "seconds"]
         return "\n\n".join(
             [
                 "## Figure 1: quality against sampling steps",
                 "The ancestral chain from noise to the clean image, on the cosine schedule of S steps.",
                 self.table("fig1", entries, columns),
-                best_by_metric(entries),
+                best_by_metric(entries, self.study.metrics),
                 self.plot(
                     "fig1", quality_against_steps({"S steps": self.series(methods)}), "Quality against sampling steps"
                 ),
@@ -289,18 +290,21 @@ class Report:
 
     def section_tables12(self) -> str:
         """Bicubic, the full DDPM and SkipDiff beside the paper's figures."""
-        methods = dict(zip(("bicubic", "DDPM", "CSA", MAIN), self.study.sections["tables12"], strict=True))
+        keys = "bicubic", "DDPM", "CSA", MAIN, ORIGINALS
+        methods = dict(zip(keys, self.study.sections["tables12"], strict=True))
         entries = [self.entry(method, paper=self.paper.get(key)) for key, method in methods.items() if key != "CSA"]
         if "DDRM" in self.paper:
             entries.insert(1, {"method": "DDRM (not run here)", **_paper(self.paper["DDRM"])})
         bicubic, full, ours = (self.entries[methods[key]] for key in ("bicubic", "DDPM", MAIN))
-        beaten = [COLUMNS[name][0] for name in METRICS if better(name, ours[name], full[name])]
+        beaten = [COLUMNS[name][0] for name in self.study.metrics if better(name, ours[name], full[name])]
         return "\n\n".join(
             [
                 "## Tables 1 and 2: bicubic, DDPM, SkipDiff",
-                self.table("tables12", entries, [*QUALITY, *(f"paper_{name}" for name in PAPER_NAMES if self.paper)]),
+                self.table(
+                    "tables12", entries, [*self.quality, *(f"paper_{name}" for name in PAPER_NAMES if self.paper)]
+                ),
                 f"SkipDiff is ahead of DDPM-{self.study.T} in {', '.join(beaten) or 'nothing'}, with "
-                f"{ours['nfe']:.1f} forwards for {full['nfe']:.0f}. Colour: {ours['colour']:.2f} grey levels off, bicubic "
+                f"{ours['nfe']:.1f} forwards for {full['nfe']:.0f}. The originals are measured where no reference is needed. Colour: {ours['colour']:.2f} grey levels off, bicubic "
                 f"{bicubic['colour']:.2f}.",
             ]
         )
@@ -364,7 +368,7 @@ class Report:
                 f"{self.train_command(f'case{case}', steps, LONG_EPISODES + extra)}."
             )
         entries.append(self.entry(self.skipdiff, paper=PAPER_CASES[5], case=f"5, CSA + FSR({study.N})"))
-        columns = ["case", *QUALITY, "seconds", *(f"paper_{name}" for name in PAPER_NAMES)]
+        columns = ["case", *self.quality, "seconds", *(f"paper_{name}" for name in PAPER_NAMES)]
         return "\n\n".join(
             [
                 "## Table 4: what the two stages are worth",
@@ -447,7 +451,11 @@ class Report:
                 start = float(np.mean([row.start or 0 for row in self.by_method[method]]))
                 entries.append(self.entry(method, label, start=start))
         return "\n\n".join(
-            ["## Table 6: NIQE against LPIPS as reward", self.table("table6", entries, [*QUALITY, "start"]), *notes]
+            [
+                "## Table 6: NIQE against LPIPS as reward",
+                self.table("table6", entries, [*self.quality, "start"]),
+                *notes,
+            ]
         )
 
     def section_fig5(self) -> str:
@@ -470,7 +478,7 @@ class Report:
                 "Pairs (S, N) with some of their fixed starts (the number beside the point), agents, and other samplers on the same net "
                 "(their forwards beside the point). A point that lies far off all others is outside the frame; the table has it.",
                 self.plot("fig5", perception_distortion(points), "Perception-distortion plane"),
-                self.table("fig5", entries, QUALITY),
+                self.table("fig5", entries, self.quality),
                 *notes,
             ]
         )
@@ -511,7 +519,7 @@ class Report:
                 "Through diffusers' schedulers, on the same net, schedule and noise. Each peer at its budget that is the nearest to "
                 "SkipDiff's forwards and not above:",
                 peer_verdicts(rows, self.skipdiff, chains | peers),
-                self.table("peers", entries, QUALITY),
+                self.table("peers", entries, self.quality),
                 self.plot("peers", quality_against_steps(points), "Quality against forwards"),
                 "A point that lies far off all others is outside the frame; the table has it.",
             ]

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from agents.agent import Agent, AgentPolicy, find_agent, has_agent, load_agent
 from agents.evaluation import (
     BICUBIC,
+    ORIGINALS,
     Result,
     Row,
     bicubic,
@@ -31,9 +32,11 @@ from agents.evaluation import (
     coarse_name,
     coarse_stage,
     ddpm,
+    default_metrics,
     file_name,
     load_crops,
     measure,
+    originals,
     refinement,
     sampled,
     save_pictures,
@@ -53,7 +56,6 @@ from skipdiff_env.metrics import make_metric
 from skipdiff_env.refinement import Refinement, RefinementProcess, fixed_start
 
 SECTIONS = ("fig1", "tables12", "table3", "table4", "table5", "table6", "fig5", "pictures", "peers")
-METRICS = ("psnr", "ssim", "niqe", "lpips", "colour")
 # Of these, the S that divide T (Fig. 1).
 CHAINS = (2, 4, 5, 10, 20, 25, 50, 100)
 # Of these, the S that divide T, each with a few starts (Fig. 5).
@@ -192,7 +194,7 @@ class Study:
             raise ConfigError(
                 f"image_size must be a multiple of {multiple} for this checkpoint, got {config.image_size}"
             )
-        self.metrics = {name: make_metric(name, config.device) for name in METRICS}
+        self.metrics = {name: make_metric(name, config.device) for name in default_metrics()}
         for metric in self.metrics.values():
             metric.check_size(config.image_size, config.image_size)
         paths = dict(config.agents)
@@ -272,6 +274,10 @@ class Study:
     def bicubic(self) -> str:
         """The condition itself."""
         return self._add(BICUBIC, 0, lambda batch: bicubic(batch.lr_up))
+
+    def originals(self) -> str:
+        """The targets themselves."""
+        return self._add(ORIGINALS, 0, lambda batch: originals(batch.hr))
 
     def ddpm(self, S: int | None = None) -> str:
         """The ancestral chain of S steps, from noise to the clean image; of all T steps by default."""
@@ -405,7 +411,8 @@ class Study:
         if name == "fig1":
             return self.chains()
         if name in ("tables12", "pictures"):
-            return [self.bicubic(), self.ddpm(), self.csa(self.S, self.coarse), self.skipdiff()]
+            shown = [self.bicubic(), self.ddpm(), self.csa(self.S, self.coarse), self.skipdiff()]
+            return shown if name == "pictures" else [*shown, self.originals()]
         if name == "table3":
             return [self.ddpm(), self.skipdiff()]
         if name == "table4":
@@ -434,6 +441,7 @@ class Study:
             "seeds": self.config.seeds,
             "batch_size": self.config.batch_size,
             "device": self.config.device,
+            "metrics": list(self.metrics),
             "steps": [self.S, self.N],
             "coarse": self.coarse,
             "agents": self.digests,

@@ -1,5 +1,6 @@
 """SkipDiff-v0 as a `VecEnv` of Stable-Baselines3, and the one way to make it for training, evaluation and play."""
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -152,7 +153,26 @@ def _one_info(infos: Mapping[str, Any], i: int) -> dict[str, Any]:
     return info
 
 
-class VecPictureBaseline(VecEnvWrapper):
+class _Picklable:
+    """A wrapper of Stable-Baselines3 that can be pickled: it leaves out what was read off its class."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "class_attributes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.class_attributes = dict(inspect.getmembers(type(self)))
+
+
+class _FrameStack(_Picklable, VecFrameStack):
+    pass
+
+
+class _Monitor(_Picklable, VecMonitor):
+    pass
+
+
+class VecPictureBaseline(_Picklable, VecEnvWrapper):
     """Gives as reward how much better an episode came out than earlier ones on the same picture.
 
     Pictures differ far more in quality than the starts of one picture do, and a value function needs thousands of
@@ -196,7 +216,7 @@ class VecPictureBaseline(VecEnvWrapper):
         return difference / math.sqrt(variance) if variance > 0 else 0.0
 
 
-class VecResizeLatents(VecEnvWrapper):
+class VecResizeLatents(_Picklable, VecEnvWrapper):
     """Shows latents at the size an SPN is built for: stacks and buffers then hold no pixel that the SPN does not see.
 
     Args:
@@ -257,8 +277,8 @@ def make_env(
     if latent_size is not None and latent_size < env.task.config.image_size:
         venv = VecResizeLatents(venv, latent_size)
     if frame_stack:
-        venv = VecFrameStack(venv, n_stack=env.task.decisions, channels_order="first")
-    venv = VecMonitor(venv)
+        venv = _FrameStack(venv, n_stack=env.task.decisions, channels_order="first")
+    venv = _Monitor(venv)
     if seed is not None:
         venv.seed(seed)
     return venv

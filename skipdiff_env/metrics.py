@@ -1,4 +1,4 @@
-"""Image quality: PSNR and SSIM on luma, LPIPS, NIQE, colour error and every other metric that pyiqa knows."""
+"""Image quality: PSNR and SSIM on luma, LPIPS, DISTS, NIQE, PIQE, colour error and every other metric that pyiqa knows."""
 
 import contextlib
 import difflib
@@ -18,32 +18,48 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.errors import ConfigError
+from ddpm.errors import ConfigError, SkipDiffError
 from ddpm.torchvision_ops import ensure_torchvision
+from skipdiff_env.judges import JUDGES, judge_file, make_judge
 
 WEIGHTS = Path(str(files("skipdiff_env"))) / "weights"
 # Y of BT.601 with studio swing, as the super-resolution literature measures it.
 LUMA = {"test_y_channel": True, "color_space": "ycbcr"}
-# Smallest side on which a metric is defined; NIQE fits its model to blocks of 96 x 96.
-MIN_SIDE = {"niqe": 96, "niqe_matlab": 96, "ilniqe": 96, "ssim": 11, "lpips": 32}
+# Smallest side on which a metric is defined; NIQE fits its model to blocks of 96 x 96, PIQE looks at blocks of 16 x 16, and
+# VGG16 halves its pictures four times.
+MIN_SIDE = {
+    "niqe": 96, "niqe_matlab": 96, "ilniqe": 96, "piqe": 16, "ssim": 11, "lpips": 32, "dists": 16, "lpips-vgg": 16,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Metric:
     """A quality metric over batches of pictures.
 
+    One that `make_metric` made is pickled by its name and device, and made anew where it is loaded: that needs what making it
+    needs. Any other is pickled with its function.
+
     Attributes:
         name: its name.
         lower_better: whether a smaller value means a better picture.
         needs_reference: whether the target picture must be given.
         min_side: smallest side, in pixels, that it is defined on.
+        measure: (results, targets or None), both (B, 3, H, W) float32 in [0, 1] on the 256 levels of a file on disk → (B,). What it
+            raises as RuntimeError, ValueError or LinAlgError counts as failed on that picture.
+        device: where `make_metric` made it; None: it was not made there.
     """
 
     name: str
     lower_better: bool
     needs_reference: bool
     min_side: int
-    _measure: Callable[[Tensor, Tensor | None], Tensor]
+    measure: Callable[[Tensor, Tensor | None], Tensor]
+    device: str | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., "Metric"], tuple[Any, ...]]:
+        if self.device is not None:
+            return make_metric, (self.name, self.device)
+        return Metric, (self.name, self.lower_better, self.needs_reference, self.min_side, self.measure)
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ConfigError where the metric is undefined for pictures of this size."""
@@ -73,6 +89,8 @@ class Metric:
             sr, hr = _quantise(sr), None if hr is None else _quantise(hr)
             try:
                 return self._measure_finite(sr, hr)
+            except SkipDiffError:
+                raise
             except (RuntimeError, ValueError, np.linalg.LinAlgError):
                 # one bad picture makes some metrics give up on a whole batch
                 values = np.full(len(sr), np.nan)
@@ -82,7 +100,7 @@ class Metric:
                 return values
 
     def _measure_finite(self, sr: Tensor, hr: Tensor | None) -> NDArray[np.float64]:
-        values = self._measure(sr, hr).double().cpu().numpy().reshape(len(sr))
+        values = self.measure(sr, hr).double().cpu().numpy().reshape(len(sr))
         return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -107,25 +125,86 @@ def _colour_error(sr: Tensor, hr: Tensor | None) -> Tensor:
     return (sr.double().mean((2, 3)) - hr.double().mean((2, 3))).abs().mean(1) * 255
 
 
-@functools.cache
-def make_metric(name: str, device: str = "cpu") -> Metric:
-    """Makes a metric; NIQE, LPIPS, PSNR and SSIM need no network, others may fetch weights at first use.
+@dataclass(frozen=True)
+class _Given:
+    """A function of two batches (B, 3, H, W) in [-1, 1], as `Metric.measure`; its mistakes are told and do not count as failures."""
 
-    "psnr" and "ssim" are measured on Y, "lpips" is v0.1 with AlexNet, "niqe" as in pyiqa. "colour" is the difference
-    between the two pictures' mean colours in grey levels, 0 … 255, averaged over the channels: what a colour cast shows in.
+    function: Callable[[Tensor, Tensor], Tensor | NDArray[Any]]
+    name: str
+
+    def __call__(self, sr: Tensor, hr: Tensor | None) -> Tensor:
+        assert hr is not None
+        try:
+            values = torch.as_tensor(self.function(sr * 2 - 1, hr * 2 - 1))
+        except Exception as error:
+            raise ConfigError(f"the metric {self.name} raised {error!r}") from error
+        if values.shape != sr.shape[:1]:
+            raise ConfigError(
+                f"the metric {self.name} must give one value a picture, ({len(sr)},), got {tuple(values.shape)}"
+            )
+        return values
+
+
+MetricLike = str | Metric | Callable[[Tensor, Tensor], Tensor | NDArray[Any]]
+
+
+def as_metric(given: MetricLike, device: str = "cpu") -> Metric:
+    """A metric, whatever it is given as.
 
     Args:
-        name: "niqe", "lpips", "psnr", "ssim", "colour" or any name in `pyiqa.list_models()`.
+        given: a name, as `make_metric` takes it; a `Metric`, which is returned as it is; or a function
+            (sr, hr) → (B,) of two batches (B, 3, H, W), float32 in [-1, 1] on the levels of 8-bit files, whose values count as better the
+            higher they are. It is called like its `__name__`, or else like its class. A function of which lower values are better is
+            given as a `Metric` with `lower_better`.
+        device: where a metric that is given by name computes.
+
+    Raises:
+        ConfigError: it is none of these, or `make_metric` refuses the name.
+    """
+    if isinstance(given, Metric):
+        return given
+    if isinstance(given, str):
+        return make_metric(given, device)
+    if isinstance(given, type) or not callable(given):
+        raise ConfigError(f"a metric is a name, a Metric or a function (sr, hr) → (B,), got {given!r}")
+    name = getattr(given, "__name__", type(given).__name__)
+    return Metric(name, False, True, 1, _Given(given, name))
+
+
+def make_metric(name: str, device: str = "cpu") -> Metric:
+    """Makes a metric; each is made once for a device.
+
+    NIQE, PIQE, LPIPS, PSNR, SSIM and the colour error need no network and no file; DISTS and LPIPS-VGG need a file
+    (`skipdiff_env.judges`); others may fetch weights at first use. "psnr" and "ssim" are measured on Y, "lpips" is v0.1 with
+    AlexNet, "lpips-vgg" v0.1 with VGG16, "niqe" and "piqe" are as in pyiqa.
+
+    "piqe" (Venkatanath et al. 2015) needs no target. It looks at the blocks of 16 x 16 pixels that have structure, by rules and
+    without anything learnt: a block is distorted where a stretch of its border is flat (blur, blocks of JPEG), or where it looks
+    like white noise. 0 … 100, the lower the better; a flat picture has 100.
+
+    "colour" is the difference between the two pictures' mean colours in grey levels, 0 … 255, averaged over the channels: what a
+    colour cast shows in.
+
+    Args:
+        name: "niqe", "piqe", "lpips", "lpips-vgg", "dists", "psnr", "ssim", "colour" or any name in `pyiqa.list_models()`.
         device: where to compute.
 
     Raises:
         ConfigError: the metric is unknown, or its weights are missing and cannot be fetched.
     """
+    return _make_metric(name, str(device), judge_file() if name in JUDGES else None)
+
+
+@functools.cache
+def _make_metric(name: str, device: str, judge: Path | None) -> Metric:
+    """As `make_metric`; `judge` is the file of the judges' weights, so that another file is another metric."""
     if name == "colour":
-        return Metric(name, True, True, 1, _colour_error)
+        return Metric(name, True, True, 1, _colour_error, device)
     if name == "lpips":
-        model = make_lpips(device)
-        return Metric(name, True, True, MIN_SIDE[name], lambda sr, hr: model(sr, hr, normalize=True))
+        lpips = make_lpips(device)
+        return Metric(name, True, True, MIN_SIDE[name], lambda sr, hr: lpips(sr, hr, normalize=True), device)
+    if name in JUDGES:
+        return Metric(name, True, True, MIN_SIDE[name], make_judge(name, device), device)
     ensure_torchvision()
     import pyiqa
 
@@ -154,7 +233,7 @@ def make_metric(name: str, device: str = "cpu") -> Metric:
             return model(_luma(sr))
         return model(sr, hr) if model.metric_mode == "FR" else model(sr)
 
-    return Metric(name, model.lower_better, model.metric_mode == "FR", MIN_SIDE.get(name, 1), measure)
+    return Metric(name, model.lower_better, model.metric_mode == "FR", MIN_SIDE.get(name, 1), measure, device)
 
 
 def make_lpips(device: str = "cpu") -> Any:

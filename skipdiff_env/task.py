@@ -21,6 +21,7 @@ from ddpm.errors import ConfigError, SkipDiffError
 from ddpm.images import to_tensor, to_uint8
 from ddpm.unet import UNet
 from skipdiff_env.judges import refuse_judge
+from skipdiff_env.judges import refuse_judge
 from skipdiff_env.memo import Memo
 from skipdiff_env.metrics import MetricLike, as_metric
 from skipdiff_env.pictures import Pictures, Rgb, crop

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.unet import UNet
+from skipdiff_env.judges import VARIABLE
 
 Photo = Callable[..., np.ndarray]
 
@@ -51,6 +54,30 @@ def counting(unet: UNet) -> Iterator[list[int]]:
 def _one_thread() -> None:
     """Tiny nets are quicker without thread hand-over, and results do not depend on the machine's cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are the same on machines that have the judges' weights and on others."""
+    monkeypatch.setenv(VARIABLE, "no/judge.safetensors")
+
+
+@pytest.fixture(scope="session")
+def random_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with random weights of the judges' names and shapes."""
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[str, torch.Tensor] = {}
+    channels = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    for i, (before, after) in enumerate(pairwise(channels)):
+        kernel = torch.randn(after, before, 3, 3, generator=generator) * (2 / (9 * before)) ** 0.5
+        weights[f"conv{i}.weight"] = kernel.half()
+        weights[f"conv{i}.bias"] = (0.1 * torch.randn(after, generator=generator)).half()
+    for i, count in enumerate((64, 128, 256, 512, 512)):
+        weights[f"lin{i}"] = torch.rand(count, generator=generator)
+    weights |= {name: torch.rand(3 + 64 + 128 + 256 + 512 + 512, generator=generator) for name in ("alpha", "beta")}
+    path = tmp_path_factory.mktemp("judge") / "judge.safetensors"
+    save_file(weights, path)
+    return path
 
 
 @pytest.fixture

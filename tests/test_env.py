@@ -1,12 +1,14 @@
 """The scalar environment."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -24,6 +26,7 @@ from ddpm.noise import KeyedNoise
 from ddpm.sampling import COARSE_SAMPLERS, coarse_sampler, refine, to_image
 from ddpm.schedule import cosine_alphas_cumprod
 from skipdiff_env import Action, SkipDiffEnv
+from skipdiff_env.judges import JUDGES, VARIABLE
 from skipdiff_env.metrics import Metric, make_metric
 from skipdiff_env.task import InvalidActionError, ResetNeededError
 from skipdiff_env.vector_env import SkipDiffVectorEnv
@@ -371,20 +374,79 @@ def test_nets_are_shared_but_notice_a_new_checkpoint(tmp_path: Path) -> None:
     assert not np.allclose(before, make(str(tmp_path), steps=(10, 10)).reset(seed=0)[0])
 
 
+# --- metrics of one's own, and judges ---
+
+
+def closeness(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+    """A reward of one's own."""
+    return 3 - (sr - hr).abs().mean((1, 2, 3))
+
+
+def test_a_function_is_the_reward(short_checkpoint: str) -> None:
+    env = make(short_checkpoint, metric=closeness, report_metrics=["psnr", make_metric("ssim")])
+    reward, info = play(env, [SKIP, DENOISE, SKIP], seed=0)
+    assert set(info["metrics"]) == {"closeness", "psnr", "ssim"}
+    assert reward == info["metrics"]["closeness"]
+    assert env._episode is not None
+    on_disk = [((image + 1) * 127.5).round() / 127.5 - 1 for image in (batch(result(env)), env._episode.hr[None])]
+    assert reward == pytest.approx(float(closeness(*on_disk)[0]), abs=1e-5)
+    distance = Metric("distance", True, False, 1, lambda sr, hr: sr.mean((1, 2, 3)) + 1)
+    env = make(short_checkpoint, metric=distance)
+    reward, info = play(env, [SKIP, DENOISE, SKIP], seed=0)
+    assert reward == pytest.approx(1 / info["metrics"]["distance"])
+
+
+def test_a_function_in_the_registered_environment(short_checkpoint: str) -> None:
+    """The batched environment gives the same; a specification with a function in it cannot become JSON, and says so."""
+    arguments: dict[str, Any] = {"checkpoint": short_checkpoint, "image_size": 32, "steps": (3, 4), "metric": closeness}
+    env = gym.make("SkipDiff-v0", **arguments)
+    alone, _ = play(cast(SkipDiffEnv, env.unwrapped), [DENOISE, SKIP, DENOISE], seed=4)
+    vector = gym.make_vec("SkipDiff-v0", num_envs=1, **arguments)
+    vector.reset(seed=4)
+    for action in (DENOISE, SKIP, DENOISE):
+        _, reward, *_ = vector.step(np.array([action]))
+    assert alone == pytest.approx(float(reward[0]), abs=1e-5)
+    assert env.spec is not None
+    with pytest.raises(TypeError, match="function is not JSON serializable"):
+        env.spec.to_json()
+
+
+@pytest.mark.parametrize("metric", ["niqe", "lpips", "psnr", "ssim", "colour", closeness])
+def test_pickled(short_checkpoint: str, metric: Any) -> None:
+    env = make(short_checkpoint, image_size=96, metric=metric, report_metrics=["piqe"])
+    others: list[Any] = [pickle.loads(pickle.dumps(env)), copy.deepcopy(env)]
+    reward, info = play(env, [SKIP, DENOISE, SKIP], seed=0)
+    for other in others:
+        assert play(other, [SKIP, DENOISE, SKIP], seed=0)[0] == reward
+        assert other.unwrapped._episode.metrics == info["metrics"]
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_judge_is_reported_but_no_reward(
+    short_checkpoint: str, name: str, random_judge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is a judge"):  # even without its weights
+        make(short_checkpoint, metric=name)
+    monkeypatch.setenv(VARIABLE, str(random_judge))
+    with pytest.raises(ConfigError, match=f"{name} is a judge"):
+        make(short_checkpoint, metric=make_metric(name))
+    _, info = play(make(short_checkpoint, report_metrics=name), [SKIP, SKIP, SKIP], seed=0)
+    assert info["metrics"][name] > 0
+
+
 # --- metrics that fail ---
 
 
 @pytest.mark.parametrize("lower_better", [True, False])
 @pytest.mark.parametrize("how", ["nan", "inf", "raises"])
-def test_failed_metric(short_checkpoint: str, monkeypatch: pytest.MonkeyPatch, lower_better: bool, how: str) -> None:
+def test_failed_metric(short_checkpoint: str, lower_better: bool, how: str) -> None:
     def measure(sr: Any, hr: Any) -> Any:
         if how == "raises":
             raise RuntimeError("singular matrix")
         return sr.mean(dim=(1, 2, 3)) * float(how)
 
     broken = Metric("broken", lower_better, False, 1, measure)
-    monkeypatch.setattr("skipdiff_env.task.make_metric", lambda name, device: broken)
-    env = make(short_checkpoint, metric="broken", nfe_penalty=0.5)
+    env = make(short_checkpoint, metric=broken, nfe_penalty=0.5)
     for episode in (1, 2):
         reward, info = play(env, [SKIP, SKIP, SKIP], seed=episode)
         assert reward == -0.5
@@ -392,10 +454,9 @@ def test_failed_metric(short_checkpoint: str, monkeypatch: pytest.MonkeyPatch, l
         assert info["reward_failures"] == env.reward_failures == episode
 
 
-def test_perfect_picture_has_a_finite_reward(short_checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perfect_picture_has_a_finite_reward(short_checkpoint: str) -> None:
     perfect = Metric("perfect", True, False, 1, lambda sr, hr: sr.mean(dim=(1, 2, 3)) * 0)
-    monkeypatch.setattr("skipdiff_env.task.make_metric", lambda name, device: perfect)
-    reward, info = play(make(short_checkpoint, metric="perfect"), [SKIP, SKIP, SKIP], seed=0)
+    reward, info = play(make(short_checkpoint, metric=perfect), [SKIP, SKIP, SKIP], seed=0)
     assert reward == pytest.approx(1000)
     assert info["reward_failures"] == 0
 
@@ -481,6 +542,10 @@ def test_right_action(short_checkpoint: str, action: Any) -> None:
         ({"metric": "nique"}, ConfigError, "did you mean .*niqe"),
         ({"metric": "niqe"}, ConfigError, "at least 96 pixels"),
         ({"report_metrics": ["psnr", "niqe"]}, ConfigError, "at least 96 pixels"),
+        ({"metric": 5}, ConfigError, "a metric is a name, a Metric or a function"),
+        ({"report_metrics": [1]}, ConfigError, "a metric is a name, a Metric or a function"),
+        ({"report_metrics": 1}, ConfigError, "a metric is a name, a Metric or a function"),
+        ({"report_metrics": [lambda sr, hr: sr, lambda sr, hr: hr]}, ConfigError, "two different metrics are called"),
         ({"skip_mode": "stay"}, ConfigError, "restart, hold"),
         (
             {"coarse": "pndm"},

@@ -20,6 +20,7 @@ from ddpm.noise import KeyedNoise
 from ddpm.sampling import coarse_approximation, refine, sample, to_image
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.unet import UNet
+from skipdiff_env.judges import VARIABLE
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.refinement import RefinementProcess
 from tests.conftest import Photo
@@ -69,6 +70,61 @@ def test_figures_are_those_of_the_pictures(checkpoint: str, photos: Path) -> Non
     own = [[r.metrics["psnr"] for r in rows if r.method == "CSA(10)" and r.seed == seed] for seed in (0, 1)]
     assert summary["CSA(10)"]["psnr"] == pytest.approx(np.mean(own))
     assert summary["CSA(10)"]["psnr_std"] == pytest.approx(np.std(np.mean(own, axis=1)))
+
+
+def test_originals(short_checkpoint: str, photos: Path) -> None:
+    """The last row holds what metrics without reference say of the targets; the others have nothing to compare with."""
+    crops = load_crops([photos], 96, limit=3)
+    rows = evaluate(crops, short_checkpoint, seeds=2, metrics=["psnr", "niqe", "piqe"], reward="psnr", batch_size=2)
+    own = [row for row in rows if row.method == "originals"]
+    assert own == rows[-3:]
+    assert [(row.image, row.seed) for row in own] == [(0, 0), (1, 0), (2, 0)]
+    for row, crop in zip(own, crops, strict=True):
+        expected = {name: pytest.approx(make_metric(name)(crop[None])[0], rel=1e-5) for name in ("niqe", "piqe")}
+        assert row.metrics == expected
+    *_, entry = summarise(rows)
+    assert entry["niqe"] == pytest.approx(np.mean([row.metrics["niqe"] for row in own]))
+    assert entry["failures"] == 0
+    assert "psnr" not in entry
+    line = to_markdown(rows).splitlines()[-1]
+    assert line.startswith(f"| originals | – | {entry['niqe']:.2f} | {entry['piqe']:.2f} | – | – |")
+    assert not [row for row in evaluate(crops[:1], short_checkpoint, metrics=["psnr"]) if row.method == "originals"]
+
+
+def test_dists_is_shown_where_its_weights_are(
+    short_checkpoint: str, photos: Path, tmp_path: Path, random_judge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [f"--images={photos}", f"--checkpoint={short_checkpoint}", "--limit=1", "--image-size=96"]
+    without = CliRunner().invoke(main, ["evaluate", *arguments])
+    assert without.exit_code == 0, without.output
+    assert "| method | PSNR-Y | SSIM-Y | NIQE | LPIPS | colour error | reward |" in without.stdout
+    assert "skipdiff fetch-judge" in without.stderr
+    assert "skipdiff fetch-judge" not in without.stdout
+    monkeypatch.setenv(VARIABLE, str(random_judge))
+    out = tmp_path / "out"
+    result = CliRunner().invoke(main, ["evaluate", *arguments, f"--out={out}"])
+    assert result.exit_code == 0, result.output
+    assert "| method | PSNR-Y | SSIM-Y | NIQE | LPIPS | DISTS | colour error | reward |" in result.stdout
+    assert "fetch-judge" not in result.stderr
+    first, *_, last = json.loads((out / "table.json").read_text())
+    (hr,) = load_crops([photos], 96, limit=1)
+    assert first["dists"] == pytest.approx(make_metric("dists")(degrade(hr[None], 4), hr[None])[0], rel=1e-4)
+    assert last["method"] == "originals"
+    assert "dists" not in last
+    drawn = CliRunner().invoke(main, ["plot", f"--evaluation={out}", f"--out={tmp_path / 'plots'}"])
+    assert drawn.exit_code == 0, (drawn.output, drawn.exception)
+
+
+def test_a_judge_is_no_reward(checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    common = [f"--images={photos}", f"--checkpoint={checkpoint}", f"--out={tmp_path / 'out'}"]
+    for arguments in (
+        ["evaluate", "--metrics=psnr,dists", "--reward=dists", *common],
+        ["train-agent", "--metric=dists", "--image-size=32", *common],
+    ):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2, (result.output, result.exception)
+        assert "dists is a judge and cannot be the reward's metric" in " ".join(result.output.split())
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_limit_takes_pictures_from_everywhere() -> None:

