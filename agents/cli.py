@@ -13,6 +13,9 @@ from ddpm.errors import ConfigError, SkipDiffError
 if TYPE_CHECKING:
     from agents.agent import Agent
 
+if TYPE_CHECKING:
+    pass
+
 
 class Group(click.Group):
     """Turns an input error into one line and exit code 2."""
@@ -232,7 +235,13 @@ TRUST_PICKLE = click.option(
 @click.option(
     "--start", type=int, help="Diffusion step where the fine chain begins, 1 … N.  [default: the checkpoint's]"
 )
+@click.option(
+    "--levels",
+    callback=_numbers(),
+    help="Schedule: the falling steps at which the net is asked, as in 20,13,6,2; the first says of how many.  [default: the checkpoint's]",
+)
 @COARSE
+@FINE_SAMPLER
 @FIRST_STEP
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise.")
 @click.option("--samples", type=click.IntRange(min=1), default=1, help="Different answers for each picture.")
@@ -320,7 +329,7 @@ def upscale(
         raise click.exceptions.Exit(2)
 
 
-PLAN_OPTIONS = ("steps", "coarse_sampler", "fine_sampler", "first_step")
+PLAN_OPTIONS = ("steps", "coarse_sampler", "fine_sampler", "skip_mode", "first_step")
 
 
 def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, Any]) -> dict[str, Any]:
@@ -338,7 +347,9 @@ def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, An
     from skipdiff_env.plan import Plan
 
     loaded = load_agent(agent or own, options["device"], trust_pickle)
-    plan = Plan.resolve(load_unet(source).settings, loaded.config.plan, **{name: options[name] for name in PLAN_OPTIONS})
+    plan = Plan.resolve(
+        load_unet(source).settings, loaded.config.plan, **{name: options.get(name) for name in PLAN_OPTIONS}
+    )
     if agent is None and loaded.config.plan != plan:
         return {}  # other settings than those of the checkpoint's agent
     loaded.check(plan)
@@ -495,11 +506,16 @@ EPISODES = (
     CHECKPOINT,
     STEPS,
     COARSE,
+    FINE_SAMPLER,
     FIRST_STEP,
     IMAGES,
     click.option("--image-size", type=click.IntRange(min=1), default=128, help="Side of the pictures' centre crops."),
     click.option("--metric", default="niqe", help="The reward's metric: niqe, lpips, psnr, ssim, or any of pyiqa."),
-    click.option("--skip-mode", type=click.Choice(["restart", "hold"]), default="restart", help="What SKIP does."),
+    click.option(
+        "--skip-mode",
+        type=click.Choice(["restart", "jump"]),
+        help="What SKIP does.  [default: the agent's, or restart]",
+    ),
     click.option("--nfe-penalty", type=float, default=0.0, help="Taken off the reward for each fine forward."),
     DEVICE,
 )
@@ -513,17 +529,24 @@ def _episodes(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Takes what `_episodes` asks for out of the options, as arguments of the environment."""
-    from skipdiff_env.task import shared_unet
-
+    """Takes what `_episodes` asks for out of the options, as arguments of the environment; None leaves the default."""
     names = (
-        "checkpoint", "steps", "coarse", "fine_steps", "images", "image_size", "metric", "skip_mode", "nfe_penalty",
+        "checkpoint", "steps", "coarse_sampler", "fine_sampler", "first_step", "images", "image_size", "metric", "skip_mode",
+        "nfe_penalty",
     )  # fmt: skip
     settings = {name: options.pop(name) for name in names}
-    unet = shared_unet(settings["checkpoint"], options["device"])
-    steps = settings["steps"] or unet.steps
-    coarse = settings["coarse"] or unet.coarse
-    return settings | {"steps": steps, "coarse": coarse, "images": list(settings["images"]) or None}
+    settings["images"] = list(settings["images"]) or None
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _agents_episodes(options: dict[str, Any], agent: "Agent") -> dict[str, Any]:
+    """The options, with the parts of the plan that were not asked for taken from the agent's plan."""
+    from ddpm.checkpoints import load_unet
+    from skipdiff_env.plan import Plan
+
+    asked = {name: options.get(name) for name in PLAN_OPTIONS}
+    settings = Plan.resolve(load_unet(options["checkpoint"]).settings, agent.config.plan, **asked).settings()
+    return options | {"steps": (settings.pop("S"), settings.pop("N")), **settings}
 
 
 @main.command("train-agent")
@@ -589,11 +612,11 @@ def enjoy(agent: str, out: Path, image: int, noise_seed: int, trust_pickle: bool
     from agents.agent import load_agent
     from agents.enjoy import enjoy as play
     from agents.enjoy import write_film
-    from skipdiff_env.task import Task
+    from skipdiff_env.task import Task, TaskConfig
 
     loaded = load_agent(agent, options["device"], trust_pickle)
-    options |= _episode_settings(options, [loaded])
-    task = Task(**_settings(options), **options)
+    options = _agents_episodes(options, loaded)
+    task = Task(TaskConfig.of({**_settings(options), **options}))
     played = play(loaded, task, image, noise_seed, film=out.suffix.lower() != ".png")
     write_film(played.frames, out)
     click.echo(f"{played.describe()}\npicture: {out}")

@@ -137,7 +137,7 @@ class Evaluator:
 def tabulate(task: Task, noise_seeds: int) -> StartOutcomes:
     """Outcomes of every start for each picture of a task under noise seeds 0 … noise_seeds - 1, with a progress bar."""
     seeds = range(noise_seeds)
-    group = max(1, task.batch_size // noise_seeds)
+    group = max(1, task.config.batch_size // noise_seeds)
     parts = []
     with tqdm(total=len(task.pictures), desc="every start", unit="picture", dynamic_ncols=True, leave=False) as bar:
         for first in range(0, len(task.pictures), group):

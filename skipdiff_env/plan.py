@@ -90,7 +90,9 @@ class Plan:
             ConfigError: S·N differs from T under "restart".
         """
         if self.skip_mode == "restart" and self.length != diffusion_steps:
-            pairs = ", ".join(f"{n},{diffusion_steps // n}" for n in range(2, diffusion_steps) if diffusion_steps % n == 0)
+            pairs = ", ".join(
+                f"{n},{diffusion_steps // n}" for n in range(2, diffusion_steps) if diffusion_steps % n == 0
+            )
             raise ConfigError(
                 f"steps S,N must multiply to the {diffusion_steps} diffusion steps of the checkpoint, got {self.S},{self.N}; "
                 f"try one of {pairs}"

@@ -260,7 +260,9 @@ class RefinementProcess:
             ConfigError: the plan is not one of restarts.
         """
         if self.plan.skip_mode != "restart":
-            raise ConfigError(f"starts need skip_mode restart, got {self.plan.skip_mode}; run_schedule runs any schedule")
+            raise ConfigError(
+                f"starts need skip_mode restart, got {self.plan.skip_mode}; run_schedule runs any schedule"
+            )
         starts = range(1, self.plan.first + 1)
         chains = [[replace(state) for start in starts] for state in states]
         flat = [state for chain in chains for state in chain]

@@ -1,5 +1,6 @@
 """What the scalar and the batched environment share: pictures, process, reward, spaces."""
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -20,7 +21,6 @@ from ddpm.degradation import downsample
 from ddpm.errors import ConfigError, SkipDiffError
 from ddpm.images import to_tensor, to_uint8
 from ddpm.unet import UNet
-from skipdiff_env.judges import refuse_judge
 from skipdiff_env.judges import refuse_judge
 from skipdiff_env.memo import Memo
 from skipdiff_env.metrics import MetricLike, as_metric
@@ -127,10 +127,8 @@ class TaskConfig:
                 _check_whole(name, getattr(self, name))
         if not _is_number(self.cache_mb):
             raise ConfigError(f"cache_mb must be a number of at least 0, got {self.cache_mb!r}")
-        try:  # np.float16 is as good as "float16"
+        with contextlib.suppress(TypeError):  # np.float16 is as good as "float16"
             object.__setattr__(self, "obs_dtype", np.dtype(self.obs_dtype).name)
-        except TypeError:
-            pass
         for name, known in (("obs_dtype", DTYPES), ("observation", OBSERVATIONS), ("reward", REWARDS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
@@ -159,9 +157,16 @@ class TaskConfig:
         price = self.nfe_penalty
         if _is_number(price):
             return None
-        if isinstance(price, tuple | list) and len(price) == 2 and all(map(_is_number, price)) and 0 < price[0] <= price[1]:
+        if (
+            isinstance(price, tuple | list)
+            and len(price) == 2
+            and all(map(_is_number, price))
+            and 0 < price[0] <= price[1]
+        ):
             return float(price[0]), float(price[1])
-        raise ConfigError(f"nfe_penalty must be a number of at least 0, or a pair of rising numbers above 0, got {price!r}")
+        raise ConfigError(
+            f"nfe_penalty must be a number of at least 0, or a pair of rising numbers above 0, got {price!r}"
+        )
 
     def plan(self, unet: UNet) -> Plan:
         """The plan of the episodes on a net.
@@ -291,7 +296,9 @@ class Task:
             )
         multiple = math.lcm(self.unet.stride, self.unet.scale)
         if config.image_size % multiple:
-            raise ConfigError(f"image_size must be a multiple of {multiple} for this checkpoint, got {config.image_size}")
+            raise ConfigError(
+                f"image_size must be a multiple of {multiple} for this checkpoint, got {config.image_size}"
+            )
         self.plan = config.plan(self.unet)
         if self.plan.decisions < 1:
             raise ConfigError(
@@ -364,9 +371,7 @@ class Task:
             raise ConfigError(f"the options of reset must be a dictionary, got {options!r}")
         unknown = sorted(map(str, options.keys() - {"image", "noise_seed", "nfe_penalty"}))
         if unknown:
-            raise ConfigError(
-                f"unknown reset option {', '.join(unknown)}; known are image, noise_seed and nfe_penalty"
-            )
+            raise ConfigError(f"unknown reset option {', '.join(unknown)}; known are image, noise_seed and nfe_penalty")
         drawn: dict[str, Any] = {
             "image": int(rng.integers(len(self.pictures))),
             "noise_seed": int(rng.integers(self.config.noise_seeds or NOISE_SEEDS)),
