@@ -110,7 +110,7 @@ def load_predictor(file: str | Path, scale: int | None = None) -> Predictor:
     refuse_not_finite(model.model.state_dict(), str(file))
     net = model.model
     if hasattr(net, "upsampler") and type(net).__name__ == "SPAN":
-        _fuse(net)
+        fuse(net)
     else:
         net = _Padded(model)
     return Predictor(net.to(memory_format=torch.channels_last), model.scale, file)
@@ -128,14 +128,14 @@ class _Padded(nn.Module):
         return self.descriptor(lr)
 
 
-def _fuse(net: nn.Module) -> None:
+def fuse(net: nn.Module) -> None:
     """Replaces each convolution that SPAN expands in training by the plain one that it is equal to."""
     for name, child in net.named_children():
         if hasattr(child, "eval_conv"):
             child.update_params()  # type: ignore[operator]
             setattr(net, name, child.eval_conv)
         else:
-            _fuse(child)
+            fuse(child)
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:

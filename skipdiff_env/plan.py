@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+
 from ddpm.errors import ConfigError
 from ddpm.sampling import coarse_eta
 
@@ -154,11 +156,8 @@ def check_pair(steps: Any) -> tuple[int, int]:
     Raises:
         ConfigError: they are something else.
     """
-    try:
-        S, N = steps
-        pair = int(S), int(N)
-    except (TypeError, ValueError):
-        pair = None
-    if pair is None or isinstance(steps, str) or pair != (S, N) or isinstance(S, bool) or isinstance(N, bool):
+    several = isinstance(steps, tuple | list) and len(steps) == 2
+    if not several or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in steps):
         raise ConfigError(f"steps must be two whole numbers (S, N), got {steps!r}")
-    return pair
+    S, N = steps
+    return int(S), int(N)

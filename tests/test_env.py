@@ -39,7 +39,7 @@ quick = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCh
 
 def make(checkpoint: str, **arguments: Any) -> SkipDiffEnv:
     """A small, quick environment."""
-    return SkipDiffEnv(checkpoint, **{"image_size": 32, "steps": (3, 4), "metric": "psnr", **arguments})
+    return SkipDiffEnv(**{"checkpoint": checkpoint, "image_size": 32, "steps": (3, 4), "metric": "psnr", **arguments})
 
 
 def batch(image: np.ndarray) -> torch.Tensor:
@@ -58,7 +58,7 @@ def play(env: SkipDiffEnv, actions: Sequence[int], **reset: Any) -> tuple[float,
     observation, info = env.reset(**reset)
     assert observation in env.observation_space
     for i, action in enumerate(actions):
-        assert info["diffusion_step"] == env.task.process.fine_steps - i
+        assert info["diffusion_step"] == env.task.plan.first - i
         observation, reward, terminated, truncated, info = env.step(action)
         assert observation in env.observation_space
         assert terminated == (i == len(actions) - 1)
@@ -128,7 +128,7 @@ def test_spec_round_trip(checkpoint: str) -> None:
     json.loads(text)
     again = gym.make(EnvSpec.from_json(text))
     assert np.array_equal(env.reset(seed=3)[0], again.reset(seed=3)[0])
-    assert again.unwrapped.task.process.N == 20  # type: ignore[attr-defined]
+    assert again.unwrapped.task.plan.N == 20  # type: ignore[attr-defined]
 
 
 # --- the checkers of Gymnasium and Stable-Baselines3 ---
@@ -142,7 +142,7 @@ EXPECTED = [
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, {"obs_dtype": "float16"}, {"skip_mode": "hold", "cache_mb": 0, "coarse": "ddim"}]
+    "arguments", [{}, {"obs_dtype": "float16"}, {"skip_mode": "jump", "cache_mb": 0, "coarse_sampler": "ddim"}]
 )
 def test_checkers(short_checkpoint: str, arguments: dict[str, Any]) -> None:
     from stable_baselines3.common.env_checker import check_env as sb3_check_env
@@ -162,7 +162,7 @@ def test_checkers(short_checkpoint: str, arguments: dict[str, Any]) -> None:
 
 
 @quick
-@given(data=st.data(), steps=st.sampled_from(PAIRS), skip_mode=st.sampled_from(["restart", "hold"]))
+@given(data=st.data(), steps=st.sampled_from(PAIRS), skip_mode=st.sampled_from(["restart", "jump"]))
 def test_any_episode(data: st.DataObject, short_checkpoint: str, steps: tuple[int, int], skip_mode: str) -> None:
     S, N = steps
     actions = data.draw(st.lists(st.integers(0, 1), min_size=N - 1, max_size=N - 1), label="actions")
@@ -197,7 +197,7 @@ def test_all_denoise_is_plain_refinement(short_checkpoint: str) -> None:
     env = make(short_checkpoint)
     play(env, [DENOISE] * 3, options={"image": 5, "noise_seed": 7})
     process, state = env.task.process, env.task.begin([5], [7])[0].refinement
-    coarse, lr_up = state.coarse[None], state.lr_up[None]
+    coarse, lr_up = state.coarse_latent[None], state.lr_up[None]
     plain = refine(process.unet, process.alphas_cumprod, coarse, lr_up, KeyedNoise([7], lr_up.shape[1:]), start=4)
     np.testing.assert_allclose(result(env), to_image(process.unet, plain, lr_up)[0].numpy(), atol=1e-5)
 
@@ -220,7 +220,7 @@ def test_worked_traces(short_checkpoint: str) -> None:
 
 
 def test_observation_after_a_skip(short_checkpoint: str) -> None:
-    for skip_mode in ("restart", "hold"):
+    for skip_mode in ("restart", "jump"):
         env = make(short_checkpoint, skip_mode=skip_mode)
         coarse, _ = env.reset(seed=0)
         denoised = env.step(DENOISE)[0]
@@ -230,7 +230,7 @@ def test_observation_after_a_skip(short_checkpoint: str) -> None:
 
 @pytest.mark.parametrize("coarse", COARSE_SAMPLERS)
 def test_coarse_sampler(short_checkpoint: str, coarse: str) -> None:
-    env = make(short_checkpoint, coarse=coarse)
+    env = make(short_checkpoint, coarse_sampler=coarse)
     options = {"image": 1, "noise_seed": 4}
     observation, info = env.reset(options=options)
     _, _, (_, lr_up) = env.task._picture(1)
@@ -244,15 +244,15 @@ def test_coarse_sampler(short_checkpoint: str, coarse: str) -> None:
 
 
 def test_the_checkpoint_chooses_the_coarse_sampler(tmp_path: Path) -> None:
-    tiny_unet(diffusion_steps=12, coarse_steps=3, start=None, coarse="ddim").save_pretrained(tmp_path)
-    latents = {coarse: make(str(tmp_path), coarse=coarse).reset(seed=0)[0] for coarse in (None, "ddim", "ddpm")}
+    tiny_unet(diffusion_steps=12, coarse_steps=3, start=None, coarse_sampler="ddim").save_pretrained(tmp_path)
+    latents = {coarse: make(str(tmp_path), coarse_sampler=coarse).reset(seed=0)[0] for coarse in (None, "ddim", "ddpm")}
     assert np.array_equal(latents[None], latents["ddim"])
     assert not np.array_equal(latents[None], latents["ddpm"])
 
 
 def test_fine_steps(short_checkpoint: str) -> None:
     """Episodes of 12 - 1 decisions on the coarse latent of N = 4; the later ones are those of the shorter episode."""
-    env = make(short_checkpoint, fine_steps=12, metric="psnr", render_mode="rgb_array")
+    env = make(short_checkpoint, first_step=12, metric="psnr", render_mode="rgb_array")
     options = {"image": 1, "noise_seed": 4}
     reward, info = play(env, [SKIP] * 8 + [DENOISE] * 3, options=options)
     assert env.task.decisions == 11
@@ -267,7 +267,7 @@ def test_fine_steps(short_checkpoint: str) -> None:
     np.testing.assert_allclose(table.rewards[..., :4], short.start_outcomes([1], [4]).rewards, atol=1e-4)
     assert play(env, [DENOISE] * 11, options=options)[1]["start"] == 12
     vector = SkipDiffVectorEnv(
-        2, checkpoint=short_checkpoint, image_size=32, steps=(3, 4), metric="psnr", fine_steps=12
+        2, checkpoint=short_checkpoint, image_size=32, steps=(3, 4), metric="psnr", first_step=12
     )
     assert vector.task.decisions == 11
 
@@ -324,7 +324,7 @@ def test_reset_options(short_checkpoint: str, photo: Photo) -> None:
 # --- memory ---
 
 
-@pytest.mark.parametrize("skip_mode", ["restart", "hold"])
+@pytest.mark.parametrize("skip_mode", ["restart", "jump"])
 def test_a_second_epoch_computes_nothing(
     short_checkpoint: str, skip_mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -546,15 +546,15 @@ def test_right_action(short_checkpoint: str, action: Any) -> None:
         ({"report_metrics": [1]}, ConfigError, "a metric is a name, a Metric or a function"),
         ({"report_metrics": 1}, ConfigError, "a metric is a name, a Metric or a function"),
         ({"report_metrics": [lambda sr, hr: sr, lambda sr, hr: hr]}, ConfigError, "two different metrics are called"),
-        ({"skip_mode": "stay"}, ConfigError, "restart, hold"),
+        ({"skip_mode": "stay"}, ConfigError, "restart, jump"),
         (
-            {"coarse": "pndm"},
+            {"coarse_sampler": "pndm"},
             ConfigError,
-            r"coarse must be one of ddpm, ddim, dpmsolver\+\+, or ddim:ETA .* got 'pndm'",
+            r"coarse_sampler must be one of ddpm, ddim, dpmsolver\+\+, or ddim:ETA .* got 'pndm'",
         ),
         ({"noise_seeds": 0}, ConfigError, "noise_seeds"),
-        ({"fine_steps": 2}, ConfigError, "fine_steps must lie in 4 … 12"),
-        ({"fine_steps": 4.5}, ConfigError, "fine_steps must be a whole number"),
+        ({"first_step": 2}, ConfigError, "first_step must be a whole number in 4 … 12"),
+        ({"first_step": 4.5}, ConfigError, "first_step must be a whole number"),
         ({"nfe_penalty": -1.0}, ConfigError, "nfe_penalty"),
         ({"nfe_penalty": float("nan")}, ConfigError, "nfe_penalty"),
         ({"obs_dtype": "int8"}, ConfigError, "float32 or float16"),

@@ -16,8 +16,8 @@ from ddpm.checkpoints import load_unet, save_checkpoint
 from ddpm.degradation import downsample, upsample
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.images import to_tensor
-from ddpm.predictor import PREDICTOR, load_predictor
-from ddpm.predictor_training import PredictorConfig, train_predictor
+from ddpm.predictor import PREDICTOR, fuse, load_predictor
+from ddpm.predictor_training import PredictorConfig, _expanded, train_predictor
 from ddpm.torchvision_ops import ensure_torchvision
 from ddpm.trainer import resumed_config
 from ddpm.training import DDPMConfig, train
@@ -185,6 +185,17 @@ def test_the_command_trains_a_predictor(photos: Path, tmp_path: Path) -> None:
     ours, theirs = (load_file(file) for file in (whole, tmp_path / "cli" / "checkpoint" / PREDICTOR))
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_what_was_trained_is_what_is_loaded(norm: bool, tmp_path: Path) -> None:
+    plain = tiny_span(norm=norm).eval()
+    fuse(plain)
+    save_file(_expanded(plain, tiny_span(norm=norm)), tmp_path / "net.safetensors")
+    lr = lr_pictures()
+    with torch.no_grad():
+        expected = plain((lr + 1) / 2).clamp(0, 1) * 2 - 1
+    torch.testing.assert_close(load_predictor(tmp_path / "net.safetensors")(lr), expected, atol=1e-4, rtol=0)
 
 
 def test_a_predictor_learns(photo: Photo) -> None:

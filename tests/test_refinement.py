@@ -62,9 +62,9 @@ def play(process: RefinementProcess, actions: Sequence[int], **begin: Any) -> tu
     [((SKIP, DENOISE, DENOISE), (3, 2, 1), 3), ((DENOISE, SKIP, DENOISE), (2, 1), 2)],
 )
 def test_worked_traces(actions: tuple[int, ...], surviving: tuple[int, ...], start: int) -> None:
-    process = RefinementProcess(UNET, T, (3, 4))
+    process = RefinementProcess(UNET, Plan(3, 4))
     state, sr = play(process, actions)
-    u = state.coarse
+    u = state.coarse_latent
     for t in surviving:
         u = denoise(t, u, condition(), 5)
     torch.testing.assert_close(sr, to_image(UNET, u[None], condition()[None])[0])
@@ -101,26 +101,26 @@ def test_any_decisions_in_any_batch(data: st.DataObject, steps: tuple[int, int],
 @pytest.mark.parametrize("first", [4, 7, 12])
 def test_decisions_may_begin_above_the_coarse_latents_level(first: int) -> None:
     """Case 4 of the paper's Table 4: the coarse stage is the same, the fine steps are more."""
-    process = RefinementProcess(UNET, T, (3, 4), fine_steps=first)
+    process = RefinementProcess(UNET, Plan(3, 4, first_step=first))
     (state,) = process.begin([condition()], [5])
-    (plain,) = RefinementProcess(UNET, T, (3, 4)).begin([condition()], [5])
-    torch.testing.assert_close(state.coarse, plain.coarse)
+    (plain,) = RefinementProcess(UNET, Plan(3, 4)).begin([condition()], [5])
+    torch.testing.assert_close(state.coarse_latent, plain.coarse_latent)
     assert (state.t, state.nfe) == (first, 2)
-    assert process.latent_bound() >= RefinementProcess(UNET, T, (3, 4)).latent_bound()
-    noise = KeyedNoise([5], state.coarse.shape)
+    assert process.latent_bound() >= RefinementProcess(UNET, Plan(3, 4)).latent_bound()
+    noise = KeyedNoise([5], state.coarse_latent.shape)
     table = process.run_all_starts([state])[0]
     assert len(table) == first
     for start, (finished, sr) in enumerate(table, start=1):
-        chain = refine(UNET, SCHEDULE, state.coarse[None], condition()[None], noise, start)
+        chain = refine(UNET, SCHEDULE, state.coarse_latent[None], condition()[None], noise, start)
         torch.testing.assert_close(sr, to_image(UNET, chain, condition()[None])[0], atol=1e-5, rtol=0)
         assert (finished.start, finished.nfe) == (start, 2 + start)
     torch.testing.assert_close(process.run([state], fixed_start(first))[0], table[-1][1], atol=1e-5, rtol=0)
 
 
 def test_all_denoise_is_plain_refinement() -> None:
-    state, sr = play(RefinementProcess(UNET, T, (3, 4)), [DENOISE] * 3)
-    noise = KeyedNoise([5], state.coarse.shape)
-    plain = refine(UNET, SCHEDULE, state.coarse[None], condition()[None], noise, start=4)
+    state, sr = play(RefinementProcess(UNET, Plan(3, 4)), [DENOISE] * 3)
+    noise = KeyedNoise([5], state.coarse_latent.shape)
+    plain = refine(UNET, SCHEDULE, state.coarse_latent[None], condition()[None], noise, start=4)
     torch.testing.assert_close(sr, to_image(UNET, plain, condition()[None])[0])
 
 
@@ -137,7 +137,7 @@ def test_fixed_start(skip_mode: str) -> None:
 
 
 def test_with_restart_only_the_last_skip_matters() -> None:
-    process = RefinementProcess(UNET, T, (3, 4))
+    process = RefinementProcess(UNET, Plan(3, 4))
     (state,) = process.begin([condition()], [5])
     table = process.run_all_starts([state])[0]
     for code in range(8):
@@ -149,7 +149,7 @@ def test_with_restart_only_the_last_skip_matters() -> None:
 
 
 def test_known_transitions_run_no_net() -> None:
-    process = RefinementProcess(UNET, T, (3, 4), memo=Memo(8))
+    process = RefinementProcess(UNET, Plan(3, 4), memo=Memo(8))
     first = play(process, (DENOISE, SKIP, DENOISE), keys=["a"])
     with counting(UNET) as forwards:
         again = play(process, (DENOISE, SKIP, DENOISE), keys=["a"])
@@ -166,7 +166,7 @@ def test_known_transitions_run_no_net() -> None:
 
 def test_no_key_no_memory() -> None:
     memo = Memo(8)
-    play(RefinementProcess(UNET, T, (3, 4), memo=memo), (DENOISE, SKIP, DENOISE))
+    play(RefinementProcess(UNET, Plan(3, 4), memo=memo), (DENOISE, SKIP, DENOISE))
     assert len(memo) == 0
 
 
@@ -181,7 +181,7 @@ def test_hold_and_restart_do_not_share_a_history() -> None:
 
 
 def test_estimate() -> None:
-    process = RefinementProcess(UNET, T, (3, 4))
+    process = RefinementProcess(UNET, Plan(3, 4))
     (state,) = process.begin([condition()], [5])
     before = process.estimate(state)
     assert before.shape == (3, 16, 16)
@@ -255,7 +255,7 @@ def test_latent_bound_of_extrapolated_estimates(
     process.fine_steps = 0
     bound = process.latent_bound()
     largest = max(
-        float(s.coarse.abs().max()) for s in process.begin([torch.full((3, 1, 1), -1.0)] * count, [0] * count)
+        float(s.coarse_latent.abs().max()) for s in process.begin([torch.full((3, 1, 1), -1.0)] * count, [0] * count)
     )
     assert reached * bound < largest <= bound * (1 + 1e-6)
 
@@ -268,18 +268,19 @@ def test_coarse_sampler(coarse: str) -> None:
         states = process.begin([condition(i) for i in range(3)], [5, 6, 7])
     assert forwards == [2, 2, 2, 1, 1, 1]
     for i, state in enumerate(states):
-        noise = KeyedNoise([5 + i], state.coarse.shape)
+        noise = KeyedNoise([5 + i], state.coarse_latent.shape)
         expected = coarse_sampler(coarse)(UNET, cosine_alphas_cumprod(4), condition(i)[None], noise)[0]
-        torch.testing.assert_close(state.coarse, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(state.coarse_latent, expected, atol=1e-5, rtol=0)
         assert state.nfe == 3
     sr = process.run(states, fixed_start(3))[1]
-    fine = refine(UNET, SCHEDULE, states[1].coarse[None], condition(1)[None], KeyedNoise([6], sr.shape), start=3)
+    fine = refine(UNET, SCHEDULE, states[1].coarse_latent[None], condition(1)[None], KeyedNoise([6], sr.shape), start=3)
     torch.testing.assert_close(sr, to_image(UNET, fine, condition(1)[None])[0], atol=1e-5, rtol=0)
 
 
 def test_coarse_samplers_differ() -> None:
     latents = [
-        RefinementProcess(UNET, T, (4, 3), coarse=name).begin([condition()], [5])[0].coarse for name in COARSE_SAMPLERS
+        RefinementProcess(UNET, T, (4, 3), coarse=name).begin([condition()], [5])[0].coarse_latent
+        for name in COARSE_SAMPLERS
     ]
     for i in range(len(latents)):
         assert not torch.allclose(latents[i], latents[i - 1], atol=1e-3)
