@@ -54,7 +54,7 @@ def main() -> None:
 
 UNET_OPTIONS = (
     "width", "multipliers", "blocks", "attention_resolutions", "image_size", "dropout", "norm_groups", "patch_size",
-    "noise_level_scale", "prediction", "target", "residual_scale", "scale", "coarse_steps",
+    "noise_level_scale", "local_variance", "prediction", "target", "residual_scale", "scale", "coarse_steps",
 )  # fmt: skip
 
 
@@ -126,6 +126,9 @@ def _checked_training(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--norm-groups", type=int, default=16, help="Groups of every GroupNorm (SR3: 32).")
 @click.option("--patch-size", type=int, default=2, help="Pixels folded into channels, per side (paper: 1).")
 @click.option("--noise-level-scale", type=float, default=1000.0, help="Factor on the noise level (SR3: 1).")
+@click.option(
+    "--local-variance", is_flag=True, help="Predict a variance for each value too, and add the linear estimate under it."
+)
 @click.option("--prediction", type=click.Choice(["eps", "v"]), default="v", help="What the net predicts (paper: eps).")
 @click.option(
     "--target", type=click.Choice(["image", "residual"]), default="residual", help="What is diffused (paper: image)."

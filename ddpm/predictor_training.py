@@ -90,7 +90,7 @@ def _expanded(fused: nn.Module, span: nn.Module) -> dict[str, Tensor]:
             kernel.weight[:outputs, :inputs] = conv.weight
             narrow.weight[range(outputs), range(outputs)] = 1
             narrow.bias.copy_(conv.bias)
-            module.update_params()  # type: ignore[operator]
+            module.update_params()
     others = {name: tensor for name, tensor in fused.state_dict().items() if name in span.state_dict()}
     span.load_state_dict({**span.state_dict(), **others})
     return {name: tensor.detach().cpu().contiguous() for name, tensor in span.state_dict().items()}
@@ -120,7 +120,7 @@ def train_predictor(config: PredictorConfig, folder: str | Path, resume: bool = 
     def make(_: bool) -> Trainee:
         net = _span(config)
         fuse(net)  # a quarter of the time of the expanded net, and the same function
-        net.requires_grad_(True).to(memory_format=torch.channels_last)
+        net.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         def loss(model: nn.Module, hr: Tensor) -> Tensor:
             return config.distance(enlarge(model, hr), hr)

@@ -1,6 +1,7 @@
 """The cosine noise schedule (Eq. 9)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def check_levels(levels: Sequence[int], T: int) -> tuple[int, ...]:
         ConfigError: they are no falling whole numbers from T on, the last of them at least 1.
     """
     whole = all(isinstance(level, int | np.integer) and not isinstance(level, bool) for level in levels)
-    falling = whole and all(a > b for a, b in zip(levels, [*levels[1:], 0], strict=True))
+    falling = whole and all(a > b for a, b in pairwise([*levels, 0]))
     if not levels or not falling or levels[0] != T:
         raise ConfigError(
             f"levels must be falling whole numbers that begin with {T}, the noisiest step, and end at 1 or above, "

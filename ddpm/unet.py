@@ -164,6 +164,9 @@ class UNet(
         norm_groups: groups of every GroupNorm; a divisor of `width`.
         patch_size: pixels per side folded into channels before the first level (1: none).
         noise_level_scale: factor on the noise level before its embedding (1 in SR3's own files).
+        local_variance: whether the last convolution also predicts a variance for each value of x_0, and the linear estimate
+            under that variance is added to the output (see `linear_estimate`). It spares a small net with large patches from
+            passing the noise of smooth areas through its few channels.
         prediction: "eps", the noise, or "v" = √ᾱ·eps - √(1-ᾱ)·x_0.
         target: what x_0 is: "image", hr itself, or "residual", `residual_scale`·(hr - lr_up).
         residual_scale: factor on the residual.
@@ -195,6 +198,7 @@ class UNet(
         norm_groups: int = 32,
         patch_size: int = 1,
         noise_level_scale: float = 1.0,
+        local_variance: bool = False,
         prediction: str = "eps",
         target: str = "image",
         residual_scale: float = 4.0,
@@ -238,6 +242,8 @@ class UNet(
         for name, factor in (("noise_level_scale", noise_level_scale), ("residual_scale", residual_scale)):
             if not isinstance(factor, int | float) or not 0 < factor < math.inf:
                 raise ConfigError(f"{name} must be a number above 0, got {factor!r}")
+        if not isinstance(local_variance, bool):
+            raise ConfigError(f"local_variance must be true or false, got {local_variance!r}")
         if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
             raise ConfigError(f"dropout must be a number of at least 0 and below 1, got {dropout!r}")
         if width % 2 or width % norm_groups:
@@ -262,6 +268,7 @@ class UNet(
         self.scale = scale
         self.diffusion_steps = diffusion_steps
         self.patch_size = patch_size
+        self.local_variance = local_variance
         # a list hides the predictor from torch: its weights are a file of their own, and no part of this net's state
         self._predictor: list[Predictor] = []
         # Sides of an input must be multiples of this.
@@ -296,7 +303,7 @@ class UNet(
                 self.up.append(Upsample(channels))
                 resolution *= 2
         self.last_norm = nn.GroupNorm(norm_groups, channels)
-        self.last = nn.Conv2d(channels, 3 * pixels, 3, padding=1)
+        self.last = nn.Conv2d(channels, (6 if local_variance else 3) * pixels, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
@@ -421,4 +428,31 @@ class UNet(
         for layer in self.up:
             x = layer(torch.cat([x, skips.pop()], dim=1), embedding) if isinstance(layer, Block) else layer(x)
         x = self.last(F.silu(self.last_norm(x), inplace=True))
-        return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
+        if self.patch_size > 1:
+            x = F.pixel_shuffle(x, self.patch_size)
+        if self.local_variance:
+            x, log_variance = x.chunk(2, dim=1)
+            x = x + linear_estimate(self.prediction, x_t, noise_level, log_variance)
+        return x
+
+
+def linear_estimate(prediction: str, x_t: Tensor, noise_level: Tensor, log_variance: Tensor) -> Tensor:
+    """What is predicted, if x_0 were normal with mean 0 and a known variance s²: a multiple of x_t (the Wiener filter).
+
+    E[x_0 | x_t] = a·s²/(a²·s² + b²)·x_t with a = √ᾱ and b² = 1 - ᾱ, hence E[eps | x_t] = b/(a²·s² + b²)·x_t and
+    E[v | x_t] = a·b·(1 - s²)/(a²·s² + b²)·x_t.
+
+    Args:
+        prediction: "eps" or "v".
+        x_t: latents, (B, 3, H, W).
+        noise_level: √ᾱ, (B,).
+        log_variance: logarithm of s², (B, 3, H, W); bounded here to -12 … 4.
+
+    Returns:
+        (B, 3, H, W).
+    """
+    a = noise_level[:, None, None, None]
+    b = (1 - a**2).clamp_min(1e-12).sqrt()
+    variance = log_variance.clamp(-12, 4).exp()
+    gain = b / (a**2 * variance + b**2)
+    return x_t * (gain if prediction == "eps" else a * (1 - variance) * gain)

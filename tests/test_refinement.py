@@ -12,11 +12,23 @@ from torch import Tensor
 
 from ddpm.errors import ConfigError
 from ddpm.noise import MAX_NOISE, KeyedNoise, Stage, keyed_noise
-from ddpm.sampling import COARSE_SAMPLERS, coarse_approximation, coarse_sampler, p_sample, refine, to_image
-from ddpm.schedule import cosine_alphas_cumprod
-from ddpm.unet import UNet
+from ddpm.peers import peer_sample
+from ddpm.sampling import (
+    COARSE_SAMPLERS,
+    coarse_approximation,
+    coarse_eta,
+    coarse_sampler,
+    p_sample,
+    predict_x0,
+    refine,
+    run_levels,
+    sample,
+    to_image,
+)
+from ddpm.schedule import cosine_alphas_cumprod, even_steps
 from skipdiff_env.memo import Memo
-from skipdiff_env.refinement import Action, RefinementProcess, fixed_start
+from skipdiff_env.plan import Plan
+from skipdiff_env.refinement import Action, RefinementProcess, fixed_levels, fixed_start
 from tests.conftest import counting, tiny_unet
 
 T = 12
@@ -24,6 +36,15 @@ PAIRS = [(6, 2), (4, 3), (3, 4), (2, 6), (1, 12)]
 DENOISE, SKIP = Action.DENOISE, Action.SKIP
 UNET = tiny_unet(diffusion_steps=T, coarse_steps=3, start=None)
 SCHEDULE = cosine_alphas_cumprod(T)
+# S·N need not be T under "jump"
+PLANS = [
+    *(Plan(S, N) for S, N in PAIRS),
+    *(
+        Plan(S, N, fine_sampler=sampler, skip_mode="jump")
+        for S, N in ((1, 6), (1, 12), (1, 9), (3, 4))
+        for sampler in ("ddpm", "ddim", "ddim:0.5")
+    ),
+]
 
 
 def condition(seed: int = 0, size: int = 16) -> Tensor:
@@ -36,18 +57,38 @@ def denoise(t: int, latent: Tensor, lr_up: Tensor, seed: int) -> Tensor:
     return p_sample(UNET, SCHEDULE, t, latent[None], lr_up[None], noise)[0]
 
 
-def by_hand(steps: tuple[int, int], skip_mode: str, actions: Sequence[int], lr_up: Tensor, seed: int) -> Tensor:
-    """Eq. 13-15 for one picture, written out."""
-    S, N = steps
+def begin_by_hand(plan: Plan, lr_up: Tensor, seed: int) -> Tensor:
+    """The coarse latent of one picture."""
     noise = KeyedNoise([seed], lr_up.shape)
-    coarse = coarse_approximation(UNET, cosine_alphas_cumprod(S), lr_up[None], noise)[0]
-    u = coarse
-    for t, action in zip(range(N, 1, -1), actions, strict=True):
-        if action == DENOISE:
-            u = denoise(t, u, lr_up, seed)
-        elif skip_mode == "restart":
-            u = coarse
+    if plan.S == 1:
+        return noise(Stage.INITIAL, plan.N)[0]
+    return coarse_approximation(UNET, cosine_alphas_cumprod(plan.S), lr_up[None], noise)[0]
+
+
+def restart_by_hand(plan: Plan, actions: Sequence[int], lr_up: Tensor, seed: int) -> Tensor:
+    """Eq. 13-15 for one picture, written out."""
+    coarse = u = begin_by_hand(plan, lr_up, seed)
+    for t, action in zip(range(plan.N, 1, -1), actions, strict=True):
+        u = denoise(t, u, lr_up, seed) if action == DENOISE else coarse
     return to_image(UNET, denoise(1, u, lr_up, seed)[None], lr_up[None])[0]
+
+
+def jump_by_hand(plan: Plan, actions: Sequence[int], lr_up: Tensor, seed: int) -> Tensor:
+    """Section "jump" for one picture, written out with the formula of the DDIM family."""
+    schedule = cosine_alphas_cumprod(plan.length)
+    eta = {"ddpm": 1.0, "ddim": 0.0}.get(plan.fine_sampler, 0.5)
+    u, level = begin_by_hand(plan, lr_up, seed), plan.N
+    for t, action in zip(range(plan.N, 0, -1), [*actions, DENOISE], strict=True):
+        if action == SKIP:
+            continue
+        a, b = schedule[level], schedule[t - 1]
+        x0 = predict_x0(UNET, schedule, level, u[None], lr_up[None])[0]
+        variance = eta**2 * (1 - b) / (1 - a) * (1 - a / b)
+        u = np.sqrt(b) * x0 + np.sqrt(1 - b - variance) * (u - np.sqrt(a) * x0) / np.sqrt(1 - a)
+        if t > 1:
+            u = u + np.sqrt(variance) * torch.from_numpy(keyed_noise(seed, Stage.FINE, t, u.shape))
+        level = t - 1
+    return to_image(UNET, u[None].float(), lr_up[None])[0]
 
 
 def play(process: RefinementProcess, actions: Sequence[int], **begin: Any) -> tuple[Any, Tensor]:
@@ -70,20 +111,20 @@ def test_worked_traces(actions: tuple[int, ...], surviving: tuple[int, ...], sta
     torch.testing.assert_close(sr, to_image(UNET, u[None], condition()[None])[0])
     assert state.nfe - 2 == 3
     assert state.start == start
-    assert state.history == surviving
+    assert state.levels == surviving
     assert state.t == 0
 
 
 @settings(max_examples=25, deadline=None)
-@given(data=st.data(), steps=st.sampled_from(PAIRS), skip_mode=st.sampled_from(["restart", "hold"]))
-def test_any_decisions_in_any_batch(data: st.DataObject, steps: tuple[int, int], skip_mode: str) -> None:
-    S, N = steps
+@given(data=st.data(), plan=st.sampled_from(PLANS))
+def test_any_decisions_in_any_batch(data: st.DataObject, plan: Plan) -> None:
+    S, N = plan.S, plan.N
     size = data.draw(st.integers(1, 5), label="pictures")
     actions = data.draw(
         st.lists(st.lists(st.integers(0, 1), min_size=N - 1, max_size=N - 1), min_size=size, max_size=size)
     )
     batch_size = data.draw(st.integers(1, 5), label="batch_size")
-    process = RefinementProcess(UNET, T, steps, skip_mode, batch_size=batch_size)
+    process = RefinementProcess(UNET, plan, batch_size=batch_size)
     seeds = [7 + i % 2 for i in range(size)]
     with counting(UNET) as forwards:
         states = process.begin([condition(i) for i in range(size)], seeds)
@@ -94,7 +135,8 @@ def test_any_decisions_in_any_batch(data: st.DataObject, steps: tuple[int, int],
     assert max(forwards) <= batch_size
     for i, state in enumerate(states):
         assert state.nfe == S - 1 + actions[i].count(DENOISE) + 1
-        expected = by_hand(steps, skip_mode, actions[i], condition(i), seeds[i])
+        by_hand = restart_by_hand if plan.skip_mode == "restart" else jump_by_hand
+        expected = by_hand(plan, actions[i], condition(i), seeds[i])
         torch.testing.assert_close(results[i], expected, atol=1e-4, rtol=0)
 
 
@@ -124,9 +166,8 @@ def test_all_denoise_is_plain_refinement() -> None:
     torch.testing.assert_close(sr, to_image(UNET, plain, condition()[None])[0])
 
 
-@pytest.mark.parametrize("skip_mode", ["restart", "hold"])
-def test_fixed_start(skip_mode: str) -> None:
-    process = RefinementProcess(UNET, T, (2, 6), skip_mode)
+def test_fixed_start() -> None:
+    process = RefinementProcess(UNET, Plan(2, 6))
     (state,) = process.begin([condition()], [5])
     for start, (finished, sr) in enumerate(process.run_all_starts([state])[0], start=1):
         (alone,) = process.begin([condition()], [5])
@@ -134,6 +175,78 @@ def test_fixed_start(skip_mode: str) -> None:
         assert finished.start == alone.start == start
         assert finished.nfe == alone.nfe == 1 + start
     assert state.t == 6, "the given states are left as they are"
+
+
+def test_worked_trace_of_jumps() -> None:
+    """4 → 2 → 0, two forwards."""
+    state, sr = play(RefinementProcess(UNET, Plan(1, 4, skip_mode="jump")), (SKIP, DENOISE, SKIP))
+    assert (state.levels, state.nfe, state.start, state.t) == ((4, 2), 2, 4, 0)
+    noise = KeyedNoise([5], (3, 16, 16))
+    schedule = cosine_alphas_cumprod(4)
+    u = p_sample(UNET, schedule, 4, noise(Stage.INITIAL, 4), condition()[None], noise(Stage.FINE, 3), to=2)
+    u = p_sample(UNET, schedule, 2, u, condition()[None], None, to=0)
+    torch.testing.assert_close(sr, to_image(UNET, u, condition()[None])[0], atol=1e-5, rtol=0)
+
+
+def test_jumps_without_a_skip_are_the_full_chain() -> None:
+    state, sr = play(RefinementProcess(UNET, Plan(1, T, skip_mode="jump")), [DENOISE] * (T - 1))
+    whole = sample(UNET, SCHEDULE, condition()[None], KeyedNoise([5], (3, 16, 16)))
+    torch.testing.assert_close(sr, to_image(UNET, whole, condition()[None])[0], atol=1e-5, rtol=0)
+    assert state.nfe == T
+
+
+def test_nothing_but_skips_is_one_forward() -> None:
+    with counting(UNET) as forwards:
+        state, sr = play(RefinementProcess(UNET, Plan(1, T, skip_mode="jump")), [SKIP] * (T - 1))
+    assert forwards == [1]
+    assert state.levels == (T,)
+    x0 = predict_x0(UNET, SCHEDULE, T, state.coarse_latent[None], condition()[None])
+    torch.testing.assert_close(sr, to_image(UNET, x0, condition()[None])[0], atol=1e-5, rtol=0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(inner=st.sets(st.integers(1, 19), max_size=8), sampler=st.sampled_from(["ddpm", "ddim", "ddim:0.3"]))
+def test_a_schedule(inner: set[int], sampler: str) -> None:
+    """The same by decisions, by `run_schedule`, and by the plain sampler."""
+    levels = (20, *sorted(inner, reverse=True))
+    process = RefinementProcess(UNET, Plan(1, 20, fine_sampler=sampler, skip_mode="jump"))
+    (state,) = process.begin([condition()], [5])
+    with counting(UNET) as forwards:
+        (sr,) = process.run_schedule([state], levels)
+    assert (state.levels, state.nfe, len(forwards)) == (levels, len(levels), len(levels))
+    noise = KeyedNoise([5], (3, 16, 16))
+    eta = coarse_eta(sampler)
+    assert eta is not None
+    latents = run_levels(UNET, process.alphas_cumprod, noise(Stage.INITIAL, 20), condition()[None], noise, levels, eta)
+    torch.testing.assert_close(sr, to_image(UNET, latents, condition()[None])[0], atol=1e-5, rtol=0)
+    _, played = play(process, [DENOISE if t - 1 in inner else SKIP for t in range(20, 1, -1)])
+    torch.testing.assert_close(played, sr, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("forwards", [1, 4, 5, 10, 20])
+def test_even_schedules_are_diffusers_ddim(forwards: int) -> None:
+    process = RefinementProcess(UNET, Plan(1, 20, fine_sampler="ddim", skip_mode="jump"))
+    (state,) = process.begin([condition()], [5])
+    (sr,) = process.run_schedule([state], even_steps(20, forwards)[:0:-1].tolist())
+    noise = KeyedNoise([5], (3, 16, 16))
+    theirs, _ = peer_sample("ddim", UNET, process.alphas_cumprod, condition()[None], noise, forwards)
+    torch.testing.assert_close(sr, to_image(UNET, theirs, condition()[None])[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("levels", [(), (19, 3), (20, 20), (20, 3, 5), (20, 0), (20, 2.5), (20, -1)])
+def test_what_is_no_schedule(levels: Any) -> None:
+    process = RefinementProcess(UNET, Plan(1, 20, skip_mode="jump"))
+    with pytest.raises(ConfigError, match="levels must be falling whole numbers that begin with 20"):
+        process.run_schedule(process.begin([condition()], [5]), levels)
+
+
+def test_schedules_and_starts_belong_to_their_modes() -> None:
+    restart, jump = RefinementProcess(UNET, Plan(3, 4)), RefinementProcess(UNET, Plan(3, 4, skip_mode="jump"))
+    with pytest.raises(ConfigError, match="needs skip_mode jump, got restart"):
+        restart.run_schedule([], (4, 2))
+    with pytest.raises(ConfigError, match="starts need skip_mode restart, got jump"):
+        jump.run_all_starts([])
+    assert fixed_levels((4, 2))(restart.begin([condition()], [5])) == [SKIP]
 
 
 def test_with_restart_only_the_last_skip_matters() -> None:
@@ -170,14 +283,15 @@ def test_no_key_no_memory() -> None:
     assert len(memo) == 0
 
 
-def test_hold_and_restart_do_not_share_a_history() -> None:
-    memo = Memo(8)
-    actions = (DENOISE, SKIP, DENOISE)
-    kept = play(RefinementProcess(UNET, T, (3, 4), "hold", memo), actions, keys=["a"])
-    thrown = play(RefinementProcess(UNET, T, (3, 4), "restart", memo), actions, keys=["a"])
-    assert kept[0].history == (4, 2, 1)
-    assert thrown[0].history == (2, 1)
-    assert not torch.allclose(kept[1], thrown[1])
+def test_jumps_share_what_they_have_in_common() -> None:
+    process = RefinementProcess(UNET, Plan(1, 4, skip_mode="jump"), memo=Memo(8))
+    with counting(UNET) as forwards:
+        play(process, (SKIP, DENOISE, DENOISE), keys=["a"])
+        assert len(forwards) == 3
+        play(process, (SKIP, DENOISE, SKIP), keys=["a"])
+        assert len(forwards) == 4, "4 → 2 is known, 2 → 0 is not"
+        play(process, (DENOISE, DENOISE, SKIP), keys=["a"])
+        assert len(forwards) == 7, "4 → 3 → 2 is another way to the level 2"
 
 
 def test_estimate() -> None:
@@ -194,7 +308,7 @@ def test_estimate() -> None:
 class Adversary:
     """A net whose estimate of x_0 is as far out as the clamp lets it be."""
 
-    prediction, residual_scale, coarse = "v", 4.0, "ddpm"
+    prediction, residual_scale = "v", 4.0
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -205,22 +319,23 @@ class Adversary:
 
 @pytest.mark.parametrize("steps", [(10, 10), (5, 20), (1, 100), (50, 2)])
 @pytest.mark.parametrize("target", ["image", "residual"])
-@pytest.mark.parametrize("skip_mode", ["restart", "hold"])
-@pytest.mark.parametrize("coarse", ["ddpm", "ddim", "ddim:0.6"])
+@pytest.mark.parametrize("skip_mode", ["restart", "jump"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "ddim:0.6"])
 def test_latent_bound_is_reached_and_not_left(
-    steps: tuple[int, int], target: str, skip_mode: str, coarse: str, monkeypatch: pytest.MonkeyPatch
+    steps: tuple[int, int], target: str, skip_mode: str, sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "ddpm.noise.keyed_noise", lambda seed, stage, t, shape: np.full(shape, MAX_NOISE, dtype=np.float32)
     )
-    process = RefinementProcess(Adversary(target), 100, steps, skip_mode, coarse=coarse)
+    fine = sampler if skip_mode == "jump" else "ddpm"
+    process = RefinementProcess(Adversary(target), Plan(*steps, sampler, fine, skip_mode))
     bound = process.latent_bound()
     rng = np.random.default_rng(0)
     largest = 0.0
     for density in (0.0, 0.5, 1.0):
         (state,) = process.begin([torch.full((3, 2, 2), -1.0)], [0])
         largest = max(largest, float(state.latent.max()))
-        for _ in range(process.N - 1):
+        for _ in range(process.plan.decisions):
             process.step([state], [int(rng.random() < density)])
             largest = max(largest, float(state.latent.max()))
         process.finish([state])
@@ -250,10 +365,9 @@ def test_latent_bound_of_extrapolated_estimates(
         "ddpm.noise.keyed_noise", lambda seed, stage, t, shape: np.full(shape, MAX_NOISE, dtype=np.float32)
     )
     count = 2 ** (S - 1)
-    process = RefinementProcess(Adversaries(target, S), 100, (S, 100 // S), batch_size=count, coarse="dpmsolver++")
-    # without fine steps the bound is that of the coarse latent
-    process.fine_steps = 0
-    bound = process.latent_bound()
+    plan = Plan(S, 100 // S, coarse_sampler="dpmsolver++")
+    process = RefinementProcess(Adversaries(target, S), plan, batch_size=count)
+    bound = process._coarse_bound()
     largest = max(
         float(s.coarse_latent.abs().max()) for s in process.begin([torch.full((3, 1, 1), -1.0)] * count, [0] * count)
     )
@@ -263,7 +377,7 @@ def test_latent_bound_of_extrapolated_estimates(
 @pytest.mark.parametrize("coarse", [*COARSE_SAMPLERS, "ddim:0.6"])
 def test_coarse_sampler(coarse: str) -> None:
     """It gives the coarse latent after as many forwards; the fine steps are the same."""
-    process = RefinementProcess(UNET, T, (4, 3), coarse=coarse, batch_size=2)
+    process = RefinementProcess(UNET, Plan(4, 3, coarse), batch_size=2)
     with counting(UNET) as forwards:
         states = process.begin([condition(i) for i in range(3)], [5, 6, 7])
     assert forwards == [2, 2, 2, 1, 1, 1]
@@ -279,8 +393,7 @@ def test_coarse_sampler(coarse: str) -> None:
 
 def test_coarse_samplers_differ() -> None:
     latents = [
-        RefinementProcess(UNET, T, (4, 3), coarse=name).begin([condition()], [5])[0].coarse_latent
-        for name in COARSE_SAMPLERS
+        RefinementProcess(UNET, Plan(4, 3, name)).begin([condition()], [5])[0].coarse_latent for name in COARSE_SAMPLERS
     ]
     for i in range(len(latents)):
         assert not torch.allclose(latents[i], latents[i - 1], atol=1e-3)
@@ -293,17 +406,6 @@ def test_noise_is_bounded() -> None:
     assert np.abs(keyed_noise(0, Stage.FINE, 1, (2_000_000,))).max() < MAX_NOISE
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"steps": (5, 3)}, "multiply to the 12"),
-        ({"steps": (3, 4), "skip_mode": "restrat"}, "restart, hold"),
-        ({"steps": (3, 4), "coarse": "dpm"}, r"ddpm, ddim, dpmsolver\+\+, or ddim:ETA with ETA in 0 … 1, got 'dpm'"),
-        ({"steps": (3, 4), "batch_size": 0}, "at least 1"),
-        ({"steps": (3, 4), "fine_steps": 3}, "fine_steps must lie in 4 … 12, .* got 3"),
-        ({"steps": (3, 4), "fine_steps": 13}, "fine_steps must lie in 4 … 12"),
-    ],
-)
-def test_wrong_arguments(arguments: dict[str, Any], message: str, unet: UNet) -> None:
-    with pytest.raises(ConfigError, match=message):
-        RefinementProcess(unet, T, **arguments)
+def test_wrong_batch_size() -> None:
+    with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
+        RefinementProcess(UNET, Plan(3, 4), batch_size=0)

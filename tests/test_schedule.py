@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddpm.errors import ConfigError
-from ddpm.schedule import check_steps, cosine_alphas_cumprod
+from ddpm.schedule import check_levels, cosine_alphas_cumprod, even_steps
 
 
 def test_index_zero_is_the_clean_image() -> None:
@@ -36,8 +36,15 @@ def test_bad_length(T: int) -> None:
         cosine_alphas_cumprod(T)
 
 
-@pytest.mark.parametrize("steps", [(7, 14), (0, 100), (10, 9), (-10, -10)])
-def test_steps_must_divide(steps: tuple[int, int]) -> None:
-    with pytest.raises(ConfigError, match="10,10"):
-        check_steps(100, *steps)
-    check_steps(100, 10, 10)
+def test_even_steps() -> None:
+    assert even_steps(100, 10).tolist() == list(range(0, 101, 10))
+    assert even_steps(20, 3).tolist() == [0, 7, 13, 20]
+    for forwards in (0, 21, 2.5):
+        with pytest.raises(ConfigError, match=f"forwards must be a whole number in 1 … 20, .* got {forwards}"):
+            even_steps(20, forwards)  # type: ignore[arg-type]
+
+
+def test_levels() -> None:
+    assert check_levels([20, 13, np.int64(2)], 20) == (20, 13, 2)
+    with pytest.raises(ConfigError, match=r"begin with 20, the noisiest step, .* got 19,3"):
+        check_levels((19, 3), 20)
