@@ -39,8 +39,8 @@ OBSERVATIONS = ("latent", "dict")
 REWARDS = ("inverse", "negative")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
-# One observation, or a batch of them: latents, or a dictionary of arrays.
-Observation = NDArray[Any] | dict[str, NDArray[Any]]
+# One observation, or a batch of them: an array of latents, or a dictionary of arrays.
+Observation = Any
 
 
 def one_observation(batch: Observation, i: int) -> Observation:

@@ -1,6 +1,7 @@
 """The UNet: settings, shapes, and files that are whole, damaged or of another net."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ddpm.checkpoints import load_unet, save_checkpoint, shipped_checkpoints
 from ddpm.errors import CheckpointError, ConfigError
-from ddpm.unet import UNet
+from ddpm.unet import UNet, linear_estimate
 from tests.conftest import TINY, tiny_unet
 
 
@@ -76,13 +77,9 @@ def test_round_trip(changes: dict[str, Any], tmp_path: Path) -> None:
     for loaded in (UNet.from_pretrained(tmp_path / "net"), load_unet(tmp_path / "net")):
         assert not loaded.training
         assert torch.equal(loaded(*inputs()), unet(*inputs()))
-        for name in ("prediction", "target", "residual_scale", "scale", "diffusion_steps", "coarse_steps", "start"):
+        for name in ("prediction", "target", "residual_scale", "scale", "diffusion_steps"):
             assert getattr(loaded, name) == getattr(unet, name)
-
-
-def test_without_a_start_the_whole_fine_part_is_done() -> None:
-    assert tiny_unet(start=None).start == tiny_unet().steps[1]
-    assert tiny_unet(start=3).start == 3
+        assert loaded.settings == json.loads(json.dumps(unet.settings))
 
 
 def test_loading_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +103,37 @@ def test_defaults_are_the_papers() -> None:
     }
     assert attending == {512}
     assert unet.stride == 16
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("spread", [0.01, 0.4, 3.0])
+def test_the_linear_estimate_is_the_best_linear_one(prediction: str, spread: float) -> None:
+    """Least squares over samples of a normal x_0 of that variance finds the same factor on x_t."""
+    generator = torch.Generator().manual_seed(0)
+    x_0 = spread * torch.randn(1, 3, 200, 200, generator=generator)
+    eps = torch.randn(x_0.shape, generator=generator)
+    for level in (0.1, 0.7, 0.99):
+        a, b = level, (1 - level**2) ** 0.5
+        x_t = a * x_0 + b * eps
+        truth = eps if prediction == "eps" else a * eps - b * x_0
+        fitted = (truth * x_t).sum() / x_t.square().sum()
+        log_variance = torch.full_like(x_0, 2 * math.log(spread))
+        estimate = linear_estimate(prediction, x_t, torch.tensor([level]), log_variance)
+        torch.testing.assert_close(estimate, fitted * x_t, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_a_net_that_predicts_the_variance(patch_size: int) -> None:
+    unet = tiny_unet(patch_size=patch_size, local_variance=True)
+    lr_up, x_t, level = inputs(16, 16)
+    output = unet(lr_up, x_t, level)
+    assert output.shape == x_t.shape
+    with torch.no_grad():
+        unet.last.weight.zero_()  # type: ignore[union-attr, operator]
+        unet.last.bias.zero_()  # type: ignore[union-attr, operator]
+    assert torch.allclose(unet(lr_up, x_t, level), torch.zeros_like(x_t), atol=1e-6), (
+        "of variance 1 v is not correlated with x_t"
+    )
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])
@@ -187,12 +215,16 @@ def test_attention_sees_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> No
         ("scale", 2.5, "scale must be a whole number"),
         ("diffusion_steps", 0, "diffusion_steps must be a whole number"),
         ("coarse_steps", 0, "coarse_steps must be a whole number"),
-        ("coarse_steps", 7, "try one of .*10,10"),
+        ("coarse_steps", 7, "must divide the 100 diffusion_steps, got 7"),
         ("start", 0, "start must be a whole number in 1 … 10, got 0"),
         ("start", 11, "start must be a whole number in 1 … 10, got 11"),
         ("start", "5", "start must be a whole number"),
-        ("coarse", "pndm", "coarse must be one of ddpm, ddim, dpmsolver\\+\\+, or ddim:ETA .* got 'pndm'"),
-        ("coarse", ["ddim"], "coarse must be one of .* got .'ddim'."),
+        (
+            "coarse_sampler",
+            "pndm",
+            "coarse_sampler must be one of ddpm, ddim, dpmsolver\\+\\+, or ddim:ETA .* got 'pndm'",
+        ),
+        ("coarse_sampler", ["ddim"], "coarse_sampler must be one of .* got .'ddim'."),
         ("widht", 8, "unknown UNet setting widht; known are attention_resolutions, .*, width$"),
     ],
 )

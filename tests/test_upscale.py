@@ -179,8 +179,10 @@ def test_the_checkpoint_chooses_the_start(checkpoint: str) -> None:
 def test_coarse_sampler(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     written = {}
     for coarse in ("ddpm", "ddim", "dpmsolver++"):
-        Upscaler(checkpoint, steps=(4, 25), start=2, coarse=coarse).upscale_file(photos / "0.png", tmp_path / "own.png")
-        command = upscale(checkpoint, photos / "0.png", "-o", tmp_path / f"{coarse}.png", f"--coarse={coarse}")
+        Upscaler(checkpoint, steps=(4, 25), start=2, coarse_sampler=coarse).upscale_file(
+            photos / "0.png", tmp_path / "own.png"
+        )
+        command = upscale(checkpoint, photos / "0.png", "-o", tmp_path / f"{coarse}.png", f"--coarse-sampler={coarse}")
         assert "5 forwards each" in command.output
         written[coarse] = (tmp_path / f"{coarse}.png").read_bytes()
         assert written[coarse] == (tmp_path / "own.png").read_bytes()
@@ -191,10 +193,12 @@ def test_coarse_sampler(checkpoint: str, photos: Path, tmp_path: Path) -> None:
 
 def test_the_checkpoint_chooses_the_coarse_sampler(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
-    tiny_unet(coarse="ddim:0.7").save_pretrained(folder)
+    tiny_unet(coarse_sampler="ddim:0.7").save_pretrained(folder)
     with Image.open(photos / "0.png") as image:
         small = image.resize((12, 10))
-    pictures = {coarse: np.asarray(Upscaler(folder, coarse=coarse)(small)) for coarse in (None, "ddim:0.7", "ddpm")}
+    pictures = {
+        coarse: np.asarray(Upscaler(folder, coarse_sampler=coarse)(small)) for coarse in (None, "ddim:0.7", "ddpm")
+    }
     assert np.array_equal(pictures[None], pictures["ddim:0.7"])
     assert not np.array_equal(pictures[None], pictures["ddpm"])
 
@@ -203,7 +207,7 @@ def test_errors_in_python(checkpoint: str) -> None:
     with pytest.raises(ConfigError, match="start must lie"):
         Upscaler(checkpoint, start=11)
     for coarse in ("euler", ""):
-        with pytest.raises(ConfigError, match="coarse must be one of ddpm, ddim"):
-            Upscaler(checkpoint, coarse=coarse)
+        with pytest.raises(ConfigError, match="coarse_sampler must be one of ddpm, ddim"):
+            Upscaler(checkpoint, coarse_sampler=coarse)
     with pytest.raises(CheckpointError, match="unknown checkpoint"):
         Upscaler("nonsense")

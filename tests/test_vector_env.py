@@ -56,8 +56,8 @@ def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
     data=st.data(),
     num_envs=st.integers(1, 5),
     mode=st.sampled_from([AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]),
-    skip_mode=st.sampled_from(["restart", "hold"]),
-    coarse=st.sampled_from(["ddpm", "ddim", "dpmsolver++"]),
+    skip_mode=st.sampled_from(["restart", "jump"]),
+    coarse_sampler=st.sampled_from(["ddpm", "ddim", "dpmsolver++"]),
     cache_mb=st.sampled_from([0, 0.2, 64]),
 )
 def test_as_sync_vector_env(
@@ -66,11 +66,11 @@ def test_as_sync_vector_env(
     num_envs: int,
     mode: AutoresetMode,
     skip_mode: str,
-    coarse: str,
+    coarse_sampler: str,
     cache_mb: float,
 ) -> None:
     settings = {
-        **SMALL, "checkpoint": short_checkpoint, "skip_mode": skip_mode, "coarse": coarse, "cache_mb": cache_mb
+        **SMALL, "checkpoint": short_checkpoint, "skip_mode": skip_mode, "coarse_sampler": coarse_sampler, "cache_mb": cache_mb
     }  # fmt: skip
     ours = SkipDiffVectorEnv(num_envs, autoreset_mode=mode.value, **settings)
     theirs = SyncVectorEnv([lambda: SkipDiffEnv(**settings)] * num_envs, autoreset_mode=mode)
@@ -93,7 +93,7 @@ def test_seeds(short_checkpoint: str) -> None:
     counted = env.reset(seed=5)[0]
     assert np.array_equal(counted, make(short_checkpoint).reset(seed=[5, 6, 7])[0])
     assert np.array_equal(counted, env.reset(seed=np.arange(5, 8))[0])  # type: ignore[arg-type]
-    scalar = SkipDiffEnv(short_checkpoint, **SMALL)
+    scalar = SkipDiffEnv(checkpoint=short_checkpoint, **SMALL)
     np.testing.assert_allclose(counted[2], scalar.reset(seed=7)[0], atol=1e-4)
     again = env.reset(seed=[None, 6, None])[0]
     assert np.array_equal(again[1], counted[1])
@@ -225,7 +225,7 @@ def test_start_outcomes(short_checkpoint: str) -> None:
     assert table.rewards.shape == (2, 3, 4)
     assert sum(forwards) == 2 * 3 * (2 + 1 + 2 + 3 + 4), "the coarse stage once, and each chain once"
     np.testing.assert_allclose(table.rewards, table.metrics["psnr"] - 0.5 * np.arange(1, 5))
-    scalar = SkipDiffEnv(short_checkpoint, **SMALL, nfe_penalty=0.5)
+    scalar = SkipDiffEnv(checkpoint=short_checkpoint, **SMALL, nfe_penalty=0.5)
     for i, image in enumerate([3, 1]):
         for start in range(1, 5):
             scalar.reset(options={"image": image, "noise_seed": 6})
@@ -290,7 +290,7 @@ def test_render(short_checkpoint: str) -> None:
     frames = env.render()
     assert frames is not None
     assert len(frames) == 2
-    scalar = SkipDiffEnv(short_checkpoint, **SMALL, render_mode="rgb_array")
+    scalar = SkipDiffEnv(checkpoint=short_checkpoint, **SMALL, render_mode="rgb_array")
     scalar.reset(seed=1)
     frame = scalar.render()
     assert frame is not None
