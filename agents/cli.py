@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from agents.options import options_of
+from ddpm.configs import DDPMConfig, PredictorConfig
 from ddpm.errors import ConfigError, SkipDiffError
 
 if TYPE_CHECKING:
@@ -52,40 +54,6 @@ def main() -> None:
     """SkipDiff: learn which denoising steps a diffusion model can skip."""
 
 
-UNET_OPTIONS = (
-    "width", "multipliers", "blocks", "attention_resolutions", "image_size", "dropout", "norm_groups", "patch_size",
-    "noise_level_scale", "local_variance", "prediction", "target", "residual_scale", "scale", "coarse_steps",
-)  # fmt: skip
-
-
-TRAINING = (
-    click.option("--images", multiple=True, help="Folder, file or pattern of photographs; may be repeated."),
-    click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."),
-    click.option("--resume", is_flag=True, help="Go on with the run in --out."),
-    click.option("--iterations", type=int, default=10_000, help="Optimizer steps in all."),
-    click.option("--batch-size", type=int, default=16, help="Crops per step and process."),
-    click.option("--scale", type=int, default=4, help="How many times the net shall enlarge."),
-    click.option("--lr", type=float, default=4e-4, help="Peak learning rate."),
-    click.option("--lr-schedule", type=click.Choice(["cosine", "step", "constant"]), default="cosine"),
-    click.option("--warmup", type=int, default=100, help="Iterations of linear warm-up."),
-    click.option("--loss", type=click.Choice(["l1", "l2"]), default="l1", help="Distance that is minimised."),
-    click.option("--clip", type=float, default=1.0, help="Largest norm of the gradient."),
-    click.option("--ema-decay", type=float, default=0.999, help="Decay of the averaged weights."),
-    click.option("--mixed-precision", type=click.Choice(["auto", "no", "fp16", "bf16"]), default="auto"),
-    click.option("--seed", type=int, default=0),
-    click.option("--save-every", type=int, default=500, help="Iterations between checkpoints."),
-    click.option("--workers", type=int, default=0, help="Processes that load pictures."),
-    click.option("--cache-mb", type=int, default=1024, help="Decoded pictures kept in memory."),
-)
-
-
-def _training(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that every training on photographs has."""
-    for option in reversed(TRAINING):
-        command = option(command)
-    return command
-
-
 def _given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
     """The options that stand on the command line."""
     return {k: v for k, v in options.items() if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
@@ -100,31 +68,39 @@ def _checked_training(options: dict[str, Any]) -> dict[str, Any]:
     return options | {"images": [absolute(path) for path in options["images"]]}
 
 
+RUN = (
+    click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."),
+    click.option("--resume", is_flag=True, help="Go on with the run in --out."),
+)
+
+
+def _run(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of a training that leaves a run's folder."""
+    for option in RUN:
+        command = option(command)
+    return command
+
+
+UNET_OPTIONS = (
+    "width", "multipliers", "blocks", "attention_resolutions", "image_size", "dropout", "norm_groups", "patch_size",
+    "noise_level_scale", "local_variance", "prediction", "target", "residual_scale", "scale", "coarse_steps",
+)  # fmt: skip
+
+
 @main.command("train-ddpm")
-@_training
+@_run
+@options_of(DDPMConfig, leave_out=["unet"])
+@click.option("--scale", type=int, default=4, help="How many times the net shall enlarge.")
+@click.option("--width", type=int, default=96, help="Channels of the first level (paper: 64).")
 @click.option(
-    "--init",
-    help="Checkpoint whose weights and settings of the net training begins with; options given beside it change settings.",
-)
-@click.option(
-    "--predictor",
-    type=click.Path(dir_okay=False),
-    help="Super-resolution net (any file that spandrel loads) whose picture is the condition.  [default: that of --init, or bicubic]",
-)
-@click.option("--crop", type=int, default=64, help="Side of the random crops, in pixels.")
-@click.option(
-    "--perceptual-weight", type=float, default=0.0, help="Weight of LPIPS between estimate and target in the loss."
-)
-@click.option("--width", type=int, default=48, help="Channels of the first level (paper: 64).")
-@click.option(
-    "--multipliers", callback=_numbers(), default="1,2,4", help="Channels of each level over width (paper: 1,2,4,8,8)."
+    "--multipliers", callback=_numbers(), default="1,1", help="Channels of each level over width (paper: 1,2,4,8,8)."
 )
 @click.option("--blocks", type=int, default=1, help="Residual blocks per level (paper: 2).")
 @click.option("--attention-resolutions", callback=_numbers(), default="16", help="Sizes in pixels that attend.")
 @click.option("--image-size", type=int, default=128, help="Picture side the attention resolutions refer to.")
 @click.option("--dropout", type=float, default=0.0, help="Dropout inside residual blocks (paper: 0.2).")
 @click.option("--norm-groups", type=int, default=16, help="Groups of every GroupNorm (SR3: 32).")
-@click.option("--patch-size", type=int, default=2, help="Pixels folded into channels, per side (paper: 1).")
+@click.option("--patch-size", type=int, default=4, help="Pixels folded into channels, per side (paper: 1).")
 @click.option("--noise-level-scale", type=float, default=1000.0, help="Factor on the noise level (SR3: 1).")
 @click.option(
     "--local-variance",
@@ -135,7 +111,7 @@ def _checked_training(options: dict[str, Any]) -> dict[str, Any]:
 @click.option(
     "--target", type=click.Choice(["image", "residual"]), default="residual", help="What is diffused (paper: image)."
 )
-@click.option("--residual-scale", default=4.0, help="Factor on the residual, if that is diffused.")
+@click.option("--residual-scale", type=float, default=8.0, help="Factor on the residual, if that is diffused.")
 @click.option("--coarse-steps", type=int, default=10, help="Default S of the checkpoint.")
 @click.pass_context
 def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
@@ -145,7 +121,7 @@ def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> N
     accelerate launch -m agents.cli train-ddpm …
     """
     from ddpm.trainer import resumed_config
-    from ddpm.training import DDPMConfig, initial_settings, train
+    from ddpm.training import initial_settings, train
 
     given = _given(ctx, options)
     if resume:
@@ -166,24 +142,22 @@ def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> N
 
 
 @main.command("train-predictor")
-@_training
-@click.option("--init", type=click.Path(dir_okay=False), help="SPAN whose weights training begins with.")
-@click.option("--crop", type=int, default=128, help="Side of the random crops, in pixels of the target.")
-@click.option("--channels", type=int, default=48, help="Feature channels of the net.")
+@_run
+@options_of(PredictorConfig)
 @click.pass_context
 def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
     """Train a predictor (SPAN): the small net whose picture `train-ddpm --predictor` starts from.
 
     The weights go to OUT/checkpoint/predictor.safetensors.
     """
-    from ddpm.predictor_training import PredictorConfig, train_predictor
+    from ddpm.predictor_training import train_predictor as train
     from ddpm.trainer import resumed_config
 
     if resume:
         config = resumed_config(PredictorConfig, out, _given(ctx, options))
     else:
         config = PredictorConfig(**_checked_training(options))
-    click.echo(f"predictor: {train_predictor(config, out, resume)}")
+    click.echo(f"predictor: {train(config, out, resume)}")
 
 
 def _sampler(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

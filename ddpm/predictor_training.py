@@ -1,6 +1,5 @@
 """Training of a predictor: spandrel's SPAN, for enlargements for which there is none yet."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,33 +8,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddpm import trainer
+from ddpm.configs import PredictorConfig
 from ddpm.degradation import downsample, upsample
-from ddpm.errors import CheckpointError, ConfigError
+from ddpm.errors import CheckpointError
 from ddpm.images import atomic_path
 from ddpm.predictor import PREDICTOR, fuse, load_predictor, refuse_not_finite
 from ddpm.torchvision_ops import ensure_torchvision
 from ddpm.trainer import Trainee
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictorConfig(trainer.TrainingConfig):
-    """Settings of a training of SPAN (Wan et al. 2024), the "Swift Parameter-free Attention Network".
-
-    Attributes:
-        init: file of a SPAN of the same scale and width whose weights training begins with.
-        scale: how many times the net enlarges.
-        channels: feature channels of the net.
-    """
-
-    scale: int = 4
-    channels: int = 48
-    crop: int = 128
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("scale", "channels"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def _span(config: PredictorConfig) -> nn.Module:
@@ -117,13 +96,15 @@ def train_predictor(config: PredictorConfig, folder: str | Path, resume: bool = 
         lr = downsample(hr, config.scale)
         return net((lr + 1) / 2) * 2 - 1
 
+    distance = trainer.distance(config.loss)
+
     def make(_: bool) -> Trainee:
         net = _span(config)
         fuse(net)  # a quarter of the time of the expanded net, and the same function
         net.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         def loss(model: nn.Module, hr: Tensor) -> Tensor:
-            return config.distance(enlarge(model, hr), hr)
+            return distance(enlarge(model, hr), hr)
 
         def export(averaged: nn.Module, checkpoint: Path) -> None:
             tensors = _expanded(averaged, _span(config))

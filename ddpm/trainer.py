@@ -5,10 +5,10 @@ All randomness is a function of (seed, iteration): a run that is killed and resu
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,98 +18,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from ddpm.configs import TrainingConfig
 from ddpm.crops import CropDataset
 from ddpm.errors import ConfigError
 from ddpm.images import find_images
 from ddpm.runs import lock_run, read_json, start_run
 
 C = TypeVar("C", bound="TrainingConfig")
-# torch.manual_seed takes no larger one.
-MAX_SEED = 2**63 - 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Settings that every training run has; `config.json` in the run's folder.
-
-    Attributes:
-        images: folders, files or patterns of photographs.
-        init: what training begins with instead of random weights; None: random ones.
-        crop: side of the random crops, in pixels of the target.
-        batch_size: crops per iteration and process.
-        iterations: optimizer steps in all.
-        lr: peak learning rate of Adam.
-        lr_schedule: "cosine" to zero, "step" (tenfold lower after 60 % and 85 %) or "constant".
-        warmup: iterations of linear warm-up.
-        loss: "l1" or "l2", the distance that is minimised.
-        clip: largest norm of the gradient.
-        ema_decay: decay per iteration of the averaged weights, which are the ones that ship.
-        mixed_precision: "no", "fp16", "bf16", or "auto": bf16 on a GPU that has it, else none.
-        seed: seed of everything random, 0 … 2⁶³ - 1.
-        save_every: iterations between checkpoints and sample grids.
-        workers: processes that load pictures; 0 loads in the training process.
-        cache_mb: decoded pictures kept in memory, per loading process.
-
-    Raises:
-        ConfigError: a setting is out of range.
-    """
-
-    images: Sequence[str]
-    init: str | None = None
-    crop: int = 64
-    batch_size: int = 16
-    iterations: int = 10_000
-    lr: float = 4e-4
-    lr_schedule: str = "cosine"
-    warmup: int = 100
-    loss: str = "l1"
-    clip: float = 1.0
-    ema_decay: float = 0.999
-    mixed_precision: str = "auto"
-    seed: int = 0
-    save_every: int = 500
-    workers: int = 0
-    cache_mb: int = 1024
-
-    # What may change when a run goes on.
-    RESUMABLE: ClassVar = frozenset({"images", "iterations", "save_every", "workers", "cache_mb"})
-
-    def __post_init__(self) -> None:
-        for name in ("crop", "batch_size", "iterations", "save_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "seed", "workers", "cache_mb"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.seed > MAX_SEED:
-            raise ConfigError(f"seed must be at most {MAX_SEED}, got {self.seed}")
-        if not (self.lr > 0 and self.clip > 0 and 0 <= self.ema_decay < 1):
-            raise ConfigError(
-                f"lr and clip must be positive and ema_decay in [0, 1), got {self.lr}, {self.clip}, {self.ema_decay}"
-            )
-        for name, known in (
-            ("lr_schedule", ("cosine", "step", "constant")),
-            ("loss", ("l1", "l2")),
-            ("mixed_precision", ("auto", "no", "fp16", "bf16")),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-
-    def learning_rate(self, iteration: int) -> float:
-        """Learning rate of one iteration, counted from 0."""
-        progress = iteration / self.iterations
-        factor = {
-            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-            "step": 1.0 if progress < 0.6 else 0.1 if progress < 0.85 else 0.01,
-            "constant": 1.0,
-        }[self.lr_schedule]
-        return self.lr * factor * min(1.0, (iteration + 1) / (self.warmup + 1))
-
-    def distance(self, predicted: Tensor, truth: Tensor) -> Tensor:
-        """The loss between two tensors of one shape, as a scalar."""
-        return (
-            nn.functional.l1_loss(predicted, truth) if self.loss == "l1" else nn.functional.mse_loss(predicted, truth)
-        )
+def distance(loss: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function (prediction, truth) → scalar of a loss, "l1" or "l2"."""
+    return nn.functional.l1_loss if loss == "l1" else nn.functional.mse_loss
 
 
 @dataclass(frozen=True)

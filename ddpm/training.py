@@ -1,8 +1,6 @@
 """Training of the conditional DDPM (step 1 of the paper, Eq. 7)."""
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from ddpm import trainer
 from ddpm.checkpoints import load_unet, save_checkpoint
+from ddpm.configs import DDPMConfig
 from ddpm.degradation import downsample
 from ddpm.errors import ConfigError
 from ddpm.noise import KeyedNoise
@@ -23,27 +22,6 @@ from ddpm.trainer import Trainee
 from ddpm.unet import UNet, tensor_mismatch
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DDPMConfig(trainer.TrainingConfig):
-    """Settings of a training of the diffusion net.
-
-    Attributes:
-        unet: settings of `ddpm.unet.UNet`.
-        init: checkpoint (name, folder or Hub id) whose weights, and whose predictor, training begins with.
-        predictor: file of the super-resolution net whose picture is the condition; None: that of `init`, or bicubic.
-        perceptual_weight: weight of the perceptual distance between the estimate of the picture and the target; 0: none.
-    """
-
-    unet: Mapping[str, Any] = field(default_factory=dict)
-    predictor: str | None = None
-    perceptual_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.perceptual_weight < math.inf:
-            raise ConfigError(f"perceptual_weight must be a number of at least 0, got {self.perceptual_weight}")
 
 
 def training_loss(
@@ -158,7 +136,9 @@ def train(config: DDPMConfig, folder: str | Path, resume: bool = False, perceptu
         def loss(model: nn.Module, hr: Tensor) -> Tensor:
             if isinstance(perceptual, nn.Module):
                 perceptual.to(hr.device)
-            return training_loss(model, unet, alphas_cumprod, hr, perceptual, config.perceptual_weight, config.distance)
+            return training_loss(
+                model, unet, alphas_cumprod, hr, perceptual, config.perceptual_weight, trainer.distance(config.loss)
+            )
 
         def export(averaged: nn.Module, checkpoint: Path) -> None:
             assert isinstance(averaged, UNet)

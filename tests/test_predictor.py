@@ -13,14 +13,15 @@ from torch import nn
 
 from ddpm import predictor as predictor_module
 from ddpm.checkpoints import load_unet, save_checkpoint
+from ddpm.configs import DDPMConfig, PredictorConfig
 from ddpm.degradation import downsample, upsample
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.images import to_tensor
 from ddpm.predictor import PREDICTOR, fuse, load_predictor
-from ddpm.predictor_training import PredictorConfig, _expanded, train_predictor
+from ddpm.predictor_training import _expanded, train_predictor
 from ddpm.torchvision_ops import ensure_torchvision
 from ddpm.trainer import resumed_config
-from ddpm.training import DDPMConfig, train
+from ddpm.training import train
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.upscaler import Upscaler
 from tests.conftest import TINY, Photo, tiny_unet

@@ -18,17 +18,18 @@ from safetensors.torch import load_file
 
 from ddpm import training
 from ddpm.checkpoints import load_unet
+from ddpm.configs import DDPMConfig
 from ddpm.crops import CropDataset
 from ddpm.errors import ConfigError, ImageError
 from ddpm.images import to_tensor
 from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.trainer import latest_state, resumed_config
-from ddpm.training import DDPMConfig, train, training_loss
+from ddpm.training import train, training_loss
 from tests.conftest import TINY, tiny_unet
 
 UNET = {**TINY, "dropout": 0.2}
 OPTIONS = [
-    "--crop=32", "--batch-size=2", "--save-every=2", "--iterations=8", "--width=8", "--multipliers=1,2", "--norm-groups=4",
+    "--crop=32", "--batch-size=2", "--save-every=2", "--iterations=8", "--width=8", "--multipliers=1,2", "--norm-groups=4", "--patch-size=2",
     "--attention-resolutions=999", "--dropout=0.2", "--warmup=2",
 ]  # fmt: skip
 
@@ -116,7 +117,7 @@ def test_the_run_folder(config: DDPMConfig, tmp_path: Path) -> None:
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert {"config.json", "versions.json", "checkpoint", "tensorboard", "state-00000004"} == names
     unet = load_unet(checkpoint)
-    assert unet.start == 5
+    assert unet.settings["start"] == 5
     assert weights(tmp_path / "run")["first.weight"].dtype == torch.float16
     assert next(unet.parameters()).dtype == torch.float32
     untrained = tiny_unet(config.seed, dropout=0.2)
@@ -216,7 +217,13 @@ def test_crops_depend_on_seed_and_number_alone(photos: Path) -> None:
     ("schedule", "expected"), [("cosine", [1, 0.5, 0]), ("step", [1, 1, 0.01]), ("constant", [1, 1, 1])]
 )
 def test_learning_rate(config: DDPMConfig, schedule: str, expected: list[float]) -> None:
-    config = replace(config, lr_schedule=schedule, iterations=1000, warmup=0, lr=1.0)
+    config = replace(
+        config,
+        lr_schedule=schedule,  # type: ignore[arg-type]
+        iterations=1000,
+        warmup=0,
+        lr=1.0,
+    )
     np.testing.assert_allclose([config.learning_rate(i) for i in (0, 500, 999)], expected, atol=1e-5)
     assert replace(config, warmup=9).learning_rate(0) == pytest.approx(0.1)
 

@@ -1,0 +1,141 @@
+"""Settings of trainings. Nothing here needs torch, so that the command line can show the defaults at once."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from ddpm.errors import ConfigError
+
+# torch.manual_seed takes no larger one.
+MAX_SEED = 2**63 - 1
+
+
+def check_choices(config: Any) -> None:
+    """Checks each field of a dataclass whose type is a `Literal`.
+
+    Raises:
+        ConfigError: a value is none of those that its type lists.
+    """
+    hints = get_type_hints(type(config))
+    for each in fields(config):
+        known = get_args(hints[each.name]) if get_origin(hints[each.name]) is Literal else None
+        if known is not None and getattr(config, each.name) not in known:
+            raise ConfigError(
+                f"{each.name} must be one of {', '.join(map(str, known))}, got {getattr(config, each.name)!r}"
+            )
+
+
+def check_least(config: Any, least: int, *names: str) -> None:
+    """Raises ConfigError where one of these fields of a dataclass is smaller than `least`."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise ConfigError(f"{name} must be at least {least}, got {getattr(config, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Settings that every training run has; `config.json` in the run's folder.
+
+    Attributes:
+        images: Folder, file or pattern of photographs; may be repeated.
+        init: What training begins with instead of random weights.
+        crop: Side of the random crops, in pixels of the target.
+        batch_size: Crops per iteration and process.
+        iterations: Optimizer steps in all.
+        lr: Peak learning rate of Adam.
+        lr_schedule: Course of the learning rate: "cosine" to zero, "step" (tenfold lower after 60 % and 85 %) or "constant".
+        warmup: Iterations of linear warm-up.
+        loss: Distance that is minimised, L1 as in SR3, or L2.
+        clip: Largest norm of the gradient.
+        ema_decay: Decay per iteration of the averaged weights, which are the ones that ship.
+        mixed_precision: Number format; "auto" is bf16 on a GPU that has it, else none.
+        seed: Seed of everything random, 0 … 2⁶³ - 1.
+        save_every: Iterations between checkpoints and sample grids.
+        workers: Processes that load pictures; 0 loads in the training process.
+        cache_mb: Decoded pictures kept in memory, in MiB, per loading process.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    images: Sequence[str]
+    init: str | None = None
+    crop: int = 64
+    batch_size: int = 16
+    iterations: int = 10_000
+    lr: float = 4e-4
+    lr_schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup: int = 100
+    loss: Literal["l1", "l2"] = "l1"
+    clip: float = 1.0
+    ema_decay: float = 0.998
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    seed: int = 0
+    save_every: int = 500
+    workers: int = 0
+    cache_mb: int = 1024
+
+    # What may change when a run goes on.
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"images", "iterations", "save_every", "workers", "cache_mb"})
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_least(self, 1, "crop", "batch_size", "iterations", "save_every")
+        check_least(self, 0, "warmup", "seed", "workers", "cache_mb")
+        if self.seed > MAX_SEED:
+            raise ConfigError(f"seed must be at most {MAX_SEED}, got {self.seed}")
+        if not (self.lr > 0 and self.clip > 0 and 0 <= self.ema_decay < 1):
+            raise ConfigError(
+                f"lr and clip must be positive and ema_decay in [0, 1), got {self.lr}, {self.clip}, {self.ema_decay}"
+            )
+
+    def learning_rate(self, iteration: int) -> float:
+        """Learning rate of one iteration, counted from 0."""
+        progress = iteration / self.iterations
+        factor = {
+            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+            "step": 1.0 if progress < 0.6 else 0.1 if progress < 0.85 else 0.01,
+            "constant": 1.0,
+        }[self.lr_schedule]
+        return self.lr * factor * min(1.0, (iteration + 1) / (self.warmup + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPMConfig(TrainingConfig):
+    """Settings of a training of the diffusion net.
+
+    Attributes:
+        init: Checkpoint (name, folder or Hub id) whose weights, settings and predictor training begins with.
+        unet: Settings of `ddpm.unet.UNet`.
+        predictor: Super-resolution net (any file that spandrel loads) whose picture is the condition.
+        perceptual_weight: Weight of LPIPS between the estimate of the picture and the target; 0: none.
+    """
+
+    unet: Mapping[str, Any] = field(default_factory=dict)
+    predictor: str | None = None
+    perceptual_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.perceptual_weight < math.inf:
+            raise ConfigError(f"perceptual_weight must be a number of at least 0, got {self.perceptual_weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig(TrainingConfig):
+    """Settings of a training of SPAN (Wan et al. 2024), the "Swift Parameter-free Attention Network".
+
+    Attributes:
+        init: File of a SPAN of the same scale and width whose weights training begins with.
+        scale: How many times the net enlarges.
+        channels: Feature channels of the net.
+    """
+
+    scale: int = 4
+    channels: int = 48
+    crop: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 1, "scale", "channels")
