@@ -277,7 +277,7 @@ def test_options(gen: Callable[..., Path], tmp_path: Path) -> None:
     [
         ("norm_groups", 5, "divisible by norm_groups, got width 16 and norm_groups 5"),
         ("image_size", 33, "multiple of 2"),
-        ("coarse_steps", 7, "10,10"),
+        ("coarse_steps", 7, "must divide the 100 diffusion_steps"),
     ],
 )
 def test_bad_options(option: str, value: int, message: str, gen: Callable[..., Path], tmp_path: Path) -> None:
