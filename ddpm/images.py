@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddpm.errors import ImageError
 from ddpm.formats import HEIF, SUFFIXES, clean_exif, clean_xmp, output_format, register_heif, save
-from ddpm.levels import grey_levels, keyed_alpha, stored_mode
+from ddpm.levels import deep_tiff, grey_levels, keyed_alpha, stored_mode
 
 # Pillow's names of the formats whose further pictures are frames, and not pages, layers or previews.
 ANIMATED = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
@@ -237,6 +237,24 @@ def resized(picture: Picture, width: int, height: int) -> Picture:
     return replace(picture, rgb=other.rgb, alpha=other.alpha)
 
 
+def _decoder(path: str | Path) -> Image.Image:
+    """What Pillow makes of a file, or of a TIFF that Pillow cannot hold or garbles, the decoded picture."""
+    try:
+        image = Image.open(path)
+    except UnidentifiedImageError:
+        deep = deep_tiff(path)
+        if deep is None:
+            raise
+        return deep
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(284) == 2 and (image.mode == "LA" or max(tags.get(258, (8,))) > 8):  # planes that Pillow garbles
+        image.close()
+        return deep_tiff(path) or image
+    if image.format == "TIFF":
+        image.filename = ""  # no memory map: there, Pillow swaps width and height of turned pictures too early
+    return image
+
+
 @contextmanager
 def _open(path: str | Path) -> Iterator[Image.Image]:
     """Opens a picture; whatever goes wrong until the block ends becomes an ImageError."""
@@ -247,7 +265,7 @@ def _open(path: str | Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with _decoder(path) as image:
                 yield image
     except FileNotFoundError:
         raise ImageError(f"no such file: {path}") from None
@@ -265,7 +283,7 @@ def _open(path: str | Path) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise ImageError(f"{path} is damaged or truncated ({error})") from None
+        raise ImageError(f"{path} is damaged or truncated ({' '.join(str(error).split())})") from None
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:

@@ -1,8 +1,12 @@
 """Grey levels and transparency as files store them: numbers of any range and width become 8 bits."""
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from ddpm.errors import ImageError
 
 # Share of the pixels that may be brighter than white: highlights, and defective pixels.
 OUTLIERS = 0.01
@@ -89,3 +93,56 @@ def keyed_alpha(image: Image.Image, stored: str) -> NDArray[np.uint8] | None:
             key = tuple(value >> 8 for value in key)
         return np.where((np.asarray(image) == np.array(key)).all(-1), 0, 255).astype(np.uint8)
     return None
+
+
+def deep_tiff(path: str | Path) -> Image.Image | None:
+    """Reads the first page of a TIFF that Pillow cannot hold, such as colours in floats, grey in 64 bits or with 16 bits of alpha.
+
+    Args:
+        path: any file.
+
+    Returns:
+        L, LA, RGB or RGBA with colour profile and orientation; None where the file is no TIFF.
+
+    Raises:
+        ImageError: the TIFF is damaged, too large, or of a kind that is not supported.
+    """
+    with Path(path).open("rb") as file:
+        if file.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return None
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages.first
+            pixels = page.imagewidth * page.imagelength
+            if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            samples = page.samplesperpixel
+            colours = {"MINISBLACK": 1, "MINISWHITE": 1, "RGB": 3}.get(getattr(page.photometric, "name", ""), 0)
+            values = page.asarray()
+            tags = {code: page.tags[code].value for code in (274, 34675) if code in page.tags}
+            inverted = getattr(page.photometric, "name", "") == "MINISWHITE"
+        if not colours or samples < colours or values.dtype.kind not in "iuf":
+            raise ValueError(f"{values.dtype} pixels of {samples} samples")
+        values = values.reshape(-1, *values.shape[-2:]) if samples > 1 and values.shape[-1] != samples else values
+        if samples > 1 and values.shape[-1] != samples:  # one plane after the other
+            values = values.transpose(1, 2, 0)
+        values = values.reshape(page.imagelength, page.imagewidth, samples)
+    except Image.DecompressionBombError:
+        raise
+    except Exception as error:  # of damaged files and missing codecs, tifffile raises nearly anything
+        raise ImageError(f"{path} is a TIFF that cannot be read ({' '.join(str(error).split())})") from None
+    narrow = values.dtype.kind in "iu" and values.dtype.itemsize <= 2
+    white = float(np.iinfo(values.dtype).max) if narrow else None
+    levels = to_8_bit(values[..., :colours], white)
+    if inverted:
+        levels = 255 - levels
+    image = Image.fromarray(levels[..., 0] if colours == 1 else np.ascontiguousarray(levels))
+    if samples > colours:
+        image.putalpha(Image.fromarray(to_8_bit(values[..., colours], white)))
+    if isinstance(tags.get(34675), bytes):
+        image.info["icc_profile"] = tags[34675]
+    if 274 in tags:
+        image.getexif()[274] = int(tags[274])
+    return image

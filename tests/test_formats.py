@@ -210,6 +210,10 @@ def test_heic(tmp_path: Path, photo: Photo, monkeypatch: pytest.MonkeyPatch) -> 
     heif.from_pillow(Image.fromarray(photo(64, 64))).save(tmp_path / "x.heic", quality=90)
     assert np.abs(read_picture(tmp_path / "x.heic").rgb.astype(int) - photo(64, 64)).mean() < 12
     (tmp_path / "bad.heic").write_bytes(b"hello")
+    (tmp_path / "cut.heic").write_bytes((tmp_path / "x.heic").read_bytes()[:-50])
+    with pytest.raises(ImageError, match="damaged or truncated") as error:
+        read_picture(tmp_path / "cut.heic")
+    assert "\n" not in str(error.value)
     monkeypatch.setattr("ddpm.images.register_heif", lambda: False)
     with pytest.raises(ImageError, match="HEIC needs pillow-heif: pip install"):
         read_picture(tmp_path / "bad.heic")

@@ -21,6 +21,7 @@ from ddpm.images import (
     check_folder,
     find_images,
     from_pil,
+    picture_size,
     read_picture,
     to_pil,
     to_tensor,
@@ -292,6 +293,45 @@ def test_integers_of_any_width(kind: str, white: int, inverted: bool, tmp_path: 
     stored = white - levels if photometric == "miniswhite" else levels
     tifffile.imwrite(tmp_path / "x.tif", stored.astype(kind), photometric=photometric)
     assert np.abs(read_picture(tmp_path / "x.tif").rgb[..., 0].astype(float) - GREY * 255).max() <= 1.5
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "uint64", "int32", "float16", "float32", "float64"])
+@pytest.mark.parametrize("samples", [1, 2, 3, 4])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_deep_tiffs(kind: str, samples: int, planes: str, tmp_path: Path, photo: Photo) -> None:
+    colours = 1 if samples < 3 else 3
+    levels = np.concatenate([photo(12, 10)[..., :colours], photo(12, 10, seed=1)[..., : samples - colours]], axis=-1)
+    levels[0, 0] = 255  # the range is in use
+    white = 65535 if kind == "uint16" else 1 if kind.startswith("float") else 255
+    values = (levels.astype(np.float64) / 255 * white).round(0 if white > 1 else 9).astype(kind)
+    stored = values[..., 0] if samples == 1 else values.transpose(2, 0, 1) if planes == "separate" else values
+    more: dict[str, Any] = {} if samples == 1 else {"planarconfig": planes}
+    if samples in (2, 4):
+        more["extrasamples"] = ["unassalpha"]
+    photometric = "minisblack" if colours == 1 else "rgb"
+    tifffile.imwrite(tmp_path / "x.tif", stored, photometric=photometric, extratags=[(274, "H", 1, 6, True)], **more)
+    picture = read_picture(tmp_path / "x.tif")
+    assert picture.rgb.shape == (10, 12, 3)
+    upright = np.rot90(levels, -1).astype(int)
+    assert picture.grey == (colours == 1)
+    assert np.abs(picture.rgb[..., :colours] - upright[..., :colours]).max() <= 1
+    if samples in (2, 4):
+        assert picture.alpha is not None
+        assert np.abs(picture.alpha - upright[..., -1]).max() <= 1
+    assert set(picture_size(tmp_path / "x.tif")) == {10, 12}
+
+
+def test_deep_tiffs_that_cannot_be_read(tmp_path: Path) -> None:
+    whole = tmp_path / "x.tif"
+    tifffile.imwrite(whole, np.zeros((64, 64, 3), np.float32), photometric="rgb", compression="zlib")
+    (tmp_path / "cut.tif").write_bytes(whole.read_bytes()[:300])
+    tifffile.imwrite(tmp_path / "complex.tif", np.zeros((4, 4), np.complex64))
+    tifffile.imwrite(tmp_path / "bomb.tif", np.zeros((9500, 9500), np.float16), compression="zlib")
+    assert read_picture(whole).rgb.shape == (64, 64, 3)
+    for name, message in (("cut", "cannot be read"), ("complex", "cannot be read"), ("bomb", "decompression bomb")):
+        with pytest.raises(ImageError, match=message) as error:
+            read_picture(tmp_path / f"{name}.tif")
+        assert "\n" not in str(error.value)
 
 
 def test_negative_integers_are_black(tmp_path: Path) -> None:
