@@ -170,7 +170,7 @@ def test_unknown_ending(tmp_path: Path, photo: Photo) -> None:
 def test_atomic_path_on_interrupt(tmp_path: Path) -> None:
     def interrupted() -> None:
         with atomic_path(tmp_path / "x.txt") as temporary:
-            temporary.write_text("half")
+            temporary.write_text("half", encoding="utf-8")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -181,7 +181,7 @@ def test_atomic_path_on_interrupt(tmp_path: Path) -> None:
 def test_finding(photos: Path) -> None:
     (photos / "sub").mkdir()
     (photos / "sub" / "x.JPG").write_bytes(b"")
-    (photos / "notes.txt").write_text("no picture")
+    (photos / "notes.txt").write_text("no picture", encoding="utf-8")
     names = [p.name for p in find_images([photos])]
     assert names == ["0.png", "1.png", "2.png", "3.png", "x.JPG"]
     assert [p.name for p in find_images([photos / "2.png", str(photos / "[01].png"), photos / "2.png"])] == [
@@ -232,7 +232,7 @@ def test_patterns_match_folders(photos: Path) -> None:
     for name in ("holiday1", "holiday2"):
         (photos / name).mkdir()
         (photos / name / "x.png").write_bytes(b"")
-    (photos / "holiday.txt").write_text("no picture")
+    (photos / "holiday.txt").write_text("no picture", encoding="utf-8")
     assert find_images([str(photos / "holiday*")]) == [photos / "holiday1" / "x.png", photos / "holiday2" / "x.png"]
     assert len(find_images([str(photos / "*")])) == 6
     assert len(find_images([str(photos / "**")])) == 6

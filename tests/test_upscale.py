@@ -300,7 +300,7 @@ def test_a_picture_that_is_named_like_a_result(checkpoint: str, tmp_path: Path, 
 )
 def test_bad_places(out: str, message: str, checkpoint: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos)
-    Path("plain").write_text("")
+    Path("plain").write_text("", encoding="utf-8")
     Path("link").symlink_to("nowhere")
     before = names(photos)
     result = upscale(checkpoint, "0.png", "-o", out)
