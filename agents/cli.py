@@ -1,6 +1,5 @@
 """The command line, `skipdiff`. Heavy imports happen inside the commands, so that `--help` is quick."""
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,7 +207,7 @@ TRUST_PICKLE = click.option(
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATHS...")
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder (or, for one picture, file).")
+@click.option("-o", "--out", type=click.Path(), required=True, help="Folder (or, for one picture, file).")
 @CHECKPOINT
 @STEPS
 @click.option(
@@ -222,89 +221,48 @@ TRUST_PICKLE = click.option(
 @COARSE
 @FINE_SAMPLER
 @FIRST_STEP
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise.")
+@click.option("--seed", type=int, default=0, help="Seed of the noise, 0 … 2**64 - samples.")
 @click.option("--samples", type=click.IntRange(min=1), default=1, help="Different answers for each picture.")
 @DEVICE
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Pictures of one size enlarged together.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    help="Pictures of one size enlarged together; fewer where memory does not hold so many.",
+)
 @click.option("--tile", type=click.IntRange(min=0), default=256, help="Tile side in pixels of the result; 0: no tiles.")
+@click.option(
+    "--format",
+    type=click.Choice(["png", "jpg", "webp", "avif", "tiff", "same"]),
+    help="Format of the results; same: that of the source where it can be written.  [default: png, and of animations their own]",
+)
+@click.option("--jpeg-quality", type=click.IntRange(1, 100), default=95, help="Quality of JPEG, and of WebP and AVIF.")
+@click.option("--strip-metadata", is_flag=True, help="Leave EXIF and XMP out of the results.")
+@click.option("--outscale", type=float, help="Enlarge so many times: with the net, then by Lanczos' filter.")
+@click.option(
+    "--size",
+    metavar="[W]x[H]",
+    help="Size of the results, as 1920x, x1080, or 1920x1080 whatever the proportions: with the net, then by Lanczos' filter.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace results that exist.")
+@click.option("--skip-existing", is_flag=True, help="Keep results that exist, and do the others.")
+@click.option("--json", is_flag=True, help="Print a JSON object for each result, one a line, and one for all.")
 @click.option("--agent", help="Agent that decides instead of --start.  [default: the checkpoint's, if it has one]")
 @TRUST_PICKLE
-def upscale(
-    paths: tuple[str, ...],
-    out: Path,
-    seed: int,
-    samples: int,
-    overwrite: bool,
-    batch_size: int,
-    agent: str | None,
-    trust_pickle: bool,
-    **options: Any,
-) -> None:
+def upscale(agent: str | None, trust_pickle: bool, **options: Any) -> None:
     """Enlarge photographs: files, folders and patterns.
 
-    Results are named <stem>_x4.png, below folders with their subfolder.
+    Results are named <stem>_x4.png, below folders with their subfolder; what lies below --out is not taken for a photograph. Of an
+    animation (GIF, WebP, APNG, AVIF) all frames are enlarged, with the same noise, so that it does not flicker.
     """
-    import time
+    from dataclasses import fields
 
-    from tqdm import tqdm
-
-    from ddpm.images import read_picture, write_picture
+    from agents.upscaling import UpscaleOptions, upscale_files
     from skipdiff_env.upscaler import Upscaler
 
+    what = UpscaleOptions(**{each.name: options.pop(each.name) for each in fields(UpscaleOptions)})
     options |= _upscale_policy(agent, trust_pickle, options)
-    upscaler = Upscaler(batch_size=batch_size, **options)
-    errors: list[str] = []
-
-    def fail(message: object) -> None:
-        errors.append(str(message))
-        tqdm.write(f"Error: {' '.join(str(message).split())}", file=sys.stderr)
-
-    jobs = _upscale_jobs(paths, out, upscaler.scale, samples, overwrite, fail)
-    began, done, forwards = time.perf_counter(), 0, 0
-    with tqdm(total=len(jobs) * upscaler.expected_nfe, unit="forward", dynamic_ncols=True, desc="upscale") as bar:
-        bar.bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}]"
-        batch: list[tuple[Any, int, Path]] = []
-
-        def advance(part: float) -> None:
-            bar.update(min(part, float(bar.total or 0) - bar.n))
-
-        def flush() -> None:
-            nonlocal done, forwards
-            if not batch:
-                return
-            pictures, seeds, targets = zip(*batch, strict=True)
-            batch.clear()
-            try:
-                results = upscaler.enlarge(pictures, seeds, advance)
-            except SkipDiffError as error:
-                for target in targets:
-                    fail(f"{target}: {error}")
-                return
-            for (picture, result), target in zip(results, targets, strict=True):
-                try:
-                    write_picture(picture, target)
-                except SkipDiffError as error:
-                    fail(error)
-                    continue
-                done += 1
-                forwards += result.nfe
-
-        for source, targets in jobs.items():
-            try:
-                picture = read_picture(source)
-            except SkipDiffError as error:
-                fail(error)
-                continue
-            for k, target in enumerate(targets):
-                if len(batch) == batch_size or (batch and batch[0][0].rgb.shape != picture.rgb.shape):
-                    flush()
-                batch.append((picture, seed + k, target))
-        flush()
-    if done:
-        seconds = time.perf_counter() - began
-        click.echo(f"{done} pictures, {forwards / done:g} forwards each, {seconds / done:.2f} s each")
-    if errors:
+    if not upscale_files(Upscaler(**options), what):
         raise click.exceptions.Exit(2)
 
 
@@ -333,43 +291,6 @@ def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, An
         return {}  # other settings than those of the checkpoint's agent
     loaded.check(plan)
     return {"policy": AgentPolicy(loaded), "plan": plan}
-
-
-def _upscale_jobs(
-    paths: tuple[str, ...], out: Path, scale: int, samples: int, overwrite: bool, fail: Callable[[object], None]
-) -> dict[Path, list[Path]]:
-    """Source → targets, one for each sample; what cannot be done is told to `fail`."""
-    from ddpm.images import SUFFIXES, find_images
-
-    jobs: dict[Path, list[Path]] = {}
-    taken: set[Path] = set()
-    for given in paths:
-        try:
-            sources = find_images([given])
-        except SkipDiffError as error:
-            fail(error)
-            continue
-        for source in sources:
-            if source in jobs:
-                continue
-            folder = source.relative_to(given).parent if Path(given).is_dir() else Path()
-            if out.suffix.lower() in SUFFIXES and not out.is_dir():
-                names = [out]
-            else:
-                names = [out / folder / f"{source.stem}_x{scale}.png"]
-            if samples > 1:
-                names = [names[0].with_stem(f"{names[0].stem}_{k}") for k in range(samples)]
-            clash = [n for n in names if n in taken or (n.exists() and not overwrite)]
-            if clash and clash[0] in taken:
-                fail(
-                    f"{source}: another picture of this run is written to {clash[0]} already; give it a run of its own"
-                )
-            elif clash:
-                fail(f"{source}: {clash[0]} exists; replace it with --overwrite, or give another --out")
-            else:
-                jobs[source] = names
-                taken.update(names)
-    return jobs
 
 
 def _named(agents: Sequence[str], title: str | None = None) -> dict[str, str]:

@@ -532,7 +532,7 @@ def flat(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 def write_csv(path: Path, entries: Sequence[Mapping[str, object]]) -> None:
     """Writes a table with the columns of all its entries; what one lacks is left empty."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for entry in entries for name in entry)))
         writer.writeheader()
         writer.writerows(entries)
@@ -543,6 +543,6 @@ def write_tables(rows: Sequence[Row], folder: Path) -> None:
     summary = summarise(rows)
     write_json(folder / "table.json", summary)
     with atomic_path(folder / "table.md") as temporary:
-        temporary.write_text(to_markdown(rows) + "\n")
+        temporary.write_text(to_markdown(rows) + "\n", encoding="utf-8")
     write_csv(folder / "table.csv", summary)
     write_csv(folder / "rows.csv", flat(rows))

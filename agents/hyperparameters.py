@@ -168,7 +168,7 @@ def load_hyperparameters(algorithm: str, overrides: Mapping[str, Any] | None = N
         ConfigError: the algorithm or a name is unknown, or a value has the wrong type or range.
     """
     parameters = _parameters(algorithm)
-    shipped = yaml.safe_load((files("agents") / "hyperparams" / f"{algorithm}.yml").read_text())[ENV_ID]
+    shipped = yaml.safe_load((files("agents") / "hyperparams" / f"{algorithm}.yml").read_text(encoding="utf-8"))[ENV_ID]
     values = {**shipped, **(overrides or {})}
     if isinstance(values.get("policy_kwargs"), dict):
         values["policy_kwargs"] = {**shipped.get("policy_kwargs", {}), **values["policy_kwargs"]}

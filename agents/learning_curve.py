@@ -40,7 +40,7 @@ class Evaluation:
 
 def write_curve(curve: Sequence[Evaluation], path: Path) -> None:
     """Writes evaluations as CSV."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(asdict(curve[0])))
         writer.writeheader()
         writer.writerows(asdict(evaluation) for evaluation in curve)
@@ -53,7 +53,7 @@ def read_curve(path: Path) -> list[Evaluation]:
         ConfigError: the file is missing or damaged.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             return [
                 Evaluation(
                     **{k: int(v) if k in ("env_steps", "episodes") else float(v) for k, v in row.items()}  # type: ignore[arg-type]

@@ -184,7 +184,7 @@ class Report:
         text = [self.header(), *(getattr(self, f"section_{name}")() for name in self.study.sections)]
         path = self.out / "report.md"
         with atomic_path(path) as temporary:
-            temporary.write_text("\n\n".join(text) + "\n")
+            temporary.write_text("\n\n".join(text) + "\n", encoding="utf-8")
         return path
 
     # --- pieces ---

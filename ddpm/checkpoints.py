@@ -23,7 +23,8 @@ def resolve_checkpoint(checkpoint: str | Path) -> str:
     """A shipped name becomes its folder; a folder or a Hub id stays what it is.
 
     Raises:
-        CheckpointError: it is none of the three.
+        CheckpointError: it is none of the three. What looks like a path, or lies in a folder that exists, is not looked up
+            on the network.
     """
     shipped = shipped_checkpoints()
     if str(checkpoint) in shipped:
@@ -33,9 +34,17 @@ def resolve_checkpoint(checkpoint: str | Path) -> str:
             if not (Path(checkpoint) / name).is_file():
                 raise CheckpointError(f"{checkpoint} is no checkpoint: it lacks {name}")
         return str(checkpoint)
-    if str(checkpoint).count("/") == 1 and not str(checkpoint).startswith((".", "/")):
-        return str(checkpoint)
-    raise CheckpointError(f"unknown checkpoint {str(checkpoint)!r}; known are {_known()}")
+    name = str(checkpoint)
+    like_a_path = isinstance(checkpoint, Path) or "/" in name or "\\" in name
+    owner, _, rest = name.partition("/")
+    hub_id = owner and rest and "/" not in rest and not name.startswith((".", "~")) and "\\" not in name
+    if isinstance(checkpoint, str) and hub_id and not Path(owner).is_dir():
+        return name
+    if Path(checkpoint).exists():
+        raise CheckpointError(f"{name} is a file; name the folder with config.json and {WEIGHTS}")
+    raise CheckpointError(
+        f"{'no such folder:' if like_a_path else 'unknown checkpoint'} {name!r}; known are {_known()}"
+    )
 
 
 def _known() -> str:

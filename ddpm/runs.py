@@ -25,7 +25,7 @@ PACKAGES = (
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON under a temporary name and renames it."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -35,7 +35,7 @@ def read_json(path: Path) -> Any:
         ConfigError: the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no such file: {path}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -13,7 +13,19 @@ from torch import Tensor
 
 from ddpm.checkpoints import load_unet
 from ddpm.errors import ConfigError, ImageError
-from ddpm.images import Picture, from_pil, read_picture, to_pil, to_tensor, to_uint8, write_picture
+from ddpm.formats import check_output, output_format
+from ddpm.images import (
+    Animation,
+    Picture,
+    from_pil,
+    read_animation,
+    read_header,
+    read_picture,
+    to_pil,
+    to_tensor,
+    to_uint8,
+    write_picture,
+)
 from ddpm.schedule import check_levels
 from ddpm.tiling import TiledUNet
 from ddpm.unet import UNet
@@ -22,6 +34,8 @@ from skipdiff_env.refinement import Policy, RefinementProcess, fixed_levels, fix
 
 # Float32 pictures that are alive at once at the worst moment of a diffusion step.
 LIVE_PICTURES = 9
+# The noise is drawn by generators whose key has this many bits.
+MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ class Upscaler:
         plan: the episodes of the policy; None: those of the arguments above.
         device: where to compute.
         tile: side of the overlapping tiles for pictures larger than that, in pixels of the result; 0: no tiles.
-        batch_size: pictures of one size that are enlarged together.
+        batch_size: pictures of one size that are enlarged together; fewer where memory does not hold so many.
 
     Raises:
         CheckpointError: the checkpoint is unknown or damaged.
@@ -124,18 +138,21 @@ class Upscaler:
         """Enlarges pictures of one size.
 
         Args:
-            lr: pictures, each (3, h, w) in [-1, 1]; at most `batch_size` of them run together.
-            seeds: noise seed of each; the same picture and seed give the same result in any batch.
+            lr: pictures, each (3, h, w) in [-1, 1]; at most `batch_size` of them run together, and no more than fit into
+                the free memory.
+            seeds: noise seed of each, 0 … 2⁶⁴ - 1; the same picture and seed give the same result in any batch.
             progress: told after each forward what part of one step of one picture it was.
 
         Returns:
             For each the result (3, scale·h, scale·w).
 
         Raises:
-            ImageError: the result would not fit into memory.
+            ImageError: the result of a single picture would not fit into memory.
+            ConfigError: a seed lies outside its range.
         """
+        if not all(0 <= seed <= MAX_SEED for seed in seeds):
+            raise ConfigError(f"noise seeds must lie in 0 … {MAX_SEED}, got {', '.join(map(str, seeds))}")
         height, width = (side * self.scale for side in lr[0].shape[-2:])
-        self._check_memory(height, width, min(len(lr), self.batch_size))
         stride = self.unet.stride
         padding = (0, -width % stride, 0, -height % stride)
         if progress is not None:
@@ -146,40 +163,94 @@ class Upscaler:
                 progress(out.numel() / 3 / area)
 
             hook = self.unet.register_forward_hook(advance)
-        results = []
-        for i in range(0, len(lr), self.batch_size):
-            condition = self.unet.condition(torch.stack(list(lr[i : i + self.batch_size])).to(self.device))
-            condition = F.pad(condition, padding, mode="replicate")
-            states = self.process.begin(list(condition), seeds[i : i + self.batch_size])
-            images = self.process.run(states, self.policy)
-            results += [
-                Upscaled(sr[:, :height, :width], state.start, state.nfe)
-                for sr, state in zip(images, states, strict=True)
-            ]
-        if progress is not None:
-            hook.remove()
+        results: list[Upscaled] = []
+        try:
+            largest = self.batch_size
+            while len(results) < len(lr):
+                done = len(results)
+                size = min(largest, self.largest_batch(height, width), len(lr) - done)
+                try:
+                    results += self._batch(lr[done : done + size], seeds[done : done + size], padding)
+                except (RuntimeError, MemoryError) as error:
+                    if not _out_of_memory(error):
+                        raise
+                    if size == 1:
+                        raise ImageError(
+                            f"a result of {width} x {height} does not fit into memory; cut the picture up"
+                        ) from None
+                    largest = size // 2
+        finally:
+            if progress is not None:
+                hook.remove()
         return results
 
-    def _check_memory(self, height: int, width: int, batch: int) -> None:
+    def _batch(self, lr: Sequence[Tensor], seeds: Sequence[int], padding: tuple[int, int, int, int]) -> list[Upscaled]:
+        """Enlarges pictures together."""
+        height, width = (side * self.scale for side in lr[0].shape[-2:])
+        condition = self.unet.condition(torch.stack(list(lr)).to(self.device))
+        condition = F.pad(condition, padding, mode="replicate")
+        states = self.process.begin(list(condition), seeds)
+        images = self.process.run(states, self.policy)
+        return [
+            Upscaled(sr[:, :height, :width], state.start, state.nfe) for sr, state in zip(images, states, strict=True)
+        ]
+
+    def largest_batch(self, height: int, width: int) -> int:
+        """How many results of this size are computed together: `batch_size`, or fewer if the free memory holds no more.
+
+        Raises:
+            ImageError: it does not hold a single one.
+        """
         if torch.device(self.device).type != "cpu":
-            return
-        needed = LIVE_PICTURES * 12 * height * width * batch
+            return self.batch_size  # of other devices' memory, the attempt tells
+        needed = LIVE_PICTURES * 12 * height * width
         available = psutil.virtual_memory().available
         if needed > available:
             raise ImageError(
                 f"a result of {width} x {height} needs about {needed / 2**30:.1f} GiB of memory, "
-                f"{available / 2**30:.1f} GiB are free; cut the picture up or lower the batch size"
+                f"{available / 2**30:.1f} GiB are free; cut the picture up"
             )
+        return min(self.batch_size, available // max(needed, 1))
 
     def enlarge(
         self, pictures: Sequence[Picture], seeds: Sequence[int], progress: Callable[[float], object] | None = None
     ) -> list[tuple[Picture, Upscaled]]:
-        """Enlarges decoded pictures of one size; alpha (by bicubic), greyness and colour profile are kept."""
+        """Enlarges decoded pictures of one size; alpha (by bicubic), greyness, colour profile and metadata are kept."""
         results = self.upscale([to_tensor(p.rgb) for p in pictures], seeds, progress)
-        return [
-            (replace(picture, rgb=to_uint8(result.sr), alpha=self._alpha(picture)), result)
-            for picture, result in zip(pictures, results, strict=True)
-        ]
+        return [(self._enlarged(p, result), result) for p, result in zip(pictures, results, strict=True)]
+
+    def enlarge_animation(
+        self, animation: Animation, seed: int, progress: Callable[[float], object] | None = None
+    ) -> tuple[Animation, Upscaled]:
+        """Enlarges all frames with the same noise, so that what does not move does not flicker.
+
+        Returns:
+            The animation, and the first frame's result with the forwards of all frames.
+
+        Raises:
+            ImageError: the frames of the result would not fit into memory.
+        """
+        frames = animation.frames
+        height, width = (side * self.scale for side in frames[0].rgb.shape[:2])
+        check_room(len(frames), width, height)
+        first: Upscaled | None = None
+        enlarged: list[Picture] = []
+        forwards = 0
+        while len(enlarged) < len(frames):
+            chunk = frames[len(enlarged) : len(enlarged) + self.largest_batch(height, width)]
+            results = self.enlarge(chunk, [seed] * len(chunk), progress)
+            first = first or results[0][1]
+            forwards += sum(result.nfe for _, result in results)
+            enlarged += [picture for picture, _ in results]
+        assert first is not None, "an animation has at least one frame"
+        return replace(animation, frames=enlarged), replace(first, nfe=forwards)
+
+    def _enlarged(self, picture: Picture, result: Upscaled) -> Picture:
+        """The result as a picture with all that the source had beside its colours."""
+        rgb = to_uint8(result.sr)
+        if picture.grey:  # the net has not been told that there is no colour
+            rgb = np.repeat(np.asarray(Image.fromarray(rgb).convert("L"))[..., None], 3, axis=-1)
+        return replace(picture, rgb=rgb, alpha=self._alpha(picture))
 
     def _alpha(self, picture: Picture) -> np.ndarray | None:
         if picture.alpha is None:
@@ -193,11 +264,31 @@ class Upscaler:
         return to_pil(self.enlarge([from_pil(image)], [seed])[0][0])
 
     def upscale_file(self, path: str | Path, out: str | Path, seed: int = 0) -> Upscaled:
-        """Enlarges a file into another, whose ending chooses the format.
+        """Enlarges a file into another, whose ending chooses the format; of an animation all frames, if that format has them.
 
         Raises:
             ImageError: the picture cannot be read, or the result not written.
         """
-        picture, result = self.enlarge([read_picture(path)], [seed])[0]
-        write_picture(picture, out)
+        out, header = Path(out), read_header(path)
+        check_output(out, header.width * self.scale, header.height * self.scale)
+        large: Picture | Animation
+        if header.animated and output_format(out).animated:
+            large, result = self.enlarge_animation(read_animation(path), seed)
+        else:
+            large, result = self.enlarge([read_picture(path)], [seed])[0]
+        write_picture(large, out)
         return result
+
+
+def check_room(pictures: int, width: int, height: int) -> None:
+    """Raises ImageError unless so many decoded results, of four bytes a pixel, fit twice into the free memory."""
+    needed, available = 8 * pictures * width * height, psutil.virtual_memory().available
+    if needed > available:
+        raise ImageError(
+            f"{pictures} x {width} x {height} pixels need about {needed / 2**30:.1f} GiB of memory, "
+            f"{available / 2**30:.1f} GiB are free; ask for less"
+        )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -54,10 +54,10 @@ def test_train_resume_enjoy_plot(episodes: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = run("train-agent", f"--out={folder}", *episodes, *SMALL, "-p", "norm=group", "--noise-seeds=2")
     assert f"agent: {folder / 'best'}" in result.output
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["env"]["noise_seeds"] == 2
     assert config["hyperparameters"]["norm"] == "group"
-    assert json.loads((folder / "versions.json").read_text())["stable-baselines3"]
+    assert json.loads((folder / "versions.json").read_text(encoding="utf-8"))["stable-baselines3"]
     run("train-agent", f"--out={folder}", "--resume", "--env-steps=48")
     assert read_curve(folder / "evaluations.csv")[-1].env_steps == 48
 
@@ -114,7 +114,7 @@ def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path,
         "--pictures=1",
     )  # fmt: skip
     assert "| method | PSNR-Y | reward | regret | NFE | s/picture |" in result.output
-    with (out / "rows.csv").open(newline="") as file:
+    with (out / "rows.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     by_method: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for row in rows:
@@ -208,7 +208,9 @@ def test_an_agent_keeps_its_coarse_sampler(episodes: list[str], checkpoint: str,
             "evaluate", f"--images={photos}", f"--checkpoint={checkpoint}", STEPS, "--image-size=96", "--metrics=psnr",
             "--limit=1", f"--agent={folder}", f"--out={out}", "--pictures=0", *arguments,
         )  # fmt: skip
-        return {entry["method"]: entry["psnr"] for entry in json.loads((out / "table.json").read_text())}
+        return {
+            entry["method"]: entry["psnr"] for entry in json.loads((out / "table.json").read_text(encoding="utf-8"))
+        }
 
     def upscale(*arguments: str) -> object:
         run("upscale", small, "-o", tmp_path / "y.png", f"--checkpoint={with_agent}", "--overwrite", *arguments)
@@ -234,7 +236,7 @@ def test_an_agent_keeps_its_first_decision(episodes: list[str], checkpoint: str,
         "evaluate", f"--images={photos}", f"--checkpoint={checkpoint}", "--image-size=96", "--metrics=psnr",
         "--limit=1", f"--agent={folder}", f"--out={out}", "--pictures=0",
     )  # fmt: skip
-    methods = {entry["method"] for entry in json.loads((out / "table.json").read_text())}
+    methods = {entry["method"] for entry in json.loads((out / "table.json").read_text(encoding="utf-8"))}
     assert "agent run" in methods
     assert {f"CSA(20) + FSR({start})" for start in range(1, 9)} < methods
     refused = run("enjoy", f"--agent={folder}", *episodes, "--fine-steps=6", code=2)

@@ -385,7 +385,7 @@ def test_checkpoint_without_agent_is_no_agent(checkpoint: str) -> None:
 
 def change_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
 
 
 def test_damaged_agents(tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_damaged_agents(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no agent in"):
         load_agent(folder)
     folder = saved("no json")
-    (folder / "config.json").write_text("{")
+    (folder / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ConfigError, match="not readable JSON"):
         load_agent(folder)
     for changes, message in (
@@ -424,7 +424,7 @@ def test_damaged_agents(tmp_path: Path) -> None:
         else:
             with pytest.raises(SkipDiffError, match=message):
                 load_agent(folder)
-    (tmp_path / "text.zip").write_text("no archive")
+    (tmp_path / "text.zip").write_text("no archive", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"no \.zip of Stable-Baselines3"):
         load_agent(tmp_path / "text.zip", trust_pickle=True)
 

@@ -200,13 +200,13 @@ def test_command(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "| method | PSNR-Y | LPIPS | NFE | s/picture |" in result.output
     assert "| CSA(10) + FSR(10) |" in result.output
-    table = json.loads((out / "table.json").read_text())
+    table = json.loads((out / "table.json").read_text(encoding="utf-8"))
     assert [entry["method"] for entry in table][:3] == ["bicubic", "DDPM-100", "CSA(10)"]
-    with (out / "rows.csv").open(newline="") as file:
+    with (out / "rows.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 13
     assert float(rows[0]["psnr"]) > 10
-    assert (out / "table.md").read_text().count("\n") == 15
+    assert (out / "table.md").read_text(encoding="utf-8").count("\n") == 15
     assert {p.name for p in out.iterdir()} == {"table.json", "table.md", "table.csv", "rows.csv", "pictures"}
 
 

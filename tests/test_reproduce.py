@@ -51,7 +51,7 @@ def save_agent(
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -61,7 +61,7 @@ def test_the_report_is_whole_and_nothing_is_computed_twice(config: Callable[...,
         study.compute(tmp_path)
     # and the latents of one picture, and one for the FLOPs
     assert sum(sizes) == FORWARDS * 2 + (12 + 2 + 2 * 3) + 1
-    text = Report(study, tmp_path).write().read_text()
+    text = Report(study, tmp_path).write().read_text(encoding="utf-8")
     titles = ("Figure 1", "Tables 1 and 2", "Table 3", "Table 4", "Table 5", "Table 6", "Figure 5", "Figures 3 and 6")
     for title in titles:
         assert f"## {title}:" in text
@@ -210,7 +210,7 @@ def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     assert f"report: {out / 'report.md'}" in result.output
-    text = (out / "report.md").read_text()
+    text = (out / "report.md").read_text(encoding="utf-8")
     assert "--limit 1 --sections tables12,table3,table4,table5,table6,fig5 --agent" in text
     assert "no agent" not in text
     assert "needs two noise seeds" in text
@@ -232,7 +232,7 @@ def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     full, ours = read(out / "table3.csv")
     assert float(ours["policy_gflops"]) > 0 == float(full["policy_gflops"])
     assert float(ours["policy_seconds"]) > 0
-    per_forward = json.loads((out / "flops.json").read_text())["unet"]
+    per_forward = json.loads((out / "flops.json").read_text(encoding="utf-8"))["unet"]
     assert float(full["total_gflops"]) == pytest.approx(12 * per_forward / 1e9)
 
 
@@ -267,7 +267,7 @@ def test_without_diffusers(
     )
     study = Study(config(sections=("peers",)))
     study.compute(tmp_path)
-    assert 'pip install "skipdiff[peers]"' in Report(study, tmp_path).write().read_text()
+    assert 'pip install "skipdiff[peers]"' in Report(study, tmp_path).write().read_text(encoding="utf-8")
 
 
 def rows_of(method: str, nfe: int, psnr: Sequence[float], lpips: Sequence[float]) -> list[Row]:

@@ -194,7 +194,7 @@ def test_output_is_that_of_the_original(
     assert result.exit_code == 0, result.output
     groups = default_norm_groups(architecture["width"])
     assert f"norm groups: {groups} (taken by default" in result.output
-    config = json.loads((out / "config.json").read_text())
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     expected = {
         "width": architecture["width"],
         "multipliers": list(architecture["multipliers"]),
@@ -267,7 +267,7 @@ def test_options(gen: Callable[..., Path], tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "norm groups: 4 (as given)" in result.output
     assert "attention at 32 (image size 64)" in result.output
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     named = ("norm_groups", "image_size", "attention_resolutions", "scale", "coarse_steps")
     assert [config[name] for name in named] == [4, 64, [32], 4, 5]
 
@@ -393,12 +393,12 @@ def test_a_folder_in_use_is_kept(gen: Callable[..., Path], tmp_path: Path) -> No
     out.mkdir()
     assert run(gen(), out).exit_code == 0, "an empty folder is taken"
     before = (out / "model.safetensors").read_bytes()
-    (out / "notes.txt").write_text("mine")
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
     other = gen(sr3_state_dict(sr3_shapes(multipliers=(1, 2, 2))))
     assert "is not empty; name another one or pass --overwrite" in error_of(other, out)
     assert (out / "model.safetensors").read_bytes() == before
     assert run(other, out, "--overwrite").exit_code == 0
-    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert load_unet(out).stride == 4
     assert "is a file" in run(other, out / "notes.txt").output
 

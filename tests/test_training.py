@@ -254,7 +254,7 @@ def test_bad_pictures(config: DDPMConfig, tmp_path: Path, photo: Callable[..., n
     Image.fromarray(photo(31, 64)).save(folder / "small.png")
     with pytest.raises(ImageError, match=r"small.png is 64 x 31, smaller than the crop of 32"):
         train(replace(config, images=[str(folder)]), tmp_path / "run")
-    (folder / "small.png").write_text("hello")
+    (folder / "small.png").write_text("hello", encoding="utf-8")
     with pytest.raises(ImageError, match=r"cannot be trained on: .*small.png"):
         train(replace(config, images=[str(folder)]), tmp_path / "run")
 
@@ -270,7 +270,7 @@ def test_resuming_keeps_the_run(config: DDPMConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="keeps its seed"):
         resumed_config(DDPMConfig, tmp_path / "run", {"seed": 1})
     assert resumed_config(DDPMConfig, tmp_path / "run", {"width": 8, "iterations": 6}).iterations == 6
-    (tmp_path / "run" / "config.json").write_text('{"images": ["x"], "lrr": 1}')
+    (tmp_path / "run" / "config.json").write_text('{"images": ["x"], "lrr": 1}', encoding="utf-8")
     with pytest.raises(ConfigError, match="lrr"):
         resumed_config(DDPMConfig, tmp_path / "run", {})
 

@@ -46,7 +46,7 @@ def configure(folder: Path) -> Callable[..., None]:
 
     def change(**settings: Any) -> None:
         path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | settings), encoding="utf-8")
 
     return change
 
@@ -69,7 +69,7 @@ def configure(folder: Path) -> Callable[..., None]:
 def test_round_trip(changes: dict[str, Any], tmp_path: Path) -> None:
     unet = tiny_unet(**changes)
     unet.save_pretrained(tmp_path / "net")
-    config = json.loads((tmp_path / "net" / "config.json").read_text())
+    config = json.loads((tmp_path / "net" / "config.json").read_text(encoding="utf-8"))
     given = TINY | changes
     assert {name: config[name] for name in given} == {
         k: list(v) if isinstance(v, tuple) else v for k, v in given.items()
@@ -334,7 +334,7 @@ def test_bad_device(device: str, folder: Path) -> None:
 
 
 def test_save_checkpoint_replaces_and_keeps(folder: Path) -> None:
-    (folder / "notes.txt").write_text("mine")
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
     other = tiny_unet(seed=1, multipliers=(1, 2, 2))
     save_checkpoint(other, folder)
     assert torch.equal(load_unet(folder)(*inputs()), other(*inputs()))
