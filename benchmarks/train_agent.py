@@ -17,7 +17,6 @@ from agents.hyperparameters import load_hyperparameters, parse_overrides
 from agents.learning_curve import Evaluation, read_curve
 from agents.training import AgentTrainingConfig, train_agent
 from skipdiff_env.memo import Memo
-from skipdiff_env.task import shared_unet
 
 
 def reached(curve: Sequence[Evaluation], part: float = 0.01) -> float:
@@ -64,10 +63,9 @@ def main(
     device: str,
 ) -> None:
     """Trains agents and prints their learning curves."""
-    unet = shared_unet(checkpoint, device)
     env = {
         "checkpoint": checkpoint, "images": list(images) or None, "image_size": image_size, "metric": metric,
-        "steps": unet.steps, "noise_seeds": noise_seeds,
+        "noise_seeds": noise_seeds,
         "nfe_penalty": nfe_penalty,
     }  # fmt: skip
     hyperparameters = load_hyperparameters(algo, parse_overrides(overrides))

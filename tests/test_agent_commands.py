@@ -21,10 +21,16 @@ from agents.learning_curve import read_curve
 from benchmarks import train_agent as benchmark
 from ddpm.unet import UNet
 from skipdiff_env.metrics import make_metric
+from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import RefinementProcess
-from skipdiff_env.task import Task, quality
+from skipdiff_env.task import Task, TaskConfig, quality
 
 STEPS = "--steps=20,5"
+
+
+def small_task(checkpoint: str, images: Path, **changes: Any) -> Task:
+    """A task of S, N = 20, 5."""
+    return Task(TaskConfig.of({"checkpoint": checkpoint, "images": str(images), "steps": (20, 5), **changes}))
 
 
 def run(*arguments: object, code: int = 0) -> Result:
@@ -43,7 +49,9 @@ def episodes(checkpoint: str, photos: Path) -> list[str]:
 def agent_folder(tmp_path: Path) -> Path:
     """An untrained agent for 32-px latents and N = 5."""
     kwargs = {"features_extractor_kwargs": {"hidden_size": 8}}
-    Agent.build(AgentConfig("ppo", (20, 5), 32, 9.0, kwargs, {"env": {"metric": "psnr"}})).save(tmp_path / "agent")
+    Agent.build(AgentConfig("ppo", 4, 32, 9.0, Plan(20, 5), kwargs, {"env": {"metric": "psnr"}})).save(
+        tmp_path / "agent"
+    )
     return tmp_path / "agent"
 
 
@@ -80,7 +88,7 @@ def test_train_resume_enjoy_plot(episodes: list[str], tmp_path: Path) -> None:
 def test_enjoy_says_what_happened(episodes: list[str], agent_folder: Path, checkpoint: str, photos: Path) -> None:
     result = run("enjoy", f"--agent={agent_folder}", *episodes, "-o", agent_folder.parent / "x.png", "--noise-seed=1")
     lines = result.output.splitlines()
-    task = Task(checkpoint, str(photos), 32, steps=(20, 5), metric="psnr")
+    task = small_task(checkpoint, photos, image_size=32, metric="psnr")
     start = int(lines[4].split()[1].strip(","))
     taken = [line.split()[3] for line in lines[:4]]
     assert start == (1 if taken[-1] == "SKIP" else 5 - max((i + 1 for i, a in enumerate(taken) if a == "SKIP"), default=0))  # fmt: skip
@@ -94,7 +102,7 @@ def test_last_frame_alone(
     """It is that of the film, and costs the coarse estimate without a forward for each frame between."""
     agent, played, forwards = load_agent(agent_folder), [], []
     for film in (True, False):
-        task = Task(checkpoint, str(photos), 32, steps=(20, 5), metric="psnr", cache_mb=0)
+        task = small_task(checkpoint, photos, image_size=32, metric="psnr", cache_mb=0)
         sizes = count_forwards(task.unet)
         played.append(enjoy(agent, task, 0, 1, film))
         forwards.append(len(sizes))
@@ -135,7 +143,7 @@ def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path,
         start = int(by_method[best][place]["start"])
         assert best == f"best fixed start ({start})"
         assert float(by_method[best][place]["reward"]) == rewards[start - 1]
-    task = Task(checkpoint, str(photos / "0.png"), 96, steps=(20, 5), metric="psnr")
+    task = small_task(checkpoint, photos / "0.png", image_size=96, metric="psnr")
     assert start == task.start_outcomes([0], [0]).rewards[0, 0].argmax() + 1
     assert {path.name for path in (out / "pictures" / "000").iterdir()} >= {"bicubic.png", "agent agent.png", "original.png"}  # fmt: skip
     run("plot", f"--evaluation={out}", f"--out={tmp_path / 'figures'}")
@@ -144,15 +152,15 @@ def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path,
 
 
 def test_random_skipping_has_the_forwards_it_is_meant_to_have(unet: UNet) -> None:
-    process = RefinementProcess(unet, 100, (5, 20))
+    process = RefinementProcess(unet, Plan(5, 20))
     (state,) = process.begin([torch.zeros(3, 8, 8)], [0])
-    policy = random_skipping(6.7, process.N, np.random.default_rng(0))
+    policy = random_skipping(6.7, process.plan.N, np.random.default_rng(0))
     actions = np.array([policy([state] * 19) for _ in range(2000)])
     assert 1 + (actions == 0).sum(1).mean() == pytest.approx(6.7, abs=0.15)
 
 
 def test_rewards_are_those_of_the_environment(checkpoint: str, photos: Path) -> None:
-    task = Task(checkpoint, str(photos), 32, steps=(20, 5), metric="lpips")
+    task = small_task(checkpoint, photos, image_size=32, metric="lpips")
     outcomes = task.start_outcomes([0], [0])
     value = outcomes.metrics["lpips"][0, 0, 2]
     assert outcomes.rewards[0, 0, 2] == quality(value, make_metric("lpips").lower_better) == 1 / value
@@ -190,8 +198,8 @@ def test_upscale_with_an_agent(checkpoint: str, photos: Path, agent_folder: Path
 def test_an_agent_keeps_its_coarse_sampler(episodes: list[str], checkpoint: str, photos: Path, tmp_path: Path) -> None:
     """Every command takes the sampler that the agent was trained with, unless told otherwise."""
     folder = tmp_path / "run"
-    run("train-agent", f"--out={folder}", *episodes, *SMALL, "--coarse=ddim")
-    assert load_agent(folder).config.coarse == "ddim"
+    run("train-agent", f"--out={folder}", *episodes, *SMALL, "--coarse-sampler=ddim")
+    assert load_agent(folder).config.plan == Plan(20, 5, "ddim")
     small = tmp_path / "small.png"
     with Image.open(photos / "0.png") as image:
         image.resize((12, 10)).save(small)
@@ -217,17 +225,17 @@ def test_an_agent_keeps_its_coarse_sampler(episodes: list[str], checkpoint: str,
         return (tmp_path / "y.png").read_bytes()
 
     for command in (enjoy, evaluate, upscale):
-        assert command() == command("--coarse=ddim") != command("--coarse=ddpm")
+        assert command() == command("--coarse-sampler=ddim") != command("--coarse-sampler=ddpm")
     # with another sampler the checkpoint's own agent is left out, as with other steps
-    assert upscale("--coarse=ddpm") == upscale("--coarse=ddpm", "--start=5")
+    assert upscale("--coarse-sampler=ddpm") == upscale("--coarse-sampler=ddpm", "--start=5")
 
 
 def test_an_agent_keeps_its_first_decision(episodes: list[str], checkpoint: str, photos: Path, tmp_path: Path) -> None:
     """An agent that decides from t = 8 on, over a coarse latent of N = 5: trained, loaded, played and compared."""
     folder = tmp_path / "run"
-    run("train-agent", f"--out={folder}", *episodes, *SMALL, "--fine-steps=8")
+    run("train-agent", f"--out={folder}", *episodes, *SMALL, "--first-step=8")
     agent = load_agent(folder)
-    assert agent.config.fine_steps == 8
+    assert agent.config.plan == Plan(20, 5, first_step=8)
     assert agent.config.observation_shape == (21, 32, 32)
     said = run("enjoy", f"--agent={folder}", *episodes, "-o", tmp_path / "x.png").output
     assert said.count("probability 0.") == 7
@@ -239,8 +247,8 @@ def test_an_agent_keeps_its_first_decision(episodes: list[str], checkpoint: str,
     methods = {entry["method"] for entry in json.loads((out / "table.json").read_text(encoding="utf-8"))}
     assert "agent run" in methods
     assert {f"CSA(20) + FSR({start})" for start in range(1, 9)} < methods
-    refused = run("enjoy", f"--agent={folder}", *episodes, "--fine-steps=6", code=2)
-    assert "decides from diffusion step 8 on, got episodes from 6 on" in " ".join(refused.output.split())
+    refused = run("enjoy", f"--agent={folder}", *episodes, "--first-step=6", code=2)
+    assert "decisions from step 8 on, got" in " ".join(refused.output.split())
     with Image.open(photos / "0.png") as image:
         image.resize((12, 10)).save(tmp_path / "small.png")
 
@@ -253,16 +261,16 @@ def test_an_agent_keeps_its_first_decision(episodes: list[str], checkpoint: str,
         return int(said.split(" forwards each")[0].split()[-1])
 
     assert 19 + 1 <= forwards(upscale(f"--agent={folder}")) <= 19 + 8
-    assert forwards(upscale(STEPS, "--start=8", "--fine-steps=8")) == 19 + 8
-    assert "start must lie in 1 … 8" in upscale(STEPS, "--start=9", "--fine-steps=8", code=2)
-    refused_too = upscale(f"--agent={folder}", "--fine-steps=6", code=2)
-    assert "decides from diffusion step 8 on, got episodes from 6 on" in refused_too
+    assert forwards(upscale(STEPS, "--start=8", "--first-step=8")) == 19 + 8
+    assert "start must lie in 1 … 8" in upscale(STEPS, "--start=9", "--first-step=8", code=2)
+    refused_too = upscale(f"--agent={folder}", "--first-step=6", code=2)
+    assert "decisions from step 8 on, got" in refused_too
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--coarse=pndm",), "--coarse"),
+        (("--coarse-sampler=pndm",), "--coarse-sampler"),
         (("--algo=sarsa",), "unknown algorithm 'sarsa'"),
         (("-p", "gama=1"), "no hyperparameter gama; known are"),
         (("-p", "gamma"), "expected key=value"),
@@ -292,18 +300,18 @@ def test_other_bad_input(
         assert message in " ".join(run(*arguments, code=2).output.split())
 
     enjoy = ("enjoy", f"--agent={agent_folder}", *episodes)
-    refused("trained for steps S,N = 20,5, got 10,10", *enjoy, "--steps=10,10")
+    refused("trained for episodes of S,N = 20,5", *enjoy, "--steps=10,10")
     refused("expected a file ending in .png, .gif, .mp4", *enjoy, "-o", tmp_path / "episode.webm")
     refused("image must be an index from 0 to 3", *enjoy, "--image=9")
     refused("no agent in", "enjoy", f"--agent={tmp_path / 'none'}", *episodes)
     (tmp_path / "a.zip").write_bytes(b"x")
     refused("--trust-pickle", "enjoy", f"--agent={tmp_path / 'a.zip'}", *episodes)
     evaluate = ("evaluate", f"--images={photos}", f"--checkpoint={checkpoint}", "--metrics=psnr", "--limit=1")
-    refused("trained for steps S,N = 20,5", *evaluate, f"--agent={agent_folder}", "--steps=10,10")
+    refused("trained for episodes of S,N = 20,5", *evaluate, f"--agent={agent_folder}", "--steps=10,10")
     refused("the reward's metric niqe must be one of the metrics psnr", *evaluate, "--reward=niqe")
     upscale = ("upscale", photos / "0.png", "-o", tmp_path / "x.png", f"--checkpoint={checkpoint}")
     refused("--agent and --start both", *upscale, f"--agent={agent_folder}", "--start=3")
-    refused("trained for steps S,N = 20,5, got 10,10", *upscale, f"--agent={agent_folder}", "--steps=10,10")
+    refused("trained for episodes of S,N = 20,5", *upscale, f"--agent={agent_folder}", "--steps=10,10")
     refused("nothing to draw", "plot", f"--out={tmp_path}")
     refused("table.json", "plot", f"--evaluation={tmp_path}", f"--out={tmp_path}")
     refused("no such file", "plot", f"--run={tmp_path}", f"--out={tmp_path}")

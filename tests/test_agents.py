@@ -26,8 +26,9 @@ from agents.vec_env import make_env
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
 from ddpm.runs import read_json
 from skipdiff_env.memo import Memo
+from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, RefinementProcess, fixed_start
-from skipdiff_env.task import Task, shared_unet
+from skipdiff_env.task import Task, TaskConfig, shared_unet
 from tests.conftest import counting
 
 N = 5
@@ -83,7 +84,7 @@ def small_agent(algorithm: str = "ppo", seed: int = 0, **changes: Any) -> Agent:
     kwargs: dict[str, Any] = {"features_extractor_kwargs": {"hidden_size": 8}}
     if algorithm == "recurrent-ppo":
         kwargs["lstm_hidden_size"] = 8
-    agent = Agent.build(AgentConfig(**{"algorithm": algorithm, "steps": (20, N), "image_size": 32, "latent_bound": 9.0, "policy_kwargs": kwargs, **changes}))  # fmt: skip
+    agent = Agent.build(AgentConfig(**{"algorithm": algorithm, "decisions": DECISIONS, "image_size": 32, "latent_bound": 9.0, "policy_kwargs": kwargs, **changes}))  # fmt: skip
     agent.scores(young_stacks(16, seed=3))  # batch norm takes its first statistics
     for name, parameter in agent.policy.named_parameters():
         if name.startswith(("action_net", "q_net", "quantile_net")):
@@ -254,7 +255,7 @@ def test_training_stops_in_time(config: Callable[..., AgentTrainingConfig], tmp_
 
 def test_evaluator_agrees_with_the_table(settings: dict[str, Any]) -> None:
     """Play gives the reward that the table has for the start that was chosen."""
-    task = Task(**settings)
+    task = Task(TaskConfig.of(settings))
     evaluator = Evaluator(task, 2)
     evaluation = evaluator(small_agent(seed=1), 0, 0.0)
     assert evaluator.outcomes is not None
@@ -296,7 +297,7 @@ def test_agent_policy_sees_what_the_agent_saw_in_training(algorithm: str, settin
 
 
 def test_agent_policy_on_pictures_of_any_size(unet: Any) -> None:
-    process = RefinementProcess(unet, 100, (20, N))
+    process = RefinementProcess(unet, Plan(20, N))
     policy = AgentPolicy(small_agent())
     for height, width in ((48, 80), (32, 32)):
         lr_up = [torch.rand(3, height, width, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in range(3)]
@@ -309,24 +310,31 @@ def test_agent_policy_on_pictures_of_any_size(unet: Any) -> None:
 
 
 def test_agent_policy_must_see_whole_episodes(unet: Any) -> None:
-    process = RefinementProcess(unet, 100, (20, N))
+    process = RefinementProcess(unet, Plan(20, N))
     state = process.begin([torch.zeros(3, 32, 32)], [0])
     process.step(state, [0])
     with pytest.raises(ConfigError, match=f"from t = {N} on; got one at t = {N - 1} after 0"):
         AgentPolicy(small_agent())(state)
-    longer = RefinementProcess(unet, 100, (10, 10)).begin([torch.zeros(3, 32, 32)], [0])
+    longer = RefinementProcess(unet, Plan(10, 10)).begin([torch.zeros(3, 32, 32)], [0])
     with pytest.raises(ConfigError, match="got one at t = 10"):
         AgentPolicy(small_agent())(longer)
     assert AgentPolicy(small_agent())([]) == []
 
 
-def test_agent_for_other_steps_is_refused() -> None:
+def test_agent_for_other_episodes_is_refused() -> None:
+    """A known plan must be the same; of an unknown one the number of decisions must fit."""
     agent = small_agent()
-    agent.check((20, N))
-    with pytest.raises(ConfigError, match="trained for steps S,N = 20,5, got 10,10; take --steps 20,5"):
-        agent.check((10, 10))
-    with pytest.raises(ConfigError, match="20,5, got 40,5"):
-        agent.check((40, N))
+    agent.check(Plan(20, N))
+    agent.check(Plan(40, N))
+    with pytest.raises(ConfigError, match="makes 4 decisions in an episode, but S,N = 10,10, .* has 9"):
+        agent.check(Plan(10, 10))
+    agent = small_agent(plan=Plan(20, N))
+    agent.check(Plan(20, N))
+    for other in (Plan(10, 10), Plan(40, N), Plan(20, N, "ddim"), Plan(20, N, fine_sampler="ddim")):
+        with pytest.raises(ConfigError, match="trained for episodes of S,N = 20,5, .*, got S,N"):
+            agent.check(other)
+    with pytest.raises(ConfigError, match="the plan has 9 decisions, got decisions 4"):
+        small_agent(plan=Plan(10, 10))
 
 
 def test_probabilities() -> None:
@@ -355,10 +363,10 @@ def test_plain_stable_baselines3_code(settings: dict[str, Any], tmp_path: Path) 
         load_agent(tmp_path / "mine.zip")
     agent = load_agent(tmp_path / "mine.zip", trust_pickle=True)
     assert agent.config.algorithm == "ppo"
-    assert agent.config.steps == (0, N)
-    agent.check((20, N))
-    with pytest.raises(ConfigError, match="…,5, got 10,10"):
-        agent.check((10, 10))
+    assert (agent.config.plan, agent.config.decisions) == (None, DECISIONS)
+    agent.check(Plan(20, N))
+    with pytest.raises(ConfigError, match="makes 4 decisions"):
+        agent.check(Plan(10, 10))
     stacks = young_stacks(8)
     np.testing.assert_array_equal(agent.act(stacks), model.predict(stacks.numpy(), deterministic=True)[0])
     agent.save(tmp_path / "agent")
@@ -408,9 +416,11 @@ def test_damaged_agents(tmp_path: Path) -> None:
     for changes, message in (
         ({"algorithm": "sarsa"}, "unknown algorithm 'sarsa'"),
         ({"algorithm": "dqn"}, "does not fit"),
-        ({"steps": [10, 10]}, None),  # another N alone does not show in the weights of a GRU
-        ({"steps": 5}, "config.json"),
-        ({"steps": [20, 1]}, "at least 2"),
+        ({"decisions": 9}, None),  # another N alone does not show in the weights of a GRU
+        ({"decisions": "many"}, "config.json"),
+        ({"decisions": 0}, "must be positive"),
+        ({"plan": {"S": 10, "N": 10}}, "the plan has 9 decisions"),
+        ({"plan": {"rate": 10}}, "missing or of the wrong type"),
         ({"colour": "red"}, "unknown setting colour"),
         ({"image_size": 128}, "does not fit"),
         ({"policy_kwargs": {"features_extractor_kwargs": {"hidden_size": 9}}}, "does not fit"),
@@ -419,8 +429,8 @@ def test_damaged_agents(tmp_path: Path) -> None:
         folder = saved("changed")
         change_config(folder, **changes)
         if message is None:
-            with pytest.raises(ConfigError, match="trained for steps"):
-                load_agent(folder).check((20, N))
+            with pytest.raises(ConfigError, match="makes 9 decisions"):
+                load_agent(folder).check(Plan(20, N))
         else:
             with pytest.raises(SkipDiffError, match=message):
                 load_agent(folder)
@@ -490,7 +500,7 @@ def test_skip_probability(algorithm: str, config: Callable[..., AgentTrainingCon
     wanted = config(algorithm, overrides={"skip_probability": 0.1})
     env = make_env(4, frame_stack=frame_stack, seed=0, **settings)
     observations = torch.as_tensor(np.asarray(env.reset()))
-    agent = Agent(AgentConfig(algorithm, (20, N), 32, 9.0), make_model(wanted, env).policy)
+    agent = Agent(AgentConfig(algorithm, DECISIONS, 32, 9.0), make_model(wanted, env).policy)
     probabilities = agent.probabilities(observations)[:, Action.SKIP]
     np.testing.assert_allclose(probabilities, 0.1, atol=0.02)
 
@@ -626,10 +636,10 @@ def test_a_skip_undoes_nothing_of_another_episode(settings: dict[str, Any]) -> N
     np.testing.assert_array_equal(buffer._undone()[:, 0], np.arange(2 * DECISIONS) < DECISIONS - 1)
 
 
-def test_nothing_is_undone_where_skip_holds(settings: dict[str, Any]) -> None:
+def test_nothing_is_undone_where_skip_jumps(settings: dict[str, Any]) -> None:
     hyperparameters = load_hyperparameters("ppo", {"undone_price": 0.1, "n_envs": 2, "episodes_per_minibatch": 1})
-    with pytest.raises(ConfigError, match="undone_price needs skip_mode restart, got hold"):
-        AgentTrainingConfig(env={**settings, "skip_mode": "hold"}, hyperparameters=hyperparameters)
+    with pytest.raises(ConfigError, match="undone_price needs skip_mode restart, got jump"):
+        AgentTrainingConfig(env={**settings, "skip_mode": "jump"}, hyperparameters=hyperparameters)
 
 
 @pytest.mark.parametrize("steps", [3 * DECISIONS - 1, 40])
@@ -673,11 +683,11 @@ def test_newest_space_must_be_stacked() -> None:
 
 
 def test_agent_config_is_checked() -> None:
-    good = AgentConfig("ppo", (10, 10), 128, 9.0)
+    good = AgentConfig("ppo", 9, 128, 9.0)
     assert good.observation_shape == (27, 128, 128)
     for changes, message in (
         ({"algorithm": "none"}, "unknown algorithm"),
-        ({"steps": (10, 1)}, "at least 2"),
+        ({"decisions": 0}, "positive"),
         ({"image_size": 0}, "positive"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -685,7 +695,7 @@ def test_agent_config_is_checked() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"skip_mode": "hold"}, {"noise_seeds": None}, {"obs_dtype": "float16"}, {"nfe_penalty": 0.5}]
+    "changes", [{"skip_mode": "jump"}, {"noise_seeds": None}, {"obs_dtype": "float16"}, {"nfe_penalty": 0.5}]
 )
 def test_training_on_other_episodes(
     changes: dict[str, Any], config: Callable[..., AgentTrainingConfig], tmp_path: Path
@@ -694,7 +704,7 @@ def test_training_on_other_episodes(
     train_agent(replace(small, env={**small.env, **changes}), tmp_path / "run")
     last = read_curve(tmp_path / "run" / "evaluations.csv")[-1]
     assert np.isfinite(last.reward)
-    assert np.isnan(last.regret) == ("skip_mode" in changes)  # of "hold" the table of starts is not everything
+    assert np.isnan(last.regret) == ("skip_mode" in changes)  # of "jump" the table of starts is not everything
     if "nfe_penalty" in changes:
         assert last.regret >= 0
     assert load_agent(tmp_path / "run").act(young_stacks(2)).shape == (2,)
@@ -703,13 +713,12 @@ def test_training_on_other_episodes(
 @pytest.mark.parametrize("name", ["natural-x4", "faces-x8"])
 def test_shipped_agents(name: str) -> None:
     """A checkpoint's agent decides for its steps, and throws no fine forward away."""
-    agent, task = load_agent(name), Task(name, cache_mb=0)
-    agent.check((task.process.S, task.process.N))
+    agent, task = load_agent(name), Task(TaskConfig(checkpoint=name, cache_mb=0))
+    agent.check(task.plan)
     assert agent.config.training["env"]["checkpoint"] == name
-    assert agent.config.coarse == task.process.coarse
     episodes = play(task, AgentPolicy(agent), [0, 20], [0, 0])
     for episode in episodes:
         start = episode.refinement.start
-        assert 3 <= start < task.process.N
-        assert episode.actions == [Action.SKIP] * (task.process.N - start) + [Action.DENOISE] * (start - 1)
+        assert 3 <= start < task.plan.N
+        assert episode.actions == [Action.SKIP] * (task.plan.N - start) + [Action.DENOISE] * (start - 1)
         assert episode.refinement.nfe == 9 + start

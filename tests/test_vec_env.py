@@ -120,7 +120,7 @@ def test_attributes_and_methods(env: SkipDiffVecEnv) -> None:
     assert env.get_attr("render_mode") == ["rgb_array"] * 3
     assert env.get_attr("observation_space", 1) == [env.observation_space]
     assert env.get_attr("decisions", [0, 2]) == [DECISIONS] * 2
-    assert env.has_attr("noise_seeds")
+    assert env.has_attr("plan")
     assert not env.has_attr("gravity")
     env.reset()
     for actions in random_actions(DECISIONS):
@@ -128,10 +128,10 @@ def test_attributes_and_methods(env: SkipDiffVecEnv) -> None:
     results = env.get_attr("sr")
     assert [sr.shape for sr in results] == [(3, 32, 32)] * 3
     assert env.get_attr("sr", [2])[0] is results[2]
-    env.set_attr("nfe_penalty", 0.5)
-    assert env.task.nfe_penalty == 0.5
+    env.set_attr("metric_device", "cuda")
+    assert env.task.metric_device == "cuda"
     with pytest.raises(ConfigError, match="all of them alike"):
-        env.set_attr("nfe_penalty", 0.0, indices=1)
+        env.set_attr("metric_device", "cpu", indices=1)
     outcomes = env.env_method("start_outcomes", [0], [0, 1], indices=[0, 1])
     assert len(outcomes) == 2
     assert outcomes[0] is outcomes[1]
