@@ -317,12 +317,23 @@ def _hint_at_judge(names: Iterable[str]) -> None:
         click.echo("DISTS is left out, its weights are not here; `skipdiff fetch-judge` gets them", err=True)
 
 
+LEVELS = click.option(
+    "--levels",
+    multiple=True,
+    metavar="[SAMPLER/]LEVELS",
+    help="Also run a fixed schedule: the falling steps at which the net is asked, as in 20,13,6,2, or even:8 for 8 even steps; "
+    "a sampler may stand before it, as in ddim:0.5/even:8; may be repeated.",
+)
+
+
 @main.command()
 @IMAGES
 @CHECKPOINT
 @STEPS
 @COARSE
+@FINE_SAMPLER
 @FIRST_STEP
+@LEVELS
 @click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, help="Number of noise seeds; figures are mean ± std over them."
@@ -356,31 +367,29 @@ def evaluate(
     pictures: int,
     **options: Any,
 ) -> None:
-    """Compare bicubic, the full DDPM, the coarse chain, coarse + fine from every start, and agents.
+    """Compare bicubic, the full DDPM, the coarse chain, coarse + fine from every start, schedules, and agents.
 
     Each picture's centre crop is shrunk and enlarged again. Quality is that of 8-bit results; PSNR and SSIM are on luma, the
     colour error is the difference of the mean colours in grey levels. The last row holds what metrics without a reference say of the
-    originals. The oracle takes the start with the highest reward for each picture and noise.
+    originals. The oracle takes the start with the highest reward for each picture and noise. Every agent decides under the plan it
+    was trained for; the fixed starts are those of the first agent's plan, unless options say otherwise.
     """
     from agents.agent import load_agent
-    from agents.evaluation import default_metrics, load_crops, save_pictures, to_markdown, write_tables
-    from agents.evaluation import evaluate as run
+    from agents.study import default_metrics, default_reward, load_crops, save_pictures, to_markdown, write_tables
+    from agents.study import evaluate as run
 
     names = default_metrics() if metrics is None else metrics.split(",")
     if metrics is None:
         _hint_at_judge(names)
-    loaded = {
-        f"agent {name}": load_agent(path, options["device"], trust_pickle) for name, path in _named(agents).items()
-    }
+    loaded = {name: load_agent(path, options["device"], trust_pickle) for name, path in _named(agents).items()}
     if options["reward"] is None:
-        trained = [agent.config.training.get("env", {}).get("metric") for agent in loaded.values()]
-        options["reward"] = next((name for name in [*trained, "niqe"] if name in names), None)
-    options |= _episode_settings(options, loaded.values())
+        options["reward"] = default_reward(loaded, names)
+    asked = {name: options.pop(name) for name in PLAN_OPTIONS if name in options}
     size = options.pop("image_size")
     crops = load_crops(images, size, options.pop("limit"))
     train_crops = load_crops(train_images, size) if train_images else None
     keep = None if out is None else save_pictures(out / "pictures", pictures)
-    rows = run(crops, metrics=names, agents=loaded, train_crops=train_crops, keep=keep, **options)
+    rows = run(crops, asked=asked, metrics=names, agents=loaded, train_crops=train_crops, keep=keep, **options)
     click.echo(to_markdown(rows))
     if out is not None:
         write_tables(rows, out)
@@ -534,10 +543,11 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
     From an evaluation: the perception-distortion plane, quality against steps, quality of every start with the agents'
     choices, and a contact sheet of the saved pictures. From runs: learning curves.
     """
-    from agents.plots import plot_evaluation, plot_runs
-
     if evaluation is None and not runs:
         raise click.UsageError("nothing to draw; give --evaluation, --run, or both")
+    from agents.plots import plot_runs
+    from agents.study import plot_evaluation
+
     written = plot_evaluation(evaluation, out) if evaluation is not None else []
     written += plot_runs(runs, out) if runs else []
     for path in written:
@@ -557,6 +567,7 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
     "cases 3 and 4 of Table 4); may be repeated.  [default: the checkpoint's, if it has one]",
 )
 @TRUST_PICKLE
+@LEVELS
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="Number of noise seeds.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
 @click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
@@ -572,15 +583,14 @@ def reproduce(out: Path, agents: tuple[str, ...], sections: str | None, **option
     OUT/report.md holds the text and links the plots; each table is also a CSV file, and rows.csv has every single result. What is
     finished stays: the same command goes on after an interruption, and takes further sections and agents.
     """
-    from agents.report import Report
-    from agents.reproduce import MAIN, SECTIONS, ReportConfig, Study
+    from agents.study import MAIN, Report, ReportConfig, Study
 
     named = _named(agents, title=MAIN)
-    wanted = sections.split(",") if sections else SECTIONS
-    study = Study(ReportConfig(agents=named, sections=wanted, **options))
+    study = Study(ReportConfig(agents=named, sections=sections.split(",") if sections else (), **options))
+    report = Report(study, out)
     _hint_at_judge(study.metrics)
-    study.compute(out)
-    click.echo(f"report: {Report(study, out).write()}")
+    report.compute()
+    click.echo(f"report: {report.write()}")
 
 
 @main.command("fetch-judge")

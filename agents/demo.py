@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from skimage import data
 from torch import Tensor
-from tqdm import tqdm
 
-from agents.evaluation import compare, measure, to_markdown
 from agents.learning_curve import read_curve
 from agents.plots import contact_sheet, learning_curves, save
+from agents.study import methods as ways
+from agents.study.methods import Batch, Method, Result
+from agents.study.rows import to_markdown
+from agents.study.running import Runner
 from ddpm.checkpoints import load_unet
-from ddpm.degradation import degrade, downsample
+from ddpm.degradation import downsample
 from ddpm.images import Picture, to_tensor, to_uint8, write_picture
-from skipdiff_env.metrics import make_metric
-from skipdiff_env.refinement import RefinementProcess
+from skipdiff_env.plan import Plan
 
 # Photographs that scikit-image carries in its wheel, and the top left corner of the crop that is shown.
 PHOTOGRAPHS = {"astronaut": (0, 128), "chelsea": (20, 110), "coffee": (60, 170), "rocket": (100, 180)}
@@ -48,20 +49,23 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
         A table of means over the photographs.
     """
     unet = load_unet(checkpoint, device)
-    process = RefinementProcess(unet, unet.diffusion_steps, unet.steps, device=device)
+    plan = Plan.resolve(unet.settings)
+    methods = [
+        *ways.without_forwards(unet),
+        ways.chain(unet.diffusion_steps),
+        ways.coarse_chain(plan),
+        ways.from_start(plan, unet.settings["start"] or plan.N),
+    ]
     hr = photographs().to(device)
-    lr_up = degrade(hr, unet.scale)
-    expected = unet.diffusion_steps + unet.coarse_steps + unet.start
-    with tqdm(total=expected, desc="demo", unit="forward", dynamic_ncols=True) as bar:
-        hook = unet.register_forward_hook(lambda *_: bar.update() and None)
-        results = compare(process, lr_up, [seed] * len(hr), [unet.start])
-        hook.remove()
-    rows = measure(results, [make_metric(name, device) for name in METRICS], hr, seed)
     small = torch.nn.functional.interpolate(downsample(hr, unet.scale), scale_factor=unet.scale, mode="nearest")
-    columns = {f"input ({SIZE // unet.scale} px)": small}
-    columns |= {f"{m}\n{r.nfe[0]} forwards": r.sr for m, r in results.items()} | {"original": hr}
-    sheet = {title: [to_uint8(image) for image in images] for title, images in columns.items()}
-    save(contact_sheet(sheet), out)
+    sheet = {f"input ({SIZE // unet.scale} px)": small}
+
+    def keep(batch: Batch, method: Method, result: Result) -> None:
+        sheet[f"{method.name}\n{result.nfe[0]} forwards"] = result.sr
+
+    rows = Runner(unet, METRICS, device).run(methods, list(hr), [seed], keep=keep, title="demo")
+    sheet["original"] = hr
+    save(contact_sheet({title: [to_uint8(image) for image in images] for title, images in sheet.items()}), out)
     return f"{to_markdown(rows)}\n\npicture: {out}"
 
 
@@ -81,22 +85,21 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
     from agents.enjoy import enjoy, write_film
     from agents.hyperparameters import load_hyperparameters
     from agents.training import AgentTrainingConfig, train_agent
-    from skipdiff_env.task import Task
+    from skipdiff_env.task import Task, TaskConfig
 
-    unet = load_unet(checkpoint, device)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, hr in zip(PHOTOGRAPHS, photographs(), strict=True):
             write_picture(Picture(to_uint8(hr)), folder / "images" / f"{name}.png")
         env: dict[str, Any] = {
             "checkpoint": checkpoint, "images": [str(folder / "images")], "image_size": SIZE, "metric": "niqe",
-            "steps": unet.steps, "noise_seeds": 1,
+            "noise_seeds": 1,
         }  # fmt: skip
         hyperparameters = load_hyperparameters("ppo", DEMO_PPO)
         config = AgentTrainingConfig("ppo", env, hyperparameters, eval_every=100, seed=seed, device=device)
         agent = load_agent(train_agent(config, folder / "run"), device)
         curve = read_curve(folder / "run" / "evaluations.csv")
-        task = Task(device=device, **env)
+        task = Task(TaskConfig.of({**env, "device": device}))
         rewards = np.load(folder / "run" / "outcomes.npz")["rewards"][:, 0]
         played = [enjoy(agent, task, image, 0, film=False) for image in range(len(task.pictures))]
     write_film([np.concatenate([one.frames[-1] for one in played])], out)

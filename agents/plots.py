@@ -1,7 +1,5 @@
 """Figures: perception against distortion, quality against steps, starts, learning curves, and pictures."""
 
-import csv
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from agents.evaluation import BICUBIC, FIXED_START, ORIGINALS, RANDOM
 from agents.learning_curve import Evaluation, read_curve
 from ddpm.errors import ConfigError
-from ddpm.images import atomic_path, read_picture
-from ddpm.runs import read_json
+from ddpm.images import atomic_path
 
 # name → axis label; ↑: larger is better
 LABELS = {"psnr": "PSNR-Y ↑ (dB)", "ssim": "SSIM-Y ↑", "niqe": "NIQE ↓", "lpips": "LPIPS ↓", "dists": "DISTS ↓"}
@@ -37,28 +33,12 @@ def _label(metric: str) -> str:
     return LABELS.get(metric, metric)
 
 
-# Families of methods: heading → (text beside the point, entry of `agents.evaluation.summarise`).
+# Heading of a line → (text beside the point, entry of `agents.study.rows.summarise`).
 Series = Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]
 
 
-def series_of(summary: Sequence[Mapping[str, Any]]) -> Series:
-    """The methods of a summary, or of the `table.json` that holds one: fixed starts are one family, the others are alone.
-
-    The originals, which only some metrics measure, are left out.
-    """
-    series: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
-    for entry in summary:
-        method = str(entry["method"])
-        if re.fullmatch(FIXED_START, method):
-            heading, start = method.rstrip(")").rsplit("(", 1)
-            series.setdefault(f"{heading}(start)", []).append((start, entry))
-        elif method != ORIGINALS:
-            series[method] = [("", entry)]
-    return series
-
-
 def perception_distortion(series: Series) -> Figure:
-    """The perception-distortion plane (Fig. 5): PSNR against each perceptual metric, a line through the members of a family.
+    """The perception-distortion plane (Fig. 5): PSNR against each perceptual metric, a line through each series.
 
     A point that lies far off all others is outside the frame.
     """
@@ -93,7 +73,7 @@ def _measured(series: Series, names: Iterable[str]) -> list[str]:
 
 
 def _lines(axis: Axes, series: Series, across: str, up: str) -> None:
-    """A line through each family, with spreads over noises where there are several; across, if it has no forwards."""
+    """A line through each series, with spreads over noises where there are several; across, if it has no forwards."""
     for i, (heading, own) in enumerate(series.items()):
         if across == "nfe" and not own[0][1]["nfe"]:
             axis.axhline(own[0][1][up], label=heading, color="grey", ls=":")
@@ -214,69 +194,6 @@ def contact_sheet(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Figure:
     return figure
 
 
-def plot_evaluation(folder: Path, out: Path) -> list[Path]:
-    """Draws what `skipdiff evaluate --out FOLDER` wrote; gives the figures' paths.
-
-    Raises:
-        ConfigError: the folder does not hold an evaluation.
-    """
-    summary = read_json(folder / "table.json")
-    try:
-        with (folder / "rows.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        series = series_of(summary)
-        figures = {"quality_against_steps": quality_against_steps(series)}
-        if "psnr" in summary[0] and {"niqe", "lpips"} & set(summary[0]):
-            figures["perception_distortion"] = perception_distortion(series)
-        names = [name for name in LABELS if name in rows[0]]
-        if rows[0].get("reward") not in (None, "", "nan"):
-            names.append("reward")
-        figures["starts"] = starts(*start_outcomes(rows, names))
-    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise ConfigError(f"{folder} does not hold what evaluate --out writes ({error!r})") from None
-    sheet = _sheet(folder / "pictures")
-    if sheet:
-        figures["contact_sheet"] = contact_sheet(sheet)
-    return _save_all(figures, out)
-
-
-def start_outcomes(
-    rows: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, list[int]]]:
-    """Quality of every start, (pictures, N) for each metric; and the starts that each agent chose.
-
-    Args:
-        rows: as `agents.evaluation.flat` gives them, or as rows.csv holds them.
-        names: metrics.
-    """
-    fixed = [row for row in rows if re.fullmatch(FIXED_START, row["method"])]
-    pictures = sorted({int(row["image"]) for row in fixed})
-    N = max(int(row["start"]) for row in fixed)
-    outcomes = {}
-    for name in names:
-        values: list[list[list[float]]] = [[[] for _ in range(N)] for _ in pictures]
-        for row in fixed:
-            values[pictures.index(int(row["image"]))][int(row["start"]) - 1].append(float(row[name]))
-        outcomes[name] = np.array([[np.mean(cell) for cell in line] for line in values])
-    chosen: dict[str, list[int]] = {}
-    for row in rows:
-        if row["start"] and row["method"].startswith("agent "):
-            chosen.setdefault(row["method"], []).append(int(row["start"]))
-    return outcomes, chosen
-
-
-def _sheet(folder: Path) -> dict[str, list[NDArray[np.uint8]]]:
-    """Saved pictures for the contact sheet: method → pictures; of the fixed starts only the first and the last."""
-    places = sorted(path for path in folder.glob("*") if path.is_dir())
-    if not places:
-        return {}
-    methods = [path.stem for path in places[0].glob("*.png")]
-    fixed = sorted((m for m in methods if re.fullmatch(FIXED_START, m)), key=lambda m: int(re.findall(r"\d+", m)[-1]))
-    shown = [m for m in methods if m not in fixed and m not in (RANDOM, "original")] + [fixed[0], fixed[-1]]
-    order = [*sorted(set(shown), key=lambda m: (m != BICUBIC, m.startswith("agent"), m)), "original"]
-    return {method: [read_picture(place / f"{method}.png").rgb for place in places] for method in order}
-
-
 def plot_runs(runs: Sequence[Path], out: Path) -> list[Path]:
     """Draws the learning curves of training runs; gives the figure's path.
 
@@ -289,10 +206,11 @@ def plot_runs(runs: Sequence[Path], out: Path) -> list[Path]:
     for run, curve in curves.items():
         if not curve:
             raise ConfigError(f"the run {run} has no evaluation yet")
-    return _save_all({"learning_curves": learning_curves(curves)}, out)
+    return save_all({"learning_curves": learning_curves(curves)}, out)
 
 
-def _save_all(figures: Mapping[str, Figure], out: Path) -> list[Path]:
+def save_all(figures: Mapping[str, Figure], out: Path) -> list[Path]:
+    """Writes figures as OUT/<name>.png; gives their paths."""
     paths = []
     for name, figure in figures.items():
         paths.append(out / f"{name}.png")

@@ -17,6 +17,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 import skipdiff_env  # noqa: F401
+from agents.study.tables import markdown
 from ddpm.unet import UNet
 
 POLICIES = {"skip-all": 0.0, "denoise-all": 1.0, "random": 0.5}  # probability of DENOISE
@@ -39,10 +40,10 @@ def epoch(env: VectorEnv, actions: np.ndarray, first_seed: int, clock: Callable[
 
 def throughput(sizes: Sequence[int], rounds: int, clock: Callable[[], float], settings: dict[str, Any]) -> None:
     """Prints env steps per second, the best of some rounds, and their ratios."""
-    print(
-        "| envs | policy | sync cold | batched cold | ratio | sync warm | batched warm | ratio | batched warm / cold |"
-    )
-    print("|---" * 9 + "|")
+    headings = (
+        "envs", "policy", "sync cold", "batched cold", "ratio", "sync warm", "batched warm", "ratio", "batched warm / cold",
+    )  # fmt: skip
+    lines = []
     for num_envs in sizes:
         for policy in POLICIES:
             envs = [
@@ -57,11 +58,10 @@ def throughput(sizes: Sequence[int], rounds: int, clock: Callable[[], float], se
             (sync_cold, ours_cold), (sync_warm, ours_warm) = (
                 [actions.size / min(column) for column in zip(*times, strict=True)] for times in (cold, warm)
             )
-            print(
-                f"| {num_envs} | {policy} | {sync_cold:.1f} | {ours_cold:.1f} | {ours_cold / sync_cold:.2f} "
-                f"| {sync_warm:.0f} | {ours_warm:.0f} | {ours_warm / sync_warm:.2f} | {ours_warm / ours_cold:.0f} |",
-                flush=True,
-            )
+            cold_figures = (f"{sync_cold:.1f}", f"{ours_cold:.1f}", f"{ours_cold / sync_cold:.2f}")
+            warm_figures = (f"{sync_warm:.0f}", f"{ours_warm:.0f}", f"{ours_warm / sync_warm:.2f}")
+            lines.append((num_envs, policy, *cold_figures, *warm_figures, f"{ours_warm / ours_cold:.0f}"))
+    print(markdown(headings, lines))
 
 
 def memory(cache_mb: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import click
 import torch
 
+from agents.study.tables import markdown
 from skipdiff_env.upscaler import Upscaler
 
 
@@ -30,8 +31,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 def main(checkpoint: str, device: str, size: int, repeats: int) -> None:
     """Compares the wall time of an upscale with that of its UNet forwards, measured in turns in the same run."""
     click.echo(f"{torch.get_num_threads()} threads, {size} x {size}, {checkpoint} on {device}, median of {repeats}")
-    click.echo("| batch | forward, ms | per picture, ms | upscale, s | NFE | upscale / (NFE x forward) |")
-    click.echo("|---|---|---|---|---|---|")
+    lines = []
     for batch in (1, 8):
         upscaler = Upscaler(checkpoint, device=device, tile=0, batch_size=batch)
         unet, nfe = upscaler.unet, upscaler.expected_nfe
@@ -52,9 +52,10 @@ def main(checkpoint: str, device: str, size: int, repeats: int) -> None:
         forward = statistics.median(a for a, _ in pairs) / nfe
         whole = statistics.median(b for _, b in pairs)
         ratio = statistics.median(b / a for a, b in pairs)
-        click.echo(
-            f"| {batch} | {1e3 * forward:.1f} | {1e3 * forward / batch:.1f} | {whole:.2f} | {nfe} | {ratio:.3f} |"
-        )
+        figures = (f"{1e3 * forward:.1f}", f"{1e3 * forward / batch:.1f}", f"{whole:.2f}", nfe, f"{ratio:.3f}")
+        lines.append((batch, *figures))
+    headings = ("batch", "forward, ms", "per picture, ms", "upscale, s", "NFE", "upscale / (NFE x forward)")
+    click.echo(markdown(headings, lines))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from typing import Any
 import click
 import torch
 
-from agents.reproduce import count_flops
+from agents.study.paper_tables import count_flops
+from agents.study.tables import markdown
 from ddpm.checkpoints import load_unet
 from ddpm.noise import KeyedNoise
 from ddpm.sampling import sample, to_image
@@ -24,6 +25,7 @@ from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.torchvision_ops import ensure_torchvision
 from ddpm.training import training_loss
 from ddpm.unet import UNet
+from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import RefinementProcess, fixed_start
 
 SIDE = 128
@@ -49,15 +51,15 @@ def in_turns(works: Mapping[str, Callable[[], object]], repeats: int, settle: bo
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints a Markdown table under a title."""
-    click.echo(f"\n{title}\n\n| {' | '.join(headings)} |\n{'|---' * len(headings)}|")
-    for row in rows:
-        click.echo("| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
+    click.echo(f"\n{title}\n\n{markdown(headings, rows)}")
 
 
 def skipdiff(unet: UNet, repeats: int) -> None:
     """Coarse and fine stages from the checkpoint's start against the full chain."""
     alphas_cumprod = cosine_alphas_cumprod(unet.diffusion_steps)
-    process = RefinementProcess(unet, unet.diffusion_steps, unet.steps)
+    plan = Plan.resolve(unet.settings)
+    start = unet.settings["start"] or plan.N
+    process = RefinementProcess(unet, plan)
     rows = []
     for batch in (1, 8):
         lr_up = torch.rand(batch, 3, SIDE, SIDE) * 2 - 1
@@ -67,7 +69,7 @@ def skipdiff(unet: UNet, repeats: int) -> None:
             return to_image(unet, sample(unet, alphas_cumprod, lr_up, noise), lr_up)
 
         def ours(lr_up=lr_up, batch=batch) -> object:  # type: ignore[no-untyped-def]
-            return process.run(process.begin(list(lr_up), range(batch)), fixed_start(unet.start))
+            return process.run(process.begin(list(lr_up), range(batch)), fixed_start(start))
 
         with torch.inference_mode():
             seconds = in_turns({"full": full, "ours": ours}, repeats)
@@ -80,7 +82,7 @@ def skipdiff(unet: UNet, repeats: int) -> None:
         )  # fmt: skip
     T = unet.diffusion_steps
     print_table(
-        f"SkipDiff (start {unet.start}, {process.S - 1 + unet.start} forwards) against DDPM-{T}; the paper: 6.0 in time, 6.25 in FLOPs",
+        f"SkipDiff (start {start}, {plan.coarse_forwards + start} forwards) against DDPM-{T}; the paper: 6.0 in time, 6.25 in FLOPs",
         (
             "batch",
             f"DDPM-{T}, s/picture",

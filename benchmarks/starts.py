@@ -7,9 +7,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.evaluation import best_of_other_noises, gap_closed
+from agents.study.rows import best_of_other_noises, gap_closed
+from agents.study.tables import markdown
 from agents.training import tabulate
-from skipdiff_env.task import Task, quality, shared_unet
+from skipdiff_env.task import Task, TaskConfig, quality
 
 HEADINGS = (
     "reward", "best fixed start", "each picture's best start", "oracle", "share of the gap", "picture x start", "noise x start",
@@ -61,36 +62,29 @@ def main(
 ) -> None:
     """Tabulates every start of every picture under several noises."""
     first, *others = metrics.split(",")
-    unet = shared_unet(checkpoint, device)
 
     def outcomes(paths: tuple[str, ...], seeds: int) -> dict[str, NDArray[np.float64]]:
-        task = Task(
-            checkpoint,
-            list(paths) or None,
-            image_size,
-            steps=unet.steps,
-            metric=first,
-            report_metrics=others,
+        config = TaskConfig(
+            checkpoint=checkpoint, images=list(paths) or None, image_size=image_size, metric=first, report_metrics=others,
             device=device,
-        )
+        )  # fmt: skip
+        task = Task(config)
         values = tabulate(task, seeds).metrics
         better = {name: task.metrics[name].lower_better for name in values}
         return {name: np.vectorize(quality)(column, better[name]) for name, column in values.items()}
 
     rewards = outcomes(images, noise_seeds)
     chosen_on = outcomes(train_images, 1) if train_images else rewards
-    click.echo("| " + " | ".join(HEADINGS) + " |")
-    click.echo("|---" * len(HEADINGS) + "|")
+    lines = []
     for name, table in rewards.items():
         start = int(chosen_on[name].mean(axis=(0, 1)).argmax())
         fixed, oracle = float(table[:, :, start].mean()), float(table.max(axis=2).mean())
         own = float(np.mean([own[range(noise_seeds), best_of_other_noises(own)] for own in table]))
         share = gap_closed(own, fixed, oracle)
         (of_picture, of_noise), (same, chance) = spreads(table), agreement(table.argmax(axis=2))
-        click.echo(
-            f"| {name} | {fixed:.4f} ({start + 1}) | {own:.4f} | {oracle:.4f} | {share:.0%} | {of_picture:.4f} "
-            f"| {of_noise:.4f} | {same:.0%} | {chance:.0%} |"
-        )
+        figures = (f"{fixed:.4f} ({start + 1})", f"{own:.4f}", f"{oracle:.4f}", f"{share:.0%}")
+        lines.append((name, *figures, f"{of_picture:.4f}", f"{of_noise:.4f}", f"{same:.0%}", f"{chance:.0%}"))
+    click.echo(markdown(HEADINGS, lines))
     for name, table in rewards.items():
         best = np.bincount(table.argmax(axis=2).ravel(), minlength=table.shape[2])
         click.echo(f"{name}: how often each start from 1 to {table.shape[2]} is the best: {' '.join(map(str, best))}")

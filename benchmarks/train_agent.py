@@ -12,9 +12,10 @@ import click
 import numpy as np
 import torch
 
-from agents.evaluation import gap_closed
 from agents.hyperparameters import load_hyperparameters, parse_overrides
 from agents.learning_curve import Evaluation, read_curve
+from agents.study.rows import gap_closed
+from agents.study.tables import markdown
 from agents.training import AgentTrainingConfig, train_agent
 from skipdiff_env.memo import Memo
 
@@ -65,8 +66,7 @@ def main(
     """Trains agents and prints their learning curves."""
     env = {
         "checkpoint": checkpoint, "images": list(images) or None, "image_size": image_size, "metric": metric,
-        "noise_seeds": noise_seeds,
-        "nfe_penalty": nfe_penalty,
+        "noise_seeds": noise_seeds, "nfe_penalty": nfe_penalty,
     }  # fmt: skip
     hyperparameters = load_hyperparameters(algo, parse_overrides(overrides))
     curves = []
@@ -82,14 +82,16 @@ def main(
             train_agent(config, folder / f"seed-{seed}", memory=memory)
             curves.append((read_curve(folder / f"seed-{seed}" / "evaluations.csv"), time.perf_counter() - began))
     click.echo(f"{torch.get_num_threads()} threads, {algo}, {metric}, {checkpoint} on {device}")
-    click.echo("| seed | episodes | seconds | reward | best fixed | oracle | gap closed | mean start | NFE |")
-    click.echo("|---|---|---|---|---|---|---|---|---|")
-    for seed, (curve, _) in enumerate(curves):
-        for e in curve:
-            click.echo(
-                f"| {seed} | {e.episodes} | {e.seconds:.0f} | {e.reward:.4f} | {e.best_fixed_reward:.4f} "
-                f"| {e.oracle_reward:.4f} | {closed_by(e):.0%} | {e.start:.2f} | {e.nfe:.2f} |"
-            )
+    headings = ("seed", "episodes", "seconds", "reward", "best fixed", "oracle", "gap closed", "mean start", "NFE")
+    lines = [
+        (
+            seed, e.episodes, f"{e.seconds:.0f}", f"{e.reward:.4f}", f"{e.best_fixed_reward:.4f}", f"{e.oracle_reward:.4f}",
+            f"{closed_by(e):.0%}", f"{e.start:.2f}", f"{e.nfe:.2f}",
+        )
+        for seed, (curve, _) in enumerate(curves)
+        for e in curve
+    ]  # fmt: skip
+    click.echo(markdown(headings, lines))
     for seed, (curve, whole) in enumerate(curves):
         best = max(curve, key=lambda e: e.reward)
         rate = curve[-1].episodes / max(curve[-1].seconds, 1e-9)

@@ -1,0 +1,160 @@
+"""`skipdiff evaluate`: every method on the same pictures and the same noise, with rewards, regrets and the oracle."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from agents.agent import Agent
+from agents.study import methods as ways
+from agents.study.methods import Batch, Method
+from agents.study.rows import Row, with_rewards
+from agents.study.running import Keep, Runner, default_metrics
+from ddpm.checkpoints import load_unet
+from ddpm.errors import ConfigError
+from skipdiff_env.judges import refuse_judge
+from skipdiff_env.metrics import Metric
+from skipdiff_env.plan import Plan
+from skipdiff_env.task import quality
+
+
+def training_of(agent: Agent) -> Mapping[str, Any]:
+    """Arguments of the environment that an agent was trained in; empty where it does not say."""
+    return agent.config.training.get("env", {})
+
+
+def default_reward(agents: Mapping[str, Agent], metrics: Sequence[str]) -> str | None:
+    """The metric of rewards: the first agent's, else NIQE; None if neither is measured."""
+    wanted = [*(training_of(agent).get("metric") for agent in agents.values()), "niqe"]
+    return next((name for name in wanted if name in metrics), None)
+
+
+def plans(
+    settings: Mapping[str, Any], agents: Mapping[str, Agent], asked: Mapping[str, Any]
+) -> tuple[Plan, dict[str, Plan]]:
+    """The plan of the fixed starts, and each agent's own.
+
+    The parts asked for hold for the fixed starts and for the agents of restarts. What is not asked for the fixed starts have
+    from the first agent of restarts, or from the checkpoint.
+
+    Args:
+        settings: of the checkpoint's net.
+        agents: name → agent.
+        asked: parts of a plan, as `Plan.resolve` takes them.
+
+    Raises:
+        ConfigError: a part is wrong, or does not fit an agent.
+    """
+    restarting = [agent.config.plan for agent in agents.values() if not _jumps(agent)]
+    own = {
+        name: Plan.resolve(settings, agent.config.plan, **({} if _jumps(agent) else asked))
+        for name, agent in agents.items()
+    }
+    return Plan.resolve(settings, restarting[0] if restarting else None, **asked), own
+
+
+def _jumps(agent: Agent) -> bool:
+    return agent.config.plan is not None and agent.config.plan.skip_mode == "jump"
+
+
+def evaluation_methods(
+    runner: Runner, agents: Mapping[str, Agent], asked: Mapping[str, Any], levels: Sequence[str]
+) -> tuple[list[Method], Plan]:
+    """What `evaluate` compares, and the plan of the fixed starts.
+
+    Args:
+        runner: has the net.
+        agents: name → agent; each decides under its own plan.
+        asked: parts of a plan, as of `plans`; `fine_sampler` is that of the levels as well.
+        levels: schedules, as `agents.study.methods.parse_schedule` takes them.
+    """
+    unet = runner.unet
+    plan, own = plans(unet.settings, agents, asked)
+    sampler = asked.get("fine_sampler") or unet.settings["fine_sampler"]
+    found = [*ways.without_forwards(unet), ways.chain(unet.diffusion_steps), ways.coarse_chain(plan)]
+    found += ways.all_starts(plan)
+    if unet.settings["levels"] is not None:
+        found.append(ways.schedule(tuple(unet.settings["levels"]), unet.settings["fine_sampler"]))
+    found += [ways.parse_schedule(text, sampler) for text in levels]
+    decided = [ways.by_agent(name, agent, own[name]) for name, agent in agents.items()]
+    found += decided
+    if decided:
+        found.append(ways.random_skipping(decided[0]))
+    return [*found, ways.originals()], plan
+
+
+def find_best_start(runner: Runner, plan: Plan, crops: Sequence[Tensor], metric: Metric) -> int:
+    """The fixed start of a plan with the largest mean reward on photographs, under noise seed 0.
+
+    Args:
+        runner: has the net.
+        plan: the coarse and fine stages.
+        crops: targets, each (3, H, W) in [-1, 1], of one size.
+        metric: the reward's.
+    """
+    totals = np.zeros(plan.first)
+    batches = range(0, len(crops), runner.batch_size)
+    for first in tqdm(batches, desc="best fixed start", unit="batch", dynamic_ncols=True, leave=False):
+        hr = torch.stack(list(crops[first : first + runner.batch_size])).to(runner.device)
+        batch = Batch(runner.unet, hr, batch_size=runner.batch_size)
+        chains = batch.process(plan).run_all_starts(batch.coarse(plan)[0])
+        for index in range(plan.first):
+            sr = torch.stack([chain[index][1] for chain in chains])
+            values = metric(sr, hr if metric.needs_reference else None)
+            totals[index] += sum(quality(float(value), metric.lower_better) for value in values)
+    return int(totals.argmax()) + 1
+
+
+def evaluate(
+    crops: Sequence[Tensor],
+    checkpoint: str = "natural-x4",
+    asked: Mapping[str, Any] | None = None,
+    *,
+    seeds: int = 1,
+    metrics: Sequence[str] | None = None,
+    reward: str | None = None,
+    agents: Mapping[str, Agent] | None = None,
+    levels: Sequence[str] = (),
+    train_crops: Sequence[Tensor] | None = None,
+    device: str = "cpu",
+    batch_size: int = 16,
+    keep: Keep | None = None,
+) -> list[Row]:
+    """Runs every method on every picture under every noise seed.
+
+    Args:
+        crops: targets, each (3, H, W) in [-1, 1], of one size.
+        checkpoint: name, folder or Hub id.
+        asked: parts of the plan of the fixed starts, as `Plan.resolve` takes them.
+        seeds: number of noise seeds; picture i under seed k has the noise of key k.
+        metrics: names of metrics; None: `default_metrics`.
+        reward: metric of the reward, no judge; adds rewards, regrets, the oracle and the best fixed start.
+        agents: name → agent; adds them, each under its own plan, and skipping at random with as many forwards as the first.
+        levels: fixed schedules, as `agents.study.methods.parse_schedule` takes them.
+        train_crops: photographs that the best fixed start is chosen on; None: `crops`.
+        device: where to compute.
+        batch_size: pictures per batch.
+        keep: told of each result.
+
+    Returns:
+        One row for each method, picture and seed; at the end those of the originals, one a picture, if a metric has no reference.
+
+    Raises:
+        ConfigError: a metric, a part of the plan, a schedule or an agent does not fit.
+        CheckpointError: the checkpoint is unknown or damaged.
+    """
+    refuse_judge(reward)
+    unet = load_unet(checkpoint, device)
+    runner = Runner(unet, default_metrics() if metrics is None else metrics, device, batch_size)
+    runner.check_size(crops[0].shape[-1])
+    if reward is not None and reward not in runner.metrics:
+        raise ConfigError(f"the reward's metric {reward} must be one of the metrics {', '.join(runner.metrics)}")
+    methods, plan = evaluation_methods(runner, agents or {}, asked or {}, levels)
+    best_start = None
+    if reward is not None and train_crops is not None:
+        best_start = find_best_start(runner, plan, train_crops, runner.metrics[reward])
+    rows = runner.run(methods, crops, range(seeds), keep=keep)
+    return rows if reward is None else with_rewards(rows, runner.metrics[reward], best_start)

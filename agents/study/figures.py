@@ -1,0 +1,109 @@
+"""Figures of what `skipdiff evaluate --out` wrote."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.plots import (
+    LABELS,
+    Series,
+    contact_sheet,
+    perception_distortion,
+    quality_against_steps,
+    save_all,
+    starts,
+)
+from agents.study.rows import AGENT, BICUBIC, CHOSEN, ORIGINALS, RANDOM, START
+from agents.study.running import picture_path
+from ddpm.errors import ConfigError
+from ddpm.images import read_picture
+from ddpm.runs import read_json
+
+
+def series_of(summary: Sequence[Mapping[str, Any]]) -> Series:
+    """The methods of a summary, or of the `table.json` that holds one: fixed starts are one line, the others are alone.
+
+    The originals, which only some metrics measure, are left out.
+    """
+    series: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for entry in summary:
+        if entry["family"] == START:
+            series.setdefault("fixed starts", []).append((f"{entry['start']:.0f}", entry))
+        elif entry["family"] != ORIGINALS:
+            series[str(entry["method"])] = [("", entry)]
+    return series
+
+
+def outcomes_by_start(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, list[int]]]:
+    """Quality of every start, (pictures, N) for each metric; and the starts that each agent chose.
+
+    Args:
+        rows: as `agents.study.rows.flat` gives them, or as rows.csv holds them.
+        names: metrics.
+    """
+    fixed = [row for row in rows if row["family"] == START]
+    pictures = sorted({int(row["image"]) for row in fixed})
+    N = max(int(row["start"]) for row in fixed)
+    outcomes = {}
+    for name in names:
+        values: list[list[list[float]]] = [[[] for _ in range(N)] for _ in pictures]
+        for row in fixed:
+            values[pictures.index(int(row["image"]))][int(row["start"]) - 1].append(float(row[name]))
+        outcomes[name] = np.array([[np.mean(cell) for cell in line] for line in values])
+    chosen: dict[str, list[int]] = {}
+    for row in rows:
+        # an agent of jumps always begins at its first level, which is no choice
+        if row["family"] == AGENT and int(row["start"]) <= N:
+            chosen.setdefault(row["method"], []).append(int(row["start"]))
+    return outcomes, chosen
+
+
+def plot_evaluation(folder: Path, out: Path) -> list[Path]:
+    """Draws what `skipdiff evaluate --out FOLDER` wrote; gives the figures' paths.
+
+    Raises:
+        ConfigError: the folder does not hold an evaluation.
+    """
+    summary = read_json(folder / "table.json")
+    try:
+        with (folder / "rows.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        series = series_of(summary)
+        figures = {"quality_against_steps": quality_against_steps(series)}
+        if "psnr" in summary[0] and {"niqe", "lpips"} & set(summary[0]):
+            figures["perception_distortion"] = perception_distortion(series)
+        names = [name for name in LABELS if name in rows[0]]
+        if rows[0].get("reward") not in (None, "", "nan"):
+            names.append("reward")
+        figures["starts"] = starts(*outcomes_by_start(rows, names))
+        sheet = _sheet(folder / "pictures", summary)
+    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder} does not hold what evaluate --out writes ({error!r})") from None
+    if sheet:
+        figures["contact_sheet"] = contact_sheet(sheet)
+    return save_all(figures, out)
+
+
+def _sheet(folder: Path, summary: Sequence[Mapping[str, Any]]) -> dict[str, list[NDArray[np.uint8]]]:
+    """Saved pictures for the contact sheet: method → pictures; of the fixed starts only the first and the last."""
+    images = sorted(int(path.name) for path in folder.glob("*") if path.is_dir() and path.name.isdigit())
+    if not images:
+        return {}
+    fixed = sorted((e for e in summary if e["family"] == START), key=lambda entry: entry["start"])
+    families = {e["method"]: e["family"] for e in summary}
+    hidden = (START, RANDOM, ORIGINALS, *CHOSEN)
+    shown = [method for method, family in families.items() if family not in hidden]
+    shown += [e["method"] for e in (fixed[0], fixed[-1])]
+    order = sorted(set(shown), key=lambda m: (families[m] != BICUBIC, families[m] == AGENT, m))
+    return {
+        "original" if method == ORIGINALS else method: [
+            read_picture(picture_path(folder, image, method)).rgb for image in images
+        ]
+        for method in [*order, ORIGINALS]
+    }

@@ -1,0 +1,340 @@
+"""Every way to enlarge a batch of pictures, each a `Method`."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.agent import Agent, AgentPolicy
+from agents.study.rows import AGENT, BICUBIC, CHAIN, COARSE, EARLY, ORIGINALS, PEER, PREDICTOR, RANDOM, SCHEDULE, START
+from ddpm.degradation import downsample, upsample
+from ddpm.errors import ConfigError
+from ddpm.noise import KeyedNoise
+from ddpm.sampling import coarse_eta, refine, sample, to_image
+from ddpm.schedule import check_levels, cosine_alphas_cumprod
+from ddpm.unet import UNet
+from skipdiff_env.plan import Plan
+from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProcess, fixed_levels, fixed_start
+
+X = TypeVar("X")
+# ddpm.peers' name → heading; "ddpm" and "euler-ancestral" are one process, and the chain of S steps is ours
+PEERS = {
+    "ddim": "DDIM",
+    "dpmsolver++": "DPM-Solver++(2M)",
+    "unipc": "UniPC",
+    "euler-ancestral": "Euler ancestral",
+    "heun": "Heun",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one method made of a batch.
+
+    Attributes:
+        sr: pictures (B, 3, H, W) in [-1, 1].
+        nfe: forwards of each.
+        seconds: mean wall time, without that of the condition.
+        states: how the fine stage of each ended; empty without a fine stage.
+        policy_seconds: how much of `seconds` went into decisions.
+    """
+
+    sr: Tensor
+    nfe: Sequence[int]
+    seconds: float = 0.0
+    states: Sequence[Refinement] = ()
+    policy_seconds: float = 0.0
+
+
+def timed(work: Callable[[], X], pictures: int) -> tuple[X, float]:
+    """What `work` gives, and its wall time for each of the pictures."""
+
+    def now() -> float:
+        if torch.cuda.is_initialized():  # its kernels run on after the call
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    began = now()
+    with torch.inference_mode():
+        result = work()
+    return result, (now() - began) / pictures
+
+
+class Batch:
+    """Pictures under one noise seed. What several methods begin with is computed once: the condition and coarse stages.
+
+    Args:
+        unet: the net.
+        hr: targets, (B, 3, H, W) in [-1, 1], on the net's device.
+        seed: noise seed of all.
+        first: index of the first picture.
+        batch_size: largest batch of one UNet forward.
+    """
+
+    def __init__(self, unet: UNet, hr: Tensor, seed: int = 0, first: int = 0, batch_size: int = 32) -> None:
+        self.unet, self.hr, self.seed, self.first, self.batch_size = unet, hr, seed, first, batch_size
+        self.seeds = [seed] * len(hr)
+        # method → mean forwards, of those that have run
+        self.forwards: dict[str, float] = {}
+        self._coarse: dict[tuple[int, int, str], tuple[list[Refinement], float]] = {}
+
+    @cached_property
+    def lr(self) -> Tensor:
+        """The low-resolution pictures, (B, 3, h, w) in [-1, 1]."""
+        return downsample(self.hr, self.unet.scale)
+
+    @cached_property
+    def condition(self) -> tuple[Tensor, float]:
+        """What the net is given, (B, 3, H, W), and the seconds that its predictor took for each picture."""
+        lr_up, seconds = timed(lambda: self.unet.condition(self.lr), len(self.lr))
+        return lr_up, seconds if self.unet.predictor else 0.0
+
+    @property
+    def lr_up(self) -> Tensor:
+        """The conditions, (B, 3, H, W) in [-1, 1]."""
+        return self.condition[0]
+
+    @property
+    def noise(self) -> KeyedNoise:
+        """The noise of each picture."""
+        return KeyedNoise(self.seeds, self.hr.shape[1:], self.hr.device)
+
+    def process(self, plan: Plan) -> RefinementProcess:
+        """The coarse and fine stages of a plan."""
+        return RefinementProcess(self.unet, plan, batch_size=self.batch_size, device=str(self.hr.device))
+
+    def coarse(self, plan: Plan) -> tuple[list[Refinement], float]:
+        """New states at the first decision of a plan, and the seconds that the coarse stage took for each picture."""
+        if plan.coarse not in self._coarse:
+            process = self.process(plan)
+            self._coarse[plan.coarse] = timed(lambda: process.begin(list(self.lr_up), self.seeds), len(self.hr))
+        states, seconds = self._coarse[plan.coarse]
+        return [replace(state, t=plan.first, level=plan.first) for state in states], seconds
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to enlarge a batch.
+
+    Attributes:
+        name: its name in tables; methods of one name are the same.
+        family: what kind of method it is, one of the constants in `agents.study.rows`.
+        plan: the plan whose coarse stage it begins with; None: it has none.
+        run: enlarges.
+        forwards: UNet forwards of one picture, at most, without the coarse stage's.
+    """
+
+    name: str
+    family: str
+    plan: Plan | None
+    run: Callable[[Batch], Result]
+    forwards: int = 0
+
+
+# --- what takes no forward ---
+
+
+def originals() -> Method:
+    """The targets themselves."""
+    return Method(ORIGINALS, ORIGINALS, None, lambda batch: Result(batch.hr, [0] * len(batch.hr)))
+
+
+def bicubic() -> Method:
+    """Bicubic enlargement."""
+    return Method(
+        BICUBIC, BICUBIC, None, lambda batch: Result(upsample(batch.lr, batch.unet.scale), [0] * len(batch.hr))
+    )
+
+
+def predictor() -> Method:
+    """The picture of the net's predictor."""
+    return Method(PREDICTOR, PREDICTOR, None, lambda batch: Result(batch.lr_up, [0] * len(batch.hr)))
+
+
+def without_forwards(unet: UNet) -> list[Method]:
+    """Bicubic enlargement, and the predictor alone if the net has one."""
+    return [bicubic(), *([predictor()] if unet.predictor is not None else [])]
+
+
+# --- chains ---
+
+
+def _sampled(batch: Batch, sampler: Callable[[], tuple[Tensor, int]]) -> Result:
+    """What a sampler, which gives latents x_0 and forwards, makes of a batch."""
+    (latents, nfe), seconds = timed(sampler, len(batch.hr))
+    return Result(to_image(batch.unet, latents, batch.lr_up), [nfe] * len(batch.hr), seconds)
+
+
+def chain(T: int, S: int | None = None) -> Method:
+    """The ancestral chain of S steps, from noise to the clean image (SR3); of all T steps by default."""
+    S = S or T
+    if T % S == 0 and S < T:
+        return coarse_chain(Plan(S, T // S))  # the same chain, whose first S - 1 steps others need as well
+    schedule = cosine_alphas_cumprod(S)
+
+    def run(batch: Batch) -> Result:
+        return _sampled(batch, lambda: (sample(batch.unet, schedule, batch.lr_up, batch.noise), S))
+
+    return Method(f"DDPM-{S}", CHAIN, None, run, S)
+
+
+def coarse_name(plan: Plan) -> str:
+    """What a coarse stage is called in the names of methods."""
+    return f"CSA({plan.S})" if plan.coarse_sampler == "ddpm" else f"CSA({plan.S}, {plan.coarse_sampler})"
+
+
+def coarse_chain(plan: Plan) -> Method:
+    """The coarse chain of a plan, run to its end."""
+
+    def run(batch: Batch) -> Result:
+        process, (states, seconds) = batch.process(plan), batch.coarse(plan)
+        latents = torch.stack([state.coarse_latent for state in states])
+        # the coarse chain's own last step; refine() from 1 on the coarse schedule
+        x_0, last = timed(
+            lambda: refine(batch.unet, process.coarse_alphas_cumprod, latents, batch.lr_up, batch.noise, 1), len(states)
+        )
+        return Result(to_image(batch.unet, x_0, batch.lr_up), [plan.S] * len(states), seconds + last)
+
+    return Method(coarse_name(plan), COARSE, plan, run, 1)
+
+
+# --- the fine stage as a policy decides ---
+
+
+def decided(batch: Batch, plan: Plan, policy: Policy) -> Result:
+    """Coarse + fine stage of a plan as a policy decides."""
+    process, (states, seconds) = batch.process(plan), batch.coarse(plan)
+    deciding = 0.0
+
+    def decide(states: Sequence[Refinement]) -> Sequence[int]:
+        nonlocal deciding
+        actions, own = timed(lambda: policy(states), len(states))
+        deciding += own
+        return actions
+
+    sr, own = timed(lambda: torch.stack(process.run(states, decide)), len(states))
+    return Result(sr, [state.nfe for state in states], seconds + own, states, deciding)
+
+
+def from_start(plan: Plan, start: int) -> Method:
+    """A coarse stage and a fine chain from a fixed start, which may lie above N."""
+    own = replace(plan, first_step=max(start, plan.N))
+    name = f"{coarse_name(plan)} + FSR({start})"
+    return Method(name, START, own, lambda batch: decided(batch, own, fixed_start(start)), start)
+
+
+def all_starts(plan: Plan) -> list[Method]:
+    """Every fixed start of a plan, the earliest first."""
+    return [from_start(plan, start) for start in range(plan.first, 0, -1)]
+
+
+def by_agent(name: str, agent: Agent, plan: Plan) -> Method:
+    """A coarse stage and a fine stage that an agent decides.
+
+    Raises:
+        ConfigError: the agent was trained for the episodes of another plan.
+    """
+    agent.check(plan)
+    policy = AgentPolicy(agent)
+    return Method(f"agent {name}", AGENT, plan, lambda batch: decided(batch, plan, policy), plan.first)
+
+
+def skipping_policy(fine_forwards: float, steps: int, rng: np.random.Generator) -> Policy:
+    """The policy that skips at random, so often that a fine stage of `steps` has `fine_forwards` forwards on average."""
+    skip = 1 - (fine_forwards - 1) / (steps - 1)
+
+    def decide(states: Sequence[Refinement]) -> Sequence[int]:
+        return [Action.SKIP if rng.random() < skip else Action.DENOISE for _ in states]
+
+    return decide
+
+
+def random_skipping(like: Method) -> Method:
+    """Skipping at random, with as many forwards as another method with a plan had on the same batch."""
+    plan = like.plan
+    assert plan is not None
+
+    def run(batch: Batch) -> Result:
+        forwards = batch.forwards[like.name] - plan.coarse_forwards
+        rng = np.random.default_rng([batch.first, *batch.seeds])
+        return decided(batch, plan, skipping_policy(forwards, plan.first, rng))
+
+    return Method(RANDOM, RANDOM, plan, run, plan.first)
+
+
+def schedule(levels: Sequence[int], sampler: str = "ddim") -> Method:
+    """A fixed schedule of jumps: the net is asked at these levels alone, of as many as the first says.
+
+    Raises:
+        ConfigError: they are no falling whole numbers, or the sampler is unknown.
+    """
+    levels = check_levels(levels, levels[0] if levels else 1)
+    plan = Plan(1, levels[0], fine_sampler=sampler, skip_mode="jump")
+    even = levels == tuple(range(len(levels), 0, -1))
+    name = f"{sampler}, " + (f"{len(levels)} even steps" if even else f"levels {','.join(map(str, levels))}")
+    return Method(name, SCHEDULE, plan, lambda batch: decided(batch, plan, fixed_levels(levels)), len(levels))
+
+
+def parse_schedule(text: str, sampler: str) -> Method:
+    """The schedule of a text: levels as in 20,13,6,2, or even:8 for 8 even steps; a sampler may stand before it.
+
+    Args:
+        text: LEVELS or SAMPLER/LEVELS, such as "20,13,6,2" or "ddim:0.5/even:8".
+        sampler: the one that is taken where the text names none.
+
+    Raises:
+        ConfigError: the text says nothing of the kind.
+    """
+    before, slash, levels = text.rpartition("/")
+    chosen = before if slash else sampler
+    coarse_eta(chosen, "the sampler of levels")
+    word, colon, count = levels.partition(":")
+    try:
+        numbers = range(int(count), 0, -1) if colon and word == "even" else [int(part) for part in levels.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"levels must be falling whole numbers as in 20,13,6,2, or even:8 for 8 even steps, got {text!r}"
+        ) from None
+    return schedule(tuple(numbers), chosen)
+
+
+# --- other samplers ---
+
+
+def peer(T: int, name: str, forwards: int) -> Method:
+    """One of diffusers' samplers, see `ddpm.peers.peer_sample`."""
+    from ddpm.peers import peer_sample
+
+    alphas_cumprod = cosine_alphas_cumprod(T)
+
+    def run(batch: Batch) -> Result:
+        return _sampled(
+            batch, lambda: peer_sample(name, batch.unet, alphas_cumprod, batch.lr_up, batch.noise, forwards)
+        )
+
+    return Method(f"{PEERS[name]}, {forwards}", PEER, None, run, forwards)
+
+
+def early_name(t: int, predicted: bool) -> str:
+    """What an early start is called: CCDF begins with the bicubic enlargement, Lyu et al. with the predictor's picture."""
+    return f"predictor's picture from {t}" if predicted else f"CCDF from {t}"
+
+
+def early(T: int, t: int, forwards: int, predicted: bool = False) -> Method:
+    """The condition with noise, denoised from t on, see `ddpm.peers.early_start`."""
+    from ddpm.peers import early_start
+
+    alphas_cumprod = cosine_alphas_cumprod(T)
+
+    def run(batch: Batch) -> Result:
+        return _sampled(
+            batch,
+            lambda: (early_start(batch.unet, alphas_cumprod, batch.lr_up, batch.noise, t, forwards), forwards),
+        )
+
+    return Method(f"{early_name(t, predicted)}, {forwards}", EARLY, None, run, forwards)

@@ -1,0 +1,271 @@
+"""What methods made of pictures, row by row: means, rewards, oracles, and which method is dominated by which."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.study.tables import COLUMNS, markdown_table, write_csv
+from ddpm.errors import ConfigError
+from ddpm.images import atomic_path
+from ddpm.runs import read_json, write_json
+from skipdiff_env.metrics import Metric
+from skipdiff_env.task import quality
+
+# Families of methods.
+ORIGINALS = "originals"  # the target pictures themselves: what a metric without reference says of them
+BICUBIC, PREDICTOR = "bicubic", "predictor"
+CHAIN, COARSE, START, SCHEDULE = "chain", "coarse chain", "fixed start", "schedule"
+AGENT, RANDOM = "agent", "random skipping"
+PEER, EARLY = "peer", "early start"
+# Not run, but chosen among the fixed starts. The first knows the target; the second knows the target under other noises,
+# so that its gain over the third belongs to the picture and not to the noise.
+ORACLE, PICTURE_START, BEST_FIXED = "oracle", "each picture's best start", "best fixed start"
+CHOSEN = (ORACLE, PICTURE_START, BEST_FIXED)
+
+# What a method must be at least as good in to dominate another. The last is judged by where its weights are there.
+JUDGED = ("psnr", "lpips", "dists")
+LOWER_BETTER = frozenset({"niqe", "lpips", "dists", "lpips-vgg", "piqe", "colour"})
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one method made of one picture under one noise seed.
+
+    Attributes:
+        method: name of the method.
+        family: what kind of method it is, one of this module's constants.
+        image: index of the picture.
+        seed: noise seed.
+        nfe: UNet forwards.
+        seconds: wall time of its batch over the pictures in it.
+        metrics: name → value; of the originals only those without reference.
+        start: diffusion step at which the surviving fine chain began; None without a fine stage.
+        levels: the diffusion steps at which the net was asked on the surviving fine chain; empty without a fine stage.
+        reward: what the environment would give for it, without a penalty for forwards; NaN where no metric rewards.
+        regret: distance from the reward of the best start; NaN where that is not known.
+        policy_seconds: how much of `seconds` went into decisions.
+    """
+
+    method: str
+    family: str
+    image: int
+    seed: int
+    nfe: int
+    seconds: float
+    metrics: dict[str, float]
+    start: int | None = None
+    levels: tuple[int, ...] = ()
+    reward: float = math.nan
+    regret: float = math.nan
+    policy_seconds: float = 0.0
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Writes rows as JSON."""
+    write_json(path, [asdict(row) for row in rows])
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Reads what `write_rows` wrote.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    try:
+        return [Row(**{**row, "levels": tuple(row["levels"])}) for row in read_json(path)]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path} holds no rows of this version ({error}); remove it, or give another --out") from None
+
+
+def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Method → its rows."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.method, []).append(row)
+    return found
+
+
+def with_rewards(rows: Sequence[Row], metric: Metric, best_start: int | None = None) -> list[Row]:
+    """Adds rewards and regrets, and the rows of the best fixed start, the oracle, and each picture's best start.
+
+    The last, where there are several noise seeds, takes for each picture the start that is best on average under the *other*
+    seeds. The fewer they are, the more that choice is itself disturbed by noise: what of the oracle's gain is the picture's is
+    at least what this row keeps, on average.
+
+    Args:
+        rows: with every start of the fine chain; those of the originals, which have no reward, are put at the end.
+        metric: the reward's; must be among the rows' metrics.
+        best_start: the best fixed start, chosen on other pictures; None: the best on these.
+
+    Raises:
+        ConfigError: the metric was not measured.
+    """
+    originals = [row for row in rows if row.family == ORIGINALS]
+    rows = [row for row in rows if row.family != ORIGINALS]
+    if metric.name not in rows[0].metrics:
+        raise ConfigError(f"the reward's metric {metric.name} must be one of the metrics {', '.join(rows[0].metrics)}")
+    rows = [replace(row, reward=quality(row.metrics[metric.name], metric.lower_better)) for row in rows]
+    fixed = [row for row in rows if row.family == START]
+    oracle: dict[tuple[int, int], Row] = {}
+    by_start: dict[int, list[float]] = {}
+    by_picture: dict[int, list[Row]] = {}
+    for row in fixed:
+        assert row.start is not None
+        place = row.image, row.seed
+        if place not in oracle or row.reward > oracle[place].reward:
+            oracle[place] = row
+        by_start.setdefault(row.start, []).append(row.reward)
+        by_picture.setdefault(row.image, []).append(row)
+    if best_start is None:
+        best_start = max(by_start, key=lambda start: float(np.mean(by_start[start])))
+
+    def chosen(own: Iterable[Row], family: str, name: str) -> list[Row]:
+        return [replace(row, family=family, method=name) for row in own]
+
+    rows += chosen((row for row in fixed if row.start == best_start), BEST_FIXED, f"{BEST_FIXED} ({best_start})")
+    rows += chosen(
+        (row for own in by_picture.values() for row in _best_of_others(own)), PICTURE_START, PICTURE_START
+    )  # fmt: skip
+    rows += chosen(oracle.values(), ORACLE, ORACLE)
+    rows = [replace(row, regret=oracle[row.image, row.seed].reward - row.reward) for row in rows]
+    return rows + originals
+
+
+def gap_closed(reward: float, best_fixed: float, oracle: float) -> float:
+    """Share of the gap between best fixed start and oracle that a reward closes; negative below, NaN where there is none."""
+    gap = oracle - best_fixed
+    return (reward - best_fixed) / gap if gap > 0 else math.nan
+
+
+def best_of_other_noises(rewards: NDArray[np.float64]) -> NDArray[np.intp]:
+    """For each noise of a picture the index of the start that is best on average under its other noises; (K, N) → (K,)."""
+    return (rewards.sum(axis=0) - rewards).argmax(axis=1)
+
+
+def _best_of_others(rows: Sequence[Row]) -> list[Row]:
+    """Of one picture's rows with every start those that `best_of_other_noises` chooses, if there are several noises."""
+    starts, seeds = (sorted({getattr(row, name) for row in rows}) for name in ("start", "seed"))
+    if len(seeds) < 2:
+        return []
+    by_place = {(row.seed, row.start): row for row in rows}
+    rewards = np.array([[by_place[seed, start].reward for start in starts] for seed in seeds])
+    return [by_place[seed, starts[i]] for seed, i in zip(seeds, best_of_other_noises(rewards), strict=True)]
+
+
+def _figures(rows: Sequence[Row]) -> list[str]:
+    """Names of what is averaged: metrics, and reward and regret if they are known."""
+    known = any(not math.isnan(row.reward) for row in rows)
+    return [*rows[0].metrics, *(("reward", "regret") if known else ())]
+
+
+def _figure(row: Row, name: str) -> float:
+    return row.metrics[name] if name in row.metrics else float(getattr(row, name))
+
+
+def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One entry a method: mean over pictures, then mean and standard deviation over noise seeds.
+
+    A value that is NaN (the metric failed on that picture) is left out; `failures` counts them. The originals' entry has no
+    value that needs a reference. `start` is the mean start, where there is a fine stage. `dominated_by` names the method
+    that dominates this one, see `dominators`; it is a dash where there is none, and missing where that cannot be judged.
+    """
+    summary: list[dict[str, Any]] = []
+    for method, own in by_method(rows).items():
+        seeds = sorted({row.seed for row in own})
+        entry: dict[str, Any] = {
+            "method": method, "family": own[0].family, "pictures": len(own) // len(seeds), "seeds": len(seeds),
+        }  # fmt: skip
+        for name in own[0].metrics if own[0].family == ORIGINALS else _figures(rows):
+            means = [np.nanmean([_figure(row, name) for row in own if row.seed == seed]) for seed in seeds]
+            entry[name], entry[f"{name}_std"] = float(np.mean(means)), float(np.std(means))
+        entry["nfe"] = float(np.mean([row.nfe for row in own]))
+        entry["seconds"] = float(np.mean([row.seconds for row in own]))
+        starts = [row.start for row in own if row.start is not None]
+        if starts:
+            entry["start"] = float(np.mean(starts))
+        entry["failures"] = sum(int(np.isnan(value)) for row in own for value in row.metrics.values())
+        summary.append(entry)
+    if judged(rows[0].metrics):
+        for method, better in dominators(summary).items():
+            next(entry for entry in summary if entry["method"] == method)["dominated_by"] = better or "–"
+    return summary
+
+
+def judged(names: Iterable[str]) -> list[str]:
+    """By which of these metrics methods dominate each other; by none where PSNR or LPIPS is missing."""
+    known = [name for name in JUDGED if name in names]
+    return known if {"psnr", "lpips"} <= set(known) else []
+
+
+def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """For each method the one that dominates it, None where none does.
+
+    A method is dominated if another with at most its forwards is at least as good in PSNR, LPIPS and, where its weights are
+    there, DISTS, and better in one of them. Of several the one with the fewest forwards is named that is itself not
+    dominated. The originals, and what is chosen by knowing them, take no part.
+
+    Args:
+        summary: as `summarise` gives it, of methods on the same net.
+    """
+    methods = [entry for entry in summary if entry["family"] not in (ORIGINALS, *CHOSEN)]
+
+    def losses(entry: Mapping[str, Any]) -> NDArray[np.float64]:
+        names = judged(entry)
+        return np.array([entry[name] if name in LOWER_BETTER else -entry[name] for name in names])
+
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in methods:
+        own = losses(entry)
+        found[entry["method"]] = [
+            other
+            for other in methods
+            if other["nfe"] <= entry["nfe"] and (losses(other) <= own).all() and (losses(other) < own).any()
+        ]
+    return {
+        method: min(
+            (other for other in others if not found[other["method"]]), key=lambda other: other["nfe"], default={}
+        ).get("method")
+        for method, others in found.items()
+    }
+
+
+def domination_note(names: Iterable[str]) -> str:
+    """What "dominated" means in a table with these metrics, as a sentence; empty where it cannot be judged."""
+    headings = [COLUMNS[name][0] for name in judged(names)]
+    if not headings:
+        return ""
+    return (
+        "A method is dominated by another that takes at most as many forwards, is at least as good in "
+        f"{', '.join(headings[:-1])} and {headings[-1]}, and better in one of them."
+    )
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The summary as a Markdown table; ± is the standard deviation over noise seeds, where there are several."""
+    note = domination_note(rows[0].metrics)
+    columns = ["method", *_figures(rows), "nfe", "seconds", *(["dominated_by"] if note else [])]
+    return markdown_table(summarise(rows), columns) + (f"\n\n{note}" if note else "")
+
+
+def flat(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Rows with their metrics as columns of their own, and levels as text."""
+    every = []
+    for row in rows:
+        columns = asdict(row) | {"levels": " ".join(map(str, row.levels))}
+        every.append(columns | columns.pop("metrics"))
+    return every
+
+
+def write_tables(rows: Sequence[Row], folder: Path) -> None:
+    """Writes `table.md`, `table.csv`, `table.json` (the summary) and `rows.csv` (every picture) into a folder."""
+    summary = summarise(rows)
+    write_json(folder / "table.json", summary)
+    with atomic_path(folder / "table.md") as temporary:
+        temporary.write_text(to_markdown(rows) + "\n")
+    write_csv(folder / "table.csv", summary)
+    write_csv(folder / "rows.csv", flat(rows))

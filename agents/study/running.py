@@ -1,0 +1,237 @@
+"""The runner: every method on every picture under every noise seed, measured, in parts that can stay on disk."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from agents.study.methods import Batch, Method, Result
+from agents.study.rows import BICUBIC, ORIGINALS, Row, read_rows, write_rows
+from ddpm.errors import ConfigError
+from ddpm.images import Picture, to_tensor, to_uint8, write_picture
+from ddpm.runs import read_json, write_json
+from ddpm.unet import UNet
+from skipdiff_env.judges import judge_file
+from skipdiff_env.metrics import make_metric
+from skipdiff_env.pictures import Pictures
+from skipdiff_env.refinement import Refinement
+
+# Told of what a method made of a batch.
+Keep = Callable[[Batch, Method, Result], None]
+
+
+def default_metrics() -> list[str]:
+    """What tables show: PSNR, SSIM, NIQE, LPIPS, DISTS where the file of its weights is there, and the colour error."""
+    judge = ["dists"] if judge_file().is_file() else []
+    return ["psnr", "ssim", "niqe", "lpips", *judge, "colour"]
+
+
+def load_crops(images: Sequence[str | Path] | None, size: int, limit: int | None = None) -> list[Tensor]:
+    """Target pictures, each (3, size, size) in [-1, 1].
+
+    Args:
+        images: folders, files or patterns of photographs, of which the centres are taken; None or empty: the crops that tile
+            scikit-image's photographs.
+        size: side of a crop.
+        limit: take only so many, evenly spread.
+
+    Raises:
+        ImageError: there is no picture, a file cannot be read, or one is smaller than the crop.
+    """
+    pictures = Pictures(list(images) if images else None, size)
+    count = len(pictures) if limit is None else min(limit, len(pictures))
+    return [to_tensor(pictures[i * len(pictures) // count]) for i in range(count)]
+
+
+class Runner:
+    """Runs methods of one net, and measures what they make.
+
+    Args:
+        unet: the net.
+        metrics: names of metrics.
+        device: where the net is, and metrics are computed.
+        batch_size: pictures per batch.
+
+    Raises:
+        ConfigError: a metric is unknown.
+    """
+
+    def __init__(self, unet: UNet, metrics: Sequence[str], device: str = "cpu", batch_size: int = 16) -> None:
+        self.unet, self.device, self.batch_size = unet, device, batch_size
+        self.metrics = {name: make_metric(name, device) for name in metrics}
+
+    def check_size(self, size: int) -> None:
+        """Checks the side of the pictures.
+
+        Raises:
+            ConfigError: the net or a metric cannot take it.
+        """
+        multiple = int(np.lcm(self.unet.stride, self.unet.scale))
+        if size % multiple:
+            raise ConfigError(f"image_size must be a multiple of {multiple} for this checkpoint, got {size}")
+        for metric in self.metrics.values():
+            metric.check_size(size, size)
+
+    def run(
+        self,
+        methods: Sequence[Method],
+        crops: Sequence[Tensor],
+        seeds: Iterable[int] = (0,),
+        parts: Path | None = None,
+        keep: Keep | None = None,
+        title: str = "evaluate",
+    ) -> list[Row]:
+        """Runs every method on every picture under every noise seed.
+
+        Args:
+            methods: in the order in which a batch meets them; of several with one name the first is taken.
+            crops: targets, each (3, H, W) in [-1, 1], of one size.
+            seeds: noise seeds; each picture under seed k has the noise of key k.
+            parts: folder in which the rows of each method and batch are kept, so that a run which was stopped goes on where it
+                was; None: they are kept in memory alone.
+            keep: told of each result that is computed.
+            title: what the bar is called.
+
+        Returns:
+            One row for each method, picture and seed, by method; of the originals, which have no noise, one a picture if a
+            metric has no reference.
+        """
+        methods = list({method.name: method for method in reversed(methods)}.values())[::-1]
+        rows: dict[str, list[Row]] = {method.name: [] for method in methods}
+        seeds = list(seeds)
+        noisy = [method for method in methods if method.family != ORIGINALS]
+        jobs = [(seed, first) for seed in seeds for first in range(0, len(crops), self.batch_size)]
+        todo = {job: _todo(methods if job[0] == seeds[0] else noisy, parts, *job) for job in jobs}
+        sizes = {job: min(self.batch_size, len(crops) - job[1]) for job in jobs}
+        left = sum(_forwards(todo[job]) * sizes[job] for job in jobs)
+        with self._bar(title, left) as bar:
+            for job in jobs:
+                seed, first = job
+                hr = torch.stack(list(crops[first : first + self.batch_size])).to(self.device)
+                batch = Batch(self.unet, hr, seed, first, self.batch_size)
+                for method in methods if seed == seeds[0] else noisy:
+                    path = None if parts is None else part_path(parts, method.name, seed, first)
+                    if method in todo[job]:
+                        bar.set_postfix_str(method.name, refresh=False)
+                        own = self._run(method, batch, path, keep)
+                    else:
+                        assert path is not None
+                        own = read_rows(path)
+                    rows[method.name] += own
+                    batch.forwards[method.name] = float(np.mean([row.nfe for row in own] or [0]))
+                left -= _forwards(todo[job]) * sizes[job]
+                bar.total = bar.n + left  # agents take fewer forwards than they might
+        return [row for own in rows.values() for row in own]
+
+    def _run(self, method: Method, batch: Batch, path: Path | None, keep: Keep | None) -> list[Row]:
+        """Runs one method on one batch, and writes its rows where they are to stay."""
+        result = method.run(batch)
+        rows = self.measure(method, batch, result)
+        if keep is not None:
+            keep(batch, method, result)
+        if path is not None:
+            write_rows(path, rows)
+        return rows
+
+    def measure(self, method: Method, batch: Batch, result: Result) -> list[Row]:
+        """Measures what a method made of a batch; the originals, their own targets, by the metrics without reference only."""
+        fitting = [m for m in self.metrics.values() if method.family != ORIGINALS or not m.needs_reference]
+        if not fitting:
+            return []
+        values = {m.name: m(result.sr, batch.hr if m.needs_reference else None) for m in fitting}
+        seconds = result.seconds + (0.0 if method.family in (ORIGINALS, BICUBIC) else batch.condition[1])
+        states: Sequence[Refinement | None] = result.states or [None] * len(batch.hr)
+        return [
+            Row(
+                method.name, method.family, batch.first + i, batch.seed, result.nfe[i], seconds,
+                {name: float(column[i]) for name, column in values.items()},
+                state.start if state else None, state.levels if state else (), policy_seconds=result.policy_seconds,
+            )
+            for i, state in enumerate(states)
+        ]  # fmt: skip
+
+    @contextmanager
+    def _bar(self, title: str, forwards: int) -> Iterator["tqdm[Any]"]:
+        """A bar that counts the net's forwards of pictures."""
+        with tqdm(total=forwards, desc=title, unit="forward", dynamic_ncols=True) as bar:
+
+            def count(module: object, args: tuple[Tensor, ...], out: Tensor) -> None:
+                bar.update(len(args[0]))
+
+            hook = self.unet.register_forward_hook(count)
+            try:
+                yield bar
+            finally:
+                hook.remove()
+
+
+def _todo(methods: Sequence[Method], parts: Path | None, seed: int, first: int) -> list[Method]:
+    """What is left to do of a batch."""
+    return [method for method in methods if parts is None or not part_path(parts, method.name, seed, first).exists()]
+
+
+def _forwards(methods: Sequence[Method]) -> int:
+    """Forwards of one picture by several methods, which share their coarse stages, at most."""
+    coarse = {method.plan.coarse: method.plan.coarse_forwards for method in methods if method.plan is not None}
+    return sum(method.forwards for method in methods) + sum(coarse.values())
+
+
+def part_path(parts: Path, method: str, seed: int, first: int) -> Path:
+    """Where the rows of a method on one batch are."""
+    return parts / file_name(method) / f"{seed}-{first}.json"
+
+
+def settle(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings that rows which stay were made with, or compares them with those that are there.
+
+    Agents may be added, but not change.
+
+    Raises:
+        ConfigError: other settings are there.
+    """
+    settings = dict(settings)
+    if path.exists():
+        before = read_json(path)
+        settings["agents"] = {**before.get("agents", {}), **settings["agents"]}
+        for name, value in settings.items():
+            if before.get(name) != value and not (name == "agents" and before[name].items() <= value.items()):
+                raise ConfigError(
+                    f"{path.parent} holds a report with {name} {before.get(name)}, got {value}; go on with the same "
+                    "settings, or give another --out"
+                )
+    write_json(path, settings)
+
+
+def save_pictures(folder: Path, count: int, methods: Sequence[Method] | None = None) -> Keep:
+    """A `keep` that writes the first `count` pictures of noise seed 0 as FOLDER/<picture>/<method>.png.
+
+    Args:
+        folder: where to write.
+        count: number of pictures.
+        methods: those whose pictures are wanted; None: all.
+    """
+    wanted = None if methods is None else {method.name for method in methods}
+
+    def keep(batch: Batch, method: Method, result: Result) -> None:
+        if batch.seed == 0 and (wanted is None or method.name in wanted):
+            for i in range(min(len(batch.hr), count - batch.first)):
+                path = picture_path(folder, batch.first + i, method.name)
+                write_picture(Picture(to_uint8(result.sr[i])), path)
+
+    return keep
+
+
+def picture_path(folder: Path, image: int, method: str) -> Path:
+    """Where `save_pictures` puts a picture."""
+    return folder / f"{image:03d}" / f"{'original' if method == ORIGINALS else file_name(method)}.png"
+
+
+def file_name(method: str) -> str:
+    """What a method's files are called, without their ending."""
+    return re.sub(r"[^\w(), +-]", "_", method)
