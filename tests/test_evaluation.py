@@ -12,7 +12,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from agents.cli import main
-from agents.evaluation import Row, compare, evaluate, load_crops, summarise, to_markdown, with_rewards
+from agents.study import evaluate, load_crops, to_markdown
+from agents.study import methods as ways
+from agents.study.rows import ORIGINALS, START, Row, summarise, with_rewards
+from agents.study.running import Runner
 from benchmarks import starts
 from ddpm.degradation import degrade
 from ddpm.errors import ConfigError, ImageError
@@ -22,15 +25,20 @@ from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.unet import UNet
 from skipdiff_env.judges import VARIABLE
 from skipdiff_env.metrics import make_metric
-from skipdiff_env.refinement import RefinementProcess
+from skipdiff_env.plan import Plan
 from tests.conftest import Photo
 
 
 def test_methods_against_the_plain_samplers(unet: UNet, alphas_cumprod: FloatArray, count_forwards: Any) -> None:
-    process = RefinementProcess(unet, 100, (10, 10))
-    lr_up = torch.rand(2, 3, 16, 16) * 2 - 1
+    plan = Plan(10, 10)
+    hr = torch.rand(2, 3, 16, 16) * 2 - 1
+    results: dict[str, ways.Result] = {}
     forwards = count_forwards(unet)
-    results = compare(process, lr_up, [3, 4], range(1, 11))
+    methods = [*ways.without_forwards(unet), ways.chain(100), ways.coarse_chain(plan), *ways.all_starts(plan)]
+    Runner(unet, []).run(
+        methods, list(hr), [3], keep=lambda batch, method, result: results.update({method.name: result})
+    )
+    lr_up = degrade(hr, 4)
     assert sum(forwards) == 2 * (100 + 9 + 1 + sum(range(1, 11)))
     assert {name: r.nfe[0] for name, r in results.items() if "FSR" not in name} == {
         "bicubic": 0,
@@ -38,7 +46,7 @@ def test_methods_against_the_plain_samplers(unet: UNet, alphas_cumprod: FloatArr
         "CSA(10)": 10,
     }
     coarse = cosine_alphas_cumprod(10)
-    noise = KeyedNoise([3, 4], (3, 16, 16))
+    noise = KeyedNoise([3, 3], (3, 16, 16))
     x_s1 = coarse_approximation(unet, coarse, lr_up, noise)
     expected = {
         "bicubic": lr_up,
@@ -48,7 +56,7 @@ def test_methods_against_the_plain_samplers(unet: UNet, alphas_cumprod: FloatArr
     for start in range(1, 11):
         name = f"CSA(10) + FSR({start})"
         assert results[name].nfe == [9 + start] * 2
-        assert results[name].start == [start] * 2
+        assert [state.start for state in results[name].states] == [start] * 2
         expected[name] = to_image(unet, refine(unet, alphas_cumprod, x_s1, lr_up, noise, start), lr_up)
     assert results.keys() == expected.keys()
     for name, sr in expected.items():
@@ -76,7 +84,7 @@ def test_originals(short_checkpoint: str, photos: Path) -> None:
     """The last row holds what metrics without reference say of the targets; the others have nothing to compare with."""
     crops = load_crops([photos], 96, limit=3)
     rows = evaluate(crops, short_checkpoint, seeds=2, metrics=["psnr", "niqe", "piqe"], reward="psnr", batch_size=2)
-    own = [row for row in rows if row.method == "originals"]
+    own = [row for row in rows if row.family == ORIGINALS]
     assert own == rows[-3:]
     assert [(row.image, row.seed) for row in own] == [(0, 0), (1, 0), (2, 0)]
     for row, crop in zip(own, crops, strict=True):
@@ -137,7 +145,7 @@ def test_a_limit_takes_pictures_from_everywhere() -> None:
 
 
 def test_failed_metrics_are_counted_and_left_out() -> None:
-    rows = [Row("a", i, 0, 3, 1.0, {"niqe": value}) for i, value in enumerate([4.0, float("nan"), 6.0])]
+    rows = [Row("a", "peer", i, 0, 3, 1.0, {"niqe": value}) for i, value in enumerate([4.0, float("nan"), 6.0])]
     (entry,) = summarise(rows)
     assert entry["niqe"] == 5
     assert entry["failures"] == 1
@@ -151,7 +159,7 @@ def test_best_start_of_a_picture_is_chosen_under_other_noises() -> None:
         (1, 0): (30, 20, 10), (1, 1): (20, 30, 10), (1, 2): (10, 20, 30),
     }  # fmt: skip
     rows = [
-        Row(f"CSA(3) + FSR({start})", image, seed, 2 + start, 0.0, {"psnr": float(value)}, start)
+        Row(f"CSA(3) + FSR({start})", START, image, seed, 2 + start, 0.0, {"psnr": float(value)}, start)
         for (image, seed), values in psnr.items()
         for start, value in enumerate(values, start=1)
     ]
@@ -163,7 +171,7 @@ def test_best_start_of_a_picture_is_chosen_under_other_noises() -> None:
     assert summary["oracle"]["reward"] == pytest.approx((20 + 19 + 21 + 30 + 30 + 30) / 6)
     assert summary["each picture's best start"]["reward"] == pytest.approx((20 + 19 + 21 + 20 + 20 + 10) / 6)
     assert summary["each picture's best start"]["regret"] == pytest.approx((0 + 0 + 0 + 10 + 10 + 20) / 6)
-    one = with_rewards([row for row in rows if row.seed == 0 and "FSR" in row.method], make_metric("psnr"))
+    one = with_rewards([row for row in rows if row.seed == 0 and row.family == START], make_metric("psnr"))
     assert not [row for row in one if row.method == "each picture's best start"]
 
 
@@ -200,13 +208,13 @@ def test_command(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "| method | PSNR-Y | LPIPS | NFE | s/picture |" in result.output
     assert "| CSA(10) + FSR(10) |" in result.output
-    table = json.loads((out / "table.json").read_text(encoding="utf-8"))
+    table = json.loads((out / "table.json").read_text())
     assert [entry["method"] for entry in table][:3] == ["bicubic", "DDPM-100", "CSA(10)"]
-    with (out / "rows.csv").open(newline="", encoding="utf-8") as file:
+    with (out / "rows.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 13
     assert float(rows[0]["psnr"]) > 10
-    assert (out / "table.md").read_text(encoding="utf-8").count("\n") == 15
+    assert (out / "table.md").read_text().count("\n") == 15 + 2
     assert {p.name for p in out.iterdir()} == {"table.json", "table.md", "table.csv", "rows.csv", "pictures"}
 
 
@@ -215,7 +223,7 @@ def test_bad_input(checkpoint: str, photos: Path, photo: Photo) -> None:
     with pytest.raises(ImageError, match=r"small.png is 200 x 100, smaller than image_size 128"):
         load_crops([photos], 128)
     crops = load_crops([photos / "0.png"], 94)
-    with pytest.raises(ConfigError, match="multiples of 4, got 94"):
+    with pytest.raises(ConfigError, match="multiple of 4 for this checkpoint, got 94"):
         evaluate(crops, checkpoint)
     with pytest.raises(ConfigError, match="at least 96 pixels"):
         evaluate(load_crops([photos / "0.png"], 64), checkpoint)

@@ -14,11 +14,15 @@ from click.testing import CliRunner
 
 from agents.agent import Agent, AgentConfig
 from agents.cli import main
-from agents.evaluation import Row, measure
-from agents.report import Report, peer_verdicts
-from agents.reproduce import SECTIONS, ReportConfig, Study, count_flops
+from agents.study import SECTIONS, Report, ReportConfig, Study
+from agents.study.methods import Method
+from agents.study.paper_figures import peer_verdicts
+from agents.study.paper_tables import count_flops
+from agents.study.rows import PEER, START, Row
+from agents.study.running import Runner
 from ddpm.errors import ConfigError
 from skipdiff_env.judges import VARIABLE
+from skipdiff_env.plan import Plan
 from tests.conftest import counting, tiny_unet
 
 # Forwards for one picture and noise at T = 12, (S, N) = (3, 4): chains of 2, 3, 4 and 12 steps; starts 4 … 1; of case 3, 11
@@ -38,30 +42,36 @@ def config(short_checkpoint: str, photos: Path) -> Callable[..., ReportConfig]:
     return make
 
 
-def save_agent(
-    folder: Path, steps: tuple[int, int] = (3, 4), fine_steps: int | None = None, seed: int = 0, **env: Any
-) -> str:
+def save_agent(folder: Path, plan: Plan | None = None, seed: int = 0, **env: Any) -> str:
     """An untrained agent."""
     import torch
 
     torch.manual_seed(seed)
+    plan = plan or Plan(3, 4)
     kwargs = {"features_extractor_kwargs": {"hidden_size": 8}}
-    Agent.build(AgentConfig("ppo", steps, 32, 9.0, kwargs, {"env": env}, fine_steps)).save(folder)
+    Agent.build(AgentConfig("ppo", plan.decisions, 32, 9.0, plan, kwargs, {"env": env})).save(folder)
     return str(folder)
 
 
+def compute(config: ReportConfig, out: Path) -> Report:
+    """A report that has been computed."""
+    report = Report(Study(config), out)
+    report.compute()
+    return report
+
+
 def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def test_the_report_is_whole_and_nothing_is_computed_twice(config: Callable[..., ReportConfig], tmp_path: Path) -> None:
-    study = Study(config(limit=1))
-    with counting(study.unet) as sizes:
-        study.compute(tmp_path)
+    report = Report(Study(config(limit=1)), tmp_path)
+    with counting(report.study.unet) as sizes:
+        report.compute()
     # and the latents of one picture, and one for the FLOPs
     assert sum(sizes) == FORWARDS * 2 + (12 + 2 + 2 * 3) + 1
-    text = Report(study, tmp_path).write().read_text(encoding="utf-8")
+    text = report.write().read_text()
     titles = ("Figure 1", "Tables 1 and 2", "Table 3", "Table 4", "Table 5", "Table 6", "Figure 5", "Figures 3 and 6")
     for title in titles:
         assert f"## {title}:" in text
@@ -70,11 +80,13 @@ def test_the_report_is_whole_and_nothing_is_computed_twice(config: Callable[...,
     for link in links:
         assert (tmp_path / link).stat().st_size > 0
     rows = read(tmp_path / "rows.csv")
-    assert len(rows) == len({(row["method"], row["image"], row["seed"]) for row in rows}) == 2 * len(study.methods)
+    methods = {method.name for section in report.sections for method in section.methods}
+    # the originals have no noise
+    assert len(rows) == len({(row["method"], row["image"], row["seed"]) for row in rows}) == 2 * len(methods) - 1
     assert not list(tmp_path.rglob(".*")), "no temporary file is left"
     for missing in (
         "--steps 1,12 --no-oracle --obs",
-        "--steps 3,4 --fine-steps 12 --no-oracle --obs",
+        "--steps 3,4 --first-step 12 --no-oracle --obs",
         "--metric lpips",
         "--nfe-penalty",
     ):
@@ -94,7 +106,7 @@ def test_the_report_is_whole_and_nothing_is_computed_twice(config: Callable[...,
     # what the best fixed start of Table 6 was chosen by
     rewards: dict[str, list[float]] = {}
     for row in rows:
-        if re.fullmatch(r"CSA\(3\) \+ FSR\([1-4]\)", row["method"]):
+        if row["family"] == START and row["method"].startswith("CSA(3) +") and int(row["start"]) <= 4:
             rewards.setdefault(row["method"], []).append(1 / float(row["lpips"]))
     best = max(rewards, key=lambda method: float(np.mean(rewards[method])))
     assert f"reward 1/LPIPS: {best} (no agent: best fixed start, chosen on these pictures)" in text
@@ -105,51 +117,50 @@ def test_the_report_is_whole_and_nothing_is_computed_twice(config: Callable[...,
 def test_going_on(config: Callable[..., ReportConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was stopped goes on where it was; the rows are those of one that was not."""
     settings = config(sections=("fig1", "table5"), seeds=1, batch_size=1)
-    whole = Study(settings)
-    with counting(whole.unet) as at_once:
-        whole.compute(tmp_path / "whole")
-    left = [9]
+    whole = Report(Study(settings), tmp_path / "whole")
+    with counting(whole.study.unet) as at_once:
+        whole.compute()
+    left, measure = [9], Runner.measure
 
-    def stop(*args: Any) -> list[Row]:
+    def stop(runner: Runner, method: Method, *args: Any) -> list[Row]:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        return measure(*args)
+        return measure(runner, method, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("agents.reproduce.measure", stop)
-        study = Study(settings)
-        with counting(study.unet) as before, pytest.raises(KeyboardInterrupt):
-            study.compute(tmp_path / "parts")
-    study = Study(settings)
-    with counting(study.unet) as after:
-        study.compute(tmp_path / "parts")
+        patch.setattr(Runner, "measure", stop)
+        report = Report(Study(settings), tmp_path / "parts")
+        with counting(report.study.unet) as before, pytest.raises(KeyboardInterrupt):
+            report.compute()
+    report = Report(Study(settings), tmp_path / "parts")
+    with counting(report.study.unet) as after:
+        report.compute()
     # eight methods a picture: stopped in the second of the second picture, the chain of three steps, which ran once more
     assert sum(before) > sum(after) > 0
     assert sum(before) + sum(after) == sum(at_once) + 3
-    with counting(study.unet) as again:
-        study.compute(tmp_path / "parts")
-        Report(study, tmp_path / "parts").write()
+    with counting(report.study.unet) as again:
+        report.compute()
+        report.write()
     assert again == []
 
-    def values(out: Path) -> list[Any]:
-        return [(row.method, row.image, row.nfe, row.start, row.metrics) for row in whole.rows(out)]
+    def values(report: Report) -> list[Any]:
+        return [(row.method, row.image, row.nfe, row.start, row.levels, row.metrics) for row in report.rows]
 
-    assert values(tmp_path / "parts") == values(tmp_path / "whole")
+    assert values(report) == values(whole)
     assert (tmp_path / "parts" / "report.md").exists()
 
 
 def test_sections_and_agents_may_be_added(config: Callable[..., ReportConfig], tmp_path: Path) -> None:
-    Study(config(sections=("fig1",))).compute(tmp_path / "out")
-    study = Study(
-        config(sections=("fig1", "tables12"), agents={"other": save_agent(tmp_path / "agent", metric="lpips")})
-    )
-    with counting(study.unet) as sizes:
-        study.compute(tmp_path / "out")
+    compute(config(sections=("fig1",)), tmp_path / "out")
+    agents = {"other": save_agent(tmp_path / "agent", metric="lpips")}
+    report = Report(Study(config(sections=("fig1", "tables12"), agents=agents)), tmp_path / "out")
+    with counting(report.study.unet) as sizes:
+        report.compute()
     # the fixed start, 2 + 4; bicubic takes none, the rest is there
     assert sum(sizes) == 6 * 2 * 2
     with pytest.raises(ConfigError, match="holds a report with agents"):
-        Study(config(agents={"other": save_agent(tmp_path / "agent", seed=1)})).compute(tmp_path / "out")
+        compute(config(agents={"other": save_agent(tmp_path / "agent", seed=1)}), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -164,9 +175,9 @@ def test_sections_and_agents_may_be_added(config: Callable[..., ReportConfig], t
 def test_other_settings_are_refused(
     config: Callable[..., ReportConfig], tmp_path: Path, changes: Mapping[str, Any], message: str
 ) -> None:
-    Study(config(sections=("tables12",))).compute(tmp_path)
+    compute(config(sections=("tables12",)), tmp_path)
     with pytest.raises(ConfigError, match=message) as raised:
-        Study(config(sections=("tables12",), **changes)).compute(tmp_path)
+        compute(config(sections=("tables12",), **changes), tmp_path)
     assert "\n" not in str(raised.value)
     assert "another --out" in str(raised.value)
 
@@ -178,9 +189,7 @@ def test_dists_is_in_all_tables_where_its_weights_are(
     settings = config(sections=sections, limit=1, seeds=1)
     with monkeypatch.context() as patch:
         patch.setenv(VARIABLE, str(random_judge))
-        study = Study(settings)
-        study.compute(tmp_path)
-        text = Report(study, tmp_path).write().read_text()
+        text = compute(settings, tmp_path).write().read_text()
         for section in sections:
             assert all(
                 row["dists"] or row["method"] in ("originals", "DDRM (not run here)")
@@ -189,7 +198,7 @@ def test_dists_is_in_all_tables_where_its_weights_are(
         assert text.count("| LPIPS | DISTS | colour error |") == len(sections)
         assert "- DISTS: " in text
     with pytest.raises(ConfigError, match=r"holds a report with metrics .*'dists'.*, got .*another --out"):
-        Study(settings).compute(tmp_path)
+        compute(settings, tmp_path)
 
 
 def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
@@ -198,8 +207,8 @@ def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
         "SkipDiff": save_agent(tmp_path / "main", metric="niqe", nfe_penalty=0.001),
         "lpips": save_agent(tmp_path / "lpips", metric="lpips", seed=1),
         "cheap": save_agent(tmp_path / "cheap", metric="niqe", nfe_penalty=0.01, seed=2),
-        "case3": save_agent(tmp_path / "case3", (1, 12), metric="niqe", seed=3),
-        "case4": save_agent(tmp_path / "case4", fine_steps=12, metric="niqe", seed=4),
+        "case3": save_agent(tmp_path / "case3", Plan(1, 12), metric="niqe", seed=3),
+        "case4": save_agent(tmp_path / "case4", Plan(3, 4, first_step=12), metric="niqe", seed=4),
     }
     given = [agents["SkipDiff"], *(f"{name}={path}" for name, path in agents.items() if name != "SkipDiff")]
     out = tmp_path / "out"
@@ -210,7 +219,7 @@ def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     assert f"report: {out / 'report.md'}" in result.output
-    text = (out / "report.md").read_text(encoding="utf-8")
+    text = (out / "report.md").read_text()
     assert "--limit 1 --sections tables12,table3,table4,table5,table6,fig5 --agent" in text
     assert "no agent" not in text
     assert "needs two noise seeds" in text
@@ -232,14 +241,14 @@ def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     full, ours = read(out / "table3.csv")
     assert float(ours["policy_gflops"]) > 0 == float(full["policy_gflops"])
     assert float(ours["policy_seconds"]) > 0
-    per_forward = json.loads((out / "flops.json").read_text(encoding="utf-8"))["unet"]
+    per_forward = json.loads((out / "flops.json").read_text())["unet"]
     assert float(full["total_gflops"]) == pytest.approx(12 * per_forward / 1e9)
 
 
 def test_own_starts_beside_those_of_ddpm(photos: Path, tmp_path: Path) -> None:
     """Where the checkpoint's coarse sampler is not DDPM, Fig. 5 shows its own starts and those after DDPM."""
     checkpoint = tmp_path / "checkpoint"
-    tiny_unet(diffusion_steps=12, coarse_steps=3, start=None, coarse="ddim:0.5").save_pretrained(checkpoint)
+    tiny_unet(diffusion_steps=12, coarse_steps=3, start=None, coarse_sampler="ddim:0.5").save_pretrained(checkpoint)
     arguments = [
         "reproduce", f"--images={photos}", f"--checkpoint={checkpoint}", "--limit=1", "--seeds=1", "--image-size=96",
         f"--out={tmp_path / 'out'}", "--sections=fig5",
@@ -265,15 +274,14 @@ def test_without_diffusers(
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *rest: None if name == "diffusers" else find_spec(name, *rest)
     )
-    study = Study(config(sections=("peers",)))
-    study.compute(tmp_path)
-    assert 'pip install "skipdiff[peers]"' in Report(study, tmp_path).write().read_text(encoding="utf-8")
+    text = compute(config(sections=("peers",)), tmp_path).write().read_text()
+    assert 'pip install "skipdiff[peers]"' in text
 
 
 def rows_of(method: str, nfe: int, psnr: Sequence[float], lpips: Sequence[float]) -> list[Row]:
     """One picture, one noise seed each."""
     return [
-        Row(method, 0, seed, nfe, 0.0, {"psnr": a, "lpips": b})
+        Row(method, PEER, 0, seed, nfe, 0.0, {"psnr": a, "lpips": b})
         for seed, (a, b) in enumerate(zip(psnr, lpips, strict=True))
     ]
 
@@ -309,10 +317,10 @@ def test_bad_input(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
         assert message in " ".join(result.output.split())
         assert not (tmp_path / "out").exists()
 
-    agent = save_agent(tmp_path / "agent", (2, 6))
+    agent = save_agent(tmp_path / "agent", Plan(2, 6))
     refused("unknown section fig9; known are fig1", "--sections=fig1,fig9")
-    refused("the agent x decides for steps S,N = 2,6", f"--agent=x={agent}")
-    refused("give it a name of its own", f"--agent={save_agent(tmp_path / 'case4', fine_steps=12)}")
+    refused("the agent x decides episodes of S,N = 2,6", f"--agent=x={agent}")
+    refused("give it a name of its own", f"--agent={save_agent(tmp_path / 'case4', Plan(3, 4, first_step=12))}")
     refused("two agents are named x", f"--agent=x={agent}", f"--agent=x={agent}")
     refused("an agent's name has letters", f"--agent=a/b={agent}")
     refused("no agent in", f"--agent={tmp_path / 'none'}")

@@ -206,8 +206,8 @@ def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
     """For each method the one that dominates it, None where none does.
 
     A method is dominated if another with at most its forwards is at least as good in PSNR, LPIPS and, where its weights are
-    there, DISTS, and better in one of them. Of several the one with the fewest forwards is named that is itself not
-    dominated. The originals, and what is chosen by knowing them, take no part.
+    there, DISTS, and better in one of them. Of several that are not dominated themselves the one with the best LPIPS is
+    named. The originals, and what is chosen by knowing them, take no part.
 
     Args:
         summary: as `summarise` gives it, of methods on the same net.
@@ -226,12 +226,13 @@ def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
             for other in methods
             if other["nfe"] <= entry["nfe"] and (losses(other) <= own).all() and (losses(other) < own).any()
         ]
-    return {
+    best = {
         method: min(
-            (other for other in others if not found[other["method"]]), key=lambda other: other["nfe"], default={}
-        ).get("method")
+            (other for other in others if not found[other["method"]]), key=lambda other: other["lpips"], default={}
+        )
         for method, others in found.items()
     }
+    return {method: other.get("method") for method, other in best.items()}
 
 
 def domination_note(names: Iterable[str]) -> str:
