@@ -1,15 +1,12 @@
 """`skipdiff train-agent`, `enjoy`, `plot`, and agents in `evaluate` and `upscale`."""
 
-import csv
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 

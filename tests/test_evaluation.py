@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from PIL import Image
 
+from agents.agent import Agent, AgentConfig
 from agents.cli import main
 from agents.study import evaluate, load_crops, to_markdown
 from agents.study import methods as ways
@@ -26,6 +27,7 @@ from ddpm.unet import UNet
 from skipdiff_env.judges import VARIABLE
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.plan import Plan
+from skipdiff_env.task import Task, TaskConfig
 from tests.conftest import Photo
 
 
@@ -253,3 +255,155 @@ def test_demo(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert start == min(skips, default=11) - 1
         assert 1 <= best <= 10
         assert int(line[5]) == 9 + actions.count("DENOISE") + 1
+
+
+def command(*arguments: object, code: int = 0) -> Result:
+    """Runs a command."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def save_agent(folder: Path, plan: Plan, **env: object) -> Path:
+    """An untrained agent, whose weights are always the same."""
+    torch.manual_seed(0)
+    kwargs = {"features_extractor_kwargs": {"hidden_size": 8}}
+    Agent.build(AgentConfig("ppo", plan.decisions, 32, 9.0, plan, kwargs, {"env": env})).save(folder)
+    return folder
+
+
+@pytest.fixture
+def agent_folder(tmp_path: Path) -> Path:
+    return save_agent(tmp_path / "agent", Plan(20, 5), metric="psnr")
+
+
+def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = command(
+        "evaluate", f"--images={photos}", f"--train-images={photos / '0.png'}", f"--checkpoint={checkpoint}", "--steps=20,5",
+        "--image-size=96", "--metrics=psnr", "--seeds=2", "--limit=2", f"--agent={agent_folder}", f"--agent=mine={agent_folder}", f"--out={out}",
+        "--pictures=1",
+    )  # fmt: skip
+    assert "| method | PSNR-Y | reward | regret | NFE | s/picture |" in result.output
+    with (out / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    by_method: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], {})[row["image"], row["seed"]] = row
+    assert all(len(own) == 4 for own in by_method.values())
+    (best,) = (method for method in by_method if method.startswith("best fixed start"))
+    assert {"bicubic", "DDPM-100", "CSA(20)", "agent agent", "agent mine", "random skipping", "oracle"} < set(by_method)
+    for place, oracle in by_method["oracle"].items():
+        rewards = [float(by_method[f"CSA(20) + FSR({start})"][place]["reward"]) for start in range(1, 6)]
+        assert float(oracle["reward"]) == max(rewards)
+        assert int(oracle["start"]) == int(np.argmax(rewards)) + 1
+        for own in by_method.values():
+            row = own[place]
+            assert float(row["reward"]) == float(row["psnr"])
+            assert float(row["regret"]) == pytest.approx(max(rewards) - float(row["psnr"]))
+        agent = by_method["agent agent"][place]
+        assert float(agent["reward"]) == pytest.approx(rewards[int(agent["start"]) - 1], abs=1e-4)
+        start = int(by_method[best][place]["start"])
+        assert best == f"best fixed start ({start})"
+        assert float(by_method[best][place]["reward"]) == rewards[start - 1]
+    config = TaskConfig(
+        checkpoint=checkpoint, images=str(photos / "0.png"), image_size=96, steps=(20, 5), metric="psnr"
+    )
+    task = Task(config)
+    assert start == task.start_outcomes([0], [0]).rewards[0, 0].argmax() + 1
+    assert {path.name for path in (out / "pictures" / "000").iterdir()} >= {"bicubic.png", "agent agent.png", "original.png"}  # fmt: skip
+    command("plot", f"--evaluation={out}", f"--out={tmp_path / 'figures'}")
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert names == {"quality_against_steps", "starts", "contact_sheet"}  # no perceptual metric was measured
+
+
+def test_every_agent_decides_under_its_own_plan(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    """Another agent beside it changes nothing; one of another coarse sampler, one of other steps, and one of jumps."""
+    plans = {
+        "first": Plan(3, 4),
+        "sampler": Plan(3, 4, coarse_sampler="ddim"),
+        "steps": Plan(2, 6),
+        "jumps": Plan(1, 5, fine_sampler="ddim", skip_mode="jump"),
+    }
+    agents = {name: save_agent(tmp_path / name, plan) for name, plan in plans.items()}
+
+    def evaluate(*names: str) -> dict[str, list[dict[str, str]]]:
+        out = tmp_path / "_".join(names)
+        command(
+            "evaluate", f"--images={photos}", f"--checkpoint={short_checkpoint}", "--image-size=96", "--metrics=psnr",
+            "--limit=2", "--pictures=0", f"--out={out}", *(f"--agent={agents[name]}" for name in names),
+        )  # fmt: skip
+        with (out / "rows.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        own: dict[str, list[dict[str, str]]] = {}
+        for row in rows:
+            shown = ("method", "family", "image", "psnr", "nfe", "start", "levels")
+            own.setdefault(row["method"], []).append({name: row[name] for name in shown})
+        return own
+
+    together = evaluate(*plans)
+    for name in plans:
+        assert together[f"agent {name}"] == evaluate(name)[f"agent {name}"]
+    assert together["agent first"] != together["agent sampler"]
+    # the fixed starts are those of the first agent
+    assert {row["method"] for rows in together.values() for row in rows if row["family"] == START} == {
+        f"CSA(3) + FSR({start})" for start in range(1, 5)
+    }
+    for row in together["agent jumps"]:
+        levels = row["levels"].split()
+        assert levels[0] == "5"
+        assert row["nfe"] == str(len(levels))
+    alone = evaluate("sampler")
+    assert "CSA(3, ddim) + FSR(4)" in alone
+
+
+def test_levels(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    """Fixed schedules by name, beside the rest."""
+    out = tmp_path / "out"
+    common = ("evaluate", f"--images={photos}", f"--checkpoint={short_checkpoint}", "--image-size=96", "--limit=1")
+    command(
+        *common, "--metrics=psnr", f"--out={out}", "--levels=6,4,1", "--levels=ddpm/even:3", "--levels=ddim:0.5/9,2"
+    )
+    table = {entry["method"]: entry for entry in json.loads((out / "table.json").read_text())}
+    assert {entry["method"]: entry["nfe"] for entry in table.values() if entry["family"] == "schedule"} == {
+        "ddim, levels 6,4,1": 3, "ddpm, 3 even steps": 3, "ddim:0.5, levels 9,2": 2,
+    }  # fmt: skip
+    # three even steps with all of the noise are the coarse chain
+    assert table["ddpm, 3 even steps"]["psnr"] == pytest.approx(table["CSA(3)"]["psnr"], abs=1e-3)
+    assert table["ddim, levels 6,4,1"]["psnr"] != table["ddim:0.5, levels 9,2"]["psnr"]
+    for levels, message in (
+        ("6,8", "falling whole numbers"),
+        ("even:x", "or even:8 for 8 even steps"),
+        ("even:0", "falling whole numbers"),
+        ("heun/6,4", "the sampler of levels must be one of"),
+        ("dpmsolver++/6,4", "fine_sampler must be ddpm, ddim"),
+    ):
+        refused = command(*common, "--metrics=psnr", f"--levels={levels}", code=2)
+        assert message in " ".join(refused.output.split())
+
+
+def test_dominated_methods_are_named(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    """The last column of the table agrees with its figures."""
+    out = tmp_path / "out"
+    said = command(
+        "evaluate", f"--images={photos}", f"--checkpoint={short_checkpoint}", "--image-size=96", "--limit=1",
+        "--metrics=psnr,lpips", f"--out={out}",
+    ).output  # fmt: skip
+    assert "| NFE | s/picture | dominated by |" in said
+    assert "at least as good in PSNR-Y and LPIPS, and better in one of them" in said
+    table = [e for e in json.loads((out / "table.json").read_text()) if "dominated_by" in e]
+    assert len(table) == 3 + 4
+    by_name = {entry["method"]: entry for entry in table}
+    for entry in table:
+        better = [
+            other["method"]
+            for other in table
+            if other is not entry
+            and other["nfe"] <= entry["nfe"]
+            and other["psnr"] >= entry["psnr"]
+            and other["lpips"] <= entry["lpips"]
+        ]
+        assert (entry["dominated_by"] == "–") == (not better)
+        if better:
+            assert entry["dominated_by"] in better
+            assert by_name[entry["dominated_by"]]["dominated_by"] == "–"
