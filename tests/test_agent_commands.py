@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,11 @@ from PIL import Image
 from agents.agent import Agent, AgentConfig, load_agent
 from agents.cli import main
 from agents.enjoy import enjoy
-from agents.evaluation import random_skipping
 from agents.learning_curve import read_curve
 from benchmarks import train_agent as benchmark
 from ddpm.unet import UNet
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import RefinementProcess
 from skipdiff_env.task import Task, TaskConfig, quality
 
 STEPS = "--steps=20,5"
@@ -111,51 +110,6 @@ def test_last_frame_alone(
     assert forwards[0] == forwards[1] + 3  # the first frame shows the coarse estimate again, the last the result
 
 
-def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    result = run(
-        "evaluate", f"--images={photos}", f"--train-images={photos / '0.png'}", f"--checkpoint={checkpoint}", STEPS,
-        "--image-size=96", "--metrics=psnr", "--seeds=2", "--limit=2", f"--agent={agent_folder}", f"--agent=mine={agent_folder}", f"--out={out}",
-        "--pictures=1",
-    )  # fmt: skip
-    assert "| method | PSNR-Y | reward | regret | NFE | s/picture |" in result.output
-    with (out / "rows.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    by_method: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
-    for row in rows:
-        by_method.setdefault(row["method"], {})[row["image"], row["seed"]] = row
-    assert all(len(own) == 4 for own in by_method.values())
-    (best,) = (method for method in by_method if method.startswith("best fixed start"))
-    assert {"bicubic", "DDPM-100", "CSA(20)", "agent agent", "agent mine", "random skipping", "oracle"} < set(by_method)
-    for place, oracle in by_method["oracle"].items():
-        rewards = [float(by_method[f"CSA(20) + FSR({start})"][place]["reward"]) for start in range(1, 6)]
-        assert float(oracle["reward"]) == max(rewards)
-        assert int(oracle["start"]) == int(np.argmax(rewards)) + 1
-        for own in by_method.values():
-            row = own[place]
-            assert float(row["reward"]) == float(row["psnr"])
-            assert float(row["regret"]) == pytest.approx(max(rewards) - float(row["psnr"]))
-        agent = by_method["agent agent"][place]
-        assert float(agent["reward"]) == pytest.approx(rewards[int(agent["start"]) - 1], abs=1e-4)
-        start = int(by_method[best][place]["start"])
-        assert best == f"best fixed start ({start})"
-        assert float(by_method[best][place]["reward"]) == rewards[start - 1]
-    task = small_task(checkpoint, photos / "0.png", image_size=96, metric="psnr")
-    assert start == task.start_outcomes([0], [0]).rewards[0, 0].argmax() + 1
-    assert {path.name for path in (out / "pictures" / "000").iterdir()} >= {"bicubic.png", "agent agent.png", "original.png"}  # fmt: skip
-    run("plot", f"--evaluation={out}", f"--out={tmp_path / 'figures'}")
-    names = {path.stem for path in (tmp_path / "figures").iterdir()}
-    assert names == {"quality_against_steps", "starts", "contact_sheet"}  # no perceptual metric was measured
-
-
-def test_random_skipping_has_the_forwards_it_is_meant_to_have(unet: UNet) -> None:
-    process = RefinementProcess(unet, Plan(5, 20))
-    (state,) = process.begin([torch.zeros(3, 8, 8)], [0])
-    policy = random_skipping(6.7, process.plan.N, np.random.default_rng(0))
-    actions = np.array([policy([state] * 19) for _ in range(2000)])
-    assert 1 + (actions == 0).sum(1).mean() == pytest.approx(6.7, abs=0.15)
-
-
 def test_rewards_are_those_of_the_environment(checkpoint: str, photos: Path) -> None:
     task = small_task(checkpoint, photos, image_size=32, metric="lpips")
     outcomes = task.start_outcomes([0], [0])
@@ -204,25 +158,29 @@ def test_an_agent_keeps_its_coarse_sampler(episodes: list[str], checkpoint: str,
     shutil.copytree(checkpoint, with_agent)
     shutil.copytree(folder / "best", with_agent / "agent")
 
-    def enjoy(*arguments: str) -> object:
-        return run("enjoy", f"--agent={folder}", *episodes, "-o", tmp_path / "x.png", *arguments).output
+    def enjoy(*arguments: str, code: int = 0) -> str:
+        return run("enjoy", f"--agent={folder}", *episodes, "-o", tmp_path / "x.png", *arguments, code=code).output
 
-    def evaluate(*arguments: str) -> object:
+    def evaluate(*arguments: str, code: int = 0) -> str:
         out = tmp_path / "table"
-        run(
+        said = run(
             "evaluate", f"--images={photos}", f"--checkpoint={checkpoint}", STEPS, "--image-size=96", "--metrics=psnr",
-            "--limit=1", f"--agent={folder}", f"--out={out}", "--pictures=0", *arguments,
-        )  # fmt: skip
-        return {
-            entry["method"]: entry["psnr"] for entry in json.loads((out / "table.json").read_text(encoding="utf-8"))
-        }
+            "--limit=1", f"--agent={folder}", f"--out={out}", "--pictures=0", *arguments, code=code,
+        ).output  # fmt: skip
+        if code:
+            return said
+        table = json.loads((out / "table.json").read_text(encoding="utf-8"))
+        return str({entry["method"]: entry["psnr"] for entry in table})
 
-    def upscale(*arguments: str) -> object:
+    def upscale(*arguments: str) -> bytes:
         run("upscale", small, "-o", tmp_path / "y.png", f"--checkpoint={with_agent}", "--overwrite", *arguments)
         return (tmp_path / "y.png").read_bytes()
 
-    for command in (enjoy, evaluate, upscale):
-        assert command() == command("--coarse-sampler=ddim") != command("--coarse-sampler=ddpm")
+    assert upscale() == upscale("--coarse-sampler=ddim") != upscale("--coarse-sampler=ddpm")
+    for command in (enjoy, evaluate):
+        assert command() == command("--coarse-sampler=ddim")
+        refused = " ".join(command("--coarse-sampler=ddpm", code=2).split())
+        assert "trained for episodes of S,N = 20,5, coarse sampler ddim" in refused
     # with another sampler the checkpoint's own agent is left out, as with other steps
     assert upscale("--coarse-sampler=ddpm") == upscale("--coarse-sampler=ddpm", "--start=5")
 

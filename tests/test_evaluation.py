@@ -116,7 +116,7 @@ def test_dists_is_shown_where_its_weights_are(
     assert result.exit_code == 0, result.output
     assert "| method | PSNR-Y | SSIM-Y | NIQE | LPIPS | DISTS | colour error | reward |" in result.stdout
     assert "fetch-judge" not in result.stderr
-    first, *_, last = json.loads((out / "table.json").read_text())
+    first, *_, last = json.loads((out / "table.json").read_text(encoding="utf-8"))
     (hr,) = load_crops([photos], 96, limit=1)
     assert first["dists"] == pytest.approx(make_metric("dists")(degrade(hr[None], 4), hr[None])[0], rel=1e-4)
     assert last["method"] == "originals"
@@ -210,13 +210,13 @@ def test_command(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "| method | PSNR-Y | LPIPS | NFE | s/picture |" in result.output
     assert "| CSA(10) + FSR(10) |" in result.output
-    table = json.loads((out / "table.json").read_text())
+    table = json.loads((out / "table.json").read_text(encoding="utf-8"))
     assert [entry["method"] for entry in table][:3] == ["bicubic", "DDPM-100", "CSA(10)"]
-    with (out / "rows.csv").open(newline="") as file:
+    with (out / "rows.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 13
     assert float(rows[0]["psnr"]) > 10
-    assert (out / "table.md").read_text().count("\n") == 15 + 2
+    assert (out / "table.md").read_text(encoding="utf-8").count("\n") == 15 + 2
     assert {p.name for p in out.iterdir()} == {"table.json", "table.md", "table.csv", "rows.csv", "pictures"}
 
 
@@ -285,7 +285,7 @@ def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path,
         "--pictures=1",
     )  # fmt: skip
     assert "| method | PSNR-Y | reward | regret | NFE | s/picture |" in result.output
-    with (out / "rows.csv").open(newline="") as file:
+    with (out / "rows.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     by_method: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for row in rows:
@@ -333,7 +333,7 @@ def test_every_agent_decides_under_its_own_plan(short_checkpoint: str, photos: P
             "evaluate", f"--images={photos}", f"--checkpoint={short_checkpoint}", "--image-size=96", "--metrics=psnr",
             "--limit=2", "--pictures=0", f"--out={out}", *(f"--agent={agents[name]}" for name in names),
         )  # fmt: skip
-        with (out / "rows.csv").open(newline="") as file:
+        with (out / "rows.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         own: dict[str, list[dict[str, str]]] = {}
         for row in rows:
@@ -364,7 +364,7 @@ def test_levels(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     command(
         *common, "--metrics=psnr", f"--out={out}", "--levels=6,4,1", "--levels=ddpm/even:3", "--levels=ddim:0.5/9,2"
     )
-    table = {entry["method"]: entry for entry in json.loads((out / "table.json").read_text())}
+    table = {entry["method"]: entry for entry in json.loads((out / "table.json").read_text(encoding="utf-8"))}
     assert {entry["method"]: entry["nfe"] for entry in table.values() if entry["family"] == "schedule"} == {
         "ddim, levels 6,4,1": 3, "ddpm, 3 even steps": 3, "ddim:0.5, levels 9,2": 2,
     }  # fmt: skip
@@ -391,7 +391,7 @@ def test_dominated_methods_are_named(short_checkpoint: str, photos: Path, tmp_pa
     ).output  # fmt: skip
     assert "| NFE | s/picture | dominated by |" in said
     assert "at least as good in PSNR-Y and LPIPS, and better in one of them" in said
-    table = [e for e in json.loads((out / "table.json").read_text()) if "dominated_by" in e]
+    table = [e for e in json.loads((out / "table.json").read_text(encoding="utf-8")) if "dominated_by" in e]
     assert len(table) == 3 + 4
     by_name = {entry["method"]: entry for entry in table}
     for entry in table:

@@ -61,7 +61,7 @@ def compute(config: ReportConfig, out: Path) -> Report:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -71,7 +71,7 @@ def test_the_report_is_whole_and_nothing_is_computed_twice(config: Callable[...,
         report.compute()
     # and the latents of one picture, and one for the FLOPs
     assert sum(sizes) == FORWARDS * 2 + (12 + 2 + 2 * 3) + 1
-    text = report.write().read_text()
+    text = report.write().read_text(encoding="utf-8")
     titles = ("Figure 1", "Tables 1 and 2", "Table 3", "Table 4", "Table 5", "Table 6", "Figure 5", "Figures 3 and 6")
     for title in titles:
         assert f"## {title}:" in text
@@ -189,7 +189,7 @@ def test_dists_is_in_all_tables_where_its_weights_are(
     settings = config(sections=sections, limit=1, seeds=1)
     with monkeypatch.context() as patch:
         patch.setenv(VARIABLE, str(random_judge))
-        text = compute(settings, tmp_path).write().read_text()
+        text = compute(settings, tmp_path).write().read_text(encoding="utf-8")
         for section in sections:
             assert all(
                 row["dists"] or row["method"] in ("originals", "DDRM (not run here)")
@@ -219,7 +219,7 @@ def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     assert f"report: {out / 'report.md'}" in result.output
-    text = (out / "report.md").read_text()
+    text = (out / "report.md").read_text(encoding="utf-8")
     assert "--limit 1 --sections tables12,table3,table4,table5,table6,fig5 --agent" in text
     assert "no agent" not in text
     assert "needs two noise seeds" in text
@@ -241,7 +241,7 @@ def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     full, ours = read(out / "table3.csv")
     assert float(ours["policy_gflops"]) > 0 == float(full["policy_gflops"])
     assert float(ours["policy_seconds"]) > 0
-    per_forward = json.loads((out / "flops.json").read_text())["unet"]
+    per_forward = json.loads((out / "flops.json").read_text(encoding="utf-8"))["unet"]
     assert float(full["total_gflops"]) == pytest.approx(12 * per_forward / 1e9)
 
 
@@ -274,7 +274,7 @@ def test_without_diffusers(
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *rest: None if name == "diffusers" else find_spec(name, *rest)
     )
-    text = compute(config(sections=("peers",)), tmp_path).write().read_text()
+    text = compute(config(sections=("peers",)), tmp_path).write().read_text(encoding="utf-8")
     assert 'pip install "skipdiff[peers]"' in text
 
 

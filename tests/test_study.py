@@ -121,7 +121,7 @@ def test_parts_stay(unet: UNet, hr: torch.Tensor, tmp_path: Path) -> None:
         assert runner.run([start, random], list(hr), [0, 1], tmp_path) == both
     assert not sizes
     damaged = next(tmp_path.glob("*/0-0.json"))
-    damaged.write_text('[{"method": "x"}]')
+    damaged.write_text('[{"method": "x"}]', encoding="utf-8")
     with pytest.raises(ConfigError, match="holds no rows of this version"):
         read_rows(damaged)
 

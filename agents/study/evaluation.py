@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from agents.agent import Agent
 from agents.study import methods as ways
@@ -15,6 +14,7 @@ from agents.study.rows import Row, with_rewards
 from agents.study.running import Keep, Runner, default_metrics
 from ddpm.checkpoints import load_unet
 from ddpm.errors import ConfigError
+from ddpm.progress import progress
 from skipdiff_env.judges import refuse_judge
 from skipdiff_env.metrics import Metric
 from skipdiff_env.plan import Plan
@@ -97,7 +97,7 @@ def find_best_start(runner: Runner, plan: Plan, crops: Sequence[Tensor], metric:
     """
     totals = np.zeros(plan.first)
     batches = range(0, len(crops), runner.batch_size)
-    for first in tqdm(batches, desc="best fixed start", unit="batch", dynamic_ncols=True, leave=False):
+    for first in progress(batches, desc="best fixed start", unit="batch", leave=False):
         hr = torch.stack(list(crops[first : first + runner.batch_size])).to(runner.device)
         batch = Batch(runner.unet, hr, batch_size=runner.batch_size)
         chains = batch.process(plan).run_all_starts(batch.coarse(plan)[0])

@@ -72,7 +72,7 @@ def plot_evaluation(folder: Path, out: Path) -> list[Path]:
     """
     summary = read_json(folder / "table.json")
     try:
-        with (folder / "rows.csv").open(newline="") as file:
+        with (folder / "rows.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         series = series_of(summary)
         figures = {"quality_against_steps": quality_against_steps(series)}

@@ -71,7 +71,7 @@ class Report:
         text = [self.header(), *(section.write(page) for section in self.sections)]
         path = self.out / "report.md"
         with atomic_path(path) as temporary:
-            temporary.write_text("\n\n".join(text) + "\n")
+            temporary.write_text("\n\n".join(text) + "\n", encoding="utf-8")
         return path
 
     def header(self) -> str:

@@ -267,6 +267,6 @@ def write_tables(rows: Sequence[Row], folder: Path) -> None:
     summary = summarise(rows)
     write_json(folder / "table.json", summary)
     with atomic_path(folder / "table.md") as temporary:
-        temporary.write_text(to_markdown(rows) + "\n")
+        temporary.write_text(to_markdown(rows) + "\n", encoding="utf-8")
     write_csv(folder / "table.csv", summary)
     write_csv(folder / "rows.csv", flat(rows))

@@ -15,6 +15,7 @@ from agents.study.methods import Batch, Method, Result
 from agents.study.rows import BICUBIC, ORIGINALS, Row, read_rows, write_rows
 from ddpm.errors import ConfigError
 from ddpm.images import Picture, to_tensor, to_uint8, write_picture
+from ddpm.progress import progress
 from ddpm.runs import read_json, write_json
 from ddpm.unet import UNet
 from skipdiff_env.judges import judge_file
@@ -159,7 +160,7 @@ class Runner:
     @contextmanager
     def _bar(self, title: str, forwards: int) -> Iterator["tqdm[Any]"]:
         """A bar that counts the net's forwards of pictures."""
-        with tqdm(total=forwards, desc=title, unit="forward", dynamic_ncols=True) as bar:
+        with progress(total=forwards, desc=title, unit="forward") as bar:
 
             def count(module: object, args: tuple[Tensor, ...], out: Tensor) -> None:
                 bar.update(len(args[0]))

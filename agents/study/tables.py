@@ -59,7 +59,7 @@ def markdown_table(
 
 def write_csv(path: Path, entries: Sequence[Mapping[str, object]]) -> None:
     """Writes a table with the columns of all its entries; what one lacks is left empty."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for entry in entries for name in entry)))
         writer.writeheader()
         writer.writerows(entries)
