@@ -362,14 +362,14 @@ def test_levels(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     common = ("evaluate", f"--images={photos}", f"--checkpoint={short_checkpoint}", "--image-size=96", "--limit=1")
     command(
-        *common, "--metrics=psnr", f"--out={out}", "--levels=6,4,1", "--levels=ddpm/even:3", "--levels=ddim:0.5/9,2"
+        *common, "--metrics=psnr", f"--out={out}", "--levels=6,4,1", "--levels=ddpm/even:12", "--levels=ddim:0.5/9,2"
     )
     table = {entry["method"]: entry for entry in json.loads((out / "table.json").read_text(encoding="utf-8"))}
     assert {entry["method"]: entry["nfe"] for entry in table.values() if entry["family"] == "schedule"} == {
-        "ddim, levels 6,4,1": 3, "ddpm, 3 even steps": 3, "ddim:0.5, levels 9,2": 2,
+        "ddim, levels 6,4,1": 3, "ddpm, 12 even steps": 12, "ddim:0.5, levels 9,2": 2,
     }  # fmt: skip
-    # three even steps with all of the noise are the coarse chain
-    assert table["ddpm, 3 even steps"]["psnr"] == pytest.approx(table["CSA(3)"]["psnr"], abs=1e-3)
+    # as many even steps as the net has, with all of the noise, are the full chain
+    assert table["ddpm, 12 even steps"]["psnr"] == pytest.approx(table["DDPM-12"]["psnr"], abs=1e-3)
     assert table["ddim, levels 6,4,1"]["psnr"] != table["ddim:0.5, levels 9,2"]["psnr"]
     for levels, message in (
         ("6,8", "falling whole numbers"),
