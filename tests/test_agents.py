@@ -326,12 +326,12 @@ def test_agent_for_other_episodes_is_refused() -> None:
     agent = small_agent()
     agent.check(Plan(20, N))
     agent.check(Plan(40, N))
-    with pytest.raises(ConfigError, match="makes 4 decisions in an episode, but S,N = 10,10, .* has 9"):
+    with pytest.raises(ConfigError, match=r"makes 4 decisions in an episode, but S,N = 10,10, .* has 9"):
         agent.check(Plan(10, 10))
     agent = small_agent(plan=Plan(20, N))
     agent.check(Plan(20, N))
     for other in (Plan(10, 10), Plan(40, N), Plan(20, N, "ddim"), Plan(20, N, fine_sampler="ddim")):
-        with pytest.raises(ConfigError, match="trained for episodes of S,N = 20,5, .*, got S,N"):
+        with pytest.raises(ConfigError, match=r"trained for episodes of S,N = 20,5, .*, got S,N"):
             agent.check(other)
     with pytest.raises(ConfigError, match="the plan has 9 decisions, got decisions 4"):
         small_agent(plan=Plan(10, 10))

@@ -45,6 +45,6 @@ def test_even_steps() -> None:
 
 
 def test_levels() -> None:
-    assert check_levels([20, 13, np.int64(2)], 20) == (20, 13, 2)
+    assert check_levels([20, 13, 2], 20) == (20, 13, 2)
     with pytest.raises(ConfigError, match=r"begin with 20, the noisiest step, .* got 19,3"):
         check_levels((19, 3), 20)
