@@ -196,7 +196,9 @@ def load_hyperparameters(
     """
     parameters = _parameters(algorithm)
     section = SECTIONS[observation]
-    shipped = yaml.safe_load((files("agents") / "hyperparams" / f"{algorithm}.yml").read_text(encoding="utf-8"))[section]
+    shipped = yaml.safe_load((files("agents") / "hyperparams" / f"{algorithm}.yml").read_text(encoding="utf-8"))[
+        section
+    ]
     values = {**shipped, **(overrides or {})}
     if isinstance(values.get("policy_kwargs"), dict):
         values["policy_kwargs"] = {**shipped.get("policy_kwargs", {}), **values["policy_kwargs"]}
