@@ -1,10 +1,10 @@
-"""Trained agents: saving and loading without pickle, and playing them on the refinement process."""
+"""Trained agents: what they decide, and saving and loading them without pickle."""
 
 import json
+import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,47 +14,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.algorithms import RECURRENT, SUPERVISED, algorithm_class, policy_alias
 from ddpm.checkpoints import resolve_checkpoint, shipped_checkpoints
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.images import atomic_path
 from ddpm.runs import read_json, write_json
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Policy, Refinement
-from skipdiff_env.task import Episode, Task
+from skipdiff_env.task import OBSERVATIONS
 
 if TYPE_CHECKING:
-    from stable_baselines3.common.base_class import BaseAlgorithm
+    from gymnasium import spaces
 
-    from agents.extractors import SkipProposalExtractor
-
-# name → module and class
-ALGORITHMS = {
-    "ppo": ("stable_baselines3", "PPO"),
-    "a2c": ("stable_baselines3", "A2C"),
-    "dqn": ("stable_baselines3", "DQN"),
-    "qrdqn": ("sb3_contrib", "QRDQN"),
-    "trpo": ("sb3_contrib", "TRPO"),
-    "recurrent-ppo": ("sb3_contrib", "RecurrentPPO"),
-}
-RECURRENT = "recurrent-ppo"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
-def algorithm_class(name: str) -> "type[BaseAlgorithm]":
-    """The Stable-Baselines3 class of an algorithm.
-
-    Raises:
-        ConfigError: the algorithm is unknown.
-    """
-    if name not in ALGORITHMS:
-        raise ConfigError(f"unknown algorithm {name!r}; known are {', '.join(ALGORITHMS)}")
-    module, attribute = ALGORITHMS[name]
-    return getattr(import_module(module), attribute)
-
-
-def policy_alias(algorithm: str) -> str:
-    """The name under which an algorithm has its policy for pictures."""
-    return "CnnLstmPolicy" if algorithm == RECURRENT else "CnnPolicy"
 
 
 @dataclass(frozen=True)
@@ -67,8 +38,12 @@ class AgentConfig:
         image_size: side of the latents it was trained on; others are resized to it.
         latent_bound: bound of the latents in the observation space it was trained on.
         plan: the episodes it decides; None: not known, as for a file of Stable-Baselines3.
-        policy_kwargs: settings of the policy; `features_extractor_kwargs` are those of `SkipProposalExtractor`.
+        policy_kwargs: settings of the policy; `features_extractor_kwargs` are those of `SkipProposalExtractor` or, where
+            observations are dictionaries, of `JumpExtractor`.
         training: how it was trained, for the record.
+        observation: what it sees, "latent" (the latents of the episode so far) or "dict", as the environment has it.
+        price_range: lowest and highest price of a forward that it was trained for, of which it is told one at use; None: it
+            has learnt one price.
     """
 
     algorithm: str
@@ -78,9 +53,19 @@ class AgentConfig:
     plan: Plan | None = None
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    observation: str = "latent"
+    price_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        algorithm_class(self.algorithm)
+        if self.algorithm != SUPERVISED:
+            algorithm_class(self.algorithm)
+        if self.observation not in OBSERVATIONS:
+            raise ConfigError(f"observation must be {' or '.join(OBSERVATIONS)}, got {self.observation!r}")
+        if self.price_range is not None:
+            lowest, highest = self.price_range
+            if not 0 < lowest <= highest:
+                raise ConfigError(f"price_range must be two rising numbers above 0, got {self.price_range}")
+            object.__setattr__(self, "price_range", (float(lowest), float(highest)))
         if self.decisions < 1 or self.image_size < 1 or not self.latent_bound > 0:
             raise ConfigError(
                 "decisions, image_size and latent_bound must be positive, got "
@@ -103,7 +88,9 @@ class AgentConfig:
         plan = content.get("plan")
         try:
             return cls(**{**content, "plan": None if plan is None else Plan(**plan)})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(f"a setting is missing or of the wrong type ({error})") from None
 
     @property
@@ -112,20 +99,66 @@ class AgentConfig:
         frames = 1 if self.algorithm == RECURRENT else self.decisions
         return 3 * frames, self.image_size, self.image_size
 
+    def observation_space(self) -> "spaces.Space[Any]":
+        """The space of its observations in training."""
+        from gymnasium import spaces
 
-def _extractor_kwargs(algorithm: str, policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {"recurrent": algorithm != RECURRENT, **policy_kwargs.get("features_extractor_kwargs", {})}
+        bound, side = self.latent_bound, self.image_size
+        if self.observation == "latent":
+            return spaces.Box(-bound, bound, self.observation_shape, np.float32)
+        share = spaces.Box(0, 1, (1,), np.float32)
+        parts: dict[str, spaces.Space[Any]] = {
+            "latent": spaces.Box(-bound, bound, (3, side, side), np.float32),
+            "condition": spaces.Box(-1, 1, (3, side, side), np.float32),
+            "step": share, "level": share,
+        }  # fmt: skip
+        if self.price_range is not None:
+            parts["price"] = spaces.Box(0, self.price_range[1], (1,), np.float32)
+        return spaces.Dict(parts)
+
+    def price(self, quality: float | None = None, price: float | None = None) -> float | None:
+        """The price of a forward that the agent is told.
+
+        Args:
+            quality: 0 … 1, from the highest price it was trained for (few forwards) to the lowest (many); in between the price
+                falls by equal factors. None: one half.
+            price: the price itself, above 0, instead of a quality.
+
+        Returns:
+            None if it has learnt one price and none is asked for.
+
+        Raises:
+            ConfigError: it has learnt one price, both are given, or one is out of range.
+        """
+        if quality is not None and price is not None:
+            raise ConfigError("quality and price say the same; give one of them")
+        if self.price_range is None:
+            if quality is not None or price is not None:
+                raise ConfigError("the agent has learnt one price of a forward, and takes neither quality nor price")
+            return None
+        lowest, highest = self.price_range
+        if price is not None:
+            if not 0 < price < math.inf:
+                raise ConfigError(f"price must be a number above 0, got {price!r}")
+            return min(max(float(price), lowest), highest)
+        quality = 0.5 if quality is None else quality
+        if not 0 <= quality <= 1:
+            raise ConfigError(f"quality must lie in 0 … 1, got {quality!r}")
+        return float(highest * (lowest / highest) ** quality)
 
 
-def policy_settings(algorithm: str, policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain settings as `policy_kwargs` for Stable-Baselines3, the SPN filled in."""
+def policy_settings(algorithm: str, policy_kwargs: Mapping[str, Any], observation: str = "latent") -> dict[str, Any]:
+    """Plain settings as `policy_kwargs` for Stable-Baselines3, the features extractor filled in."""
     from agents.extractors import SkipProposalExtractor
+    from agents.jump_extractor import JumpExtractor
 
+    own = policy_kwargs.get("features_extractor_kwargs", {})
+    latent = observation == "latent"
     return {
-        "net_arch": [],
+        "net_arch": [] if latent else [64],
         **policy_kwargs,
-        "features_extractor_class": SkipProposalExtractor,
-        "features_extractor_kwargs": _extractor_kwargs(algorithm, policy_kwargs),
+        "features_extractor_class": SkipProposalExtractor if latent else JumpExtractor,
+        "features_extractor_kwargs": {"recurrent": algorithm != RECURRENT, **own} if latent else dict(own),
         "normalize_images": False,
     }
 
@@ -138,12 +171,17 @@ def _acting_part(policy: Any) -> Any:
     return policy
 
 
+Observations = NDArray[np.floating] | Tensor | Mapping[str, NDArray[np.floating] | Tensor]
+# State of a policy that has one, (layers, B, size) each.
+State = tuple[Tensor, Tensor]
+
+
 class Agent:
-    """A policy for SkipDiff-v0 that chooses the action of the highest probability or value.
+    """A policy that chooses the action of the highest probability or value.
 
     Args:
         config: what it was built for.
-        policy: policy of a Stable-Baselines3 algorithm with a `SkipProposalExtractor`.
+        policy: policy of a Stable-Baselines3 algorithm, or an `agents.supervised.SchedulePredictor`.
     """
 
     def __init__(self, config: AgentConfig, policy: Any) -> None:
@@ -157,40 +195,70 @@ class Agent:
         Raises:
             ConfigError: the settings of the policy do not exist or do not fit.
         """
-        from gymnasium import spaces
+        if config.algorithm == SUPERVISED:
+            from agents.supervised import SchedulePredictor
 
-        policy_class = algorithm_class(config.algorithm).policy_aliases[policy_alias(config.algorithm)]
-        space = spaces.Box(-config.latent_bound, config.latent_bound, config.observation_shape, np.float32)
-        settings = policy_settings(config.algorithm, config.policy_kwargs)
+            make: Any = SchedulePredictor
+            arguments: tuple[Any, ...] = (config.decisions + 1,)
+            settings = dict(config.policy_kwargs)
+        else:
+            from gymnasium import spaces
+
+            alias = policy_alias(config.algorithm, config.observation)
+            make = algorithm_class(config.algorithm).policy_aliases[alias]
+            arguments = (config.observation_space(), spaces.Discrete(2), lambda _: 0.0)
+            settings = policy_settings(config.algorithm, config.policy_kwargs, config.observation)
         try:
-            policy: Any = policy_class(space, spaces.Discrete(2), lambda _: 0.0, **settings)
+            policy: Any = make(*arguments, **settings)
         except TypeError as error:
-            raise ConfigError(f"policy_kwargs do not fit {policy_class.__name__} ({error})") from None
+            raise ConfigError(f"policy_kwargs do not fit {make.__name__} ({error})") from None
         return cls(config, policy.to(device))
 
     @property
-    def extractor(self) -> "SkipProposalExtractor":
-        """The agent's SPN."""
-        return self.policy.features_extractor
+    def extractor(self) -> Any:
+        """What it sees with: a `SkipProposalExtractor`, a `JumpExtractor`, or the supervised net itself."""
+        return self.policy if self.config.algorithm == SUPERVISED else self.policy.features_extractor
 
     @torch.no_grad()
-    def scores(self, observations: NDArray[np.floating] | Tensor) -> Tensor:
+    def scores(self, observations: Observations) -> Tensor:
         """Logits of the two actions, or their values for a Q-learner.
 
         Args:
-            observations: (B, 3 · decisions, H, W), the latents of the episode so far, oldest first, zeros in front.
+            observations: (B, 3 · decisions, H, W), the latents of the episode so far, oldest first, zeros in front; or a
+                dictionary of arrays (B, …).
 
         Returns:
             (B, 2).
         """
-        self.policy.set_training_mode(False)
-        obs = torch.as_tensor(observations, device=self.policy.device)
+        obs = self._tensors(observations)
         if self.config.algorithm == RECURRENT:
+            if self.config.observation == "dict":
+                return self.advance(obs, None)[0]
             return self._replay(obs)
         if hasattr(self.policy, "get_distribution"):
             return self.policy.get_distribution(obs).distribution.logits
         values = self.policy(obs)
         return values.mean(dim=1) if values.ndim == 3 else values  # quantiles (B, n, 2), or values
+
+    def _tensors(self, observations: Observations) -> Any:
+        self.policy.set_training_mode(False)
+        if isinstance(observations, Mapping):
+            return {name: torch.as_tensor(part, device=self.policy.device) for name, part in observations.items()}
+        return torch.as_tensor(observations, device=self.policy.device)
+
+    @torch.no_grad()
+    def advance(self, observations: Observations, state: State | None) -> tuple[Tensor, State | None]:
+        """Logits (B, 2) as `scores`, and the state of a policy that has one after this decision; None at the first."""
+        if self.config.algorithm != RECURRENT or self.config.observation == "latent":
+            return self.scores(observations), None
+        obs = self._tensors(observations)
+        layers, _, size = self.policy.lstm_hidden_state_shape
+        batch = len(obs["step"])
+        young = torch.full((batch,), float(state is None), device=self.policy.device)
+        if state is None:
+            state = (obs["step"].new_zeros(layers, batch, size), obs["step"].new_zeros(layers, batch, size))
+        distribution, state = self.policy.get_distribution(obs, state, young)
+        return distribution.distribution.logits, state
 
     def _replay(self, obs: Tensor) -> Tensor:
         """Runs the episode so far through the policy's own recurrent state."""
@@ -203,13 +271,16 @@ class Agent:
             young = young * (~frame.flatten(1).any(dim=1)).float()
         return distribution.distribution.logits
 
-    def act(self, observations: NDArray[np.floating] | Tensor) -> NDArray[np.int64]:
+    def act(self, observations: Observations) -> NDArray[np.int64]:
         """The actions chosen, (B,); `observations` as in `scores`."""
         return self.scores(observations).argmax(dim=1).cpu().numpy()
 
-    def probabilities(self, observations: NDArray[np.floating] | Tensor) -> NDArray[np.float64]:
-        """Probabilities of the two actions, (B, 2); of a Q-learner, which has none, 1 for the action it chooses."""
-        scores = self.scores(observations)
+    def probabilities(self, observations: Observations) -> NDArray[np.float64]:
+        """Probabilities of the two actions, (B, 2); `observations` as in `scores`."""
+        return self.shares(self.scores(observations))
+
+    def shares(self, scores: Tensor) -> NDArray[np.float64]:
+        """Scores (B, 2) as probabilities; where there are none, as for a Q-learner, 1 for the action that it chooses."""
         if hasattr(self.policy, "get_distribution"):
             return scores.double().softmax(dim=1).cpu().numpy()
         return F.one_hot(scores.argmax(dim=1), 2).double().cpu().numpy()
@@ -350,79 +421,3 @@ def _zip_algorithm(settings: Mapping[str, Any]) -> str:
     if "cg_max_steps" in settings:
         return "trpo"
     return "ppo" if "clip_range" in settings else "a2c"
-
-
-def play(
-    task: Task, policy: Policy, images: Sequence[int], noise_seeds: Sequence[int], batch_size: int = 32
-) -> list[Episode]:
-    """Plays one episode for each picture and noise seed.
-
-    Args:
-        task: pictures, process and reward.
-        policy: decides.
-        images: indices of pictures.
-        noise_seeds: one for each.
-        batch_size: episodes that run together.
-
-    Returns:
-        The episodes, ended.
-    """
-    episodes: list[Episode] = []
-    for first in range(0, len(images), batch_size):
-        batch = task.begin(images[first : first + batch_size], noise_seeds[first : first + batch_size])
-        for _ in range(task.decisions):
-            task.step(batch, policy([episode.refinement for episode in batch]))
-        episodes += batch
-    return episodes
-
-
-class AgentPolicy:
-    """An agent as a `skipdiff_env.refinement.Policy`, for `RefinementProcess.run` and the upscaler.
-
-    It keeps the latents of each picture from its first decision to its last, resized to the size the agent was trained
-    on, and decides for all pictures of a call together. A picture must come with every decision, from the first on.
-
-    Args:
-        agent: the agent.
-    """
-
-    def __init__(self, agent: Agent) -> None:
-        self.agent = agent
-        # by identity; the state itself is kept with its latents, so that no other can take its place
-        self._seen: dict[int, tuple[Refinement, list[Tensor]]] = {}
-
-    def observe(self, states: Sequence[Refinement]) -> Tensor:
-        """The stacked latents of the episodes, (B, 3 · decisions, H, W), as the agent saw them in training.
-
-        Raises:
-            ConfigError: the episodes are longer than those the agent was trained for, or were not seen from the start.
-        """
-        from agents.extractors import resize_latents
-
-        first = self.agent.config.decisions + 1
-        seen = {}
-        for state in states:
-            latent = resize_latents(state.latent[None], self.agent.config.image_size)[0]
-            _, frames = self._seen.get(id(state), (state, [])) if state.t < first else (state, [])
-            if len(frames) != first - state.t:
-                raise ConfigError(
-                    f"the agent decides episodes that it sees from t = {first} on; got one at t = {state.t} "
-                    f"after {len(frames)} of its decisions"
-                )
-            seen[id(state)] = state, [*frames, latent]
-        self._seen = seen
-        padding = torch.zeros_like(latent)
-        stacks = [[padding] * (first - 1 - len(frames)) + frames for _, frames in seen.values()]
-        return torch.stack([torch.cat(stack) for stack in stacks])
-
-    def __call__(self, states: Sequence[Refinement]) -> Sequence[int]:
-        """The agent's decision for each picture."""
-        if not states:
-            return []
-        if all(state.t == self.agent.config.decisions + 1 for state in states):
-            self.agent.extractor.remember(True)
-        actions = [int(action) for action in self.agent.act(self.observe(states))]
-        if all(state.t == 2 for state in states):
-            self._seen = {}
-            self.agent.extractor.remember(False)
-        return actions

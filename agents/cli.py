@@ -280,7 +280,8 @@ def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, An
     own = Path(source) / "agent"
     if agent is None and (fixed or not own.is_dir()):
         return {}
-    from agents.agent import AgentPolicy, load_agent
+    from agents.agent import load_agent
+    from agents.playing import AgentPolicy
     from skipdiff_env.plan import Plan
 
     loaded = load_agent(agent or own, options["device"], trust_pickle)
@@ -411,21 +412,51 @@ def demo(out: Path, agent: bool, **options: Any) -> None:
         click.echo(f"\n{demo_agent(out.with_stem(f'{out.stem}-agent'), **options)}")
 
 
+def _prices(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | tuple[float, ...] | None:
+    """One price, or the lowest and the highest."""
+    if value is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected a number, or two separated by a comma, got {value!r}") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _environment(name: str) -> dict[str, Any]:
+    """The arguments that Gymnasium has registered an environment of this project with."""
+    import gymnasium
+
+    import skipdiff_env  # noqa: F401  # registers them
+
+    known = sorted(id for id in gymnasium.registry if id.startswith("SkipDiff"))
+    if name not in known:
+        raise ConfigError(f"unknown environment {name!r}; known are {', '.join(known)}")
+    return dict(gymnasium.spec(name).kwargs)
+
+
 EPISODES = (
-    CHECKPOINT,
+    click.option("--checkpoint", help="Name, folder or Hub id.  [default: --env's, or natural-x4]"),
     STEPS,
     COARSE,
     FINE_SAMPLER,
     FIRST_STEP,
     IMAGES,
-    click.option("--image-size", type=click.IntRange(min=1), default=128, help="Side of the pictures' centre crops."),
-    click.option("--metric", default="niqe", help="The reward's metric: niqe, lpips, psnr, ssim, or any of pyiqa."),
+    click.option(
+        "--image-size", type=click.IntRange(min=1), help="Side of the pictures' centre crops.  [default: --env's]"
+    ),
+    click.option("--metric", help="The reward's metric: niqe, lpips, psnr, ssim, or any of pyiqa.  [default: --env's]"),
     click.option(
         "--skip-mode",
         type=click.Choice(["restart", "jump"]),
         help="What SKIP does.  [default: the agent's, or restart]",
     ),
-    click.option("--nfe-penalty", type=float, default=0.0, help="Taken off the reward for each fine forward."),
+    click.option(
+        "--nfe-penalty",
+        callback=_prices,
+        metavar="PRICE|LOW,HIGH",
+        help="Taken off the reward for each fine forward; LOW,HIGH: each episode draws its own.  [default: --env's]",
+    ),
     DEVICE,
 )
 
@@ -443,8 +474,8 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
         "checkpoint", "steps", "coarse_sampler", "fine_sampler", "first_step", "images", "image_size", "metric", "skip_mode",
         "nfe_penalty",
     )  # fmt: skip
-    settings = {name: options.pop(name) for name in names}
-    settings["images"] = list(settings["images"]) or None
+    settings = {name: options.pop(name, None) for name in names}
+    settings["images"] = list(settings["images"] or ()) or None
     return {name: value for name, value in settings.items() if value is not None}
 
 
@@ -454,6 +485,7 @@ def _agents_episodes(options: dict[str, Any], agent: "Agent") -> dict[str, Any]:
     from skipdiff_env.plan import Plan
 
     asked = {name: options.get(name) for name in PLAN_OPTIONS}
+    options["checkpoint"] = options["checkpoint"] or "natural-x4"
     settings = Plan.resolve(load_unet(options["checkpoint"]).settings, agent.config.plan, **asked).settings()
     return options | {"steps": (settings.pop("S"), settings.pop("N")), **settings}
 
@@ -461,13 +493,24 @@ def _agents_episodes(options: dict[str, Any], agent: "Agent") -> dict[str, Any]:
 @main.command("train-agent")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
-@click.option("--algo", default="ppo", help="ppo, a2c, dqn, qrdqn, trpo or recurrent-ppo.")
+@click.option("--env", "env_id", default="SkipDiff-v0", help="Environment: SkipDiff-v0 or SkipDiffJump-v0.")
+@click.option(
+    "--algo",
+    default="ppo",
+    help="ppo, a2c, dqn, qrdqn, trpo or recurrent-ppo; for SkipDiffJump-v0 also supervised, which learns from a table.",
+)
 @_episodes
 @click.option("--env-steps", type=click.IntRange(min=1), help="Decisions in all.  [default: the algorithm's file]")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this time.")
 @click.option("--noise-seeds", type=click.IntRange(min=0), default=1, help="Noises of each picture; 0: no limit.")
 @click.option("--eval-images", multiple=True, help="Photographs to evaluate on.  [default: those of the training]")
 @click.option("--eval-noise-seeds", type=click.IntRange(min=1), default=1, help="Noises of each of these.")
+@click.option(
+    "--eval-first-seed",
+    type=click.IntRange(min=0),
+    default=0,
+    help="First noise seed of the evaluation; from --noise-seeds on, training never saw them.",
+)
 @click.option("--eval-every", type=click.IntRange(min=1), default=400, help="Episodes between evaluations.")
 @click.option(
     "--warm-cache", is_flag=True, help="Compute every start of every training picture first; also gives the regret."
@@ -489,24 +532,50 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> 
     Ctrl-C to stop and --resume to go on.
     """
     from agents.hyperparameters import load_hyperparameters, parse_overrides
+
+    given = _given(ctx, options)
+    env_id, algorithm = options.pop("env_id"), options["algo"]
+    if algorithm == "supervised":
+        click.echo(f"agent: {_train_supervised(out, resume, env_id, given)}")
+        return
     from agents.training import AgentTrainingConfig, resumed_config
     from agents.training import train_agent as train
 
     if resume:
-        given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
         config = resumed_config(out, given)
     else:
-        algorithm = options.pop("algo")
+        options.pop("algo")
         overrides = parse_overrides(options.pop("overrides"))
         env_steps = options.pop("env_steps")
         if env_steps is not None:
             overrides["env_steps"] = env_steps
-        hyperparameters = load_hyperparameters(algorithm, overrides)
-        env = _settings(options)
+        env = _environment(env_id) | _settings(options)
         env |= {"noise_seeds": options.pop("noise_seeds") or None, "obs_dtype": options.pop("obs_dtype")}
+        hyperparameters = load_hyperparameters(algorithm, overrides, env.get("observation", "latent"))
         eval_images = list(options.pop("eval_images")) or None
         config = AgentTrainingConfig(algorithm, env, hyperparameters, eval_images, **options)
     click.echo(f"agent: {train(config, out, resume)}")
+
+
+def _train_supervised(out: Path, resume: bool, env_id: str, given: dict[str, Any]) -> Path:
+    """`train-agent --algo supervised`, which has settings of its own."""
+    from dataclasses import fields
+
+    from agents.hyperparameters import parse_overrides
+    from agents.supervised import SupervisedConfig, train_supervised
+
+    changes = parse_overrides(given.pop("overrides", ()))
+    env = _environment(env_id) | _settings(given)
+    given.pop("algo")
+    changes |= {name: given.pop(name) for name in ("minutes", "seed", "device") if name in given}
+    known = sorted({f.name for f in fields(SupervisedConfig)} - {"env"})
+    foreign = [f"--{name.replace('_', '-')}" for name in sorted(given) if name != "env_id"]
+    foreign += sorted(changes.keys() - set(known))
+    if foreign or resume:
+        raise ConfigError(
+            f"supervised has no setting {', '.join([*foreign, *['--resume'] * resume])}; known for -p are {', '.join(known)}"
+        )
+    return train_supervised(SupervisedConfig(env, **changes), out)
 
 
 @main.command()
@@ -515,8 +584,15 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> 
 @_episodes
 @click.option("--image", type=click.IntRange(min=0), default=0, help="Number of the picture, from 0.")
 @click.option("--noise-seed", type=click.IntRange(min=0), default=0)
+@click.option(
+    "--quality",
+    type=click.FloatRange(0, 1),
+    help="From few forwards to many, for an agent that is told their price.  [default: 0.5]",
+)
 @TRUST_PICKLE
-def enjoy(agent: str, out: Path, image: int, noise_seed: int, trust_pickle: bool, **options: Any) -> None:
+def enjoy(
+    agent: str, out: Path, image: int, noise_seed: int, quality: float | None, trust_pickle: bool, **options: Any
+) -> None:
     """Play one episode of an agent and draw it, with the probability of SKIP at each decision."""
     from agents.agent import load_agent
     from agents.enjoy import enjoy as play
@@ -526,7 +602,7 @@ def enjoy(agent: str, out: Path, image: int, noise_seed: int, trust_pickle: bool
     loaded = load_agent(agent, options["device"], trust_pickle)
     options = _agents_episodes(options, loaded)
     task = Task(TaskConfig.of({**_settings(options), **options}))
-    played = play(loaded, task, image, noise_seed, film=out.suffix.lower() != ".png")
+    played = play(loaded, task, image, noise_seed, film=out.suffix.lower() != ".png", quality=quality)
     write_film(played.frames, out)
     click.echo(f"{played.describe()}\npicture: {out}")
 

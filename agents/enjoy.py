@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from agents.agent import Agent, AgentPolicy
+from agents.agent import Agent
+from agents.playing import AgentPolicy
 from ddpm.errors import ConfigError
 from ddpm.images import atomic_path
 from skipdiff_env.refinement import Action
@@ -47,7 +48,9 @@ class Played:
         return "\n".join(lines)
 
 
-def enjoy(agent: Agent, task: Task, image: int, noise_seed: int, film: bool = True) -> Played:
+def enjoy(
+    agent: Agent, task: Task, image: int, noise_seed: int, film: bool = True, quality: float | None = None
+) -> Played:
     """Plays one episode.
 
     Args:
@@ -56,13 +59,14 @@ def enjoy(agent: Agent, task: Task, image: int, noise_seed: int, film: bool = Tr
         image: index of the picture.
         noise_seed: its noise.
         film: whether to draw every decision, most of which take a forward, or the end of the episode alone.
+        quality: as for `AgentPolicy`.
 
     Raises:
-        ConfigError: the agent was trained for episodes of another length, or there is no such picture.
+        ConfigError: the agent was trained for other episodes, there is no such picture, or it takes no quality.
     """
     agent.check(task.plan)
-    (episode,) = task.begin([image], [noise_seed])
-    policy = AgentPolicy(agent)
+    policy = AgentPolicy(agent, quality)
+    (episode,) = task.begin([image], [noise_seed], [task.price if policy.price is None else policy.price])
     probabilities: list[NDArray[np.float64]] = []
     frames = []
 
@@ -72,7 +76,7 @@ def enjoy(agent: Agent, task: Task, image: int, noise_seed: int, film: bool = Tr
     for _ in range(task.decisions):
         if film:
             draw()
-        (probability,) = agent.probabilities(policy.observe([episode.refinement]))
+        (probability,) = policy.probabilities([episode.refinement])
         probabilities.append(probability)
         task.step([episode], [int(probability.argmax())])
     draw()

@@ -1,4 +1,4 @@
-"""The skip proposal network (SPN) of the paper as a features extractor for Stable-Baselines3.
+"""What agents see with: the skip proposal network (SPN) of the paper, and the net for jumps, as features extractors.
 
 An episode has few decisions, so the policy is given all of it: `VecFrameStack(env, n_stack=N - 1, channels_order="first")`
 stacks the latents seen so far, zeros in front. Running a GRU over them from a hidden state of 0 equals a recurrent policy

@@ -2,17 +2,19 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 import yaml
 
-from agents.agent import RECURRENT, algorithm_class, policy_alias
+from agents.algorithms import algorithm_class, frame_stacked, policy_alias
 from ddpm.errors import ConfigError
 
 ENV_ID = "SkipDiff-v0"
+# The section of an algorithm's file for each kind of observation.
+SECTIONS = {"latent": ENV_ID, "dict": "SkipDiffJump-v0"}
 OFF_POLICY = frozenset({"dqn", "qrdqn"})
 # On-policy algorithms that learn in minibatches.
 MINIBATCHES = frozenset({"ppo", "trpo", "recurrent-ppo"})
@@ -46,6 +48,9 @@ class Hyperparameters:
         hidden_size: size of the GRU's state; None: the paper's 1536.
         tell_step: whether the SPN is told which decision of the episode it is, see `SkipProposalExtractor`.
         spn_size: side that the SPN is built for; None: that of the latents.
+        crop_size: side of the crops that a `JumpExtractor` looks at.
+        channels: of its convolutions.
+        see_latent: whether it looks at the latent too.
         skip_probability: probability of SKIP before anything is learnt; None: one half. Of many decisions the last SKIP alone
             counts, so at one half no early start is ever seen; at 1 / decisions every start is.
         policy_kwargs: further settings of the algorithm's policy.
@@ -64,6 +69,9 @@ class Hyperparameters:
     hidden_size: int | None = None
     spn_size: int | None = None
     tell_step: bool = False
+    crop_size: int = 64
+    channels: Sequence[int] = (24, 48, 64)
+    see_latent: bool = True
     skip_probability: float | None = None
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     algorithm: Mapping[str, Any] = field(default_factory=dict)
@@ -85,17 +93,18 @@ class Hyperparameters:
                 f"got {self.episodes_per_minibatch}"
             )
 
-    def policy_settings(self) -> dict[str, Any]:
+    def policy_settings(self, observation: str = "latent") -> dict[str, Any]:
         """`policy_kwargs` in plain values, as an agent's configuration holds them."""
-        extractor = {
-            "norm": self.norm,
-            "hidden_size": self.hidden_size,
-            "image_size": self.spn_size,
-            "tell_step": self.tell_step,
-        }
+        extractor: dict[str, Any] = {
+            "norm": self.norm, "hidden_size": self.hidden_size, "image_size": self.spn_size, "tell_step": self.tell_step,
+        }  # fmt: skip
+        if observation == "dict":
+            extractor = {
+                "crop_size": self.crop_size, "channels": list(self.channels), "see_latent": self.see_latent,
+            }  # fmt: skip
         return {**self.policy_kwargs, "features_extractor_kwargs": extractor}
 
-    def algorithm_settings(self, name: str, decisions: int) -> dict[str, Any]:
+    def algorithm_settings(self, name: str, decisions: int, observation: str = "latent") -> dict[str, Any]:
         """Arguments for the algorithm where an episode has `decisions` env steps."""
         settings = dict(self.algorithm)
         from stable_baselines3.common.utils import LinearSchedule
@@ -105,9 +114,10 @@ class Hyperparameters:
         if self.lr_schedule == "linear":
             settings["learning_rate"] = LinearSchedule(settings["learning_rate"], 0.0, 1.0)
         if name in OFF_POLICY:
-            return {**settings, "replay_buffer_class": EpisodeReplayBuffer}
+            own = {"replay_buffer_class": EpisodeReplayBuffer} if observation == "latent" else {}
+            return settings | own
         settings["n_steps"] = self.episodes_per_rollout * decisions
-        if frame_stacked(name):
+        if frame_stacked(name, observation):
             settings["rollout_buffer_class"] = EpisodeRolloutBuffer
             settings["rollout_buffer_kwargs"] = {
                 "normalize_decisions": self.normalize_decisions,
@@ -123,9 +133,23 @@ class Hyperparameters:
 _OWN: dict[str, type] = {
     "env_steps": int, "n_envs": int, "episodes_per_rollout": int, "episodes_per_minibatch": int,
     "picture_baseline": bool, "normalize_decisions": bool, "lr_schedule": str, "norm": str, "hidden_size": int, "spn_size": int, "tell_step": bool,
-    "skip_probability": float, "undone_price": float,
+    "skip_probability": float, "undone_price": float, "crop_size": int, "channels": list, "see_latent": bool,
     "policy_kwargs": dict,
 }  # fmt: skip
+
+
+def _own(algorithm: str, observation: str) -> set[str]:
+    """Which of the project's own hyperparameters an algorithm takes where it sees this kind of observation."""
+    names = set(_OWN)
+    if algorithm in OFF_POLICY:
+        names -= {"episodes_per_rollout", "skip_probability"}
+    if algorithm not in MINIBATCHES:
+        names -= {"episodes_per_minibatch"}
+    if algorithm in OFF_POLICY or not frame_stacked(algorithm, observation):
+        names -= {"normalize_decisions", "undone_price"}
+    if not frame_stacked(algorithm, observation):
+        names -= {"hidden_size", "tell_step"}
+    return names - ({"crop_size", "channels", "see_latent"} if observation == "latent" else {"norm", "spn_size"})
 
 
 def _parameters(algorithm: str) -> dict[str, Any]:
@@ -157,25 +181,33 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     return parsed
 
 
-def load_hyperparameters(algorithm: str, overrides: Mapping[str, Any] | None = None) -> Hyperparameters:
+def load_hyperparameters(
+    algorithm: str, overrides: Mapping[str, Any] | None = None, observation: str = "latent"
+) -> Hyperparameters:
     """The shipped hyperparameters of an algorithm, changed.
 
     Args:
         algorithm: its name.
         overrides: name → value. `policy_kwargs` are merged with the shipped ones.
+        observation: what the environment shows, "latent" or "dict".
 
     Raises:
-        ConfigError: the algorithm or a name is unknown, or a value has the wrong type or range.
+        ConfigError: the algorithm is unknown, it has no hyperparameter of a name, or a value has the wrong type or range.
     """
     parameters = _parameters(algorithm)
-    shipped = yaml.safe_load((files("agents") / "hyperparams" / f"{algorithm}.yml").read_text(encoding="utf-8"))[ENV_ID]
+    section = SECTIONS[observation]
+    shipped = yaml.safe_load((files("agents") / "hyperparams" / f"{algorithm}.yml").read_text(encoding="utf-8"))[
+        section
+    ]
     values = {**shipped, **(overrides or {})}
     if isinstance(values.get("policy_kwargs"), dict):
         values["policy_kwargs"] = {**shipped.get("policy_kwargs", {}), **values["policy_kwargs"]}
-    unknown = sorted(values.keys() - parameters.keys() - _OWN.keys())
+    known = {*_own(algorithm, observation), *parameters}
+    unknown = sorted(values.keys() - known)
     if unknown:
-        known = ", ".join(sorted([*_OWN, *parameters]))
-        raise ConfigError(f"{algorithm} has no hyperparameter {', '.join(unknown)}; known are {known}")
+        raise ConfigError(
+            f"{algorithm} on {section} has no hyperparameter {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
     for name, value in values.items():
         expected = _OWN[name] if name in _OWN else type(parameters[name])
         if name == "max_grad_norm":  # whole only in the defaults of DQN
@@ -183,16 +215,7 @@ def load_hyperparameters(algorithm: str, overrides: Mapping[str, Any] | None = N
         optional = name in OPTIONAL or parameters.get(name, 0) is None
         if not _fits(value, expected, optional):
             raise ConfigError(f"{name} must be {_describe(expected)}, got {value!r}")
-    if values.get("skip_probability") is not None and algorithm in OFF_POLICY:
-        raise ConfigError(f"{algorithm} has no probabilities that skip_probability could set; leave it out")
-    changes_advantages = {
-        "normalize_decisions": bool(values.get("normalize_decisions")),
-        "undone_price": values.get("undone_price") is not None,
-    }
-    for name, wanted in changes_advantages.items():
-        if wanted and (algorithm in OFF_POLICY or not frame_stacked(algorithm)):
-            raise ConfigError(f"{algorithm} has no advantages that {name} could change; leave it out")
-    _check_policy_kwargs(algorithm, values.get("policy_kwargs", {}))
+    _check_policy_kwargs(algorithm, values.get("policy_kwargs", {}), observation)
     own = {name: values.pop(name) for name in list(values) if name in _OWN}
     return Hyperparameters(**own, algorithm=values)
 
@@ -208,11 +231,13 @@ def _fits(value: Any, expected: type, optional: bool) -> bool:
 
 
 def _describe(expected: type) -> str:
-    return {int: "a whole number", bool: "true or false", str: "a word", dict: "a mapping"}.get(expected, "a number")
+    return {int: "a whole number", bool: "true or false", str: "a word", dict: "a mapping", list: "a list"}.get(
+        expected, "a number"
+    )
 
 
-def _check_policy_kwargs(algorithm: str, policy_kwargs: Mapping[str, Any]) -> None:
-    policy_class = algorithm_class(algorithm).policy_aliases[policy_alias(algorithm)]
+def _check_policy_kwargs(algorithm: str, policy_kwargs: Mapping[str, Any], observation: str) -> None:
+    policy_class = algorithm_class(algorithm).policy_aliases[policy_alias(algorithm, observation)]
     known = inspect.signature(policy_class.__init__).parameters.keys() - {
         "self", "observation_space", "action_space", "lr_schedule", "features_extractor_class", "normalize_images",
         "features_extractor_kwargs", "optimizer_class", "use_sde", "log_std_init", "full_std", "use_expln",
@@ -223,8 +248,3 @@ def _check_policy_kwargs(algorithm: str, policy_kwargs: Mapping[str, Any]) -> No
         raise ConfigError(
             f"the policy of {algorithm} has no setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
         )
-
-
-def frame_stacked(algorithm: str) -> bool:
-    """Whether an algorithm is given the latents of the whole episode; RecurrentPPO has a state of its own."""
-    return algorithm != RECURRENT

@@ -165,11 +165,11 @@ class _Picklable:
 
 
 class _FrameStack(_Picklable, VecFrameStack):
-    pass
+    STATE = ("stacked_obs",)
 
 
 class _Monitor(_Picklable, VecMonitor):
-    pass
+    STATE = ("episode_returns", "episode_lengths", "episode_count")
 
 
 class VecPictureBaseline(_Picklable, VecEnvWrapper):
@@ -177,8 +177,9 @@ class VecPictureBaseline(_Picklable, VecEnvWrapper):
 
     Pictures differ far more in quality than the starts of one picture do, and a value function needs thousands of
     episodes to tell them apart; until then the policy gradient is mostly noise. Here the running mean of a picture's
-    rewards is taken off its reward, and the difference divided by its running standard deviation over all pictures. What
-    is best for a picture stays best. Rewards in `info["episode"]` and `info["metrics"]` remain what they are.
+    rewards is taken off its reward, and the difference divided by its running standard deviation over all pictures. Where each
+    episode has a price of its own, both are what they would be for episodes of that price. What is best for a picture stays
+    best. Rewards in `info["episode"]` and `info["metrics"]` remain what they are.
 
     Args:
         venv: environment of `make_env`.
@@ -186,11 +187,15 @@ class VecPictureBaseline(_Picklable, VecEnvWrapper):
             pictures, the deviation.
     """
 
+    STATE = ("_means", "_moments")
+
     def __init__(self, venv: VecEnv, memory: int = 20) -> None:
         super().__init__(venv)
         self.memory = memory
-        self._means: dict[int, tuple[int, float]] = {}
-        self._variance: tuple[int, float] = (0, 0.0)
+        # picture → episodes, mean of (reward without the price of forwards, forwards)
+        self._means: dict[int, tuple[int, NDArray[np.float64]]] = {}
+        # second moments of the differences from these means
+        self._moments: tuple[int, NDArray[np.float64]] = (0, np.zeros((2, 2)))
 
     def reset(self) -> VecEnvObs:
         """As the environment does."""
@@ -201,19 +206,23 @@ class VecPictureBaseline(_Picklable, VecEnvWrapper):
         observations, rewards, dones, infos = self.venv.step_wait()
         rewards = rewards.copy()
         for i in np.flatnonzero(dones):
-            rewards[i] = self._relative(int(infos[i]["image_index"]), float(rewards[i]))
+            rewards[i] = self._relative(float(rewards[i]), infos[i])
         return observations, rewards, dones, infos
 
-    def _relative(self, picture: int, reward: float) -> float:
-        seen, mean = self._means.get(picture, (0, reward))
-        difference = reward - mean
+    def _relative(self, reward: float, info: Mapping[str, Any]) -> float:
+        picture, price, nfe = int(info["image_index"]), float(info["nfe_penalty"]), float(info["nfe"])
+        came_out = np.array([reward + price * nfe, nfe])
+        seen, mean = self._means.get(picture, (0, came_out))
+        difference = came_out - mean
         self._means[picture] = seen + 1, mean + difference / min(seen + 1, self.memory)
         if seen == 0:
             return 0.0
-        count, variance = self._variance
-        variance += (difference**2 - variance) / min(count + 1, 10 * self.memory)
-        self._variance = count + 1, variance
-        return difference / math.sqrt(variance) if variance > 0 else 0.0
+        count, moments = self._moments
+        moments = moments + (np.outer(difference, difference) - moments) / min(count + 1, 10 * self.memory)
+        self._moments = count + 1, moments
+        weights = np.array([1.0, -price])
+        variance = float(weights @ moments @ weights)
+        return float(weights @ difference) / math.sqrt(variance) if variance > 0 else 0.0
 
 
 class VecResizeLatents(_Picklable, VecEnvWrapper):
@@ -258,12 +267,13 @@ def make_env(
     seed: int | None = None,
     **settings: Any,
 ) -> VecEnv:
-    """Makes SkipDiff-v0 as agents see it: batched, the latents of an episode stacked, returns and lengths recorded.
+    """Makes the environment as agents see it: batched, the latents of an episode stacked, returns and lengths recorded.
 
     Args:
         num_envs: number of environments.
         frame_stack: whether an observation holds all latents of the episode so far, (3 · decisions, H, W), oldest first,
-            zeros in front; else the newest one, (3, H, W), for algorithms with a recurrent state of their own.
+            zeros in front; else the newest one, (3, H, W), for algorithms with a recurrent state of their own. Dictionaries
+            (`observation="dict"`) are never stacked.
         latent_size: larger latents are shown resized to this side, the `image_size` of the SPN, which would resize them itself.
             None: latents as they are.
         seed: seed of the first environment, the others counting up from there; taken at the next reset.
@@ -274,25 +284,69 @@ def make_env(
     """
     env: Any = gym.make_vec("skipdiff_env:SkipDiff-v0", num_envs=num_envs, autoreset_mode="SameStep", **settings)
     venv: VecEnv = SkipDiffVecEnv(env)
-    if latent_size is not None and latent_size < env.task.config.image_size:
-        venv = VecResizeLatents(venv, latent_size)
-    if frame_stack:
-        venv = _FrameStack(venv, n_stack=env.task.decisions, channels_order="first")
+    if isinstance(venv.observation_space, spaces.Box):
+        if latent_size is not None and latent_size < env.task.config.image_size:
+            venv = VecResizeLatents(venv, latent_size)
+        if frame_stack:
+            venv = _FrameStack(venv, n_stack=env.task.decisions, channels_order="first")
     venv = _Monitor(venv)
     if seed is not None:
         venv.seed(seed)
     return venv
 
 
-def check_buffer(name: str, space: spaces.Space[Any], latents: int, minibatch: int, advice: str) -> str:
-    """Predicts the memory of one of `agents.buffers`, which store single latents, and of the minibatches drawn from it.
+def _layers(venv: VecEnv) -> list[VecEnv]:
+    """An environment of `make_env`, and all that it wraps, from the outermost in."""
+    layers = [venv]
+    while isinstance(layers[-1], VecEnvWrapper):
+        layers.append(layers[-1].venv)
+    return layers
+
+
+def get_state(venv: VecEnv) -> list[dict[str, Any]]:
+    """The episodes, random generators and running means of an environment of `make_env`, as plain data."""
+    states = []
+    for layer in _layers(venv):
+        state = {name: getattr(layer, name) for name in getattr(layer, "STATE", ())}
+        if isinstance(layer, SkipDiffVecEnv):
+            state = {"env": layer.env.get_state(), "reset_infos": layer.reset_infos}
+        states.append(state)
+    return states
+
+
+def set_state(venv: VecEnv, states: Sequence[Mapping[str, Any]]) -> None:
+    """Goes on from where `get_state` was called, on another environment of the same arguments and wrappers."""
+    for layer, state in zip(_layers(venv), states, strict=True):
+        for name, value in state.items():
+            if isinstance(layer, SkipDiffVecEnv) and name == "env":
+                layer.env.set_state(value)
+            else:
+                setattr(layer, name, value)
+
+
+def _bytes(space: spaces.Space[Any]) -> int:
+    """What one observation takes."""
+    if isinstance(space, spaces.Dict):
+        return sum(map(_bytes, space.values()))
+    assert space.shape is not None
+    assert space.dtype is not None
+    return math.prod(space.shape) * np.dtype(space.dtype).itemsize
+
+
+def check_buffer(
+    name: str, space: spaces.Space[Any], stored: int, minibatch: int, advice: str, twice: bool = False
+) -> str:
+    """Predicts the memory of a buffer and of the minibatches drawn from it.
+
+    The buffers of `agents.buffers` store single latents of the stacks; those of Stable-Baselines3 whole dictionaries.
 
     Args:
         name: what the buffer is called.
-        space: space of the observations, (3 · n, H, W).
-        latents: how many the buffer holds.
-        minibatch: observations, of n latents each, that are drawn at a time.
+        space: space of the observations, (3 · n, H, W), or a dictionary.
+        stored: how many the buffer holds.
+        minibatch: observations that are drawn at a time.
         advice: what to change if there is not enough memory.
+        twice: whether it is a replay buffer, which of dictionaries stores the observation after each action as well.
 
     Returns:
         A line that says how much it takes.
@@ -300,15 +354,21 @@ def check_buffer(name: str, space: spaces.Space[Any], latents: int, minibatch: i
     Raises:
         ConfigError: less is available.
     """
-    assert space.shape is not None
-    assert space.dtype is not None
-    channels, height, width = space.shape
-    latent = 3 * height * width * np.dtype(space.dtype).itemsize
-    parts = latents * latent, minibatch * (channels // 3) * latent
-    text = (
-        f"{name}: {latents} latents of 3 x {height} x {width}, {parts[0] / 2**30:.2f} GiB; a minibatch of {minibatch} "
-        f"observations of {channels} x {height} x {width}, {parts[1] / 2**30:.2f} GiB"
-    )
+    whole = _bytes(space)
+    if isinstance(space, spaces.Dict):
+        parts = stored * whole * (1 + twice), minibatch * whole
+        text = (
+            f"{name}: {stored} observations, {parts[0] / 2**30:.2f} GiB; a minibatch of {minibatch} of them, "
+            f"{parts[1] / 2**30:.2f} GiB"
+        )
+    else:
+        assert space.shape is not None
+        channels, height, width = space.shape
+        parts = stored * whole * 3 // channels, minibatch * whole
+        text = (
+            f"{name}: {stored} latents of 3 x {height} x {width}, {parts[0] / 2**30:.2f} GiB; a minibatch of {minibatch} "
+            f"observations of {channels} x {height} x {width}, {parts[1] / 2**30:.2f} GiB"
+        )
     available = psutil.virtual_memory().available
     if sum(parts) > available:
         raise ConfigError(f"{text}; but only {available / 2**30:.2f} GiB of memory are free: {advice}")

@@ -1,7 +1,8 @@
 """Agents: training by every algorithm, files, play on the process, hyperparameters, and what is refused."""
 
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +17,14 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from torch import Tensor
 
-from agents.agent import ALGORITHMS, Agent, AgentConfig, AgentPolicy, find_agent, has_agent, load_agent, play
+from agents.agent import Agent, AgentConfig, find_agent, has_agent, load_agent
+from agents.algorithms import ALGORITHMS, algorithm_class, frame_stacked
 from agents.buffers import EpisodeReplayBuffer, EpisodeRolloutBuffer
 from agents.extractors import SkipProposalExtractor
-from agents.hyperparameters import MINIBATCHES, load_hyperparameters, parse_overrides
+from agents.hyperparameters import MINIBATCHES, OFF_POLICY, load_hyperparameters, parse_overrides
 from agents.learning_curve import read_curve
-from agents.training import AgentTrainingConfig, Evaluator, make_model, resumed_config, train_agent
+from agents.playing import AgentPolicy, play
+from agents.training import AgentTrainingConfig, Evaluator, TrainingCallback, make_model, resumed_config, train_agent
 from agents.vec_env import make_env
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
 from ddpm.runs import read_json
@@ -65,7 +68,7 @@ def config(settings: dict[str, Any]) -> Callable[..., AgentTrainingConfig]:
         hyperparameters = load_hyperparameters(
             algorithm,
             {
-                **OVERRIDES,
+                **{k: v for k, v in OVERRIDES.items() if frame_stacked(algorithm) or k != "hidden_size"},
                 **(ONE_MINIBATCH if algorithm in MINIBATCHES else {}),
                 **EXTRA.get(algorithm, {}),
                 **(overrides or {}),
@@ -76,6 +79,26 @@ def config(settings: dict[str, Any]) -> Callable[..., AgentTrainingConfig]:
         )
 
     return make
+
+
+JUMPS: dict[str, Any] = {
+    "steps": (1, N), "skip_mode": "jump", "fine_sampler": "ddim", "observation": "dict", "metric": "lpips",
+    "reward": "negative", "nfe_penalty": (0.001, 0.1), "noise_seeds": 2,
+}  # fmt: skip
+JUMP_OVERRIDES: dict[str, Any] = {"n_envs": 2, "env_steps": 8 * DECISIONS, "channels": [4, 6], "crop_size": 16}
+
+
+def jump_config(algorithm: str, env: Mapping[str, Any], **changes: Any) -> AgentTrainingConfig:
+    """A small training configuration on dictionaries."""
+    overrides = {**JUMP_OVERRIDES, **EXTRA.get(algorithm, {})}
+    if algorithm in MINIBATCHES:
+        overrides |= {"episodes_per_minibatch": 2, "episodes_per_rollout": 1}
+    elif algorithm not in OFF_POLICY:
+        overrides |= {"episodes_per_rollout": 1}
+    hyperparameters = load_hyperparameters(algorithm, overrides, "dict")
+    return AgentTrainingConfig(
+        algorithm, {**env, **JUMPS}, hyperparameters, **{"eval_every": 4, "cache_mb": 32.0, **changes}
+    )
 
 
 def small_agent(algorithm: str = "ppo", seed: int = 0, **changes: Any) -> Agent:
@@ -152,13 +175,45 @@ def test_train_save_load_resume(
     resumed: Any = load_model(algorithm, run / "state.zip")
     assert resumed.num_timesteps == 16 * DECISIONS
     assert resumed._n_updates > model._n_updates
-    if algorithm in ("dqn", "qrdqn"):  # the replay buffer is filled anew
-        assert resumed.learning_starts == 8 * DECISIONS + EXTRA[algorithm]["learning_starts"]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("observation", ["latent", "dict"])
+def test_a_run_that_goes_on_ends_as_one_that_never_stopped(
+    algorithm: str,
+    observation: str,
+    config: Callable[..., AgentTrainingConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C between two evaluations, then --resume: same weights, same learning curve."""
+    settings = config(algorithm, eval_every=4)
+    if observation == "dict":
+        settings = jump_config(algorithm, settings.env)
+    train_agent(settings, tmp_path / "whole")
+    begin = TrainingCallback._on_rollout_start
+    stopped = []
+
+    def interrupt(self: TrainingCallback) -> None:
+        if self.num_timesteps >= 12 and not stopped:
+            stopped.append(self.num_timesteps)
+            signal.raise_signal(signal.SIGINT)
+        begin(self)
+
+    monkeypatch.setattr(TrainingCallback, "_on_rollout_start", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_agent(settings, tmp_path / "parts")
+    assert 12 <= stopped[0] < settings.hyperparameters.env_steps
+    train_agent(resumed_config(tmp_path / "parts", {}), tmp_path / "parts", resume=True)
+    curves = [read_curve(tmp_path / run / "evaluations.csv") for run in ("whole", "parts")]
+    assert [replace(e, seconds=0) for e in curves[0]] == [replace(e, seconds=0) for e in curves[1]]
+    weights = [load_agent(tmp_path / run / "agent").policy.state_dict() for run in ("whole", "parts")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-6, msg=name)
+    assert len(list((tmp_path / "parts").glob("state-*.pkl"))) == 1
 
 
 def load_model(algorithm: str, path: Path) -> Any:
-    from agents.agent import algorithm_class
-
     return algorithm_class(algorithm).load(path)
 
 
@@ -279,13 +334,13 @@ def test_agent_policy_sees_what_the_agent_saw_in_training(algorithm: str, settin
     task, infos = env.unwrapped.task, env.unwrapped.reset_infos
     episodes = task.begin([i["image_index"] for i in infos], [i["noise_seed"] for i in infos])
     seen: list[Tensor] = []
-    act = agent.act
+    scores, act = agent.scores, agent.act
 
     def spy(observations: Any) -> Any:
         seen.append(observations)
-        return act(observations)
+        return scores(observations)
 
-    agent.act = spy  # type: ignore[method-assign]
+    agent.scores = spy  # type: ignore[method-assign]
     policy = AgentPolicy(agent)
     for _ in range(DECISIONS):
         actions = policy([episode.refinement for episode in episodes])
@@ -470,11 +525,11 @@ def test_hyperparameters_of_the_paper() -> None:
         ("ppo", "n_steps=9", "known are .*episodes_per_rollout"),
         ("ppo", "batch_size=64", "known are .*episodes_per_minibatch"),
         ("ppo", "episodes_per_minibatch=17", "must lie in 1 … 16"),
-        ("dqn", "normalize_decisions=true", "leave it out"),
-        ("recurrent-ppo", "undone_price=0.1", "leave it out"),
-        ("dqn", "undone_price=0", "leave it out"),
+        ("dqn", "normalize_decisions=true", "has no hyperparameter normalize_decisions"),
+        ("recurrent-ppo", "undone_price=0.1", "has no hyperparameter undone_price"),
+        ("dqn", "undone_price=0", "has no hyperparameter undone_price"),
         ("ppo", "undone_price=-1", "undone_price must be at least 0, got -1"),
-        ("dqn", "skip_probability=0.1", "leave it out"),
+        ("dqn", "skip_probability=0.1", "has no hyperparameter skip_probability"),
         ("ppo", "skip_probability=1", "must lie between 0 and 1, got 1"),
         ("ppo", "gamma=high", "gamma must be a number, got 'high'"),
         ("ppo", "n_envs=2.5", "n_envs must be a whole number, got 2.5"),
@@ -483,6 +538,7 @@ def test_hyperparameters_of_the_paper() -> None:
         ("ppo", "normalize_advantage=1", "true or false"),
         ("ppo", "policy_kwargs={depth: 3}", "no setting depth; known are .*ortho_init"),
         ("dqn", "clip_range=0.2", "no hyperparameter clip_range"),
+        ("ppo", "crop_size=32", "ppo on SkipDiff-v0 has no hyperparameter crop_size"),
         ("ppo", "gamma", "expected key=value, got 'gamma'"),
         ("ppo", "gamma=[1", "is no YAML"),
         ("sarsa", "gamma=1", "unknown algorithm 'sarsa'; known are ppo, a2c, dqn, qrdqn, trpo, recurrent-ppo"),
@@ -704,7 +760,7 @@ def test_training_on_other_episodes(
     train_agent(replace(small, env={**small.env, **changes}), tmp_path / "run")
     last = read_curve(tmp_path / "run" / "evaluations.csv")[-1]
     assert np.isfinite(last.reward)
-    assert np.isnan(last.regret) == ("skip_mode" in changes)  # of "jump" the table of starts is not everything
+    assert not np.isnan(last.regret)
     if "nfe_penalty" in changes:
         assert last.regret >= 0
     assert load_agent(tmp_path / "run").act(young_stacks(2)).shape == (2,)

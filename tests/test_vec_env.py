@@ -20,6 +20,7 @@ from agents.extractors import resize_latents
 from agents.vec_env import SkipDiffVecEnv, VecPictureBaseline, check_buffer, make_env
 from ddpm.errors import ConfigError
 from skipdiff_env.env import SkipDiffEnv
+from skipdiff_env.memo import Memo
 from skipdiff_env.vector_env import SkipDiffVectorEnv
 
 N = 5
@@ -128,10 +129,11 @@ def test_attributes_and_methods(env: SkipDiffVecEnv) -> None:
     results = env.get_attr("sr")
     assert [sr.shape for sr in results] == [(3, 32, 32)] * 3
     assert env.get_attr("sr", [2])[0] is results[2]
-    env.set_attr("metric_device", "cuda")
-    assert env.task.metric_device == "cuda"
+    memo = Memo(1)
+    env.set_attr("memo", memo)
+    assert env.task.memo is memo
     with pytest.raises(ConfigError, match="all of them alike"):
-        env.set_attr("metric_device", "cpu", indices=1)
+        env.set_attr("memo", Memo(0), indices=1)
     outcomes = env.env_method("start_outcomes", [0], [0, 1], indices=[0, 1])
     assert len(outcomes) == 2
     assert outcomes[0] is outcomes[1]

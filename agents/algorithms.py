@@ -1,0 +1,48 @@
+"""The algorithms that train agents: the one place where their names stand."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ddpm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+# name → module and class
+ALGORITHMS = {
+    "ppo": ("stable_baselines3", "PPO"),
+    "a2c": ("stable_baselines3", "A2C"),
+    "dqn": ("stable_baselines3", "DQN"),
+    "qrdqn": ("sb3_contrib", "QRDQN"),
+    "trpo": ("sb3_contrib", "TRPO"),
+    "recurrent-ppo": ("sb3_contrib", "RecurrentPPO"),
+}
+RECURRENT = "recurrent-ppo"
+# Learns from a table of outcomes instead of episodes, see `agents.supervised`.
+SUPERVISED = "supervised"
+
+
+def algorithm_class(name: str) -> "type[BaseAlgorithm]":
+    """The Stable-Baselines3 class of an algorithm.
+
+    Raises:
+        ConfigError: the algorithm is unknown.
+    """
+    if name not in ALGORITHMS:
+        raise ConfigError(f"unknown algorithm {name!r}; known are {', '.join([*ALGORITHMS, SUPERVISED])}")
+    module, attribute = ALGORITHMS[name]
+    return getattr(import_module(module), attribute)
+
+
+def policy_alias(algorithm: str, observation: str = "latent") -> str:
+    """The name under which an algorithm has its policy for an observation, "latent" or "dict"."""
+    kind = "Cnn" if observation == "latent" else "MultiInput"
+    return f"{kind}LstmPolicy" if algorithm == RECURRENT else f"{kind}Policy"
+
+
+def frame_stacked(algorithm: str, observation: str = "latent") -> bool:
+    """Whether an algorithm is given the latents of the whole episode.
+
+    RecurrentPPO has a state of its own, and an observation that is a dictionary tells all there is to know.
+    """
+    return algorithm != RECURRENT and observation == "latent"

@@ -1,0 +1,177 @@
+"""What fixed schedules of jumps give for many pictures: the table that an agent is compared with, or learns from."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.playing import play
+from ddpm.errors import ConfigError
+from ddpm.images import atomic_path, find_images, read_picture
+from ddpm.schedule import even_steps
+from skipdiff_env.pictures import Rgb
+from skipdiff_env.refinement import Policy, fixed_levels
+from skipdiff_env.task import Task
+
+
+def even_levels(first: int, forwards: int) -> tuple[int, ...]:
+    """The falling levels at which a schedule of so many even steps from level `first` asks the net."""
+    return tuple(int(level) for level in even_steps(first, forwards)[:0:-1])
+
+
+def even_policy(first: int, forwards: int) -> Policy:
+    """The policy that under "jump" runs so many even steps."""
+    return fixed_levels(even_levels(first, forwards))
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What schedules of even steps come to, for every picture under every noise.
+
+    Attributes:
+        forwards: numbers of even steps, rising.
+        metrics: name → float64, (pictures, noise seeds, schedules); NaN where the metric failed.
+    """
+
+    forwards: tuple[int, ...]
+    metrics: dict[str, NDArray[np.float64]]
+
+    def rewards(self, metric: str, price: float) -> NDArray[np.float64]:
+        """-M less the price of the forwards, of the same shape; M is a metric that is lower for better pictures."""
+        return -self.metrics[metric] - price * np.array(self.forwards)
+
+    def best_of_others(self, metric: str, price: float) -> NDArray[np.intp]:
+        """For each picture and noise, the schedule that is best under the other noises, so that luck is excluded.
+
+        Raises:
+            ConfigError: there is one noise only.
+        """
+        rewards = self.rewards(metric, price)
+        if rewards.shape[1] < 2:
+            raise ConfigError("the choice by other noises needs at least 2 noise seeds")
+        return (rewards.sum(axis=1, keepdims=True) - rewards).argmax(axis=2)
+
+    def at(self, choices: NDArray[np.integer]) -> dict[str, float]:
+        """Mean metrics and `nfe` where each picture and noise gets the schedule of that place, (pictures, noise seeds)."""
+        means = {
+            name: float(np.nanmean(np.take_along_axis(values, choices[..., None], 2)))
+            for name, values in self.metrics.items()
+        }
+        return means | {"nfe": float(np.array(self.forwards)[choices].mean())}
+
+    @classmethod
+    def join(cls, parts: "Sequence[Outcomes]") -> "Outcomes":
+        """The table of the pictures of several."""
+        names = parts[0].metrics
+        return cls(parts[0].forwards, {name: np.concatenate([part.metrics[name] for part in parts]) for name in names})
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz file."""
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, forwards=np.array(self.forwards), **self.metrics)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: Path) -> "Outcomes":
+        """Reads what `save` wrote."""
+        with np.load(path) as file:
+            metrics = {name: file[name] for name in file.files if name != "forwards"}
+            return cls(tuple(int(n) for n in file["forwards"]), metrics)
+
+
+def even_outcomes(
+    task: Task, images: Sequence[int | Rgb], noise_seeds: Sequence[int], forwards: Sequence[int]
+) -> Outcomes:
+    """Runs schedules of even steps for every picture under every noise.
+
+    Args:
+        task: process and metrics; its plan is one of jumps.
+        images: indices of the task's pictures, or uint8 arrays (H, W, 3).
+        noise_seeds: noise seeds, each of which every picture gets.
+        forwards: the numbers of even steps, each in 1 … the plan's first step.
+
+    Raises:
+        ConfigError: the plan is not one of jumps, or a number is out of range.
+    """
+    if task.plan.skip_mode != "jump":
+        raise ConfigError(f"schedules of even steps need skip_mode jump, got {task.plan.skip_mode}")
+    policies = [even_policy(task.plan.first, n) for n in forwards]
+    pairs = [(image, seed) for image in images for seed in noise_seeds]
+    columns: dict[str, list[list[float]]] = {name: [] for name in task.metrics}
+    for i in range(0, len(pairs), task.config.batch_size):  # schedule by schedule, while the pictures are remembered
+        chunk = pairs[i : i + task.config.batch_size]
+        results = [play(task, policy, *zip(*chunk, strict=True)) for policy in policies]
+        for name, rows in columns.items():
+            rows += np.array([[episode.metrics[name] for episode in episodes] for episodes in results]).T.tolist()
+    shape = len(images), len(noise_seeds), len(policies)
+    return Outcomes(tuple(forwards), {name: np.reshape(rows, shape) for name, rows in columns.items()})
+
+
+def crops_of(images: Sequence[str | Path], size: int, seed: int = 0) -> Iterator[Rgb]:
+    """Crops that tile photographs, uint8 (size, size, 3): one of each photograph, then a second one of each, and so on.
+
+    Args:
+        images: folders, files or patterns.
+        size: side in pixels; photographs that are smaller are left out.
+        seed: of the order of photographs and of each one's crops.
+    """
+    rng = np.random.default_rng(seed)
+    files = [Path(path) for path in find_images(images)]
+    rng.shuffle(files)  # type: ignore[arg-type]
+    orders: dict[Path, list[tuple[int, int]]] = {}
+    place = 0
+    while True:
+        found = False
+        for path in files:
+            if place and place >= len(orders[path]):
+                continue
+            rgb = read_picture(path).rgb
+            if path not in orders:
+                rows, columns = (range(side % size // 2, side - size + 1, size) for side in rgb.shape[:2])
+                orders[path] = [(y, x) for y in rows for x in columns]
+                rng.shuffle(orders[path])  # type: ignore[arg-type]
+            if place < len(orders[path]):
+                y, x = orders[path][place]
+                found = True
+                yield np.ascontiguousarray(rgb[y : y + size, x : x + size])
+        if not found:
+            return
+        place += 1
+
+
+def gather(
+    task: Task,
+    crops: Iterator[Rgb],
+    noises: int,
+    forwards: Sequence[int],
+    enough: Callable[[int], bool],
+    seed: int = 0,
+) -> tuple[list[Rgb], Outcomes]:
+    """Tabulates crop after crop, each under noises of its own, until it is enough or the crops are used up.
+
+    Args:
+        task: process and metrics.
+        crops: where pictures come from.
+        noises: noises of each picture.
+        forwards: the schedules.
+        enough: told the number of pictures that are done, says whether to stop; asked after each batch.
+        seed: of the noises; those of evaluations are below 2**20, these are above.
+
+    Returns:
+        The pictures and their outcomes.
+    """
+    rng = np.random.default_rng(seed)
+    pictures: list[Rgb] = []
+    parts: list[Outcomes] = []
+    group = max(1, task.config.batch_size // noises)
+    while True:
+        batch = [rgb for _, rgb in zip(range(group), crops, strict=False)]
+        if batch:
+            seeds = [int(each) for each in rng.integers(2**20, 2**31, noises)]
+            parts.append(even_outcomes(task, batch, seeds, forwards))
+            pictures += batch
+        if len(batch) < group or enough(len(pictures)):
+            if not parts:
+                raise ConfigError("no photograph has a crop of that size; lower image_size or name other photographs")
+            return pictures, Outcomes.join(parts)

@@ -1,0 +1,174 @@
+"""Playing: episodes of a task, and an agent as a policy of the refinement process."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.agent import Agent, State
+from ddpm.errors import ConfigError
+from skipdiff_env.pictures import Rgb
+from skipdiff_env.refinement import Policy, Refinement
+from skipdiff_env.task import Episode, Task
+
+
+def play(
+    task: Task,
+    policy: Policy,
+    images: Sequence[int | Rgb],
+    noise_seeds: Sequence[int],
+    batch_size: int = 32,
+    price: float | None = None,
+) -> list[Episode]:
+    """Plays one episode for each picture and noise seed.
+
+    Args:
+        task: pictures, process and reward.
+        policy: decides.
+        images: indices of pictures, or uint8 arrays (H, W, 3).
+        noise_seeds: one for each.
+        batch_size: episodes that run together.
+        price: what the reward pays for a fine forward; None: the task's.
+
+    Returns:
+        The episodes, ended.
+    """
+    price = task.price if price is None else price
+    episodes: list[Episode] = []
+    for first in range(0, len(images), batch_size):
+        chunk = images[first : first + batch_size]
+        batch = task.begin(chunk, noise_seeds[first : first + batch_size], [price] * len(chunk))
+        for _ in range(task.decisions):
+            task.step(batch, policy([episode.refinement for episode in batch]))
+        episodes += batch
+    return episodes
+
+
+class AgentPolicy:
+    """An agent as a `skipdiff_env.refinement.Policy`, for `RefinementProcess.run` and the upscaler.
+
+    It decides for all pictures of a call together. A picture must come with every decision, from the first on: what the agent
+    keeps of an episode, the latents so far, the features of the condition or the state of a recurrent policy, is kept here.
+    Latents are resized to the size that an SPN was trained on; a `JumpExtractor` takes crops of any picture.
+
+    Args:
+        agent: the agent.
+        quality: 0 … 1, from few forwards to many, for an agent that is told the price of a forward; None: one half.
+        price: the price of a forward itself, instead of a quality.
+
+    Raises:
+        ConfigError: the agent has learnt one price, or the number is out of range.
+    """
+
+    def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
+        self.agent = agent
+        self.price = agent.config.price(quality, price)
+        self._view = _Whole(agent, self.price) if agent.config.observation == "dict" else _Frames(agent)
+
+    def scores(self, states: Sequence[Refinement]) -> Tensor:
+        """Logits or values of the two actions for each picture at its decision, (B, 2).
+
+        Raises:
+            ConfigError: the episodes are longer than those the agent was trained for, or were not seen from the start.
+        """
+        return self._view.scores(states)
+
+    def probabilities(self, states: Sequence[Refinement]) -> NDArray[np.float64]:
+        """Probabilities of the two actions for each picture at its decision, (B, 2); see `Agent.shares`."""
+        return self.agent.shares(self.scores(states))
+
+    def __call__(self, states: Sequence[Refinement]) -> Sequence[int]:
+        """The agent's decision for each picture."""
+        return [int(action) for action in self.scores(states).argmax(dim=1)] if states else []
+
+
+def _check_age(agent: Agent, state: Refinement, seen: int) -> None:
+    first = agent.config.decisions + 1
+    if seen != first - state.t:
+        raise ConfigError(
+            f"the agent decides episodes that it sees from t = {first} on; got one at t = {state.t} "
+            f"after {seen} of its decisions"
+        )
+
+
+class _Frames:
+    """For an SPN: keeps the latents of each picture from its first decision to its last, and stacks them."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        # by identity; the state itself is kept with its latents, so that no other can take its place
+        self._seen: dict[int, tuple[Refinement, list[Tensor]]] = {}
+
+    def observe(self, states: Sequence[Refinement]) -> Tensor:
+        """The stacked latents of the episodes, (B, 3 · decisions, H, W), as the agent saw them in training."""
+        from agents.extractors import resize_latents
+
+        first = self.agent.config.decisions + 1
+        seen = {}
+        for state in states:
+            latent = resize_latents(state.latent[None], self.agent.config.image_size)[0]
+            _, frames = self._seen.get(id(state), (state, [])) if state.t < first else (state, [])
+            _check_age(self.agent, state, len(frames))
+            seen[id(state)] = state, [*frames, latent]
+        self._seen = seen
+        padding = torch.zeros_like(latent)
+        stacks = [[padding] * (first - 1 - len(frames)) + frames for _, frames in seen.values()]
+        return torch.stack([torch.cat(stack) for stack in stacks])
+
+    def scores(self, states: Sequence[Refinement]) -> Tensor:
+        """See `AgentPolicy.scores`."""
+        if all(state.t == self.agent.config.decisions + 1 for state in states):
+            self.agent.extractor.remember(True)
+        scores = self.agent.scores(self.observe(states))
+        if all(state.t == 2 for state in states):
+            self._seen = {}
+            self.agent.extractor.remember(False)
+        return scores
+
+
+class _Whole:
+    """For dictionaries: encodes the condition of each picture once an episode, and keeps a recurrent policy's state."""
+
+    def __init__(self, agent: Agent, price: float | None) -> None:
+        self.agent, self.price = agent, price
+        self._seen: dict[int, tuple[Refinement, Tensor]] = {}
+        self._state: State | None = None
+
+    def observe(self, states: Sequence[Refinement]) -> dict[str, Tensor]:
+        """The observations of the episodes, the conditions as their features."""
+        first = self.agent.config.decisions + 1
+        seen = {}
+        for state in states:
+            known = self._seen.get(id(state)) if state.t < first else None
+            if known is None:
+                _check_age(self.agent, state, 0)
+                with torch.no_grad():
+                    known = state, self.agent.extractor.encode(state.lr_up[None])[0]
+            seen[id(state)] = known
+        self._seen = seen
+        length = first if self.agent.config.plan is None else self.agent.config.plan.length
+        observations = {
+            "condition": torch.stack([features for _, features in seen.values()]),
+            "step": _column([state.t / length for state in states]),
+            "level": _column([state.level / length for state in states]),
+        }
+        if self.agent.extractor.latent is not None:
+            observations["latent"] = torch.stack([state.latent for state in states])
+        if self.price is not None:
+            observations["price"] = _column([self.price] * len(states))
+        return observations
+
+    def scores(self, states: Sequence[Refinement]) -> Tensor:
+        """See `AgentPolicy.scores`."""
+        if any(state.t == self.agent.config.decisions + 1 for state in states):
+            self._state = None
+        scores, self._state = self.agent.advance(self.observe(states), self._state)
+        if all(state.t == 2 for state in states):
+            self._seen, self._state = {}, None
+        return scores
+
+
+def _column(numbers: Sequence[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float32)[:, None]

@@ -1,0 +1,278 @@
+"""The simplest agent: it predicts from the condition what each number of even steps would give, and takes the best for its price.
+
+No reinforcement is needed for that: a table of outcomes is computed for crops of photographs, and a small net learns it. The
+price of a forward comes in after the net, so one agent draws the whole curve of quality against forwards.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from agents.agent import Agent, AgentConfig
+from agents.algorithms import SUPERVISED
+from agents.jump_extractor import CropEncoder, even_crops
+from agents.outcomes import crops_of, even_levels, gather
+from ddpm.errors import ConfigError
+from ddpm.runs import start_run
+from skipdiff_env.refinement import Action
+from skipdiff_env.task import Task, TaskConfig
+
+
+class SchedulePredictor(nn.Module):
+    """Predicts a metric of the result for each number of even steps, and decides as the best schedule does.
+
+    Args:
+        first: the plan's first step, of which the schedules have their levels.
+        forwards: numbers of even steps that are predicted, rising; those between are interpolated.
+        crop_size: side of the crops of the condition that are looked at; of a larger one the predictions for up to 3 x 3
+            evenly spread crops are averaged, as the metric itself is an average over the picture.
+        channels: of the convolutions.
+        hidden: width of the layer between features and predictions.
+        members: nets that are trained apart and whose predictions are averaged.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        first: int,
+        forwards: Sequence[int] = (2, 3, 5, 9, 16),
+        crop_size: int = 64,
+        channels: Sequence[int] = (24, 48, 64),
+        hidden: int = 64,
+        members: int = 1,
+    ) -> None:
+        super().__init__()
+        numbers = list(forwards)
+        if not numbers or sorted(set(numbers)) != numbers or not 1 <= numbers[0] <= numbers[-1] <= first:
+            raise ConfigError(f"forwards must be rising whole numbers in 1 … {first}, got {numbers}")
+        self.first, self.forwards, self.crop_size = first, tuple(numbers), crop_size
+        self.latent = None  # it looks at none
+        self.members = nn.ModuleList()
+        for _ in range(members):
+            encoder = CropEncoder(channels)
+            layers = nn.Linear(encoder.features_dim, hidden), nn.ReLU(), nn.Linear(hidden, len(numbers))
+            self.members.append(nn.Sequential(encoder, *layers))
+        self.register_buffer("mean", torch.zeros(len(numbers)))
+        self.register_buffer("scale", torch.ones(()))
+        self.choices = np.arange(numbers[0], numbers[-1] + 1)
+        # the weights of the predicted numbers in each choice: linear in the logarithm
+        rows = np.eye(len(numbers))
+        weights = [np.interp(np.log(self.choices), np.log(numbers), row) for row in rows]
+        self.register_buffer("weights", torch.tensor(np.array(weights), dtype=torch.float32), persistent=False)
+        # whether the net is asked at each level, for each choice
+        asked = np.zeros((len(self.choices), first + 1), dtype=bool)
+        for row, n in zip(asked, self.choices, strict=True):
+            row[list(even_levels(first, int(n)))] = True
+        self.register_buffer("asked", torch.from_numpy(asked), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.mean.device
+
+    def set_training_mode(self, mode: bool) -> None:
+        """As policies of Stable-Baselines3 have it."""
+        self.train(mode)
+
+    def encode(self, condition: Tensor) -> Tensor:
+        """The predicted metric (B, len(forwards)) of conditions (B, 3, H, W), up to a constant for each picture."""
+        crops = even_crops(condition.float(), self.crop_size)
+        flat = crops.flatten(0, 1)
+        predicted = torch.stack([member(flat) for member in self.members]).mean(dim=0)
+        return self.mean + self.scale * predicted.unflatten(0, crops.shape[:2]).mean(dim=1)
+
+    def choose(self, predicted: Tensor, price: Tensor) -> Tensor:
+        """The best number of even steps, (B,), as its place in `choices`.
+
+        Args:
+            predicted: what `encode` gave, (B, len(forwards)).
+            price: of a forward, (B, 1).
+        """
+        numbers = torch.as_tensor(self.choices, device=predicted.device)
+        return (predicted @ self.weights + price * numbers).argmin(dim=1)
+
+    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """Scores (B, 2) of the two actions: 1 for the one that the best schedule takes; "condition" as for `JumpExtractor`."""
+        condition = observations["condition"]
+        predicted = condition if condition.ndim == 2 else self.encode(condition)
+        choice = self.choose(predicted, observations["price"])
+        arrival = (observations["step"][:, 0] * self.first).round().long() - 1
+        denoise = self.asked[choice, arrival].float()
+        scores = torch.stack([denoise, 1 - denoise], dim=1)
+        return scores if Action.DENOISE == 0 else scores.flip(1)
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    """Settings of a training; `config.json` in the run's folder.
+
+    Attributes:
+        env: arguments of `skipdiff_env.env.SkipDiffEnv`: pictures (their crops are taken), plan, metric, `nfe_penalty` as the
+            range of prices that the agent is offered for.
+        minutes: for the table; training the net takes a minute or two more.
+        crops: most crops that are tabulated; None: as many as there is time for.
+        noises: noises of each crop.
+        forwards: numbers of even steps that are tabulated.
+        epochs: passes over the table.
+        learning_rate: of Adam, falling to 0 by a cosine.
+        weight_decay: of the weights.
+        members: nets whose predictions are averaged.
+        channels: of their convolutions.
+        seed: seed of everything random.
+        device: where to compute.
+    """
+
+    env: Mapping[str, Any] = field(default_factory=dict)
+    minutes: float | None = 15.0
+    crops: int | None = None
+    noises: int = 1
+    forwards: Sequence[int] = (2, 3, 5, 9, 16)
+    epochs: int = 60
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    members: int = 3
+    channels: Sequence[int] = (24, 48, 64)
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("noises", "epochs", "members"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.minutes is None and self.crops is None:
+            raise ConfigError("give minutes or crops, or the table never ends")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ConfigError(f"minutes must be positive, got {self.minutes}")
+
+
+def fit(
+    predictor: SchedulePredictor, conditions: Tensor, values: NDArray[np.float64], config: SupervisedConfig
+) -> list[float]:
+    """Trains the nets of a predictor on a table.
+
+    Only differences between the schedules of a picture matter for the choice; its level, which varies far more, is taken off.
+
+    Args:
+        predictor: changed in place.
+        conditions: (pictures, 3, H, W).
+        values: the metric, (pictures, noises, len(forwards)); pictures where it failed are left out.
+        config: epochs, learning rate, weight decay and seed.
+
+    Returns:
+        Mean loss of the last epoch for each net: the unexplained part of the variance.
+    """
+    curves = torch.tensor(values.mean(axis=1), dtype=torch.float32)
+    good = curves.isfinite().all(dim=1)
+    conditions, curves = conditions[good], curves[good] - curves[good].mean(dim=1, keepdim=True)
+    predictor.mean.copy_(curves.mean(dim=0))
+    predictor.scale.copy_((curves - curves.mean(dim=0)).square().mean().sqrt().clamp(min=1e-8))
+    targets = (curves - predictor.mean) / predictor.scale
+    batch = min(64, len(targets))
+    losses = []
+    for place, member in enumerate(predictor.members):
+        generator = torch.Generator().manual_seed(config.seed + place)
+        optimizer = torch.optim.AdamW(
+            member.parameters(), config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+        )
+        per_epoch = len(targets) // batch
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * per_epoch)
+        for _ in range(config.epochs):
+            total = 0.0
+            order = torch.randperm(len(targets), generator=generator)
+            for rows in order[: per_epoch * batch].split(batch):
+                x = _turned(conditions[rows], int(torch.randint(8, (), generator=generator)))
+                loss = mse_loss(member(x), targets[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total += float(loss.detach())
+        losses.append(total / per_epoch)
+    return losses
+
+
+def _turned(pictures: Tensor, way: int) -> Tensor:
+    """One of the eight turns and mirror images of pictures (B, 3, H, W)."""
+    if way & 4:
+        pictures = pictures.flip(3)
+    return torch.rot90(pictures, way & 3, dims=(2, 3))
+
+
+def train_supervised(config: SupervisedConfig, folder: Path) -> Path:
+    """Tabulates crops of photographs, and trains a `SchedulePredictor` on the table.
+
+    Args:
+        config: settings.
+        folder: of the run; the agent goes to `best`, the table to `outcomes.npz`.
+
+    Returns:
+        Folder of the agent.
+
+    Raises:
+        ConfigError: the folder holds a run already, the plan is not one of jumps, or no range of prices is given.
+    """
+    if (folder / "outcomes.npz").exists():
+        raise ConfigError(f"{folder} holds a run; choose another folder")
+    settings = dict(config.env)
+    images = settings.pop("images", None)
+    first = next(_crops(images, settings), None)
+    if first is None:
+        raise ConfigError("no photograph has a crop of image_size; lower it or name other photographs")
+    task = Task(
+        TaskConfig.of({"batch_size": 16, "cache_mb": 256, **settings, "images": first, "device": config.device})
+    )
+    prices = task.config.price_range
+    if prices is None:
+        raise ConfigError("a supervised agent needs a range of prices; give nfe_penalty as lowest,highest")
+    if not task.metric.lower_better:
+        raise ConfigError(
+            f"a supervised agent needs a metric that is lower for better pictures, got {task.metric.name}"
+        )
+    torch.manual_seed(config.seed)
+    predictor = SchedulePredictor(
+        task.plan.first, config.forwards, task.config.image_size, config.channels, members=config.members
+    )
+    began = time.monotonic()
+
+    def enough(done: int) -> bool:
+        late = config.minutes is not None and time.monotonic() - began > 60 * config.minutes
+        return late or (config.crops is not None and done >= config.crops)
+
+    start_run(folder, asdict(config))
+    pictures, table = gather(task, _crops(images, settings), config.noises, config.forwards, enough, config.seed)
+    table.save(folder / "outcomes.npz")
+    conditions = torch.stack([episode.refinement.lr_up for episode in task.begin(pictures, [0] * len(pictures))])
+    losses = fit(predictor, conditions, table.metrics[task.metric.name], config)
+    training = {
+        "env": {**{k: v for k, v in settings.items() if k != "images"}, "checkpoint": str(settings.get("checkpoint"))},
+        "crops": len(pictures), "noises": config.noises, "seed": config.seed, "unexplained": losses,
+    }  # fmt: skip
+    space = task.observation_space
+    bound = float((space["latent"] if task.config.observation == "dict" else space).high.max())  # type: ignore[index, union-attr, attr-defined]
+    agent_config = AgentConfig(
+        SUPERVISED, task.decisions, task.config.image_size, bound, task.plan,
+        {"forwards": list(config.forwards), "crop_size": task.config.image_size, "channels": list(config.channels), "members": config.members},
+        training, "dict", prices,
+    )  # fmt: skip
+    Agent(agent_config, predictor).save(folder / "best")
+    return folder / "best"
+
+
+def _crops(images: Any, settings: Mapping[str, Any]) -> Any:
+    """Crops of the photographs named, or of scikit-image's."""
+    size = int(settings.get("image_size", TaskConfig.image_size))
+    if images is None:
+        from skipdiff_env.pictures import Pictures
+
+        return (rgb for rgb in Pictures(None, size, settings.get("split")))
+    return crops_of([images] if isinstance(images, str | Path) else images, size)
