@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from ddpm.errors import ConfigError
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
+from skipdiff_env.rules import InvalidActionError, ResetNeededError
 from skipdiff_env.task import (
     Episode,
-    InvalidActionError,
     Observation,
-    ResetNeededError,
     StartOutcomes,
     Task,
     TaskConfig,

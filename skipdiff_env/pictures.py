@@ -53,10 +53,12 @@ class Pictures:
             self._sources.extend(_tiles(size, split))
             return
         given = [images] if isinstance(images, str | Path | np.ndarray) else images
-        if not isinstance(given, Sequence) or not all(isinstance(each, str | Path | np.ndarray) for each in given):
+        several = isinstance(given, Sequence)
+        wrong = [each for each in given if not isinstance(each, str | Path | np.ndarray)] if several else [images]
+        if wrong:
             raise ImageError(
                 "images must be None, a folder, a file, a pattern, a uint8 array (height, width, 3), or several of them, "
-                f"got {images!r}"
+                f"got {type(wrong[0]).__name__}"
             )
         for place, each in enumerate(given):
             if isinstance(each, np.ndarray):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ddpm.errors import ConfigError, SkipDiffError
 from skipdiff_env import Action, SkipDiffEnv, SkipDiffVectorEnv
 from skipdiff_env.metrics import Metric
-from skipdiff_env.task import InvalidActionError, ResetNeededError
+from skipdiff_env.rules import InvalidActionError, ResetNeededError
 from tests.conftest import counting
 
 DENOISE, SKIP = Action.DENOISE, Action.SKIP
