@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 
 from ddpm.errors import ConfigError, SkipDiffError
 
@@ -34,17 +35,29 @@ class ResetNeededError(SkipDiffError, gymnasium.error.ResetNeeded):
     """There is no episode, or it has ended."""
 
 
-def quality(value: float, lower_better: bool, reward: str = "inverse") -> float:
+def qualities(values: NDArray[Any], lower_better: bool, reward: str = "inverse") -> NDArray[np.float64]:
     """What a metric M is worth: 1/M ("inverse") or -M ("negative") where a lower one is better, else M.
 
     A metric that failed (NaN) counts as 0: what 1/M comes to as a picture gets worse, and the worst of PSNR, SSIM and
     other metrics that grow with quality; as -`WORST_METRIC` where the reward is -M.
+
+    Args:
+        values: M, of any shape.
+        lower_better: whether a smaller M means a better picture.
+        reward: one of `REWARDS`.
     """
+    values = np.asarray(values, dtype=np.float64)
+    failed = np.isnan(values)
     if not lower_better:
-        return 0.0 if math.isnan(value) else value
+        return np.where(failed, 0.0, values)
     if reward == "negative":
-        return -(WORST_METRIC if math.isnan(value) else value)
-    return 0.0 if math.isnan(value) else 1 / max(value, SMALLEST_METRIC)
+        return -np.where(failed, WORST_METRIC, values)
+    return np.where(failed, 0.0, 1 / np.where(failed, 1.0, np.maximum(values, SMALLEST_METRIC)))
+
+
+def quality(value: float, lower_better: bool, reward: str = "inverse") -> float:
+    """As `qualities`, of one value."""
+    return float(qualities(np.array(value), lower_better, reward))
 
 
 def price_range(price: float | Sequence[float]) -> tuple[float, float] | None:
@@ -71,16 +84,14 @@ def draw_episode(
     return image, noise_seed, min(float(np.exp(rng.uniform(*np.log(prices)))), prices[1])
 
 
-def check_price(price: Any, allowed: float | Sequence[float]) -> float:
+def check_price(price: Any, highest: float = math.inf) -> float:
     """The price of an episode that was asked for.
 
     Raises:
-        ConfigError: it is no number of at least 0, or above the highest that the environment draws.
+        ConfigError: it is no number of at least 0, or above the highest.
     """
-    prices = price_range(allowed)
-    highest = math.inf if prices is None else prices[1]
     if not is_number(price) or price > highest:
-        raise ConfigError(f"nfe_penalty must be a number in 0 … {highest}, got {price!r}")
+        raise ConfigError(f"nfe_penalty must be a number in 0 … {highest:g}, got {price!r}")
     return float(price)
 
 

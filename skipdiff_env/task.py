@@ -384,7 +384,8 @@ class Task:
         drawn = draw_episode(rng, len(self.pictures), config.noise_seeds or NOISE_SEEDS, config.nfe_penalty)
         given: list[Any] = [options.get(name) for name in names]
         chosen: list[Any] = [own if wanted is None else wanted for own, wanted in zip(drawn, given, strict=True)]
-        return chosen[0], chosen[1], check_price(chosen[2], config.nfe_penalty)
+        prices = config.price_range
+        return chosen[0], chosen[1], check_price(chosen[2], math.inf if prices is None else prices[1])
 
     def begin(
         self, images: Sequence[int | Rgb], noise_seeds: Sequence[int], prices: Sequence[float] | None = None
