@@ -112,7 +112,7 @@ def test_table_is_live(data: st.DataObject, tables: dict[str, tuple[Path, dict[s
     folder, arguments = tables[name]
     reward = data.draw(st.sampled_from(["negative", "inverse"]), label="reward")
     price = data.draw(st.sampled_from([0.0, 0.25, (0.001, 0.5)]), label="price")
-    own = {"reward": reward, "nfe_penalty": price}
+    own: dict[str, Any] = {"reward": reward, "nfe_penalty": price}
     live, played = SkipDiffEnv(**{**arguments, **own}), SkipDiffTableEnv(table=folder, **own)
     seed = data.draw(st.integers(0, 99), label="seed")
     seen, said = live.reset(seed=seed)
@@ -121,7 +121,7 @@ def test_table_is_live(data: st.DataObject, tables: dict[str, tuple[Path, dict[s
         assert observation in played.observation_space
         assert info.keys() == said.keys()
         assert {**info, "metrics": 0} == {**said, "metrics": 0}
-        parts = [seen["step"], seen["level"], np.float32([info["nfe_penalty"]])]
+        parts = [seen["step"], seen["level"], np.array([info["nfe_penalty"]], np.float32)]
         np.testing.assert_allclose(observation, [*features(seen["condition"]), *np.concatenate(parts)], atol=1e-6)
         if i == live.task.decisions:
             break
@@ -300,7 +300,12 @@ def test_goes_on(short_checkpoint: str, tmp_path: Path, photo: Photo, monkeypatc
     with pytest.raises(ConfigError, match="has 2 of 3 pictures; the same `skipdiff tabulate` goes on with it"):
         Table.load(tmp_path / "parts")
     computed: list[Any] = []
-    monkeypatch.setattr("skipdiff_env.tabulate.features", lambda c: computed.append(c) or features(c))
+
+    def counted(condition: Any) -> Any:
+        computed.append(condition)
+        return features(condition)
+
+    monkeypatch.setattr("skipdiff_env.tabulate.features", counted)
     table = tabulate(config, tmp_path / "parts")
     assert len(computed) == 1
     assert table.description == whole.description
@@ -358,9 +363,10 @@ def test_wrong_steps(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
         env.step(1)
     with pytest.raises(ResetNeededError, match="has ended"):
         env.step(0)
-    for state in (None, {}, {"episodes": {}, "generators": []}):
+    states: list[Any] = [None, {}, {"episodes": {}, "generators": []}]
+    for state in states:
         with pytest.raises(ConfigError, match=r"no state that get_state\(\) gave"):
-            env.set_state(state)  # type: ignore[arg-type]
+            env.set_state(state)
 
 
 @pytest.mark.parametrize("damage", ["format", "arrays", "json", "shape"])
