@@ -669,6 +669,62 @@ def reproduce(out: Path, agents: tuple[str, ...], sections: str | None, **option
     click.echo(f"report: {report.write()}")
 
 
+@main.command()
+@IMAGES
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the table.  [default: none, with --minari]")
+@CHECKPOINT
+@click.option("--steps", callback=_numbers(2), default="1,8", help="S,N: coarse steps, and diffusion steps each spans.")
+@click.option("--skip-mode", type=click.Choice(["restart", "jump"]), default="jump", help="What SKIP does.")
+@COARSE
+@click.option(
+    "--fine-sampler", callback=_sampler, default="ddim", metavar="[ddpm|ddim|ddim:ETA]", help="Of the fine stage."
+)
+@click.option("--image-size", type=click.IntRange(min=16), default=64, help="Side of the pictures' centre crops.")
+@click.option("--metrics", default="lpips,psnr", help="Metrics, comma-separated; the first is the reward's.")
+@click.option("--noise-seeds", type=click.IntRange(min=1), default=2, help="Noises of each picture.")
+@click.option(
+    "--schedules", type=click.IntRange(min=1), default=512, help="How many, where there are more than 10 levels."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32)
+@DEVICE
+@click.option("--minari", metavar="NAME", help="Also play episodes and write them as this Minari dataset.")
+@click.option("--episodes", type=click.IntRange(min=1), default=1000, help="Episodes of the dataset.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of these episodes.")
+def tabulate(
+    out: Path | None,
+    metrics: str,
+    noise_seeds: int,
+    schedules: int,
+    limit: int | None,
+    minari: str | None,
+    episodes: int,
+    seed: int,
+    **options: Any,
+) -> None:
+    """Compute what every schedule gives for every picture, so that SkipDiffTable-v0 plays without a net.
+
+    With --skip-mode restart all starts, with jump all schedules of up to 10 levels, and of more the even ones and others at
+    random. The same command goes on after an interruption. Without --out, --minari plays from the table that is shipped.
+    """
+    from skipdiff_env.tabulate import tabulate as run
+    from skipdiff_env.tabulate import write_minari
+
+    if out is None and minari is None:
+        raise click.UsageError("nothing to do; give --out, --minari, or both")
+    if out is not None:
+        from skipdiff_env.task import TaskConfig
+
+        metric, *reported = metrics.split(",")
+        images = list(options.pop("images")) or None
+        config = TaskConfig(images=images, metric=metric, report_metrics=reported, **options)
+        table = run(config, out, noise_seeds, schedules, limit)
+        pictures, noises, count = next(iter(table.metrics.values())).shape
+        click.echo(f"table: {out} ({pictures} pictures, {noises} noises, {count} schedules)")
+    if minari is not None:
+        click.echo(f"dataset: {write_minari(out, minari, episodes, seed)}")
+
+
 @main.command("fetch-judge")
 @click.option(
     "-o",

@@ -1,13 +1,17 @@
-"""How fast SkipDiff-v0 is: batched against Gymnasium's SyncVectorEnv, cold against warm memory, and what it keeps.
+"""How fast the environments are: batched against Gymnasium's SyncVectorEnv, cold against warm memory, and what is kept.
 
-python benchmarks/env_throughput.py             the table of ratios
-python benchmarks/env_throughput.py --memory    the memory after many episodes
+python -m benchmarks.env_throughput                                       the table of ratios of SkipDiff-v0
+python -m benchmarks.env_throughput --variants SkipDiffJump-v0 SkipDiffTable-v0 …   of other variants
+python -m benchmarks.env_throughput --disk --variants SkipDiffJump-v0     also a second process that finds cache_dir warm
+python -m benchmarks.env_throughput --memory                              the memory after many episodes
 """
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,8 +20,7 @@ import psutil
 import torch
 from gymnasium.vector import VectorEnv
 
-import skipdiff_env  # noqa: F401
-from agents.study.tables import markdown
+import skipdiff_env
 from ddpm.unet import UNet
 
 POLICIES = {"skip-all": 0.0, "denoise-all": 1.0, "random": 0.5}  # probability of DENOISE
@@ -38,30 +41,63 @@ def epoch(env: VectorEnv, actions: np.ndarray, first_seed: int, clock: Callable[
     return clock() - began
 
 
-def throughput(sizes: Sequence[int], rounds: int, clock: Callable[[], float], settings: dict[str, Any]) -> None:
+def made(variant: str, num_envs: int, mode: str, settings: dict[str, Any]) -> Any:
+    """A batched environment; a table has no settings of nets."""
+    return gym.make_vec(variant, num_envs=num_envs, vectorization_mode=mode, **({} if "Table" in variant else settings))
+
+
+def throughput(
+    variants: Sequence[str],
+    sizes: Sequence[int],
+    policies: Sequence[str],
+    rounds: int,
+    clock: Callable[[], float],
+    settings: dict[str, Any],
+) -> None:
     """Prints env steps per second, the best of some rounds, and their ratios."""
-    headings = (
-        "envs", "policy", "sync cold", "batched cold", "ratio", "sync warm", "batched warm", "ratio", "batched warm / cold",
-    )  # fmt: skip
-    lines = []
-    for num_envs in sizes:
-        for policy in POLICIES:
-            envs = [
-                gym.make_vec("SkipDiff-v0", num_envs=num_envs, vectorization_mode=mode, **settings)
-                for mode in ("sync", "vector_entry_point")
-            ]
-            actions = actions_of(policy, settings["steps"][1] - 1, num_envs)
-            # every round has new noises, so it finds nothing remembered; the two take turns, so both see the same load
-            seeds = [1000 * i for i in range(rounds)]
-            cold = [[epoch(env, actions, seed, clock) for env in envs] for seed in seeds]
-            warm = [[epoch(env, actions, seed, clock) for env in envs] for seed in seeds * 3]
-            (sync_cold, ours_cold), (sync_warm, ours_warm) = (
-                [actions.size / min(column) for column in zip(*times, strict=True)] for times in (cold, warm)
+    print(
+        "| variant | envs | policy | sync cold | batched cold | ratio | sync warm | batched warm | ratio | batched warm / cold |"
+    )
+    print("|---" * 10 + "|")
+    for variant, num_envs, policy in itertools.product(variants, sizes, policies):
+        envs = [made(variant, num_envs, mode, settings) for mode in ("sync", "vector_entry_point")]
+        decisions = envs[1].decisions if "Table" in variant else envs[1].task.decisions
+        actions = actions_of(policy, decisions, num_envs)
+        # every round has new noises, so it finds nothing remembered; the two take turns, so both see the same load
+        seeds = [1000 * i for i in range(rounds)]
+        cold = [[epoch(env, actions, seed, clock) for env in envs] for seed in seeds]
+        warm = [[epoch(env, actions, seed, clock) for env in envs] for seed in seeds * 3]
+        (sync_cold, ours_cold), (sync_warm, ours_warm) = (
+            [actions.size / min(column) for column in zip(*times, strict=True)] for times in (cold, warm)
+        )
+        print(
+            f"| {variant} | {num_envs} | {policy} | {sync_cold:.1f} | {ours_cold:.1f} | {ours_cold / sync_cold:.2f} "
+            f"| {sync_warm:.0f} | {ours_warm:.0f} | {ours_warm / sync_warm:.2f} | {ours_warm / ours_cold:.0f} |",
+            flush=True,
+        )
+
+
+def disk(
+    variants: Sequence[str], sizes: Sequence[int], rounds: int, clock: Callable[[], float], settings: dict[str, Any]
+) -> None:
+    """Prints env steps per second without cache_dir, while it is filled, and of an environment that finds it full."""
+    print("| variant | envs | no cache_dir | cold | warm, from disk | warm / cold | MiB |")
+    print("|---" * 7 + "|")
+    for variant, num_envs in itertools.product(variants, sizes):
+        with tempfile.TemporaryDirectory() as folder:
+            plain, cold, warm = (
+                made(variant, num_envs, "vector_entry_point", {**settings, "cache_mb": 0, "cache_dir": cache})
+                for cache in (None, folder, folder)
             )
-            cold_figures = (f"{sync_cold:.1f}", f"{ours_cold:.1f}", f"{ours_cold / sync_cold:.2f}")
-            warm_figures = (f"{sync_warm:.0f}", f"{ours_warm:.0f}", f"{ours_warm / sync_warm:.2f}")
-            lines.append((num_envs, policy, *cold_figures, *warm_figures, f"{ours_warm / ours_cold:.0f}"))
-    print(markdown(headings, lines))
+            actions = actions_of("random", cold.task.decisions, num_envs)
+            times = [[epoch(env, actions, 1000 * i, clock) for env in (plain, cold, warm)] for i in range(rounds)]
+            speeds = [actions.size / min(column) for column in zip(*times, strict=True)]
+            used = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors")) / 2**20
+            print(
+                f"| {variant} | {num_envs} | {speeds[0]:.1f} | {speeds[1]:.1f} | {speeds[2]:.1f} "
+                f"| {speeds[2] / speeds[1]:.0f} | {used:.0f} |",
+                flush=True,
+            )
 
 
 def memory(cache_mb: int) -> None:
@@ -94,15 +130,18 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
+    parser.add_argument("--disk", action="store_true", help="measure cache_dir instead of memory")
+    parser.add_argument("--variants", nargs="+", default=["SkipDiff-v0"], choices=skipdiff_env.VARIANTS)
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--num-envs", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=3, help="epochs of one episode per environment; the best counts")
     parser.add_argument(
         "--cpu-time", action="store_true", help="processor time instead of wall time: on a busy machine"
     )
-    parser.add_argument("--checkpoint", default="natural-x4")
-    parser.add_argument("--image-size", type=int, default=128)
-    parser.add_argument("--steps", type=int, nargs=2, default=[10, 10], metavar=("S", "N"))
-    parser.add_argument("--metric", default="niqe")
+    parser.add_argument("--checkpoint", help="[default: the variant's]")
+    parser.add_argument("--image-size", type=int, help="[default: the variant's]")
+    parser.add_argument("--steps", type=int, nargs=2, metavar=("S", "N"), help="[default: the variant's]")
+    parser.add_argument("--metric", help="[default: the variant's]")
     parser.add_argument("--cache-mb", type=int, default=512)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
@@ -112,8 +151,12 @@ def main() -> None:
         memory(arguments.cache_mb)
         return
     names = ("checkpoint", "image_size", "steps", "metric", "cache_mb", "device")
+    settings = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     clock = time.process_time if arguments.cpu_time else time.perf_counter
-    throughput(arguments.num_envs, arguments.rounds, clock, {name: getattr(arguments, name) for name in names})
+    if arguments.disk:
+        disk(arguments.variants, arguments.num_envs, arguments.rounds, clock, settings)
+    else:
+        throughput(arguments.variants, arguments.num_envs, arguments.policies, arguments.rounds, clock, settings)
 
 
 if __name__ == "__main__":

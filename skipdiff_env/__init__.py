@@ -1,6 +1,6 @@
-"""The Gymnasium environment SkipDiff-v0, its batched twin, and the upscaler that uses what an agent learns in it.
+"""The Gymnasium environments SkipDiff-v0 and its variants, their batched twins, and the upscaler that uses what an agent learns.
 
-Importing this package registers the environment and is cheap: torch is imported when a name below is first used.
+Importing this package registers the environments and is cheap: torch is imported when a name below is first used.
 """
 
 from importlib import import_module
@@ -11,28 +11,57 @@ from gymnasium.envs.registration import register, registry
 if TYPE_CHECKING:
     from skipdiff_env.env import SkipDiffEnv
     from skipdiff_env.metrics import make_metric
-    from skipdiff_env.refinement import Action
+    from skipdiff_env.rules import Action
+    from skipdiff_env.table import SkipDiffTableEnv, SkipDiffTableVectorEnv, Table
     from skipdiff_env.task import StartOutcomes
     from skipdiff_env.upscaler import Upscaler
     from skipdiff_env.vector_env import SkipDiffVectorEnv
 
-__all__ = ["Action", "SkipDiffEnv", "SkipDiffVectorEnv", "StartOutcomes", "Upscaler", "make_metric"]
+__all__ = [
+    "Action", "SkipDiffEnv", "SkipDiffTableEnv", "SkipDiffTableVectorEnv", "SkipDiffVectorEnv", "StartOutcomes", "Table", "Upscaler",
+    "make_metric",
+]  # fmt: skip
 
 _MODULES = {
-    "Action": "refinement",
+    "Action": "rules",
     "SkipDiffEnv": "env",
+    "SkipDiffTableEnv": "table",
+    "SkipDiffTableVectorEnv": "table",
     "SkipDiffVectorEnv": "vector_env",
     "StartOutcomes": "task",
+    "Table": "table",
     "Upscaler": "upscaler",
     "make_metric": "metrics",
 }
 
-if "SkipDiff-v0" not in registry:
-    register(
-        "SkipDiff-v0",
-        entry_point="skipdiff_env.env:SkipDiffEnv",
-        vector_entry_point="skipdiff_env.vector_env:SkipDiffVectorEnv",
-    )
+_JUMP: dict[str, Any] = {
+    "checkpoint": "natural-x4", "steps": [1, 20], "skip_mode": "jump", "fine_sampler": "ddim", "observation": "dict",
+    "metric": "lpips", "reward": "negative", "nfe_penalty": 0.002,
+}  # fmt: skip
+
+# The registered environments: id → (scalar, batched, arguments).
+VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "SkipDiff-v0": ("env:SkipDiffEnv", "vector_env:SkipDiffVectorEnv", {}),
+    "SkipDiffFaces-v0": (
+        "variants:SkipDiffFacesEnv", "vector_env:SkipDiffVectorEnv", {"checkpoint": "faces-x8", "steps": [10, 10]},
+    ),
+    "SkipDiffJump-v0": ("variants:SkipDiffJumpEnv", "vector_env:SkipDiffVectorEnv", {**_JUMP, "image_size": 64}),
+    "SkipDiffJump128-v0": ("variants:SkipDiffJump128Env", "vector_env:SkipDiffVectorEnv", {**_JUMP, "image_size": 128}),
+    "SkipDiffTable-v0": ("table:SkipDiffTableEnv", "table:SkipDiffTableVectorEnv", {}),
+}  # fmt: skip
+
+# More than any episode has, so that none is truncated: all end by themselves. Some wrappers want to know a number.
+MAX_EPISODE_STEPS = 1000
+
+for _id, (_scalar, _batched, _arguments) in VARIANTS.items():
+    if _id not in registry:
+        register(
+            _id,
+            entry_point=f"skipdiff_env.{_scalar}",
+            vector_entry_point=f"skipdiff_env.{_batched}",
+            max_episode_steps=MAX_EPISODE_STEPS,
+            kwargs=_arguments,
+        )
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from ddpm.errors import ConfigError
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
+from skipdiff_env.rules import InvalidActionError, ResetNeededError
 from skipdiff_env.task import (
     Episode,
-    InvalidActionError,
     Observation,
-    ResetNeededError,
     StartOutcomes,
     Task,
     TaskConfig,
@@ -157,8 +156,8 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     ## Arguments
     `gym.make` takes the attributes of `skipdiff_env.task.TaskConfig` as keywords: `checkpoint`, `images`, `split`, `image_size`,
     `scale`, `steps`, `coarse_sampler`, `fine_sampler`, `skip_mode`, `first_step`, `observation`, `metric`, `report_metrics`,
-    `reward`, `nfe_penalty`, `noise_seeds`, `obs_dtype`, `cache_mb`, `device` and `batch_size`. Its documentation says what each
-    means.
+    `reward`, `nfe_penalty`, `noise_seeds`, `obs_dtype`, `cache_mb`, `cache_dir`, `cache_dir_mb`, `device` and `batch_size`. Its
+    documentation says what each means.
 
     ## Version history
     * v0: initial version

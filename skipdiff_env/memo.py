@@ -1,25 +1,124 @@
-"""A bounded store for what a deterministic process has already computed."""
+"""Stores for what a deterministic process has already computed: in memory, and on disk for other processes and later runs."""
 
+import contextlib
+import hashlib
+import json
+import os
+import warnings
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from ddpm.errors import ConfigError
+from ddpm.images import atomic_path
+from ddpm.runs import write_json
 
 # What an entry costs beside its tensor: key, dictionary slot, small values.
 OVERHEAD = 512
+# What a file takes beside its tensor, since disks give room by blocks.
+BLOCK = 4096
+# Where the disk is full, the store shrinks to this share of its capacity; it looks again after this share has been written.
+KEPT, LOOKED_AFTER = 0.8, 1 / 16
+# Goes up when files of older versions no longer mean the same.
+VERSION = 1
+
+
+class Store:
+    """Tensors and small dictionaries of numbers on disk, one safetensors file each, bounded in bytes.
+
+    Any number of processes may read and write it at once: a file is written under a temporary name and renamed. What was not
+    used for longest goes first.
+
+    Args:
+        folder: where it is, in a subfolder of its own; made where it is missing.
+        process: what the values depend on beside their keys, as plain data; others see none of them.
+        megabytes: room for all processes' values together, in MiB; while several write, up to a sixteenth more for each.
+        device: where tensors are wanted.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, process: Mapping[str, Any], megabytes: float, device: str = "cpu") -> None:
+        self.root = Path(folder) / f"skipdiff-{VERSION}"
+        self.capacity = int(megabytes * 2**20)
+        self.device = device
+        text = json.dumps(process, sort_keys=True)
+        self.folder = self.root / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        try:
+            write_json(self.folder / "process.json", process)
+        except OSError as error:
+            raise ConfigError(f"cannot write into cache_dir {folder} ({error.strerror}); name another folder") from None
+        self._written = self.capacity  # so that the first value looks at what is there
+
+    def _path(self, key: Hashable) -> Path:
+        name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
+        return self.folder / name[:2] / f"{name[2:]}.safetensors"
+
+    def get(self, key: Hashable) -> Any:
+        """The value stored under a key, or None; a damaged file counts as none."""
+        path = self._path(key)
+        try:
+            found = load_file(path)
+            os.utime(path)
+        except (OSError, SafetensorError):
+            return None
+        if found.keys() == {""}:
+            return found[""].to(self.device)
+        return {name: float(value) for name, value in found.items()}
+
+    def put(self, key: Hashable, value: Tensor | Mapping[str, float]) -> None:
+        """Stores a value, and drops the oldest that overflow; where the disk refuses, it warns."""
+        if isinstance(value, Tensor):
+            tensors = {"": value.detach().contiguous().cpu()}
+        else:
+            tensors = {name: torch.tensor(number, dtype=torch.float64) for name, number in value.items()}
+        try:
+            with atomic_path(self._path(key)) as temporary:
+                save_file(tensors, temporary)
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+            warnings.warn(f"a value could not be stored in cache_dir {self.root.parent} ({reason})", stacklevel=2)
+            return
+        self._written += BLOCK + sum(tensor.nbytes for tensor in tensors.values())
+        if self._written > self.capacity * LOOKED_AFTER:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Removes the files that were not used for longest, where all together overflow."""
+        files = []
+        for path in self.root.glob("*/*/*"):
+            with contextlib.suppress(OSError):  # another process has removed it
+                stat = path.stat()
+                files.append((stat.st_mtime_ns, -(-stat.st_size // BLOCK) * BLOCK, path))
+        self._written, used = 0, sum(size for _, size, _ in files)
+        if used <= self.capacity:
+            return
+        for _, size, path in sorted(files):
+            path.unlink(missing_ok=True)
+            used -= size
+            if used <= self.capacity * KEPT:
+                break
 
 
 class Memo:
-    """Least-recently-used store of tensors and small values, bounded in bytes.
+    """Least-recently-used store of tensors and small values, bounded in bytes, perhaps over a second one on disk.
 
     Args:
-        megabytes: room in MiB; 0 stores nothing.
+        megabytes: room in MiB; 0 keeps nothing in memory.
+        store: where values go as well, and where they are looked for when memory does not have them.
     """
 
-    def __init__(self, megabytes: float) -> None:
+    def __init__(self, megabytes: float, store: Store | None = None) -> None:
         self.capacity = int(megabytes * 2**20)
         self.used = 0
+        self.store = store
         self._entries: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __len__(self) -> int:
@@ -34,10 +133,26 @@ class Memo:
         value = self._entries.get(key)
         if value is not None:
             self._entries.move_to_end(key)
+        elif self.store is not None:
+            value = self.store.get(key)
+            if value is not None:
+                self._keep(key, value)
         return value
 
-    def put(self, key: Hashable, value: Any) -> None:
-        """Stores a value (a tensor is copied, so that no larger batch stays alive) and drops the oldest that overflow."""
+    def put(self, key: Hashable, value: Any, lasting: bool = True) -> None:
+        """Stores a value (a tensor is copied, so that no larger batch stays alive) and drops the oldest that overflow.
+
+        Args:
+            key: what it is found by.
+            value: a tensor, or where there is a store on disk a dictionary of numbers.
+            lasting: whether it may go to disk.
+        """
+        self._keep(key, value)
+        if self.store is not None and lasting:
+            self.store.put(key, value)
+
+    def _keep(self, key: Hashable, value: Any) -> None:
+        """Stores a copy of a value in memory."""
         size = self._size(value)
         if size > self.capacity:
             return

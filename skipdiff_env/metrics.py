@@ -221,6 +221,11 @@ def _make_metric(name: str, device: str, judge: Path | None) -> Metric:
     try:
         with contextlib.redirect_stdout(said):
             model = pyiqa.create_metric(name, device=torch.device(device), **options.get(name, {}))
+    except ImportError as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"metric {name} needs a package that is not installed ({text}); install it with pip"
+        ) from None
     except (urllib.error.URLError, OSError) as error:
         wanted = re.findall(r'Downloading: "(.+?)" to (\S+)', said.getvalue())
         source = f"download {wanted[-1][0]} and put it at {wanted[-1][1]}" if wanted else "see pyiqa's documentation"

@@ -42,29 +42,42 @@ class Pictures:
         size: side of a picture, in pixels.
         split: "train" or "test", where only those of scikit-image's photographs are wanted.
 
+    Attributes:
+        names: of the pictures: photograph and corner, path, or place among the arrays.
+        splits: "train" or "test" for each of scikit-image's; empty for other pictures.
+
     Raises:
         ImageError: there is no picture, a file cannot be read, or one is smaller than `size`.
     """
 
     def __init__(self, images: Any, size: int, split: str | None = None) -> None:
         self.size = size
+        self.names: list[str] = []
+        self.splits: list[str] = []
         self._sources: list[Path | Rgb] = []
         if images is None:
-            self._sources.extend(_tiles(size, split))
+            for name, left, top, tile in _tiles(size, split):
+                self._sources.append(tile)
+                self.names.append(f"{name} {left},{top}")
+                self.splits.append(PHOTOGRAPHS[name])
             return
         given = [images] if isinstance(images, str | Path | np.ndarray) else images
-        if not isinstance(given, Sequence) or not all(isinstance(each, str | Path | np.ndarray) for each in given):
+        several = isinstance(given, Sequence)
+        wrong = [each for each in given if not isinstance(each, str | Path | np.ndarray)] if several else [images]
+        if wrong:
             raise ImageError(
                 "images must be None, a folder, a file, a pattern, a uint8 array (height, width, 3), or several of them, "
-                f"got {images!r}"
+                f"got {type(wrong[0]).__name__}"
             )
         for place, each in enumerate(given):
             if isinstance(each, np.ndarray):
                 self._sources.append(np.ascontiguousarray(crop(each, size, f"picture {place}")))
+                self.names.append(f"array {place}")
         files = find_images([each for each in given if not isinstance(each, np.ndarray)])
         for path in files:
             _check_size(*picture_size(path), size, str(path))
         self._sources.extend(files)
+        self.names.extend(map(str, files))
         if not self._sources:
             raise ImageError("images is empty; name a folder or files, or leave it out for scikit-image's photographs")
 
@@ -81,8 +94,8 @@ class Pictures:
         return crop(read_picture(source).rgb, self.size, str(source)) if isinstance(source, Path) else source
 
 
-def _tiles(size: int, split: str | None) -> list[Rgb]:
-    """All crops of `size` that fit side by side into the photographs of a split, or into all of them."""
+def _tiles(size: int, split: str | None) -> list[tuple[str, int, int, Rgb]]:
+    """Photograph, left, top and pixels of all crops that fit side by side into the photographs of a split, or of both."""
     from skimage import data
 
     tiles = []
@@ -92,7 +105,7 @@ def _tiles(size: int, split: str | None) -> list[Rgb]:
         rgb = getattr(data, name)()
         height, width = rgb.shape[:2]
         rows, columns = (range(side % size // 2, side - size + 1, size) for side in (height, width))
-        tiles += [rgb[y : y + size, x : x + size, :3] for y in rows for x in columns]
+        tiles += [(name, x, y, rgb[y : y + size, x : x + size, :3]) for y in rows for x in columns]
     if not tiles:
         raise ImageError(f"scikit-image's photographs have no crop of {size} x {size}; lower image_size or give images")
     return tiles

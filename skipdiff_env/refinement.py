@@ -5,7 +5,6 @@ The scalar environment, the batched one, the upscaler and the table of all start
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from typing import TypeVar
 
 import numpy as np
@@ -28,15 +27,9 @@ from ddpm.sampling import (
 from ddpm.schedule import FloatArray, check_levels, cosine_alphas_cumprod
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
+from skipdiff_env.rules import Action
 
 T = TypeVar("T")
-
-
-class Action(IntEnum):
-    """What to do at a diffusion step."""
-
-    DENOISE = 0
-    SKIP = 1
 
 
 @dataclass
@@ -271,6 +264,44 @@ class RefinementProcess:
             self.step(flat, [Action.SKIP if t > start else Action.DENOISE for start in first])
         results = list(zip(flat, self.finish(flat), strict=True))
         return [results[i : i + len(starts)] for i in range(0, len(results), len(starts))]
+
+    def run_schedules(
+        self, states: Sequence[Refinement], schedules: Sequence[Sequence[int]]
+    ) -> list[list[tuple[Refinement, Tensor]]]:
+        """The results of several schedules, each as `run_schedule`; what schedules have in common is run once.
+
+        Args:
+            states: pictures at their first decision; they are left as they are.
+            schedules: each the falling levels at which the net is asked.
+
+        Returns:
+            For each picture, at the place of each schedule, the finished state and its picture (3, H, W).
+
+        Raises:
+            ConfigError: the plan is not one of jumps, or a schedule is none.
+        """
+        if self.plan.skip_mode != "jump":
+            raise ConfigError(f"schedules of levels need skip_mode jump, got {self.plan.skip_mode}")
+        wanted = [check_levels(levels, self.plan.first) for levels in schedules]
+        # picture and levels so far → its state
+        live: dict[tuple[int, tuple[int, ...]], Refinement] = {
+            (i, (self.plan.first,)): replace(state) for i, state in enumerate(states)
+        }
+        for t in range(self.plan.first, 1, -1):
+            begun = {tuple(level for level in levels if level >= t - 1) for levels in wanted}
+            asked = {
+                (i, levels): replace(live[i, levels[:-1]])
+                for i in range(len(states))
+                for levels in sorted(begun)
+                if levels[-1] == t - 1
+            }
+            waiting = {key: state for key, state in live.items() if key[1] in begun}
+            self.step(
+                [*asked.values(), *waiting.values()], [Action.DENOISE] * len(asked) + [Action.SKIP] * len(waiting)
+            )
+            live = waiting | asked
+        results = dict(zip(live, self.finish(list(live.values())), strict=True))
+        return [[(live[i, levels], results[i, levels]) for levels in wanted] for i in range(len(states))]
 
     @torch.inference_mode()
     def _denoise(self, states: Sequence[Refinement]) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ddpm.errors import ConfigError
-from skipdiff_env.refinement import Action
+from skipdiff_env.rules import Action
 
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
 PANEL = 128  # smallest side of a panel, so that its heading fits

@@ -3,13 +3,13 @@
 import contextlib
 import functools
 import hashlib
+import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -18,25 +18,30 @@ from torch import Tensor
 
 from ddpm.checkpoints import load_unet, resolve_checkpoint
 from ddpm.degradation import downsample
-from ddpm.errors import ConfigError, SkipDiffError
+from ddpm.errors import ConfigError
 from ddpm.images import to_tensor, to_uint8
 from ddpm.unet import UNet
 from skipdiff_env.judges import refuse_judge
-from skipdiff_env.memo import Memo
+from skipdiff_env.memo import Memo, Store
 from skipdiff_env.metrics import MetricLike, as_metric
 from skipdiff_env.pictures import Pictures, Rgb, crop
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Action, Refinement, RefinementProcess
+from skipdiff_env.refinement import Refinement, RefinementProcess
 from skipdiff_env.rendering import draw_frame
+from skipdiff_env.rules import (
+    NOISE_SEEDS,
+    REWARDS,
+    Action,
+    check_price,
+    check_whole,
+    draw_episode,
+    is_number,
+    is_whole,
+    price_range,
+    quality,
+)
 
-# Where the number of noises of a picture is not limited, this many is enough.
-NOISE_SEEDS = 2**31
-# Keeps 1/M finite for a perfect picture (LPIPS is 0 there).
-SMALLEST_METRIC = 1e-3
-# What a metric that failed counts as where the reward is -M.
-WORST_METRIC = 100.0
 OBSERVATIONS = ("latent", "dict")
-REWARDS = ("inverse", "negative")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 # One observation, or a batch of them: an array of latents, or a dictionary of arrays.
@@ -46,14 +51,6 @@ Observation = Any
 def one_observation(batch: Observation, i: int) -> Observation:
     """Observation i out of a batch."""
     return {name: part[i] for name, part in batch.items()} if isinstance(batch, dict) else batch[i]
-
-
-class InvalidActionError(SkipDiffError, gymnasium.error.InvalidAction):
-    """An action is neither DENOISE nor SKIP."""
-
-
-class ResetNeededError(SkipDiffError, gymnasium.error.ResetNeeded):
-    """There is no episode, or it has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +88,9 @@ class TaskConfig:
         cache_mb: room for remembered pictures, latents and metrics, in MiB; the least recently used go first. A latent
             takes 12 · image_size² bytes, and all starts of one picture and noise N · (N + 1)/2 + 1 latents (`first_step`
             for N, where that is given).
+        cache_dir: folder on disk for the same, which other environments, processes and later runs read as well; None: none.
+            What it holds belongs to the net's weights, the plan, the picture and the noise; functions as metrics are not stored.
+        cache_dir_mb: room on disk for all that share the folder, in MiB.
         device: where the net and the metrics run: "cpu", "cuda", …
         batch_size: pictures of one UNet forward and of one metric call.
 
@@ -116,17 +116,24 @@ class TaskConfig:
     noise_seeds: int | None = None
     obs_dtype: str = "float32"
     cache_mb: float = 512
+    cache_dir: str | Path | None = None
+    cache_dir_mb: float = 4096
     device: str = "cpu"
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        if not isinstance(self.checkpoint, str | Path):
+            raise ConfigError(f"checkpoint must be a name, a folder or a Hub id, got {self.checkpoint!r}")
         for name in ("image_size", "batch_size"):
-            _check_whole(name, getattr(self, name))
+            check_whole(name, getattr(self, name))
         for name in ("noise_seeds", "first_step", "scale"):
             if getattr(self, name) is not None:
-                _check_whole(name, getattr(self, name))
-        if not _is_number(self.cache_mb):
-            raise ConfigError(f"cache_mb must be a number of at least 0, got {self.cache_mb!r}")
+                check_whole(name, getattr(self, name))
+        for name in ("cache_mb", "cache_dir_mb"):
+            if not is_number(getattr(self, name)):
+                raise ConfigError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
+        if not isinstance(self.cache_dir, str | Path | None):
+            raise ConfigError(f"cache_dir must be the path of a folder, or None, got {self.cache_dir!r}")
         with contextlib.suppress(TypeError):  # np.float16 is as good as "float16"
             object.__setattr__(self, "obs_dtype", np.dtype(self.obs_dtype).name)
         for name, known in (("obs_dtype", DTYPES), ("observation", OBSERVATIONS), ("reward", REWARDS)):
@@ -154,19 +161,7 @@ class TaskConfig:
     @property
     def price_range(self) -> tuple[float, float] | None:
         """Lowest and highest price of a forward where each episode draws its own; None where it is fixed."""
-        price = self.nfe_penalty
-        if _is_number(price):
-            return None
-        if (
-            isinstance(price, tuple | list)
-            and len(price) == 2
-            and all(map(_is_number, price))
-            and 0 < price[0] <= price[1]
-        ):
-            return float(price[0]), float(price[1])
-        raise ConfigError(
-            f"nfe_penalty must be a number of at least 0, or a pair of rising numbers above 0, got {price!r}"
-        )
+        return price_range(self.nfe_penalty)
 
     def plan(self, unet: UNet) -> Plan:
         """The plan of the episodes on a net.
@@ -250,19 +245,6 @@ class StartOutcomes:
     metrics: dict[str, NDArray[np.float64]]
 
 
-def quality(value: float, lower_better: bool, reward: str = "inverse") -> float:
-    """What a metric M is worth: 1/M ("inverse") or -M ("negative") where a lower one is better, else M.
-
-    A metric that failed (NaN) counts as 0: what 1/M comes to as a picture gets worse, and the worst of PSNR, SSIM and
-    other metrics that grow with quality; as -`WORST_METRIC` where the reward is -M.
-    """
-    if not lower_better:
-        return 0.0 if math.isnan(value) else value
-    if reward == "negative":
-        return -(WORST_METRIC if math.isnan(value) else value)
-    return 0.0 if math.isnan(value) else 1 / max(value, SMALLEST_METRIC)
-
-
 @functools.lru_cache(maxsize=4)
 def _load_once(source: str, device: str, changed: int) -> UNet:
     """The net of a checkpoint, shared by all environments of the process; `changed` notices a checkpoint that is new."""
@@ -274,6 +256,16 @@ def shared_unet(checkpoint: str | Path, device: str) -> UNet:
     source = resolve_checkpoint(checkpoint)
     weights = Path(source) / "model.safetensors"
     return _load_once(source, device, weights.stat().st_mtime_ns if weights.exists() else 0)
+
+
+def fingerprint(unet: UNet) -> str:
+    """What tells a net from every other: a hash of its settings and its weights, those of its predictor among them."""
+    digest = hashlib.blake2b(json.dumps(unet.settings, sort_keys=True, default=str).encode(), digest_size=16)
+    for net in (unet, *unet._predictor):
+        for name, tensor in net.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Task:
@@ -304,12 +296,27 @@ class Task:
             raise ConfigError(
                 f"N in steps (S, N) must be at least 2, or there is nothing to decide; got {self.plan.S}, {self.plan.N}"
             )
-        self.memo = Memo(config.cache_mb)
-        self.process = RefinementProcess(self.unet, self.plan, self.memo, config.batch_size, config.device)
         self._make_metrics()
         self.pictures = Pictures(config.images, config.image_size, config.split)
+        self._digests: dict[int, bytes] = {}
+        self.memo = Memo(config.cache_mb, self._store())
+        self.process = RefinementProcess(self.unet, self.plan, self.memo, config.batch_size, config.device)
         self.observation_space = self._observation_space()
         self.action_space = spaces.Discrete(len(Action))
+
+    def __reduce__(self) -> tuple[type["Task"], tuple[TaskConfig]]:
+        """Pickled as its arguments, and made anew from them: neither weights nor memory travel."""
+        return Task, (self.config,)
+
+    def __deepcopy__(self, memo: Any) -> "Task":
+        """Copies of an environment share what never changes, and what is remembered."""
+        return self
+
+    def _store(self) -> Store | None:
+        if self.config.cache_dir is None:
+            return None
+        process = {"net": fingerprint(self.unet), "plan": self.plan.settings()}
+        return Store(self.config.cache_dir, process, self.config.cache_dir_mb, self.config.device)
 
     def _make_metrics(self) -> None:
         """The reward's metric and all that are reported, checked against the size of the pictures."""
@@ -369,22 +376,16 @@ class Task:
         options = {} if options is None else options
         if not isinstance(options, Mapping):
             raise ConfigError(f"the options of reset must be a dictionary, got {options!r}")
-        unknown = sorted(map(str, options.keys() - {"image", "noise_seed", "nfe_penalty"}))
+        names = ("image", "noise_seed", "nfe_penalty")
+        unknown = sorted(map(str, options.keys() - set(names)))
         if unknown:
             raise ConfigError(f"unknown reset option {', '.join(unknown)}; known are image, noise_seed and nfe_penalty")
-        drawn: dict[str, Any] = {
-            "image": int(rng.integers(len(self.pictures))),
-            "noise_seed": int(rng.integers(self.config.noise_seeds or NOISE_SEEDS)),
-            "nfe_penalty": self.price,
-        }
-        if (prices := self.config.price_range) is not None:
-            drawn["nfe_penalty"] = min(float(np.exp(rng.uniform(*np.log(prices)))), prices[1])
-        drawn |= {name: value for name, value in options.items() if value is not None}
-        price = drawn["nfe_penalty"]
-        highest = math.inf if prices is None else prices[1]
-        if not _is_number(price) or price > highest:
-            raise ConfigError(f"nfe_penalty must be a number in 0 … {highest}, got {price!r}")
-        return drawn["image"], drawn["noise_seed"], float(price)
+        config = self.config
+        drawn = draw_episode(rng, len(self.pictures), config.noise_seeds or NOISE_SEEDS, config.nfe_penalty)
+        given: list[Any] = [options.get(name) for name in names]
+        chosen: list[Any] = [own if wanted is None else wanted for own, wanted in zip(drawn, given, strict=True)]
+        prices = config.price_range
+        return chosen[0], chosen[1], check_price(chosen[2], math.inf if prices is None else prices[1])
 
     def begin(
         self, images: Sequence[int | Rgb], noise_seeds: Sequence[int], prices: Sequence[float] | None = None
@@ -401,7 +402,7 @@ class Task:
             ImageError: a picture cannot be used.
         """
         for seed in noise_seeds:
-            if not _is_whole(seed) or not 0 <= seed < 2**63:
+            if not is_whole(seed) or not 0 <= seed < 2**63:
                 raise ConfigError(f"noise_seed must be a whole number of at least 0 and below 2**63, got {seed!r}")
         pictures = [self._picture(image) for image in images]
         states = self.process.begin(
@@ -489,6 +490,8 @@ class Task:
 
         try:
             index, key, (hr, lr_up) = self._picture(saved["image"])
+            if saved["latent"].shape != hr.shape:
+                raise ConfigError(f"the state is one of pictures {saved['latent'].shape}, not {tuple(hr.shape)}")
             state = Refinement(
                 lr_up, saved["noise_seed"], key, tensor(saved["coarse_latent"]), tensor(saved["latent"]),
                 saved["t"], saved["level"], saved["nfe"], tuple(saved["path"]),
@@ -498,7 +501,7 @@ class Task:
                 [Action(action) for action in saved["actions"]],
                 None if saved["sr"] is None else tensor(saved["sr"]), dict(saved["metrics"]), saved["reward"],
             )  # fmt: skip
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"this is no state that get_state() gave ({error!r})") from None
 
     def render(self, episode: Episode) -> NDArray[np.uint8]:
@@ -527,16 +530,51 @@ class Task:
         Raises:
             SkipDiffError: as `begin`.
         """
-        shape = len(images), len(noise_seeds), self.plan.first
+        if self.plan.skip_mode != "restart":
+            raise ConfigError(
+                f"start_outcomes needs skip_mode restart, got {self.plan.skip_mode}; schedule_outcomes takes any schedules"
+            )
+        return self._outcomes(images, noise_seeds, range(1, self.plan.first + 1), self.process.run_all_starts)
+
+    def schedule_outcomes(
+        self, images: Sequence[int | Rgb], noise_seeds: Sequence[int], schedules: Sequence[Sequence[int]]
+    ) -> StartOutcomes:
+        """Rewards and metrics of schedules for every picture and every noise seed; what they have in common runs once.
+
+        Args:
+            images: indices of the environment's pictures, or uint8 arrays (H, W, 3).
+            noise_seeds: noise seeds, each of which every picture gets.
+            schedules: each the falling levels at which the net is asked, from the plan's first step on.
+
+        Returns:
+            Arrays whose last axis is that of `schedules`.
+
+        Raises:
+            SkipDiffError: the plan is not one of jumps, or as `begin`.
+        """
+        self.process.run_schedules([], schedules)  # refuses what is wrong
+        return self._outcomes(
+            images, noise_seeds, schedules, lambda states: self.process.run_schedules(states, schedules)
+        )
+
+    def _outcomes(
+        self,
+        images: Sequence[int | Rgb],
+        noise_seeds: Sequence[int],
+        ways: Sequence[Any],
+        run: Callable[[Sequence[Refinement]], list[list[tuple[Refinement, Tensor]]]],
+    ) -> StartOutcomes:
+        """Rewards and metrics of several ways through the fine stage, which `run` goes for each picture."""
+        shape = len(images), len(noise_seeds), len(ways)
         pairs = [(image, seed) for image in images for seed in noise_seeds]
         rewards: list[float] = []
         values: dict[str, list[float]] = {name: [] for name in self.metrics}
         for i in range(0, len(pairs), self.config.batch_size):
             episodes = self.begin(*zip(*pairs[i : i + self.config.batch_size], strict=True))
-            chains = self.process.run_all_starts([episode.refinement for episode in episodes])
+            chains = run([episode.refinement for episode in episodes])
             states = [state for chain in chains for state, _ in chain]
             results = [sr for chain in chains for _, sr in chain]
-            hr = [episode.hr for episode in episodes for _ in range(self.plan.first)]
+            hr = [episode.hr for episode in episodes for _ in ways]
             for state, metrics in zip(states, self._measure(states, results, hr), strict=True):
                 rewards.append(self.reward(metrics, state, self.price))
                 for name, value in metrics.items():
@@ -547,12 +585,16 @@ class Task:
 
     def _picture(self, image: int | Rgb) -> tuple[int, Hashable, Tensor]:
         """Index, memo key, and target and condition as one tensor (2, 3, H, W)."""
-        key: Hashable
+        rgb: Rgb | None = None
         if isinstance(image, np.ndarray) and image.ndim:
-            rgb = crop(image, self.config.image_size)
-            index, key = -1, hashlib.blake2b(rgb.tobytes(), digest_size=16).digest()
-        elif _is_whole(image) and 0 <= image < len(self.pictures):
-            index = key = int(image)
+            index, rgb = -1, crop(image, self.config.image_size)
+            key = _digest(rgb)
+        elif is_whole(image) and 0 <= image < len(self.pictures):
+            index = int(image)
+            if index not in self._digests:
+                rgb = self.pictures[index]
+                self._digests[index] = _digest(rgb)
+            key = self._digests[index]
         else:
             raise ConfigError(
                 f"image must be an index from 0 to {len(self.pictures) - 1} or a uint8 array (height, width, 3), "
@@ -560,7 +602,7 @@ class Task:
             )
         known = self.memo.get(("picture", key))
         if known is None:
-            hr = to_tensor(self.pictures[index] if index >= 0 else rgb)[None].to(self.config.device)
+            hr = to_tensor(self.pictures[index] if rgb is None else rgb)[None].to(self.config.device)
             known = torch.cat([hr, self.unet.condition(downsample(hr, self.unet.scale))])
             self.memo.put(("picture", key), known)
         return index, key, known
@@ -569,28 +611,22 @@ class Task:
         self, states: Sequence[Refinement], results: Sequence[Tensor], hr: Sequence[Tensor]
     ) -> list[Mapping[str, float]]:
         """All metrics of finished pictures, in one call each for those that are not remembered."""
-        keys = [("metrics", state.key, state.noise_seed, state.path) for state in states]
-        found: list[Mapping[str, float]] = [self.memo.get(key) for key in keys]
-        missing = [i for i, known in enumerate(found) if known is None]
+        # values of functions are not stored on disk, nor looked for there, since a name does not tell one from another
+        lasting = all(metric.device is not None for metric in self.metrics.values())
+        kind = "metrics" if lasting else "own metrics"
+        keys = [(kind, state.key, state.noise_seed, state.path) for state in states]
+        found: list[Mapping[str, float]] = [self.memo.get(key) or {} for key in keys]
+        # on disk there may be fewer metrics than are wanted here, or more
+        missing = [i for i, known in enumerate(found) if not self.metrics.keys() <= known.keys()]
         for first in range(0, len(missing), self.config.batch_size):
             chunk = missing[first : first + self.config.batch_size]
             ours, truth = (torch.stack([x[i] for i in chunk]).to(self.metric_device) for x in (results, hr))
             columns = {name: metric(ours, truth) for name, metric in self.metrics.items()}
             for place, i in enumerate(chunk):
-                found[i] = {name: float(column[place]) for name, column in columns.items()}
-                self.memo.put(keys[i], found[i])
-        return found
+                found[i] = {**found[i], **{name: float(column[place]) for name, column in columns.items()}}
+                self.memo.put(keys[i], found[i], lasting)
+        return [{name: known[name] for name in self.metrics} for known in found]
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a finite number of at least 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-
-
-def _check_whole(name: str, value: Any) -> None:
-    if not _is_whole(value) or value < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+def _digest(rgb: Rgb) -> bytes:
+    return hashlib.blake2b(rgb.tobytes(), digest_size=16).digest()

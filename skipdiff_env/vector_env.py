@@ -5,29 +5,25 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from ddpm.errors import ConfigError
+from skipdiff_env.batches import Array, BatchedEnv
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
+from skipdiff_env.rules import ResetNeededError
 from skipdiff_env.task import (
     Episode,
-    InvalidActionError,
     Observation,
-    ResetNeededError,
     StartOutcomes,
     Task,
     TaskConfig,
     one_observation,
 )
 
-Array = NDArray[Any]
 
-
-class SkipDiffVectorEnv(VectorEnv[Any, Array, Array]):
+class SkipDiffVectorEnv(BatchedEnv):
     """`num_envs` environments as `skipdiff_env.env.SkipDiffEnv`, computed together.
 
     One UNet forward serves all environments that denoise at an env step, none is run for those that skip; fresh
@@ -40,7 +36,8 @@ class SkipDiffVectorEnv(VectorEnv[Any, Array, Array]):
     draw it); the mask (bool array) says which environments are reset.
 
     Since all episodes have equally many env steps, environments that are reset together also end together. The results, as
-    arrays (3, H, W), are in the list `sr`, where each stays until the next episode of its environment has ended.
+    arrays (3, H, W), are in the list `sr` and their targets in `hr`, where each stays until the next episode of its environment has
+    ended.
 
     Args:
         num_envs: number of environments.
@@ -64,47 +61,15 @@ class SkipDiffVectorEnv(VectorEnv[Any, Array, Array]):
         max_episode_steps: int | None = None,
         **settings: Any,
     ) -> None:
-        if not isinstance(num_envs, int | np.integer) or num_envs < 1:
-            raise ConfigError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
-        modes = [mode.value for mode in AutoresetMode]
-        if not isinstance(autoreset_mode, AutoresetMode) and autoreset_mode not in modes:
-            raise ConfigError(f"autoreset_mode must be one of {', '.join(modes)}, got {autoreset_mode!r}")
+        super().__init__(num_envs, autoreset_mode)
         check_render_mode(render_mode)
         self.task = Task(TaskConfig.of({"batch_size": max(num_envs, 32), **settings}))
-        if max_episode_steps is not None and max_episode_steps < self.task.decisions:
-            raise ConfigError(
-                f"an episode has {self.task.decisions} env steps and is never truncated, "
-                f"got max_episode_steps {max_episode_steps}; leave it out"
-            )
-        self.num_envs = int(num_envs)
+        self._check_length(self.task.decisions, max_episode_steps)
         self.render_mode = render_mode
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self.metadata = type(self).metadata | {"autoreset_mode": self.autoreset_mode}
-        self.single_observation_space = self.task.observation_space
-        self.single_action_space = self.task.action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._set_spaces(self.task.observation_space, self.task.action_space)
         self.sr: list[NDArray[np.float32] | None] = [None] * self.num_envs
-        self.reward_failures = [0] * self.num_envs
+        self.hr: list[NDArray[np.float32] | None] = [None] * self.num_envs
         self._episodes: list[Episode | None] = [None] * self.num_envs
-        self._generators: list[tuple[np.random.Generator, int] | None] = [None] * self.num_envs
-
-    def _generator(self, i: int, seed: int | None = None) -> tuple[np.random.Generator, int]:
-        """Generator of environment i and its seed; made anew where a seed is given, or there is none yet."""
-        known = self._generators[i]
-        if known is None or seed is not None:
-            known = self._generators[i] = seeding.np_random(seed)
-        return known
-
-    @property  # type: ignore[misc]
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
-        """The generators of the environments."""
-        return tuple(self._generator(i)[0] for i in range(self.num_envs))
-
-    @property
-    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The seeds of the generators."""
-        return tuple(self._generator(i)[1] for i in range(self.num_envs))
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -123,17 +88,7 @@ class SkipDiffVectorEnv(VectorEnv[Any, Array, Array]):
             ImageError: a picture cannot be used.
             ResetNeededError: the mask leaves an environment without any episode.
         """
-        if isinstance(seed, int | np.integer):
-            seed = [int(seed) + i for i in range(self.num_envs)]
-        seeds = [None if s is None else int(s) for s in self._one_each("seed", seed)]
-        if options is not None and not isinstance(options, Mapping):
-            raise ConfigError(f"the options of reset must be a dictionary, got {options!r}")
-        options = dict(options or {})
-        chosen = self._mask(options.pop("reset_mask", None))
-        columns = {name: self._one_each(name, value) for name, value in options.items()}
-        envs = [i for i in range(self.num_envs) if chosen[i]]
-        for i in envs:
-            self._generator(i, seeds[i])
+        envs, columns = self._prepare_reset(seed, options)
         infos = self._begin(envs, {}, columns)
         return self._observe(), infos
 
@@ -150,19 +105,10 @@ class SkipDiffVectorEnv(VectorEnv[Any, Array, Array]):
             InvalidActionError: the actions have another shape or type, or one is neither 0 nor 1.
             ResetNeededError: an environment has no episode, or with "Disabled" one that has ended.
         """
-        actions = np.asarray(actions)
-        if not self.action_space.contains(actions):
-            raise InvalidActionError(
-                f"actions must be whole numbers ({self.num_envs},), each 0 (DENOISE) or 1 (SKIP), got "
-                f"{actions.dtype} {actions.shape}: {np.array2string(actions, threshold=8)}"
-            )
+        actions = self._checked(actions)
         episodes = self._all_episodes("step")
         waiting = [i for i, episode in enumerate(episodes) if episode.ended]
-        if waiting and self.autoreset_mode == AutoresetMode.DISABLED:
-            raise ResetNeededError(
-                f"the episodes of environments {', '.join(map(str, waiting))} have ended; "
-                'reset them by reset(options={"reset_mask": …}) before step()'
-            )
+        self._check_going(waiting)
         rewards = np.zeros(self.num_envs)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
         going = [i for i, episode in enumerate(episodes) if not episode.ended]
@@ -232,7 +178,7 @@ class SkipDiffVectorEnv(VectorEnv[Any, Array, Array]):
     def _final_info(self, i: int, episode: Episode) -> dict[str, Any]:
         info = episode.info()
         if episode.sr is not None:
-            self.sr[i] = episode.sr.cpu().numpy()
+            self.sr[i], self.hr[i] = episode.sr.cpu().numpy(), episode.hr.cpu().numpy()
             self.reward_failures[i] += self.task.failed(episode)
             info["reward_failures"] = self.reward_failures[i]
         return info
@@ -245,21 +191,3 @@ class SkipDiffVectorEnv(VectorEnv[Any, Array, Array]):
         if len(episodes) < self.num_envs:
             raise ResetNeededError(f"an environment has no episode; call reset() before {call}()")
         return episodes
-
-    def _one_each(self, name: str, value: Any) -> list[Any]:
-        """One value for each environment, from a list of them or from one for all."""
-        several = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim in (1, 4))
-        if several and len(value) != self.num_envs:
-            raise ConfigError(f"{name} must be one value, or one for each of {self.num_envs} envs, got {len(value)}")
-        return list(value) if several else [value] * self.num_envs
-
-    def _mask(self, mask: Any) -> NDArray[np.bool_]:
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        mask = np.asarray(mask)
-        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
-            raise ConfigError(
-                f"reset_mask must be a bool array ({self.num_envs},) with at least one True, "
-                f"got {mask.dtype} {mask.shape}"
-            )
-        return mask

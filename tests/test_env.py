@@ -23,12 +23,12 @@ from PIL import Image
 import skipdiff_env
 from ddpm.errors import CheckpointError, ConfigError, ImageError, SkipDiffError
 from ddpm.noise import KeyedNoise
-from ddpm.sampling import COARSE_SAMPLERS, coarse_sampler, refine, to_image
+from ddpm.sampling import COARSE_SAMPLERS, coarse_sampler, refine, sample, to_image
 from ddpm.schedule import cosine_alphas_cumprod
 from skipdiff_env import Action, SkipDiffEnv
 from skipdiff_env.judges import JUDGES, VARIABLE
 from skipdiff_env.metrics import Metric, make_metric
-from skipdiff_env.task import InvalidActionError, ResetNeededError
+from skipdiff_env.rules import InvalidActionError, ResetNeededError
 from skipdiff_env.vector_env import SkipDiffVectorEnv
 from tests.conftest import Photo, counting, tiny_unet
 
@@ -80,6 +80,7 @@ assert "torch" not in sys.modules and "pyiqa" not in sys.modules
 assert set(skipdiff_env.__all__) <= set(dir(skipdiff_env))
 spec = gymnasium.spec("SkipDiff-v0")
 assert isinstance(spec.entry_point, str) and isinstance(spec.vector_entry_point, str) and spec.kwargs == {}
+assert set(skipdiff_env.VARIANTS) <= set(gymnasium.registry)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -141,14 +142,26 @@ EXPECTED = [
 ]
 
 
+JUMP: dict[str, Any] = {"skip_mode": "jump", "steps": (1, 6), "observation": "dict", "reward": "negative"}
+
+
 @pytest.mark.parametrize(
-    "arguments", [{}, {"obs_dtype": "float16"}, {"skip_mode": "jump", "cache_mb": 0, "coarse_sampler": "ddim"}]
+    "arguments",
+    [
+        {},
+        {"obs_dtype": "float16"},
+        {"skip_mode": "jump", "cache_mb": 0, "coarse_sampler": "ddim"},
+        {"observation": "dict"},
+        JUMP,
+        {**JUMP, "nfe_penalty": (0.001, 0.1), "obs_dtype": np.float16, "fine_sampler": "ddim"},
+    ],
 )
 def test_checkers(short_checkpoint: str, arguments: dict[str, Any]) -> None:
     from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
     env = gym.make(
-        "SkipDiff-v0", checkpoint=short_checkpoint, steps=(3, 4), image_size=32, metric="psnr", **arguments
+        "SkipDiff-v0",
+        **{"checkpoint": short_checkpoint, "steps": (3, 4), "image_size": 32, "metric": "psnr", **arguments},
     ).unwrapped
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -181,6 +194,223 @@ def test_any_episode(data: st.DataObject, short_checkpoint: str, steps: tuple[in
         table = env.start_outcomes([info["image_index"]], [info["noise_seed"]])
         assert table.metrics["psnr"].shape == (1, 1, N)
         assert table.metrics["psnr"][0, 0, info["start"] - 1] == pytest.approx(psnr, abs=1e-3)
+
+
+@quick
+@given(data=st.data(), fine_sampler=st.sampled_from(["ddpm", "ddim", "ddim:0.5"]))
+def test_any_episode_of_jumps(data: st.DataObject, short_checkpoint: str, fine_sampler: str) -> None:
+    """Dictionary, price and reward follow the decisions, and the decisions are a schedule."""
+    actions = data.draw(st.lists(st.integers(0, 1), min_size=5, max_size=5), label="actions")
+    env = make(
+        short_checkpoint, **JUMP, fine_sampler=fine_sampler, cache_mb=0, nfe_penalty=(0.01, 2.0), metric="colour"
+    )
+    observation, info = env.reset(seed=data.draw(st.integers(0, 99), label="seed"))
+    assert 0.01 <= info["nfe_penalty"] <= 2
+    condition, level = observation["condition"], 6
+    with counting(env.task.unet) as forwards:
+        for t, action in zip(range(6, 1, -1), actions, strict=True):
+            before = observation
+            observation, reward, terminated, _, info = env.step(action)
+            assert observation in env.observation_space
+            level = t - 1 if action == DENOISE else level
+            ended = t == 2
+            assert observation["step"] == np.float32((0 if ended else t - 1) / 6)
+            assert observation["level"] == np.float32((0 if ended else level) / 6)
+            assert observation["price"] == np.float32(info["nfe_penalty"])
+            assert np.array_equal(observation["condition"], condition)
+            if action == SKIP and not ended:
+                assert np.array_equal(observation["latent"], before["latent"])
+    assert terminated
+    assert info["nfe"] == len(forwards) == 1 + actions.count(DENOISE)
+    assert info["levels"] == (
+        6,
+        *(t - 1 for t, action in zip(range(6, 1, -1), actions, strict=True) if action == DENOISE),
+    )
+    assert reward == pytest.approx(-info["metrics"]["colour"] - info["nfe_penalty"] * info["nfe"])
+    schedule = env.task.begin([info["image_index"]], [info["noise_seed"]])[0].refinement
+    (sr,) = env.task.process.run_schedule([schedule], info["levels"])
+    np.testing.assert_allclose(result(env), sr.numpy(), atol=1e-5)
+    assert env.hr is not None
+    (colour,) = make_metric("colour")(batch(result(env)), batch(env.hr))
+    assert info["metrics"]["colour"] == pytest.approx(colour, abs=1e-4)
+
+
+def test_all_denoise_jumps_are_the_plain_sampler(short_checkpoint: str) -> None:
+    """With η = 1 the full DDPM chain; and nothing but skips is one forward."""
+    env = make(short_checkpoint, **{**JUMP, "steps": (1, 12)})
+    options = {"image": 5, "noise_seed": 7}
+    play(env, [DENOISE] * 11, options=options)
+    process, lr_up = env.task.process, env.task.begin([5], [7])[0].refinement.lr_up[None]
+    whole = sample(process.unet, process.alphas_cumprod, lr_up, KeyedNoise([7], lr_up.shape[1:]))
+    np.testing.assert_allclose(result(env), to_image(process.unet, whole, lr_up)[0].numpy(), atol=1e-5)
+    env = make(short_checkpoint, **{**JUMP, "steps": (1, 12)}, cache_mb=0)
+    with counting(env.task.unet) as forwards:
+        _, info = play(env, [SKIP] * 11, options=options)
+    assert (forwards, info["nfe"], info["levels"]) == ([1], 1, (12,))
+
+
+def test_schedule_outcomes(short_checkpoint: str) -> None:
+    """What schedules have in common is run once, and each gives what its episode gives."""
+    schedules = [(6,), (6, 3), (6, 3, 1), (6, 5, 3), (6, 5, 4, 3, 2, 1), (6, 3)]
+    env = make(short_checkpoint, **JUMP, nfe_penalty=0.5, cache_mb=0)
+    with counting(env.task.unet) as forwards:
+        table = env.task.schedule_outcomes([2, 0], [3, 4], schedules)
+    assert table.rewards.shape == (2, 2, 6)
+    # for each picture and noise the steps to 5, 3, 5 → 4, 5 → 3, 4 → 3, 3 → 2, 2 → 1, 3 → 1, and five last ones
+    assert sum(forwards) == 4 * (8 + 5)
+    for i, levels in enumerate(schedules):
+        actions = [DENOISE if t - 1 in levels else SKIP for t in range(6, 1, -1)]
+        reward, info = play(env, actions, options={"image": 0, "noise_seed": 4})
+        assert reward == pytest.approx(table.rewards[1, 1, i], abs=1e-4)
+        assert info["metrics"]["psnr"] == pytest.approx(table.metrics["psnr"][1, 1, i], abs=1e-4)
+
+
+def test_outcomes_belong_to_their_modes(short_checkpoint: str) -> None:
+    env = make(short_checkpoint, **JUMP)
+    with counting(env.task.unet) as forwards:
+        with pytest.raises(ConfigError, match="start_outcomes needs skip_mode restart, got jump"):
+            env.start_outcomes([0], [0])
+        with pytest.raises(ConfigError, match="levels must be falling whole numbers that begin with 6"):
+            env.task.schedule_outcomes([0], [0], [(6, 2), (5, 2)])
+        with pytest.raises(ConfigError, match="schedules of levels need skip_mode jump, got restart"):
+            make(short_checkpoint).task.schedule_outcomes([0], [0], [(4, 2)])
+    assert forwards == [], "nothing is computed before"
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("lpips", -1), ("psnr", 1)])
+def test_negative_reward(short_checkpoint: str, metric: str, sign: int) -> None:
+    reward, info = play(make(short_checkpoint, metric=metric, reward="negative"), [SKIP, SKIP, SKIP], seed=0)
+    assert reward == sign * info["metrics"][metric]
+
+
+def test_a_price_for_each_episode(short_checkpoint: str) -> None:
+    env = make(short_checkpoint, nfe_penalty=(0.001, 0.1))
+    prices = np.array([env.reset()[1]["nfe_penalty"] for _ in range(200)])
+    assert prices.min() >= 0.001
+    assert prices.max() <= 0.1
+    assert 0.35 < (prices < 0.01).mean() < 0.65, "uniform in the logarithm"
+    psnr = play(env, [SKIP] * 3, options={"image": 0, "noise_seed": 0})[1]["metrics"]["psnr"]
+    for price in (0.0, 0.05, 0.1):
+        reward, info = play(env, [SKIP] * 3, options={"image": 0, "noise_seed": 0, "nfe_penalty": price})
+        assert (reward, info["nfe_penalty"]) == (pytest.approx(psnr - price), price)
+    fixed = make(short_checkpoint, nfe_penalty=0.5)
+    assert play(fixed, [SKIP] * 3, options={"image": 0, "noise_seed": 0, "nfe_penalty": 7})[0] == pytest.approx(
+        psnr - 7
+    )
+
+
+def test_the_step_by_gymnasiums_wrapper(checkpoint: str) -> None:
+    """What the documentation advises where the latent alone is seen."""
+    env: Any = gym.wrappers.TimeAwareObservation(
+        gym.make("SkipDiff-v0", checkpoint=checkpoint, image_size=32, steps=(10, 10), metric="psnr"), flatten=False
+    )
+    seen = [env.reset(seed=0)[0], *(env.step(SKIP)[0] for _ in range(8))]
+    assert all(np.array_equal(each["obs"], seen[0]["obs"]) for each in seen)
+    assert [int(each["time"][0]) for each in seen] == list(range(9))
+    *_, terminated, truncated, _ = env.step(SKIP)
+    assert (terminated, truncated) == (True, False)
+
+
+# --- states ---
+
+STATES: list[dict[str, Any]] = [
+    {"steps": (3, 4)},
+    {**JUMP, "nfe_penalty": (0.001, 0.1)},
+    {**JUMP, "obs_dtype": "float16", "cache_mb": 0},
+]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two observations are equal, bit by bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+    return np.array_equal(a, b)
+
+
+@quick
+@given(data=st.data(), arguments=st.sampled_from(STATES))
+def test_restored_is_continued(data: st.DataObject, short_checkpoint: str, arguments: dict[str, Any]) -> None:
+    """Here and in another environment, through pickle, at any moment, over the end of the episode."""
+    env, other = make(short_checkpoint, **arguments), make(short_checkpoint, **arguments)
+    decisions = env.task.decisions
+    actions = data.draw(st.lists(st.integers(0, 1), min_size=2 * decisions, max_size=2 * decisions))
+    moment = data.draw(st.integers(0, decisions), label="moment")
+    observation, _ = env.reset(seed=data.draw(st.integers(0, 9), label="seed"))
+    for action in actions[:moment]:
+        observation, *_ = env.step(action)
+    state = pickle.loads(pickle.dumps(env.get_state()))
+
+    def go_on(env: SkipDiffEnv) -> list[Any]:
+        given, ended = [], moment == decisions
+        for action in actions[moment:]:
+            step = env.reset() if ended else env.step(action)
+            ended = len(step) == 5 and bool(step[2])
+            given.append(step)
+        return [*given, env.sr]
+
+    expected = go_on(env)
+    assert same(env.set_state(state), observation)
+    again = go_on(env)
+    with counting(other.task.unet) as forwards:
+        assert same(other.set_state(state), observation)
+    assert forwards == []
+    assert (other.hr is None) == (env.hr is None)
+    for theirs in (again, go_on(other)):
+        assert same(expected[-1], theirs[-1])
+        for ours, their in zip(expected[:-1], theirs[:-1], strict=True):
+            assert same(ours[0], their[0])
+            assert ours[1:-1] == their[1:-1]
+            assert {**ours[-1], "reward_failures": 0} == {**their[-1], "reward_failures": 0}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [None, {}, {"episode": None, "generator": None}, {"episode": {"image": 0}, "generator": {}}, "state", [1, 2]],
+)
+def test_what_is_no_state(short_checkpoint: str, state: Any) -> None:
+    with pytest.raises(ConfigError, match=r"no state that get_state\(\) gave"):
+        make(short_checkpoint).set_state(state)
+
+
+def test_states_of_others(short_checkpoint: str, photo: Photo) -> None:
+    env = make(short_checkpoint)
+    with pytest.raises(ResetNeededError, match="before get_state"):
+        env.get_state()
+    env.reset(seed=0, options={"image": 3})
+    with pytest.raises(ConfigError, match="image must be an index from 0 to 0"):
+        make(short_checkpoint, images=[photo(32, 32)]).set_state(env.get_state())
+    with pytest.raises(ConfigError, match=r"one of pictures \(3, 32, 32\), not \(3, 64, 64\)"):
+        make(short_checkpoint, image_size=64).set_state(env.get_state())
+    env.reset(options={"image": photo(40, 40)})
+    other = make(short_checkpoint, images=[photo(32, 32)])
+    assert same(other.set_state(env.get_state()), env._observe()), "a picture of its own travels with the state"
+
+
+def test_copies_share_what_never_changes(short_checkpoint: str) -> None:
+    env = make(short_checkpoint, **JUMP, metric=closeness)
+    env.reset(seed=0)
+    env.step(DENOISE)
+    clone = copy.deepcopy(env)
+    assert clone.task is env.task
+    ahead = [clone.step(SKIP)[0] for _ in range(3)]
+    assert env._episode is not None
+    assert len(env._episode.actions) == 1, "the copy goes on alone"
+    assert all(same(env.step(SKIP)[0], each) for each in ahead)
+
+
+def test_pickled_in_the_midst(short_checkpoint: str) -> None:
+    env = make(short_checkpoint, **JUMP)
+    env.reset(seed=0)
+    env.step(DENOISE)
+    text = pickle.dumps(env)
+    assert len(text) < 200_000, "neither weights nor memory travel"
+    other = pickle.loads(text)
+    assert other.task.unet is env.task.unet, "loaded once in a process"
+    for action in (SKIP, DENOISE, SKIP, DENOISE):
+        ours, theirs = env.step(action), other.step(action)
+        assert same(ours[0], theirs[0])
+        assert ours[1:] == theirs[1:]
+    assert same(env.reset()[0], other.reset()[0]), "the generator travels"
 
 
 @pytest.mark.parametrize("metric", ["niqe", "lpips"])
@@ -461,6 +691,25 @@ def test_perfect_picture_has_a_finite_reward(short_checkpoint: str) -> None:
     assert info["reward_failures"] == 0
 
 
+def test_failed_metric_of_a_negative_reward(short_checkpoint: str) -> None:
+    broken = Metric("broken", True, False, 1, lambda sr, hr: sr.mean(dim=(1, 2, 3)) * float("nan"))
+    reward, info = play(make(short_checkpoint, metric=broken, reward="negative", nfe_penalty=0.5), [SKIP] * 3, seed=1)
+    assert (reward, info["reward_failures"]) == (-100.5, 1)
+
+
+def test_a_metric_without_its_package(short_checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyiqa
+
+    def create(*args: Any, **kwargs: Any) -> Any:
+        raise ModuleNotFoundError("No module named 'icecream'", name="icecream")
+
+    monkeypatch.setattr(pyiqa, "create_metric", create)
+    with pytest.raises(
+        ConfigError, match=r"metric fsim needs a package that is not installed \(No module named 'icecream'\)"
+    ):
+        make(short_checkpoint, metric="fsim")
+
+
 # --- rendering ---
 
 
@@ -527,6 +776,23 @@ def test_right_action(short_checkpoint: str, action: Any) -> None:
     ("arguments", "error", "message"),
     [
         ({"checkpoint": "natural-x5"}, CheckpointError, "unknown checkpoint 'natural-x5'"),
+        ({"checkpoint": None}, ConfigError, "checkpoint must be a name, a folder or a Hub id, got None"),
+        ({"no_such": 1}, ConfigError, "unknown argument no_such of the environment; known are checkpoint, images"),
+        ({"images": 5}, ImageError, "images must be None, a folder, .* got int"),
+        ({"images": [1]}, ImageError, "images must be None, a folder, .* got int"),
+        ({"images": np.zeros((40, 40))}, ImageError, r"picture 0 must be a uint8 array .* got float64 \(40, 40\)"),
+        ({"images": "x", "split": "test"}, ConfigError, "give images or split, not both"),
+        ({"split": "dev"}, ConfigError, "split must be train, test or None, got 'dev'"),
+        ({"observation": "pixels"}, ConfigError, "observation must be latent or dict, got 'pixels'"),
+        ({"reward": "minus"}, ConfigError, "reward must be inverse or negative, got 'minus'"),
+        ({"nfe_penalty": (0, 1)}, ConfigError, "a pair of rising numbers above 0"),
+        ({"nfe_penalty": (2, 1)}, ConfigError, "a pair of rising numbers above 0"),
+        ({"nfe_penalty": (1, 2, 3)}, ConfigError, "a pair of rising numbers above 0"),
+        ({"fine_sampler": "dpmsolver++"}, ConfigError, "fine_sampler must be ddpm, ddim, or ddim:ETA"),
+        ({"skip_mode": "jump", "first_step": 12}, ConfigError, "with skip_mode jump the first decision is at step N"),
+        ({"cache_dir": 5}, ConfigError, "cache_dir must be the path of a folder, or None, got 5"),
+        ({"cache_dir": "/proc/no"}, ConfigError, "cannot write into cache_dir /proc/no"),
+        ({"cache_dir_mb": -1}, ConfigError, "cache_dir_mb must be a number of at least 0"),
         ({"scale": 8}, ConfigError, "enlarges 4 times, got scale 8"),
         ({"steps": (5, 3)}, ConfigError, "must multiply to the 12"),
         ({"steps": (12, 1)}, ConfigError, "nothing to decide"),
@@ -613,6 +879,10 @@ def test_a_truncated_file_is_named(short_checkpoint: str, tmp_path: Path, photo:
         ({"noise_seed": -1}, "noise_seed"),
         ({"noise_seed": 0.5}, "noise_seed"),
         ({"noise_seed": 2**63}, "noise_seed"),
+        ({"nfe_penalty": -1}, "nfe_penalty must be a number in 0"),
+        ({"nfe_penalty": "dear"}, "nfe_penalty must be a number in 0"),
+        ("x", "the options of reset must be a dictionary, got 'x'"),
+        ([("image", 1)], "the options of reset must be a dictionary"),
     ],
 )
 def test_wrong_options(short_checkpoint: str, options: dict[str, Any], message: str) -> None:
@@ -635,6 +905,37 @@ def test_folder_and_list_of_pictures(short_checkpoint: str, tmp_path: Path, phot
     assert [env.task.pictures[i].tobytes() for i in range(2)] == [
         pictures[i][4 + i : 36 + i, 8:40].tobytes() for i in (2, 0)
     ]
+
+
+def test_arrays_as_pictures(short_checkpoint: str, tmp_path: Path, photo: Photo) -> None:
+    pictures = [photo(32, 32, seed=0), photo(50, 41, seed=1)]
+    Image.fromarray(photo(32, 32, seed=2)).save(tmp_path / "2.png")
+    env = make(short_checkpoint, images=[*pictures, str(tmp_path)])
+    assert len(env.task.pictures) == 3
+    assert np.array_equal(env.task.pictures[1], pictures[1][9:41, 4:36])
+    observation, info = env.reset(options={"image": 1, "noise_seed": 0})
+    assert info["image_index"] == 1
+    with counting(env.task.unet) as forwards:
+        again, info = env.reset(options={"image": pictures[1], "noise_seed": 0})
+    assert info["image_index"] == -1
+    assert np.array_equal(observation, again)
+    assert forwards == [], "the same picture, however it is given"
+    alone = make(short_checkpoint, images=pictures[0])
+    assert len(alone.task.pictures) == 1
+    assert np.array_equal(
+        alone.reset(seed=0, options={"noise_seed": 0})[0], env.reset(options={"image": 0, "noise_seed": 0})[0]
+    )
+
+
+def test_splits_share_no_photograph(short_checkpoint: str) -> None:
+    train, test, both = (
+        {env.task.pictures[i].tobytes() for i in range(len(env.task.pictures))}
+        for env in (make(short_checkpoint, image_size=64, split=split) for split in ("train", "test", None))
+    )
+    assert train
+    assert test
+    assert not train & test
+    assert train | test == both
 
 
 def test_own_photographs(short_checkpoint: str) -> None:

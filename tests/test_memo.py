@@ -1,10 +1,22 @@
-"""The bounded store."""
+"""The bounded stores, in memory and on disk."""
 
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skipdiff_env.memo import OVERHEAD, Memo
+from skipdiff_env import SkipDiffEnv
+from skipdiff_env.memo import BLOCK, OVERHEAD, Memo, Store
+from skipdiff_env.metrics import Metric
+from tests.conftest import counting, tiny_unet
+from tests.test_vector_env import assert_same
 
 TENSOR = torch.zeros(2, 1024)  # 8 KiB
 SIZE = TENSOR.nbytes + OVERHEAD
@@ -59,3 +71,161 @@ def test_never_above_capacity(entries: list[tuple[int, int]]) -> None:
     for key, value in kept.items():
         if value is not None:
             assert (value == key).all()
+
+
+# --- on disk ---
+
+PROCESS = {"net": "a", "plan": {"S": 1}}
+
+
+def test_another_process_finds_it(tmp_path: Path) -> None:
+    """Tensors and numbers, bit by bit; and nobody else's."""
+    value, numbers = torch.randn(3, 5, 5), {"lpips": 0.1, "broken": float("nan")}
+    first = Memo(1, Store(tmp_path, PROCESS, 1))
+    first.put(("a", 1, (4, 2)), value)
+    first.put("numbers", numbers)
+    first.put("fleeting", value, lasting=False)
+    for megabytes in (0, 1):
+        later = Memo(megabytes, Store(tmp_path, dict(reversed(PROCESS.items())), 1))
+        assert torch.equal(later.get(("a", 1, (4, 2))), value)
+        found = later.get("numbers")
+        assert found["lpips"] == 0.1
+        assert np.isnan(found["broken"])
+        assert later.get("fleeting") is None
+        assert later.get(("a", 2, (4, 2))) is None
+        assert len(later) == (2 if megabytes else 0), "kept in memory from then on"
+    assert Memo(1, Store(tmp_path, {**PROCESS, "net": "b"}, 1)).get("numbers") is None
+
+
+def test_a_damaged_file_is_none(tmp_path: Path) -> None:
+    store = Store(tmp_path, PROCESS, 1)
+    store.put("a", TENSOR)
+    (file,) = tmp_path.glob("*/*/*/*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    assert store.get("a") is None
+    store.put("a", TENSOR)
+    assert store.get("a") is not None
+
+
+def on_disk(folder: Path) -> int:
+    """Bytes of blocks."""
+    return sum(-(-file.stat().st_size // BLOCK) * BLOCK for file in folder.glob("*/*/*/*"))
+
+
+def test_bounded_on_disk(tmp_path: Path) -> None:
+    """Whatever the number of stores and of restarts; what was not used for longest goes first."""
+    capacity = 40 * (TENSOR.nbytes + 2 * BLOCK)
+    for _ in range(3):
+        stores = [Store(tmp_path, {"net": name}, capacity / 2**20) for name in "ab"]
+        for i in range(60):
+            for store in stores:
+                store.put(i, TENSOR)
+                assert on_disk(tmp_path) <= capacity * (1 + 2 / 16) + 2 * (TENSOR.nbytes + 2 * BLOCK)
+            if i == 0:
+                stores[0].put("kept", TENSOR)
+            assert stores[0].get("kept") is not None, "used again and again"
+    assert stores[0].get(0) is None
+    assert stores[0].get(59) is not None
+
+
+def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memo = Memo(1, Store(tmp_path, PROCESS, 1))
+
+    def full(tensors: Any, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("skipdiff_env.memo.save_file", full)
+    with pytest.warns(UserWarning, match=r"a value could not be stored in cache_dir .* \(No space left on device\)"):
+        memo.put("a", TENSOR)
+    assert memo.get("a") is not None, "in memory it is"
+    assert not list(tmp_path.glob("*/*/*/*")), "nothing half-written is left"
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    """The folder may be one that holds more than the cache, even files that look alike."""
+    own = tmp_path / "checkpoints" / "mine" / "deep" / "model.safetensors"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(bytes(10**6))
+    store = Store(tmp_path, PROCESS, 0.1)
+    for i in range(50):
+        store.put(i, TENSOR)
+    assert own.stat().st_size == 10**6
+
+
+# --- under the environment ---
+
+ENV: dict[str, Any] = {
+    "image_size": 32, "steps": (1, 5), "skip_mode": "jump", "metric": "psnr", "noise_seeds": 2, "observation": "dict",
+}  # fmt: skip
+
+
+def episodes(env: SkipDiffEnv) -> list[Any]:
+    """Some episodes, with all that is seen of them."""
+    given: list[Any] = []
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        given.append(env.reset(options={"image": i % 3, "noise_seed": i % 2}))
+        given += [env.step(int(action)) for action in rng.integers(2, size=4)]
+        given.append(env.sr)
+    return given
+
+
+def test_a_second_run_starts_warm(short_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {**ENV, "checkpoint": short_checkpoint, "cache_dir": str(tmp_path)}
+    cold = episodes(SkipDiffEnv(**arguments))
+    monkeypatch.setattr(Metric, "__call__", lambda *args: pytest.fail("a metric was measured again"))
+    monkeypatch.setattr("skipdiff_env.task.downsample", lambda *args: pytest.fail("a picture was made again"))
+    for cache_mb in (64, 0):
+        env = SkipDiffEnv(**arguments, cache_mb=cache_mb)
+        with counting(env.task.unet) as forwards:
+            assert_same(episodes(env), cold)
+        assert forwards == []
+    assert_same(pickle.loads(pickle.dumps(env)).reset(options={"image": 0, "noise_seed": 0}), cold[0])
+
+
+def test_others_do_not_see_it(short_checkpoint: str, tmp_path: Path) -> None:
+    """Another net, plan or picture is another entry; so is a function, whose name says nothing."""
+    arguments = {**ENV, "checkpoint": short_checkpoint, "cache_dir": str(tmp_path / "cache")}
+    episodes(SkipDiffEnv(**arguments))
+    tiny_unet(seed=1, diffusion_steps=12, coarse_steps=3, start=None).save_pretrained(tmp_path / "net")
+
+    def psnr(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        return sr.mean((1, 2, 3)) * 0 + 7
+
+    for change in (
+        {"checkpoint": str(tmp_path / "net")},
+        {"fine_sampler": "ddim"},
+        {"steps": (1, 6)},
+        {"split": "test"},
+    ):
+        env = SkipDiffEnv(**{**arguments, **change})
+        with counting(env.task.unet) as forwards:
+            env.reset(options={"image": 0, "noise_seed": 0})
+            for _ in range(env.task.decisions):
+                env.step(0)
+        assert forwards
+    for _ in range(2):
+        env = SkipDiffEnv(**{**arguments, "metric": psnr})
+        with counting(env.task.unet) as forwards:
+            rewards = [given[1] for given in episodes(env) if isinstance(given, tuple) and len(given) == 5]
+        assert forwards == [], "latents are the same"
+        assert set(rewards) == {0.0, 7.0}
+    env = SkipDiffEnv(**{**arguments, "report_metrics": ["colour"]})
+    assert set(episodes(env)[4][-1]["metrics"]) == {"psnr", "colour"}, "further metrics are added to what is there"
+    assert set(episodes(SkipDiffEnv(**arguments))[4][-1]["metrics"]) == {"psnr"}
+
+
+def _work(arguments: dict[str, Any]) -> list[Any]:
+    return episodes(SkipDiffEnv(**arguments))
+
+
+def test_several_processes(short_checkpoint: str, tmp_path: Path) -> None:
+    """They write and read one folder at once, and leave nothing half-written."""
+    arguments = {**ENV, "checkpoint": short_checkpoint, "cache_dir": str(tmp_path), "cache_mb": 0, "cache_dir_mb": 1}
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(_work, [arguments] * 6))
+    expected = episodes(SkipDiffEnv(**{**arguments, "cache_dir": None}))
+    for each in found:
+        assert_same(each, expected)
+    assert list(tmp_path.glob("*/*/*/*.safetensors"))
+    assert not list(tmp_path.glob("*/*/*/.*"))

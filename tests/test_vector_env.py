@@ -1,5 +1,7 @@
 """The batched environment against Gymnasium's own vectorisation of the scalar one."""
 
+import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from ddpm.errors import ConfigError, SkipDiffError
 from skipdiff_env import Action, SkipDiffEnv, SkipDiffVectorEnv
 from skipdiff_env.metrics import Metric
-from skipdiff_env.task import InvalidActionError, ResetNeededError
+from skipdiff_env.rules import InvalidActionError, ResetNeededError
 from tests.conftest import counting
 
 DENOISE, SKIP = Action.DENOISE, Action.SKIP
@@ -35,7 +37,7 @@ def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
         assert ours.keys() == theirs.keys(), where
         for key in ours:
             assert_same(ours[key], theirs[key], f"{where}/{key}")
-    elif isinstance(ours, tuple):
+    elif isinstance(ours, tuple | list):
         assert len(ours) == len(theirs), where
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             assert_same(a, b, f"{where}/{i}")
@@ -58,6 +60,8 @@ def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
     mode=st.sampled_from([AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]),
     skip_mode=st.sampled_from(["restart", "jump"]),
     coarse_sampler=st.sampled_from(["ddpm", "ddim", "dpmsolver++"]),
+    observation=st.sampled_from(["latent", "dict"]),
+    nfe_penalty=st.sampled_from([0.0, (0.001, 0.1)]),
     cache_mb=st.sampled_from([0, 0.2, 64]),
 )
 def test_as_sync_vector_env(
@@ -67,10 +71,13 @@ def test_as_sync_vector_env(
     mode: AutoresetMode,
     skip_mode: str,
     coarse_sampler: str,
+    observation: str,
+    nfe_penalty: Any,
     cache_mb: float,
 ) -> None:
     settings = {
-        **SMALL, "checkpoint": short_checkpoint, "skip_mode": skip_mode, "coarse_sampler": coarse_sampler, "cache_mb": cache_mb
+        **SMALL, "checkpoint": short_checkpoint, "skip_mode": skip_mode, "coarse_sampler": coarse_sampler,
+        "observation": observation, "nfe_penalty": nfe_penalty, "cache_mb": cache_mb,
     }  # fmt: skip
     ours = SkipDiffVectorEnv(num_envs, autoreset_mode=mode.value, **settings)
     theirs = SyncVectorEnv([lambda: SkipDiffEnv(**settings)] * num_envs, autoreset_mode=mode)
@@ -112,6 +119,46 @@ def test_whatever_the_batch(short_checkpoint: str, size: int) -> None:
         observation, reward, *_ = alone.step(np.array([DENOISE]))
     np.testing.assert_allclose(observations[-1], observation[0], atol=1e-4)
     assert rewards[-1] == pytest.approx(reward[0], abs=1e-4)
+
+
+@quick
+@given(
+    data=st.data(),
+    mode=st.sampled_from(["NextStep", "SameStep"]),
+    observation=st.sampled_from(["latent", "dict"]),
+    skip_mode=st.sampled_from(["restart", "jump"]),
+)
+def test_restored_is_continued(
+    data: st.DataObject, short_checkpoint: str, mode: str, observation: str, skip_mode: str
+) -> None:
+    """Here, in another environment and in copies, at any moment, over the end of episodes."""
+    arguments = {"autoreset_mode": mode, "observation": observation, "skip_mode": skip_mode, "nfe_penalty": (0.01, 0.1)}
+    env, other = make(short_checkpoint, 2, **arguments), make(short_checkpoint, 2, **arguments)
+    actions = np.array(data.draw(st.lists(st.integers(0, 1), min_size=18, max_size=18))).reshape(9, 2)
+    moment = data.draw(st.integers(0, 8), label="moment")
+    seen, _ = env.reset(seed=data.draw(st.integers(0, 9), label="seed"))
+    for row in actions[:moment]:
+        seen, *_ = env.step(row)
+    if data.draw(st.booleans(), label="out of step"):
+        seen, _ = env.reset(options={"reset_mask": np.array([True, False])})
+    state = pickle.loads(pickle.dumps(env.get_state()))
+    copies = [copy.deepcopy(env), pickle.loads(pickle.dumps(env))]
+    expected = [env.step(row) for row in actions[moment:]]
+    for each in (env, other, *copies):
+        each.reward_failures = [0] * 2
+        with counting(env.task.unet) as forwards:
+            assert_same(each.set_state(state), seen)
+        assert forwards == []
+        for row, step in zip(actions[moment:], expected, strict=True):
+            assert_same(each.step(row), step)
+
+
+@pytest.mark.parametrize(
+    "state", [None, {}, "state", {"episodes": [], "generators": []}, {"episodes": [1, 2, 3], "generators": 0}]
+)
+def test_what_is_no_state(short_checkpoint: str, state: Any) -> None:
+    with pytest.raises(ConfigError, match=r"no state that get_state\(\) gave|episodes must be one value"):
+        make(short_checkpoint).set_state(state)
 
 
 # --- batching ---
@@ -216,6 +263,9 @@ def test_results_stay_after_an_autoreset(short_checkpoint: str) -> None:
     for name in ("psnr", "ssim"):
         np.testing.assert_allclose(final["metrics"][name], table.metrics[name][:, 0, 0], atol=1e-3)
     assert all(sr is not None and sr.shape == (3, 32, 32) for sr in env.sr)
+    for hr, picture in zip(env.hr, (env.task.pictures[i] for i in range(3)), strict=True):
+        assert hr is not None
+        np.testing.assert_allclose((hr + 1) * 127.5, picture.transpose(2, 0, 1), atol=1e-3)
 
 
 def test_start_outcomes(short_checkpoint: str) -> None:
@@ -311,6 +361,7 @@ def test_render(short_checkpoint: str) -> None:
         ({"render_mode": "human"}, "rgb_array"),
         ({"max_episode_steps": 2}, "3 env steps and is never truncated"),
         ({"steps": (5, 3)}, "multiply"),
+        ({"no_such": 1}, "unknown argument no_such of the environment; known are checkpoint"),
     ],
 )
 def test_wrong_arguments(short_checkpoint: str, arguments: dict[str, Any], message: str) -> None:
@@ -341,6 +392,7 @@ def test_step_before_reset(short_checkpoint: str) -> None:
     "arguments",
     [
         {"seed": [1, 2]},
+        {"options": "x"},
         {"options": {"image": [1, 2]}},
         {"options": {"noise_seed": [1, 2, 3, 4]}},
         {"options": {"images": 1}},

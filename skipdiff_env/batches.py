@@ -1,0 +1,133 @@
+"""What the batched environments share: generators, resets, checks. Nothing here needs torch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from ddpm.errors import ConfigError
+from skipdiff_env.rules import InvalidActionError, ResetNeededError, is_whole
+
+Array = NDArray[Any]
+
+
+class BatchedEnv(VectorEnv[Any, Array, Array]):
+    """Environments of equally many env steps, each with a generator of its own, as in Gymnasium's `SyncVectorEnv`.
+
+    Args:
+        num_envs: number of environments.
+        autoreset_mode: "NextStep", "SameStep" or "Disabled" (or a `gymnasium.vector.AutoresetMode`).
+
+    Raises:
+        ConfigError: one of these is wrong.
+    """
+
+    def __init__(self, num_envs: int, autoreset_mode: str | AutoresetMode) -> None:
+        if not is_whole(num_envs) or num_envs < 1:
+            raise ConfigError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
+        modes = [mode.value for mode in AutoresetMode]
+        if not isinstance(autoreset_mode, AutoresetMode) and autoreset_mode not in modes:
+            raise ConfigError(f"autoreset_mode must be one of {', '.join(modes)}, got {autoreset_mode!r}")
+        self.num_envs = int(num_envs)
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = type(self).metadata | {"autoreset_mode": self.autoreset_mode}
+        self.reward_failures = [0] * self.num_envs
+        self._generators: list[tuple[np.random.Generator, int] | None] = [None] * self.num_envs
+
+    def _set_spaces(self, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
+        """The spaces of one environment, and those of all."""
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self.observation_space = batch_space(observation_space, self.num_envs)
+        self.action_space = batch_space(action_space, self.num_envs)
+
+    @staticmethod
+    def _check_length(decisions: int, max_episode_steps: int | None) -> None:
+        """Refuses a limit that would truncate episodes."""
+        if max_episode_steps is not None and max_episode_steps < decisions:
+            raise ConfigError(
+                f"an episode has {decisions} env steps and is never truncated, "
+                f"got max_episode_steps {max_episode_steps}; leave it out"
+            )
+
+    def _generator(self, i: int, seed: int | None = None) -> tuple[np.random.Generator, int]:
+        """Generator of environment i and its seed; made anew where a seed is given, or there is none yet."""
+        known = self._generators[i]
+        if known is None or seed is not None:
+            known = self._generators[i] = seeding.np_random(seed)
+        return known
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The generators of the environments."""
+        return tuple(self._generator(i)[0] for i in range(self.num_envs))
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seeds of the generators."""
+        return tuple(self._generator(i)[1] for i in range(self.num_envs))
+
+    def _prepare_reset(
+        self, seed: int | Sequence[int | None] | None, options: Mapping[str, Any] | None
+    ) -> tuple[list[int], dict[str, list[Any]]]:
+        """Seeds the generators; gives the environments to reset, and the value of every option for each environment.
+
+        Raises:
+            ConfigError: the options are no dictionary, or a value is not there for every environment.
+        """
+        if is_whole(seed):
+            seed = [int(seed) + i for i in range(self.num_envs)]  # type: ignore[arg-type]
+        seeds = [None if s is None else int(s) for s in self._one_each("seed", seed)]
+        if options is not None and not isinstance(options, Mapping):
+            raise ConfigError(f"the options of reset must be a dictionary, got {options!r}")
+        options = dict(options or {})
+        chosen = self._mask(options.pop("reset_mask", None))
+        columns = {name: self._one_each(name, value) for name, value in options.items()}
+        envs = [i for i in range(self.num_envs) if chosen[i]]
+        for i in envs:
+            self._generator(i, seeds[i])
+        return envs, columns
+
+    def _checked(self, actions: Any) -> Array:
+        """The actions as an array.
+
+        Raises:
+            InvalidActionError: they have another shape or type, or one is neither 0 nor 1.
+        """
+        actions = np.asarray(actions)
+        if not self.action_space.contains(actions):
+            raise InvalidActionError(
+                f"actions must be whole numbers ({self.num_envs},), each 0 (DENOISE) or 1 (SKIP), got "
+                f"{actions.dtype} {actions.shape}: {np.array2string(actions, threshold=8)}"
+            )
+        return actions
+
+    def _check_going(self, waiting: Sequence[int]) -> None:
+        """Refuses to step environments whose episodes have ended, where nothing resets them."""
+        if len(waiting) and self.autoreset_mode == AutoresetMode.DISABLED:
+            raise ResetNeededError(
+                f"the episodes of environments {', '.join(map(str, waiting))} have ended; "
+                'reset them by reset(options={"reset_mask": …}) before step()'
+            )
+
+    def _one_each(self, name: str, value: Any) -> list[Any]:
+        """One value for each environment, from a list of them or from one for all."""
+        several = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim in (1, 4))
+        if several and len(value) != self.num_envs:
+            raise ConfigError(f"{name} must be one value, or one for each of {self.num_envs} envs, got {len(value)}")
+        return list(value) if several else [value] * self.num_envs
+
+    def _mask(self, mask: Any) -> NDArray[np.bool_]:
+        if mask is None:
+            return np.ones(self.num_envs, dtype=np.bool_)
+        mask = np.asarray(mask)
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+            raise ConfigError(
+                f"reset_mask must be a bool array ({self.num_envs},) with at least one True, "
+                f"got {mask.dtype} {mask.shape}"
+            )
+        return mask

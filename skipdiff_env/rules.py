@@ -1,0 +1,111 @@
+"""What an action, a reward and a price are. Nothing here needs torch."""
+
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.errors import ConfigError, SkipDiffError
+
+# Where the number of noises of a picture is not limited, this many is enough.
+NOISE_SEEDS = 2**31
+# Keeps 1/M finite for a perfect picture (LPIPS is 0 there).
+SMALLEST_METRIC = 1e-3
+# What a metric that failed counts as where the reward is -M.
+WORST_METRIC = 100.0
+REWARDS = ("inverse", "negative")
+
+
+class Action(IntEnum):
+    """What to do at a diffusion step."""
+
+    DENOISE = 0
+    SKIP = 1
+
+
+class InvalidActionError(SkipDiffError, gymnasium.error.InvalidAction):
+    """An action is neither DENOISE nor SKIP."""
+
+
+class ResetNeededError(SkipDiffError, gymnasium.error.ResetNeeded):
+    """There is no episode, or it has ended."""
+
+
+def qualities(values: NDArray[Any], lower_better: bool, reward: str = "inverse") -> NDArray[np.float64]:
+    """What a metric M is worth: 1/M ("inverse") or -M ("negative") where a lower one is better, else M.
+
+    A metric that failed (NaN) counts as 0: what 1/M comes to as a picture gets worse, and the worst of PSNR, SSIM and
+    other metrics that grow with quality; as -`WORST_METRIC` where the reward is -M.
+
+    Args:
+        values: M, of any shape.
+        lower_better: whether a smaller M means a better picture.
+        reward: one of `REWARDS`.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    failed = np.isnan(values)
+    if not lower_better:
+        return np.where(failed, 0.0, values)
+    if reward == "negative":
+        return -np.where(failed, WORST_METRIC, values)
+    return np.where(failed, 0.0, 1 / np.where(failed, 1.0, np.maximum(values, SMALLEST_METRIC)))
+
+
+def quality(value: float, lower_better: bool, reward: str = "inverse") -> float:
+    """As `qualities`, of one value."""
+    return float(qualities(np.array(value), lower_better, reward))
+
+
+def price_range(price: float | Sequence[float]) -> tuple[float, float] | None:
+    """Lowest and highest price of a forward where each episode draws its own; None where it is fixed.
+
+    Raises:
+        ConfigError: the price is neither a number of at least 0 nor a pair of rising numbers above 0.
+    """
+    if is_number(price):
+        return None
+    if isinstance(price, tuple | list) and len(price) == 2 and all(map(is_number, price)) and 0 < price[0] <= price[1]:
+        return float(price[0]), float(price[1])
+    raise ConfigError(f"nfe_penalty must be a number of at least 0, or a pair of rising numbers above 0, got {price!r}")
+
+
+def draw_episode(
+    rng: np.random.Generator, pictures: int, noise_seeds: int, price: float | Sequence[float]
+) -> tuple[int, int, float]:
+    """Picture, noise seed and price of a new episode. All are always drawn, in this order."""
+    image, noise_seed = int(rng.integers(pictures)), int(rng.integers(noise_seeds))
+    prices = price_range(price)
+    if prices is None:
+        return image, noise_seed, float(price)  # type: ignore[arg-type]
+    return image, noise_seed, min(float(np.exp(rng.uniform(*np.log(prices)))), prices[1])
+
+
+def check_price(price: Any, highest: float = math.inf) -> float:
+    """The price of an episode that was asked for.
+
+    Raises:
+        ConfigError: it is no number of at least 0, or above the highest.
+    """
+    if not is_number(price) or price > highest:
+        raise ConfigError(f"nfe_penalty must be a number in 0 … {highest:g}, got {price!r}")
+    return float(price)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number of at least 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Raises ConfigError where a setting is no whole number of at least 1."""
+    if not is_whole(value) or value < 1:
+        raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -1,0 +1,219 @@
+"""Tables of what schedules give, for `skipdiff_env.table`, and episodes for offline learning."""
+
+import hashlib
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from ddpm.errors import ConfigError
+from ddpm.images import atomic_path
+from ddpm.runs import lock_run, read_json, write_json
+from ddpm.schedule import even_steps
+from skipdiff_env.plan import Plan
+from skipdiff_env.rules import Action, check_whole
+from skipdiff_env.table import ARRAYS, DESCRIPTION, FEATURES, FORMAT, SHIPPED, SkipDiffTableEnv, Table, features
+from skipdiff_env.task import Task, TaskConfig, fingerprint
+
+# Up to so many levels a table holds every schedule.
+ALL_UP_TO = 10
+# Decisions of a schedule are the bits of one 64-bit number.
+LARGEST = 64
+# What is finished is written so often.
+SECONDS = 20
+
+
+def family(plan: Plan, count: int = 512) -> list[tuple[int, ...]]:
+    """The schedules of a table, as the levels at which the net is asked.
+
+    Args:
+        plan: the steps.
+        count: how many, where there are too many to hold all.
+
+    Returns:
+        With "restart", the chain of each start from 1 on; with "jump" all schedules of up to 10 levels, and of more the evenly
+        spaced ones and others at random, which are as often short as long.
+
+    Raises:
+        ConfigError: `count` is too small for the even schedules, or there are too many levels.
+    """
+    first = plan.first
+    if plan.skip_mode == "restart":
+        return [tuple(range(start, 0, -1)) for start in range(1, first + 1)]
+    if first <= ALL_UP_TO:
+        below = range(first - 1, 0, -1)
+        return [(first, *(level for level in below if code >> (level - 1) & 1)) for code in range(2 ** (first - 1))]
+    if first > LARGEST:
+        raise ConfigError(f"a table has at most {LARGEST} levels, got {first}; lower N of steps S,N")
+    if count < first:
+        raise ConfigError(f"schedules must be at least {first}, one for each number of even steps, got {count}")
+    found = dict.fromkeys(tuple(even_steps(first, n)[:0:-1].tolist()) for n in range(1, first + 1))
+    rng = np.random.default_rng(0)
+    while len(found) < count:
+        inner = rng.choice(np.arange(1, first), rng.integers(first), replace=False)
+        found[first, *sorted(inner.tolist(), reverse=True)] = None
+    return list(found)
+
+
+def tabulate(
+    config: TaskConfig, out: Path, noise_seeds: int = 2, schedules: int = 512, limit: int | None = None
+) -> Table:
+    """Computes the table of a task's pictures, and writes it into a folder; goes on with one that is unfinished.
+
+    Args:
+        config: the task; its metric and report_metrics are what is tabulated.
+        out: the folder.
+        noise_seeds: noises of each picture.
+        schedules: how many, where there are too many to hold all; see `family`.
+        limit: take only so many pictures, evenly spread.
+
+    Raises:
+        ConfigError: the folder holds a table of other settings, or a setting is wrong.
+    """
+    check_whole("noise_seeds", noise_seeds)
+    if limit is not None:
+        check_whole("limit", limit)
+    task = Task(replace(config, noise_seeds=noise_seeds))
+    wanted = family(task.plan, schedules)
+    count = min(limit or len(task.pictures), len(task.pictures))
+    pictures = [i * len(task.pictures) // count for i in range(count)]
+    digest = hashlib.blake2b(digest_size=16)
+    for i in pictures:
+        digest.update(task.pictures[i].tobytes())
+    shape = count, noise_seeds, len(wanted)
+    description = {
+        "format": FORMAT,
+        "checkpoint": str(config.checkpoint),
+        "net": fingerprint(task.unet),
+        "plan": task.plan.settings(),
+        "image_size": config.image_size,
+        "metrics": {name: metric.lower_better for name, metric in task.metrics.items()},
+        "noise_seeds": noise_seeds,
+        "schedules": [list(levels) for levels in wanted],
+        "pictures": [task.pictures.names[i] for i in pictures],
+        "splits": [task.pictures.splits[i] for i in pictures] if task.pictures.splits else None,
+        "digest": digest.hexdigest(),
+    }
+    with lock_run(out):
+        arrays = _begun(out, description)
+        if arrays is None:
+            arrays = {"done": np.zeros(1, np.int64), "features": np.zeros((count, FEATURES), np.float32)}
+            arrays |= {f"metrics.{name}": np.full(shape, np.nan, np.float32) for name in task.metrics}
+            write_json(out / DESCRIPTION, description)
+        _fill(task, arrays, pictures, wanted, out)
+    return Table.load(out)
+
+
+def _begun(out: Path, description: dict[str, Any]) -> dict[str, NDArray[Any]] | None:
+    """The arrays of an unfinished table of the same description."""
+    if not (out / DESCRIPTION).exists():
+        return None
+    known = read_json(out / DESCRIPTION)
+    if known != description:
+        names = [name for name in description if not isinstance(known, dict) or known.get(name) != description[name]]
+        raise ConfigError(f"{out} holds a table of another {', '.join(names)}; name another folder, or remove it")
+    return load_file(out / ARRAYS) if (out / ARRAYS).exists() else None
+
+
+def _fill(
+    task: Task, arrays: dict[str, NDArray[Any]], pictures: list[int], schedules: list[tuple[int, ...]], out: Path
+) -> None:
+    """Computes what is missing, picture by picture."""
+    seeds = range(arrays[f"metrics.{task.metric.name}"].shape[1])
+
+    def write() -> None:
+        with atomic_path(out / ARRAYS) as temporary:
+            save_file(arrays, temporary)
+
+    written, done = time.monotonic(), int(arrays["done"][0])
+    try:
+        with tqdm(total=len(pictures), initial=done, desc="tabulate", unit="picture", dynamic_ncols=True) as bar:
+            for place in range(done, len(pictures)):
+                index = pictures[place]
+                if task.plan.skip_mode == "restart":
+                    outcomes = task.start_outcomes([index], seeds)
+                else:
+                    outcomes = task.schedule_outcomes([index], seeds, schedules)
+                for name, values in outcomes.metrics.items():
+                    arrays[f"metrics.{name}"][place] = values[0]
+                (episode,) = task.begin([index], [0])
+                arrays["features"][place] = features(episode.refinement.lr_up.cpu().numpy())
+                arrays["done"][0] = place + 1
+                bar.update()
+                if time.monotonic() - written > SECONDS:
+                    write()
+                    written = time.monotonic()
+    finally:
+        write()
+
+
+def write_minari(table: str | Path | None, name: str, episodes: int = 1000, seed: int = 0) -> Path:
+    """Plays episodes from a table and writes them as a Minari dataset.
+
+    In each episode the probability of SKIP is drawn anew, uniformly, so that short and long schedules are equally frequent.
+
+    Args:
+        table: folder of the table; None: the one that is shipped.
+        name: of the dataset, as in "skipdiff/table-v0".
+        episodes: how many.
+        seed: of pictures, noises, prices and decisions.
+
+    Returns:
+        Folder of the dataset, below $MINARI_DATASETS_PATH or in the user's home.
+
+    Raises:
+        ConfigError: Minari is not installed, the name is taken or no name of a dataset, or there is no such table.
+    """
+    check_whole("episodes", episodes)
+    try:
+        import h5py  # noqa: F401
+        import minari
+        from minari.data_collector import EpisodeBuffer
+        from minari.dataset.minari_dataset import parse_dataset_id
+        from minari.storage.local import get_dataset_path
+    except ImportError as error:
+        raise ConfigError(f"Minari is not installed ({error}); pip install 'skipdiff[offline]'") from None
+    import gymnasium
+
+    try:
+        parse_dataset_id(name)
+    except ValueError as error:
+        raise ConfigError(f"{name!r} is no name of a Minari dataset ({error})") from None
+    if get_dataset_path(name).exists():
+        raise ConfigError(f"there is a Minari dataset {name} already; name another, or `minari delete {name}`")
+    folder = None if table is None else str(Path(table).absolute())
+    env: Any = gymnasium.make("SkipDiffTable-v0", table=folder)
+    inner = env.unwrapped
+    assert isinstance(inner, SkipDiffTableEnv)
+    rng = np.random.default_rng(seed)
+    buffers = []
+    for i in tqdm(range(episodes), desc="episodes", dynamic_ncols=True):
+        observation, info = env.reset(seed=seed + i)
+        start = {key: info[key] for key in ("image_index", "noise_seed", "nfe_penalty")}
+        skip, observations, actions, rewards, terminated = rng.random(), [observation], [], [], False
+        while not terminated:
+            action = Action(int(rng.random() < skip))
+            if not inner.action_masks()[action]:
+                action = Action(1 - action)
+            observation, reward, terminated, _, _ = env.step(int(action))
+            observations.append(observation)
+            actions.append(int(action))
+            rewards.append(float(reward))
+        ends = [False] * (len(actions) - 1)
+        buffers.append(
+            EpisodeBuffer(
+                id=i, seed=seed + i, options=start, observations=np.stack(observations), actions=np.array(actions),
+                rewards=rewards, terminations=[*ends, True], truncations=[*ends, False],
+            )
+        )  # fmt: skip
+    source = SHIPPED if folder is None else folder
+    minari.create_dataset_from_buffers(
+        name, buffers, env=env, algorithm_name="random", data_format="hdf5",
+        description=f"SkipDiffTable-v0 from the table {Path(source).name}; the probability of SKIP is uniform over episodes.",
+    )  # fmt: skip
+    return Path(get_dataset_path(name))

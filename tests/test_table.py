@@ -1,0 +1,443 @@
+"""Tables of outcomes and the environment that plays from them."""
+
+import json
+import pickle
+import subprocess
+import sys
+import warnings
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agents.cli import main
+from ddpm.errors import ConfigError
+from ddpm.schedule import even_steps
+from skipdiff_env import Action, SkipDiffEnv, SkipDiffTableEnv, SkipDiffTableVectorEnv, Table
+from skipdiff_env.plan import Plan
+from skipdiff_env.rules import InvalidActionError, ResetNeededError, quality
+from skipdiff_env.table import ARRAYS, DESCRIPTION, FEATURES, SHIPPED, features
+from skipdiff_env.tabulate import family, tabulate, write_minari
+from skipdiff_env.task import TaskConfig
+from tests.conftest import Photo
+from tests.test_vector_env import assert_same
+
+quick = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LIVE: dict[str, Any] = {"image_size": 32, "metric": "colour", "report_metrics": ["psnr"], "cache_mb": 64}
+# name → steps, skip mode, number of sampled schedules
+TABLES: dict[str, tuple[tuple[int, int], str, int]] = {
+    "jump": ((1, 5), "jump", 0),
+    "coarse": ((2, 4), "jump", 0),
+    "restart": ((3, 4), "restart", 0),
+    "sampled": ((1, 12), "jump", 20),
+}
+
+
+@pytest.fixture(scope="module")
+def tables(short_checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Name → folder of a table and the arguments of the live environment that it is of."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(3)]
+    made = {}
+    for name, (steps, skip_mode, count) in TABLES.items():
+        arguments = {**LIVE, "checkpoint": short_checkpoint, "images": images, "steps": steps, "skip_mode": skip_mode}
+        folder = tmp_path_factory.mktemp("tables") / name
+        tabulate(TaskConfig.of(arguments), folder, noise_seeds=2, schedules=count)
+        made[name] = folder, {**arguments, "noise_seeds": 2, "observation": "dict", "reward": "negative"}
+    return made
+
+
+# --- the family of schedules ---
+
+
+def test_all_schedules() -> None:
+    whole = family(Plan(1, 5, skip_mode="jump"))
+    assert len(set(whole)) == len(whole) == 16
+    assert all(levels[0] == 5 and list(levels) == sorted(levels, reverse=True) and levels[-1] >= 1 for levels in whole)
+    assert family(Plan(3, 4)) == [(1,), (2, 1), (3, 2, 1), (4, 3, 2, 1)]
+
+
+def test_sampled_schedules() -> None:
+    plan = Plan(1, 20, skip_mode="jump")
+    found = family(plan, 200)
+    assert found == family(plan, 200)
+    assert len(set(found)) == 200
+    assert {tuple(even_steps(20, n)[:0:-1].tolist()) for n in range(1, 21)} <= set(found)
+    assert all(levels[0] == 20 and list(levels) == sorted(set(levels), reverse=True) for levels in found)
+    with pytest.raises(ConfigError, match="schedules must be at least 20"):
+        family(plan, 19)
+    with pytest.raises(ConfigError, match="at most 64 levels, got 65"):
+        family(Plan(1, 65, skip_mode="jump"))
+
+
+# --- features ---
+
+
+def test_features(photo: Photo) -> None:
+    def of(rgb: np.ndarray) -> np.ndarray:
+        return features(rgb.transpose(2, 0, 1) / 127.5 - 1)
+
+    flat, noisy = of(np.full((32, 32, 3), 90, np.uint8)), of(photo(32, 32))
+    for found in (flat, noisy, of(photo(12, 50))):
+        assert (found.dtype, found.shape) == (np.float32, (FEATURES,))
+        assert found.min() >= -3
+        assert found.max() <= 1
+    sizes = np.arange(FEATURES) % 14 < 12
+    np.testing.assert_allclose(flat[sizes], -3, atol=1e-6)
+    assert flat[12::14].tolist() == [0, 0, 0]
+    assert flat[13::14].tolist() == [1, 1, 1]
+    assert (noisy[sizes] > -3).all()
+    ramp = np.broadcast_to(np.linspace(-1, 1, 32), (3, 32, 32))
+    across, down = features(ramp), features(ramp.transpose(0, 2, 1))
+    assert across[0] == pytest.approx(np.log10(1e-3 + 1 / 31), abs=1e-5), "the mean gradient"
+    assert across[1] == pytest.approx(-3)
+    assert (down[0], down[1]) == (across[1], across[0])
+    assert across[12] == pytest.approx(1), "all gradients have one direction"
+
+
+# --- the same as the live environment ---
+
+
+@quick
+@given(data=st.data(), name=st.sampled_from(["jump", "coarse", "restart"]))
+def test_table_is_live(data: st.DataObject, tables: dict[str, tuple[Path, dict[str, Any]]], name: str) -> None:
+    folder, arguments = tables[name]
+    reward = data.draw(st.sampled_from(["negative", "inverse"]), label="reward")
+    price = data.draw(st.sampled_from([0.0, 0.25, (0.001, 0.5)]), label="price")
+    own: dict[str, Any] = {"reward": reward, "nfe_penalty": price}
+    live, played = SkipDiffEnv(**{**arguments, **own}), SkipDiffTableEnv(table=folder, **own)
+    seed = data.draw(st.integers(0, 99), label="seed")
+    seen, said = live.reset(seed=seed)
+    observation, info = played.reset(seed=seed)
+    for i in range(live.task.decisions + 1):
+        assert observation in played.observation_space
+        assert info.keys() == said.keys()
+        assert {**info, "metrics": 0} == {**said, "metrics": 0}
+        parts = [seen["step"], seen["level"], np.array([info["nfe_penalty"]], np.float32)]
+        np.testing.assert_allclose(observation, [*features(seen["condition"]), *np.concatenate(parts)], atol=1e-6)
+        if i == live.task.decisions:
+            break
+        action = data.draw(st.integers(0, 1))
+        seen, live_reward, live_ended, _, said = live.step(action)
+        observation, table_reward, ended, truncated, info = played.step(action)
+        assert (ended, truncated) == (live_ended, False)
+        assert table_reward == pytest.approx(live_reward, abs=1e-3, rel=1e-4)
+    assert ended
+    assert info["metrics"] == pytest.approx(said["metrics"], abs=1e-3, rel=1e-4)
+
+
+@quick
+@given(
+    data=st.data(),
+    name=st.sampled_from(list(TABLES)),
+    num_envs=st.integers(1, 4),
+    mode=st.sampled_from([AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]),
+)
+def test_batched_is_scalar(
+    data: st.DataObject,
+    tables: dict[str, tuple[Path, dict[str, Any]]],
+    name: str,
+    num_envs: int,
+    mode: AutoresetMode,
+) -> None:
+    arguments: dict[str, Any] = {"table": tables[name][0], "nfe_penalty": (0.001, 0.1)}
+    ours = SkipDiffTableVectorEnv(num_envs, autoreset_mode=mode.value, **arguments)
+    theirs = SyncVectorEnv([lambda: SkipDiffTableEnv(**arguments)] * num_envs, autoreset_mode=mode)
+    for part in ("observation_space", "action_space", "single_observation_space", "single_action_space", "metadata"):
+        assert getattr(ours, part) == getattr(theirs, part)
+    assert_same(ours.reset(seed=11), theirs.reset(seed=11), "reset")
+    assert ours.np_random_seed == theirs.np_random_seed
+    state, moment = None, data.draw(st.integers(0, 9))
+    later: list[Any] = []
+    for step in range(data.draw(st.integers(1, 20), label="steps")):
+        if step == moment:
+            state = pickle.loads(pickle.dumps(ours.get_state()))
+        actions = np.array(data.draw(st.lists(st.integers(0, 1), min_size=num_envs, max_size=num_envs)))
+        given = ours.step(actions)
+        assert given[0] in ours.observation_space
+        assert_same(given, theirs.step(actions), f"step {step}")
+        later += [(actions, given)] if state is not None else []
+        if num_envs > 1 and data.draw(st.integers(0, 5), label="reset some") == 0 and state is None:
+            mask = np.arange(num_envs) % 2 == 0
+            assert_same(
+                ours.reset(options={"reset_mask": mask}), theirs.reset(options={"reset_mask": mask}), "masked reset"
+            )
+    if state is not None:
+        for other in (ours, SkipDiffTableVectorEnv(num_envs, autoreset_mode=mode.value, **arguments)):
+            other.reward_failures = [0] * num_envs
+            other.set_state(state)
+            for actions, given in later:
+                assert_same(other.step(actions), given)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_sampled_table_is_never_left(tables: dict[str, tuple[Path, dict[str, Any]]], masked: bool) -> None:
+    env = SkipDiffTableEnv(table=tables["sampled"][0], nfe_penalty=0.1)
+    table, rng, seen = env.table, np.random.default_rng(0), set()
+    for episode in range(100):
+        _, info = env.reset(seed=episode)
+        done, forced = False, 0
+        while not done:
+            masks = env.action_masks()
+            assert masks.any()
+            forced += not masks.all()
+            action = int(rng.choice(np.flatnonzero(masks))) if masked else int(rng.integers(2))
+            _, reward, done, _, info = env.step(action)
+        assert forced
+        assert info["levels"] in table.schedules
+        assert info["nfe"] == len(info["levels"])
+        place = info["image_index"], info["noise_seed"], table.schedules.index(info["levels"])
+        assert reward == pytest.approx(-table.metrics["colour"][place] - 0.1 * info["nfe"])
+        seen.add(info["levels"])
+    assert len(seen) > 5
+
+
+def test_a_complete_table_forbids_nothing(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    for name in ("jump", "restart"):
+        env = SkipDiffTableVectorEnv(3, table=tables[name][0])
+        env.reset(seed=0)
+        env.step(np.array([0, 1, 0]))
+        assert env.action_masks().all()
+
+
+def test_failed_metrics(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    table = Table.load(tables["jump"][0])
+    broken = {name: np.full_like(values, np.nan) for name, values in table.metrics.items()}
+    env = SkipDiffTableEnv(table=Table(table.description, table.features, broken), nfe_penalty=0)
+    for failures in (1, 2):
+        env.reset(seed=0)
+        for _ in range(4):
+            _, reward, _, _, info = env.step(Action.SKIP)
+        assert (reward, info["reward_failures"]) == (quality(float("nan"), True, "negative"), failures)
+
+
+# --- made by Gymnasium ---
+
+
+def test_the_shipped_table() -> None:
+    table = Table.load(SHIPPED)
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 400_000
+    assert table.complete
+    assert list(table.metrics) == ["lpips", "psnr"]
+    assert set(table.description["splits"]) == {"train", "test"}
+    assert all(np.isfinite(values).all() for values in table.metrics.values())
+    # more forwards are better on average, or the table would be of a net that knows nothing
+    lpips = table.metrics["lpips"].mean(axis=(0, 1))
+    assert lpips[table.schedules.index(tuple(range(8, 0, -1)))] < lpips[table.schedules.index((8,))]
+    parts = [len(SkipDiffTableVectorEnv(split=split)._rows) for split in ("train", "test", None)]
+    assert parts[0] + parts[1] == parts[2]
+
+
+def test_checkers() -> None:
+    from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+    env = gym.make("SkipDiffTable-v0").unwrapped
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env)
+        sb3_check_env(env)
+    vector = gym.make_vec("SkipDiffTable-v0", num_envs=4)
+    assert isinstance(vector, SkipDiffTableVectorEnv)
+    assert vector.spec is not None
+    vector.spec.to_json()
+    assert vector.reset(seed=0)[0] in vector.observation_space
+
+
+def test_no_torch() -> None:
+    code = """
+import sys, gymnasium, numpy
+env = gymnasium.make_vec("skipdiff_env:SkipDiffTable-v0", num_envs=4)
+env.reset(seed=0)
+for _ in range(20):
+    env.step(env.action_space.sample())
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_copies_share_the_table(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    env = SkipDiffTableEnv(table=tables["jump"][0])
+    env.reset(seed=0)
+    env.step(0)
+    copies = [deepcopy(env), pickle.loads(pickle.dumps(env))]
+    assert copies[0].table is env.table
+    for action in (1, 0, 1):
+        expected = env.step(action)
+        for other in copies:
+            assert_same(other.step(action), expected)
+    assert_same(copies[0].reset(), env.reset())
+
+
+# --- making tables ---
+
+
+def test_goes_on(short_checkpoint: str, tmp_path: Path, photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TaskConfig(
+        checkpoint=short_checkpoint, images=[photo(32, 32, seed=i) for i in range(3)], image_size=32, steps=(1, 4),
+        skip_mode="jump", metric="psnr",
+    )  # fmt: skip
+    whole = tabulate(config, tmp_path / "whole")
+    made: list[int] = []
+
+    def interrupted(condition: Any) -> Any:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(1)
+        return features(condition)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("skipdiff_env.tabulate.features", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tabulate(config, tmp_path / "parts")
+    with pytest.raises(ConfigError, match="has 2 of 3 pictures; the same `skipdiff tabulate` goes on with it"):
+        Table.load(tmp_path / "parts")
+    computed: list[Any] = []
+
+    def counted(condition: Any) -> Any:
+        computed.append(condition)
+        return features(condition)
+
+    monkeypatch.setattr("skipdiff_env.tabulate.features", counted)
+    table = tabulate(config, tmp_path / "parts")
+    assert len(computed) == 1
+    assert table.description == whole.description
+    np.testing.assert_allclose(table.metrics["psnr"], whole.metrics["psnr"], atol=1e-4)
+    assert np.array_equal(table.features, whole.features)
+    with pytest.raises(ConfigError, match="holds a table of another noise_seeds; name another folder, or remove it"):
+        tabulate(config, tmp_path / "parts", noise_seeds=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"table": "no/such/folder"}, "no/such/folder holds no table; `skipdiff tabulate"),
+        ({"split": "train"}, "split must be one of none in this table, or None, got 'train'"),
+        ({"metric": "lpips"}, "metric must be one of the table's, colour, psnr, got 'lpips'"),
+        ({"reward": "minus"}, "reward must be inverse or negative"),
+        ({"nfe_penalty": -1}, "nfe_penalty must be a number of at least 0"),
+        ({"noise_seeds": 3}, "noise_seeds must be at most the table's 2, got 3"),
+        ({"noise_seeds": 0}, "noise_seeds must be a whole number of at least 1"),
+        ({"render_mode": "rgb_array"}, "a table has no pictures"),
+        ({"max_episode_steps": 3}, "an episode has 4 env steps and is never truncated"),
+    ],
+)
+def test_wrong_arguments(
+    tables: dict[str, tuple[Path, dict[str, Any]]], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SkipDiffTableVectorEnv(**{"table": tables["jump"][0], **arguments})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image": 3}, "image must be a whole number from 0 to 2, got 3"),
+        ({"image": np.zeros((32, 32, 3), np.uint8)}, "image must be a whole number from 0 to 2"),
+        ({"noise_seed": 2}, "noise_seed must be a whole number from 0 to 1, got 2"),
+        ({"nfe_penalty": 1.5}, "nfe_penalty must be a number in 0 … 1, got 1.5"),
+        ({"images": 0}, "unknown reset option images"),
+        ("x", "the options of reset must be a dictionary"),
+    ],
+)
+def test_wrong_options(tables: dict[str, tuple[Path, dict[str, Any]]], options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SkipDiffTableEnv(table=tables["jump"][0]).reset(options=options)
+
+
+def test_wrong_steps(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    env = SkipDiffTableEnv(table=tables["jump"][0])
+    with pytest.raises(ResetNeededError, match="not begun"):
+        env.step(0)
+    env.reset()
+    with pytest.raises(InvalidActionError):
+        env.step(2)
+    for _ in range(4):
+        env.step(1)
+    with pytest.raises(ResetNeededError, match="has ended"):
+        env.step(0)
+    states: list[Any] = [None, {}, {"episodes": {}, "generators": []}]
+    for state in states:
+        with pytest.raises(ConfigError, match=r"no state that get_state\(\) gave"):
+            env.set_state(state)
+
+
+@pytest.mark.parametrize("damage", ["format", "arrays", "json", "shape"])
+def test_damaged_tables(tables: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path, damage: str) -> None:
+    source = tables["jump"][0]
+    description = json.loads((source / DESCRIPTION).read_text())
+    arrays = (source / ARRAYS).read_bytes()
+    if damage == "format":
+        description["format"] = 99
+    if damage == "shape":
+        description["noise_seeds"] = 5
+    text = json.dumps(description)
+    (tmp_path / DESCRIPTION).write_text(text[:50] if damage == "json" else text)
+    (tmp_path / ARRAYS).write_bytes(arrays[:1000] if damage == "arrays" else arrays)
+    with pytest.raises(ConfigError, match="has format 99" if damage == "format" else "is damaged") as raised:
+        Table.load(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+# --- the command, and Minari ---
+
+
+def test_command(short_checkpoint: str, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    minari = pytest.importorskip("minari")
+    pytest.importorskip("h5py")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    command = [
+        "tabulate", "--images", str(photos), "--limit", "2", "--out", str(tmp_path / "table"), "--checkpoint", short_checkpoint,
+        "--steps", "1,4", "--image-size", "32", "--metrics", "psnr,colour", "--minari", "skipdiff/tiny-v0", "--episodes", "20",
+    ]  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Minari's, of what a dataset may tell of its author
+        run = CliRunner().invoke(main, command)
+        assert run.exit_code == 0, run.output
+        assert "(2 pictures, 2 noises, 8 schedules)" in run.output
+        dataset = minari.load_dataset("skipdiff/tiny-v0")
+        env = dataset.recover_environment()
+    assert (dataset.total_episodes, dataset.total_steps) == (20, 60)
+    lengths = set()
+    for episode in dataset.iterate_episodes():
+        assert episode.observations.shape == (4, FEATURES + 3)
+        assert episode.terminations.tolist() == [False, False, True]
+        assert not episode.truncations.any()
+        observation, _ = env.reset(seed=int(next(iter(dataset.storage.get_episode_metadata([episode.id])))["seed"]))
+        for i, action in enumerate(episode.actions):
+            assert np.array_equal(observation, episode.observations[i])
+            observation, reward, *_ = env.step(int(action))
+            assert reward == pytest.approx(float(episode.rewards[i]), abs=1e-6)
+        lengths.add(int(episode.actions.sum()))
+    assert len(lengths) > 1
+    again = CliRunner().invoke(main, command)
+    assert again.exit_code == 2
+    assert "there is a Minari dataset skipdiff/tiny-v0 already" in again.output
+    with pytest.raises(ConfigError, match="'no good name-v' is no name of a Minari dataset"):
+        write_minari(tmp_path / "table", "no good name-v")
+
+
+def test_without_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "minari", None)
+    with pytest.raises(ConfigError, match=r"pip install 'skipdiff\[offline\]'"):
+        write_minari(None, "skipdiff/x-v0")
+
+
+def test_wrong_commands(tmp_path: Path, photos: Path) -> None:
+    for arguments, message in (
+        ([], "nothing to do; give --out, --minari, or both"),
+        (["--out", str(tmp_path / "a"), "--images", "no/such"], "no such file or folder"),
+        (["--out", str(tmp_path / "a"), "--steps", "1,20", "--schedules", "5"], "schedules must be at least 20"),
+        (["--out", str(tmp_path / "a"), "--metrics", "dists"], "dists is a judge"),
+    ):
+        run = CliRunner().invoke(main, ["tabulate", *arguments])
+        assert run.exit_code == 2, run.output
+        assert message in run.output
+        assert not (tmp_path / "a").exists()
