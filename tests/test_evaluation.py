@@ -17,7 +17,6 @@ from agents.study import evaluate, load_crops, to_markdown
 from agents.study import methods as ways
 from agents.study.rows import ORIGINALS, START, Row, summarise, with_rewards
 from agents.study.running import Runner
-from benchmarks import starts
 from ddpm.degradation import degrade
 from ddpm.errors import ConfigError, ImageError
 from ddpm.noise import KeyedNoise
@@ -175,32 +174,6 @@ def test_best_start_of_a_picture_is_chosen_under_other_noises() -> None:
     assert summary["each picture's best start"]["regret"] == pytest.approx((0 + 0 + 0 + 10 + 10 + 20) / 6)
     one = with_rewards([row for row in rows if row.seed == 0 and row.family == START], make_metric("psnr"))
     assert not [row for row in one if row.method == "each picture's best start"]
-
-
-def test_spreads_of_starts() -> None:
-    """The components of a reward that was made of them; picture x start and noise x start lose what all starts share."""
-    rng = np.random.default_rng(0)
-    P, K, N = 2000, 4, 10
-    of_picture, of_noise = rng.normal(0, 0.3, (P, 1, N)), rng.normal(0, 0.2, (P, K, N))
-    rewards = rng.normal(0, 5, (P, K, 1)) + np.linspace(0, 1, N) + of_picture + of_noise
-    assert starts.spreads(rewards) == pytest.approx((0.3 * 0.9**0.5, 0.2 * 0.9**0.5), rel=0.03)
-    same, chance = starts.agreement(rewards.argmax(axis=2))
-    assert same > chance + 0.1
-    shuffled = rng.permuted((rewards - of_picture).argmax(axis=2).ravel()).reshape(P, K)
-    same, chance = starts.agreement(shuffled)
-    assert same == pytest.approx(chance, abs=0.02)
-
-
-def test_starts_command(checkpoint: str, photos: Path) -> None:
-    arguments = [f"--images={photos}", f"--checkpoint={checkpoint}", "--image-size=32", "--metrics=psnr,ssim"]
-    result = CliRunner().invoke(starts.main, [*arguments, "--noise-seeds=2"])
-    assert result.exit_code == 0, (result.output, result.exception)
-    for name in ("psnr", "ssim"):
-        (line,) = (line for line in result.output.splitlines() if line.startswith(f"| {name}"))
-        fixed, own, oracle = (float(cell.split()[0]) for cell in line.strip("| ").split(" | ")[1:4])
-        assert oracle >= max(fixed, own) - 1e-4
-        (counts,) = (line for line in result.output.splitlines() if line.startswith(f"{name}: "))
-        assert sum(map(int, counts.split(": ")[-1].split())) == 2 * len(list(photos.iterdir()))
 
 
 def test_command(checkpoint: str, photos: Path, tmp_path: Path) -> None:
