@@ -22,6 +22,8 @@ from skipdiff_env.vector_env import SkipDiffVectorEnv
 
 # Attributes of the batched environment that are a list with one entry for each environment.
 ONE_EACH = frozenset({"sr", "np_random", "np_random_seed", "reward_failures"})
+# Far above the rounding of a reward, far below the differences between rewards.
+ROUNDING = 1e-6
 # What a VecEnv does itself, for all environments at once.
 OWN_CALLS = frozenset({"reset", "step", "close"})
 
@@ -222,7 +224,7 @@ class VecPictureBaseline(_Picklable, VecEnvWrapper):
         self._moments = count + 1, moments
         weights = np.array([1.0, -price])
         variance = float(weights @ moments @ weights)
-        return float(weights @ difference) / math.sqrt(variance) if variance > 0 else 0.0
+        return float(weights @ difference) / (math.sqrt(max(variance, 0.0)) + ROUNDING)
 
 
 class VecResizeLatents(_Picklable, VecEnvWrapper):

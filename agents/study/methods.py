@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, AgentPolicy
+from agents.agent import Agent
+from agents.playing import AgentPolicy
 from agents.study.rows import AGENT, BICUBIC, CHAIN, COARSE, EARLY, ORIGINALS, PEER, PREDICTOR, RANDOM, SCHEDULE, START
 from ddpm.degradation import downsample, upsample
 from ddpm.errors import ConfigError

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, AgentPolicy
+from agents.agent import Agent
+from agents.playing import AgentPolicy
 from agents.plots import starts
 from agents.study import methods as ways
 from agents.study import paper
