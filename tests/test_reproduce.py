@@ -245,6 +245,35 @@ def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     assert float(full["total_gflops"]) == pytest.approx(12 * per_forward / 1e9)
 
 
+def test_schedules_and_agents_of_jumps(config: Callable[..., ReportConfig], tmp_path: Path) -> None:
+    """An agent of jumps may stand for SkipDiff; the fixed starts are then the checkpoint's. Schedules are peers."""
+    plan = Plan(1, 5, fine_sampler="ddim", skip_mode="jump")
+    agent = save_agent(tmp_path / "agent", plan, metric="lpips", nfe_penalty=[0.001, 0.01])
+    settings = config(
+        limit=1,
+        seeds=1,
+        agents={"SkipDiff": agent},
+        levels=("6,4,1",),
+        sections=("tables12", "table5", "fig5", "peers"),
+    )
+    report = compute(settings, tmp_path / "out")
+    text = report.write().read_text(encoding="utf-8")
+    assert "--agent SkipDiff=" in text
+    assert "--levels 6,4,1" in text
+    rows = {row["method"]: row for row in read(tmp_path / "out" / "rows.csv")}
+    assert rows["ddim, levels 6,4,1"]["nfe"] == "3"
+    levels = rows["agent SkipDiff"]["levels"].split()
+    assert levels[0] == "5"
+    assert int(rows["agent SkipDiff"]["nfe"]) == len(levels)
+    starts = {row["method"] for row in read(tmp_path / "out" / "table5.csv") if row["family"] == START}
+    assert starts == {f"CSA(3) + FSR({start})" for start in range(1, 5)}
+    for table in ("fig5", "peers"):
+        assert {"SkipDiff (agent)", "ddim, levels 6,4,1"} < {
+            row["method"] for row in read(tmp_path / "out" / f"{table}.csv")
+        }
+    assert {row["dominated_by"] != "" for row in read(tmp_path / "out" / "peers.csv")} == {True}
+
+
 def test_own_starts_beside_those_of_ddpm(photos: Path, tmp_path: Path) -> None:
     """Where the checkpoint's coarse sampler is not DDPM, Fig. 5 shows its own starts and those after DDPM."""
     checkpoint = tmp_path / "checkpoint"
