@@ -227,7 +227,7 @@ def _download(folder: Path) -> None:
     """Has pip download the packages; it checks their digests before it reads them."""
     requirements = folder / "requirements.txt"
     lines = [f"{requirement} --hash=sha256:{digest}\n" for requirement, (_, digest, _) in PACKAGES.items()]
-    requirements.write_text("".join(lines))
+    requirements.write_text("".join(lines), encoding="utf-8")
     command = [
         sys.executable,
         "-m",

@@ -100,7 +100,7 @@ class Table:
         if not (folder / DESCRIPTION).is_file() or not (folder / ARRAYS).is_file():
             raise ConfigError(f"{folder} holds no table; `skipdiff tabulate --out {folder}` makes one")
         try:
-            description = json.loads((folder / DESCRIPTION).read_text())
+            description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             arrays = load_file(folder / ARRAYS)
             if description["format"] != FORMAT:
                 raise ConfigError(f"the table {folder} has format {description['format']}, this version reads {FORMAT}")
@@ -158,7 +158,7 @@ class Table:
         known, order = self._codes
         return order[np.searchsorted(known, codes)]
 
-    def open(self, codes: NDArray[np.uint64], t: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def is_open(self, codes: NDArray[np.uint64], t: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether a schedule of the table begins with decisions whose last one was made at step t."""
         known, _ = self._codes
         rest = (t - 2).astype(np.uint64)  # decisions that are left
@@ -324,7 +324,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         if not self.table.complete:
             for action in Action:
                 code = state["code"][going] * np.uint64(2) + np.uint64(action)
-                masks[going, action] = self.table.open(code, state["t"][going])
+                masks[going, action] = self.table.is_open(code, state["t"][going])
         return masks
 
     def get_state(self) -> dict[str, Any]:

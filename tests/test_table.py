@@ -372,14 +372,14 @@ def test_wrong_steps(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
 @pytest.mark.parametrize("damage", ["format", "arrays", "json", "shape"])
 def test_damaged_tables(tables: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path, damage: str) -> None:
     source = tables["jump"][0]
-    description = json.loads((source / DESCRIPTION).read_text())
+    description = json.loads((source / DESCRIPTION).read_text(encoding="utf-8"))
     arrays = (source / ARRAYS).read_bytes()
     if damage == "format":
         description["format"] = 99
     if damage == "shape":
         description["noise_seeds"] = 5
     text = json.dumps(description)
-    (tmp_path / DESCRIPTION).write_text(text[:50] if damage == "json" else text)
+    (tmp_path / DESCRIPTION).write_text(text[:50] if damage == "json" else text, encoding="utf-8")
     (tmp_path / ARRAYS).write_bytes(arrays[:1000] if damage == "arrays" else arrays)
     with pytest.raises(ConfigError, match="has format 99" if damage == "format" else "is damaged") as raised:
         Table.load(tmp_path)
