@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ddpm.blocks import Block, NoiseLevelEmbedding, Upsample, linear_estimate
 from ddpm.degradation import upsample
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.predictor import PREDICTOR, Predictor, load_predictor, refuse_not_finite
@@ -45,84 +46,6 @@ def tensor_mismatch(expected: Mapping[str, Sequence[int]], found: Mapping[str, S
     )
 
 
-class NoiseLevelEmbedding(nn.Module):
-    """Sinusoidal embedding of the noise level √ᾱ, (B,) → (B, width), and a small MLP over it."""
-
-    frequencies: Tensor
-
-    def __init__(self, width: int, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-        half = width // 2
-        self.register_buffer("frequencies", torch.exp(-math.log(1e4) * torch.arange(half) / half), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
-
-    def forward(self, noise_level: Tensor) -> Tensor:
-        angles = (noise_level * self.scale)[:, None] * self.frequencies
-        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
-
-
-class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, conv; plus the noise level per channel; GroupNorm, SiLU, dropout, conv; plus the shortcut."""
-
-    def __init__(self, channels_in: int, channels_out: int, embedding: int, groups: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.noise = nn.Linear(embedding, channels_out)
-        self.norm2 = nn.GroupNorm(groups, channels_out)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x), inplace=True))
-        h = h + self.noise(embedding)[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h), inplace=True)))
-        return h + self.shortcut(x)
-
-
-class Attention(nn.Module):
-    """One-head self-attention over all pixels, added to its input."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(groups, channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
-        self.out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)  # each (B, H·W, C)
-        y = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        return x + self.out(y.transpose(1, 2).reshape(b, c, h, w))
-
-
-class Block(nn.Module):
-    """A residual block, with attention behind it where `attend` is set."""
-
-    def __init__(
-        self, channels_in: int, channels_out: int, embedding: int, groups: int, dropout: float, attend: bool
-    ) -> None:
-        super().__init__()
-        self.residual = ResidualBlock(channels_in, channels_out, embedding, groups, dropout)
-        self.attention = Attention(channels_out, groups) if attend else nn.Identity()
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.attention(self.residual(x, embedding))
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbour enlargement by 2, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-
-
 def _file_of(source: str, name: str, hub: Mapping[str, Any]) -> Path:
     """A file of a checkpoint's folder, or of a repository on the Hub, downloaded."""
     return Path(source) / name if Path(source).is_dir() else Path(hf_hub_download(source, name, **hub))
@@ -140,6 +63,79 @@ def _predictor_file(source: str, name: str, hub: Mapping[str, Any]) -> Path:
 
 def _is_whole(number: Any) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+
+
+def _check_whole(**numbers: Any) -> None:
+    """Raises ConfigError where a setting is no whole number of at least 1."""
+    for name, number in numbers.items():
+        if not _is_whole(number):
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {number!r}")
+
+
+def _check_positive(**factors: Any) -> None:
+    """Raises ConfigError where a setting is no number above 0."""
+    for name, factor in factors.items():
+        if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+            raise ConfigError(f"{name} must be a number above 0, got {factor!r}")
+
+
+def _check_architecture(
+    width: Any,
+    multipliers: Any,
+    blocks: Any,
+    attention_resolutions: Any,
+    image_size: Any,
+    dropout: Any,
+    norm_groups: Any,
+    patch_size: Any,
+) -> None:
+    _check_whole(width=width, blocks=blocks, image_size=image_size, norm_groups=norm_groups, patch_size=patch_size)
+    for name, numbers in (("multipliers", multipliers), ("attention_resolutions", attention_resolutions)):
+        if not isinstance(numbers, list | tuple) or not all(map(_is_whole, numbers)):
+            raise ConfigError(f"{name} must be a list of whole numbers of at least 1, got {numbers!r}")
+    if not multipliers:
+        raise ConfigError("multipliers must name at least one level, got none")
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ConfigError(f"dropout must be a number of at least 0 and below 1, got {dropout!r}")
+    if width % 2 or width % norm_groups:
+        raise ConfigError(
+            f"width must be even and divisible by norm_groups, got width {width} and norm_groups {norm_groups}"
+        )
+
+
+def _check_meaning(
+    prediction: Any,
+    target: Any,
+    residual_scale: Any,
+    predictor: Any,
+    scale: Any,
+    noise_level_scale: Any,
+    local_variance: Any,
+) -> None:
+    for name, value, allowed in (("prediction", prediction, ("eps", "v")), ("target", target, ("image", "residual"))):
+        if value not in allowed:
+            raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    _check_whole(scale=scale)
+    _check_positive(noise_level_scale=noise_level_scale, residual_scale=residual_scale)
+    if not isinstance(local_variance, bool):
+        raise ConfigError(f"local_variance must be true or false, got {local_variance!r}")
+    if predictor is not None and not (isinstance(predictor, str) and predictor):
+        raise ConfigError(f"predictor must be the name of a file, got {predictor!r}")
+
+
+def _check_sampling(
+    diffusion_steps: Any, coarse_steps: Any, coarse_sampler: Any, start: Any, levels: Any, fine_sampler: Any
+) -> None:
+    _check_whole(diffusion_steps=diffusion_steps, coarse_steps=coarse_steps)
+    if diffusion_steps % coarse_steps:
+        raise ConfigError(f"coarse_steps must divide the {diffusion_steps} diffusion_steps, got {coarse_steps}")
+    N = diffusion_steps // coarse_steps
+    if start is not None and not (_is_whole(start) and start <= N):
+        raise ConfigError(f"start must be a whole number in 1 … {N}, got {start!r}")
+    if levels is not None:
+        check_levels(levels, levels[0] if levels else 1)
+    for name, sampler in (("coarse_sampler", coarse_sampler), ("fine_sampler", fine_sampler)):
+        coarse_eta(sampler, name)  # refuses what is no sampler
 
 
 class UNet(
@@ -216,52 +212,11 @@ class UNet(
         if unknown:
             known = ", ".join(sorted(set(type(self)._hub_mixin_init_parameters) - {"self", "unknown"}))
             raise ConfigError(f"unknown UNet setting {', '.join(sorted(unknown))}; known are {known}")
-        for name, value, allowed in (
-            ("prediction", prediction, ("eps", "v")),
-            ("target", target, ("image", "residual")),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        for name, number in (
-            ("width", width),
-            ("blocks", blocks),
-            ("image_size", image_size),
-            ("norm_groups", norm_groups),
-            ("patch_size", patch_size),
-            ("scale", scale),
-            ("diffusion_steps", diffusion_steps),
-            ("coarse_steps", coarse_steps),
-        ):
-            if not _is_whole(number):
-                raise ConfigError(f"{name} must be a whole number of at least 1, got {number!r}")
-        for name, numbers in (("multipliers", multipliers), ("attention_resolutions", attention_resolutions)):
-            if not isinstance(numbers, list | tuple) or not all(map(_is_whole, numbers)):
-                raise ConfigError(f"{name} must be a list of whole numbers of at least 1, got {numbers!r}")
-        if not multipliers:
-            raise ConfigError("multipliers must name at least one level, got none")
-        for name, factor in (("noise_level_scale", noise_level_scale), ("residual_scale", residual_scale)):
-            if not isinstance(factor, int | float) or not 0 < factor < math.inf:
-                raise ConfigError(f"{name} must be a number above 0, got {factor!r}")
-        if not isinstance(local_variance, bool):
-            raise ConfigError(f"local_variance must be true or false, got {local_variance!r}")
-        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise ConfigError(f"dropout must be a number of at least 0 and below 1, got {dropout!r}")
-        if width % 2 or width % norm_groups:
-            raise ConfigError(
-                f"width must be even and divisible by norm_groups, got width {width} and norm_groups {norm_groups}"
-            )
-        if diffusion_steps % coarse_steps:
-            raise ConfigError(f"coarse_steps must divide the {diffusion_steps} diffusion_steps, got {coarse_steps}")
-        N = diffusion_steps // coarse_steps
-        if start is not None and not (_is_whole(start) and start <= N):
-            raise ConfigError(f"start must be a whole number in 1 … {N}, got {start!r}")
-        if levels is not None:
-            check_levels(levels, levels[0] if levels else 1)
-        coarse_eta(fine_sampler, "fine_sampler")
-        coarse_eta(coarse_sampler)  # refuses what is no sampler
-        if predictor is not None and not (isinstance(predictor, str) and predictor):
-            raise ConfigError(f"predictor must be the name of a file, got {predictor!r}")
-
+        _check_architecture(
+            width, multipliers, blocks, attention_resolutions, image_size, dropout, norm_groups, patch_size
+        )
+        _check_meaning(prediction, target, residual_scale, predictor, scale, noise_level_scale, local_variance)
+        _check_sampling(diffusion_steps, coarse_steps, coarse_sampler, start, levels, fine_sampler)
         self.prediction = prediction
         self.target = target
         self.residual_scale = residual_scale
@@ -434,25 +389,3 @@ class UNet(
             x, log_variance = x.chunk(2, dim=1)
             x = x + linear_estimate(self.prediction, x_t, noise_level, log_variance)
         return x
-
-
-def linear_estimate(prediction: str, x_t: Tensor, noise_level: Tensor, log_variance: Tensor) -> Tensor:
-    """What is predicted, if x_0 were normal with mean 0 and a known variance s²: a multiple of x_t (the Wiener filter).
-
-    E[x_0 | x_t] = a·s²/(a²·s² + b²)·x_t with a = √ᾱ and b² = 1 - ᾱ, hence E[eps | x_t] = b/(a²·s² + b²)·x_t and
-    E[v | x_t] = a·b·(1 - s²)/(a²·s² + b²)·x_t.
-
-    Args:
-        prediction: "eps" or "v".
-        x_t: latents, (B, 3, H, W).
-        noise_level: √ᾱ, (B,).
-        log_variance: logarithm of s², (B, 3, H, W); bounded here to -12 … 4.
-
-    Returns:
-        (B, 3, H, W).
-    """
-    a = noise_level[:, None, None, None]
-    b = (1 - a**2).clamp_min(1e-12).sqrt()
-    variance = log_variance.clamp(-12, 4).exp()
-    gain = b / (a**2 * variance + b**2)
-    return x_t * (gain if prediction == "eps" else a * (1 - variance) * gain)
