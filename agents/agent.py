@@ -19,8 +19,8 @@ from ddpm.checkpoints import resolve_checkpoint, shipped_checkpoints
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.images import atomic_path
 from ddpm.runs import read_json, write_json
+from skipdiff_env.config import OBSERVATIONS
 from skipdiff_env.plan import Plan
-from skipdiff_env.task import OBSERVATIONS
 
 if TYPE_CHECKING:
     from gymnasium import spaces

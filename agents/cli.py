@@ -597,7 +597,8 @@ def enjoy(
     from agents.agent import load_agent
     from agents.enjoy import enjoy as play
     from agents.enjoy import write_film
-    from skipdiff_env.task import Task, TaskConfig
+    from skipdiff_env.config import TaskConfig
+    from skipdiff_env.task import Task
 
     loaded = load_agent(agent, options["device"], trust_pickle)
     options = _agents_episodes(options, loaded)
@@ -713,7 +714,7 @@ def tabulate(
     if out is None and minari is None:
         raise click.UsageError("nothing to do; give --out, --minari, or both")
     if out is not None:
-        from skipdiff_env.task import TaskConfig
+        from skipdiff_env.config import TaskConfig
 
         metric, *reported = metrics.split(",")
         images = list(options.pop("images")) or None

@@ -85,7 +85,8 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
     from agents.enjoy import enjoy, write_film
     from agents.hyperparameters import load_hyperparameters
     from agents.training import AgentTrainingConfig, train_agent
-    from skipdiff_env.task import Task, TaskConfig
+    from skipdiff_env.config import TaskConfig
+    from skipdiff_env.task import Task
 
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)

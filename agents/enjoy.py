@@ -12,9 +12,10 @@ from agents.agent import Agent
 from agents.playing import AgentPolicy
 from ddpm.errors import ConfigError
 from ddpm.images import atomic_path
+from skipdiff_env.episode import Episode
 from skipdiff_env.refinement import Action
 from skipdiff_env.rendering import BACKGROUND, COLOURS, EMPTY, MARGIN, METADATA, TEXT
-from skipdiff_env.task import Episode, Task
+from skipdiff_env.task import Task
 
 FORMATS = (".png", ".gif", ".mp4")
 # Height of the bars of probabilities.

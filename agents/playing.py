@@ -9,9 +9,10 @@ from torch import Tensor
 
 from agents.agent import Agent, State
 from ddpm.errors import ConfigError
+from skipdiff_env.episode import Episode
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.refinement import Policy, Refinement
-from skipdiff_env.task import Episode, Task
+from skipdiff_env.task import Task
 
 
 def play(

@@ -22,8 +22,9 @@ from agents.jump_extractor import CropEncoder, even_crops
 from agents.outcomes import crops_of, even_levels, gather
 from ddpm.errors import ConfigError
 from ddpm.runs import start_run
+from skipdiff_env.config import TaskConfig
 from skipdiff_env.refinement import Action
-from skipdiff_env.task import Task, TaskConfig
+from skipdiff_env.task import Task
 
 
 class SchedulePredictor(nn.Module):

@@ -41,9 +41,12 @@ from ddpm.checkpoints import check_device
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.images import atomic_path
 from ddpm.runs import read_json, start_run
+from skipdiff_env.config import TaskConfig
+from skipdiff_env.episode import StartOutcomes
 from skipdiff_env.memo import Memo
 from skipdiff_env.refinement import Action
-from skipdiff_env.task import StartOutcomes, Task, TaskConfig, quality
+from skipdiff_env.rules import quality
+from skipdiff_env.task import Task
 
 # What may change when a run goes on.
 RESUMABLE = frozenset({"env_steps", "minutes", "eval_every", "cache_mb", "device"})

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.schedule import even_steps
+from skipdiff_env.config import TaskConfig
 from skipdiff_env.judges import JUDGES, judge_file
 from skipdiff_env.rules import qualities
-from skipdiff_env.task import Task, TaskConfig
+from skipdiff_env.task import Task
 
 Levels = tuple[int, ...]
 

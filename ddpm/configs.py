@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from ddpm.checks import check_one_of
 from ddpm.errors import ConfigError
 
 # torch.manual_seed takes no larger one.
@@ -19,11 +20,8 @@ def check_choices(config: Any) -> None:
     """
     hints = get_type_hints(type(config))
     for each in fields(config):
-        known = get_args(hints[each.name]) if get_origin(hints[each.name]) is Literal else None
-        if known is not None and getattr(config, each.name) not in known:
-            raise ConfigError(
-                f"{each.name} must be one of {', '.join(map(str, known))}, got {getattr(config, each.name)!r}"
-            )
+        if get_origin(hints[each.name]) is Literal:
+            check_one_of(get_args(hints[each.name]), **{each.name: getattr(config, each.name)})
 
 
 def check_least(config: Any, least: int, *names: str) -> None:

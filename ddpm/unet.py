@@ -1,6 +1,5 @@
 """SR3's conditional UNet, conditioned on a continuous noise level instead of a step number."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ddpm.blocks import Block, NoiseLevelEmbedding, Upsample, linear_estimate
+from ddpm.checks import check_one_of, check_positive, check_whole, is_whole
 from ddpm.degradation import upsample
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.predictor import PREDICTOR, Predictor, load_predictor, refuse_not_finite
@@ -61,24 +61,6 @@ def _predictor_file(source: str, name: str, hub: Mapping[str, Any]) -> Path:
     return _file_of(source, name, hub)
 
 
-def _is_whole(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
-
-
-def _check_whole(**numbers: Any) -> None:
-    """Raises ConfigError where a setting is no whole number of at least 1."""
-    for name, number in numbers.items():
-        if not _is_whole(number):
-            raise ConfigError(f"{name} must be a whole number of at least 1, got {number!r}")
-
-
-def _check_positive(**factors: Any) -> None:
-    """Raises ConfigError where a setting is no number above 0."""
-    for name, factor in factors.items():
-        if not isinstance(factor, int | float) or not 0 < factor < math.inf:
-            raise ConfigError(f"{name} must be a number above 0, got {factor!r}")
-
-
 def _check_architecture(
     width: Any,
     multipliers: Any,
@@ -89,9 +71,9 @@ def _check_architecture(
     norm_groups: Any,
     patch_size: Any,
 ) -> None:
-    _check_whole(width=width, blocks=blocks, image_size=image_size, norm_groups=norm_groups, patch_size=patch_size)
+    check_whole(width=width, blocks=blocks, image_size=image_size, norm_groups=norm_groups, patch_size=patch_size)
     for name, numbers in (("multipliers", multipliers), ("attention_resolutions", attention_resolutions)):
-        if not isinstance(numbers, list | tuple) or not all(map(_is_whole, numbers)):
+        if not isinstance(numbers, list | tuple) or not all(is_whole(number) and number >= 1 for number in numbers):
             raise ConfigError(f"{name} must be a list of whole numbers of at least 1, got {numbers!r}")
     if not multipliers:
         raise ConfigError("multipliers must name at least one level, got none")
@@ -112,11 +94,10 @@ def _check_meaning(
     noise_level_scale: Any,
     local_variance: Any,
 ) -> None:
-    for name, value, allowed in (("prediction", prediction, ("eps", "v")), ("target", target, ("image", "residual"))):
-        if value not in allowed:
-            raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    _check_whole(scale=scale)
-    _check_positive(noise_level_scale=noise_level_scale, residual_scale=residual_scale)
+    check_one_of(("eps", "v"), prediction=prediction)
+    check_one_of(("image", "residual"), target=target)
+    check_whole(scale=scale)
+    check_positive(noise_level_scale=noise_level_scale, residual_scale=residual_scale)
     if not isinstance(local_variance, bool):
         raise ConfigError(f"local_variance must be true or false, got {local_variance!r}")
     if predictor is not None and not (isinstance(predictor, str) and predictor):
@@ -126,11 +107,11 @@ def _check_meaning(
 def _check_sampling(
     diffusion_steps: Any, coarse_steps: Any, coarse_sampler: Any, start: Any, levels: Any, fine_sampler: Any
 ) -> None:
-    _check_whole(diffusion_steps=diffusion_steps, coarse_steps=coarse_steps)
+    check_whole(diffusion_steps=diffusion_steps, coarse_steps=coarse_steps)
     if diffusion_steps % coarse_steps:
         raise ConfigError(f"coarse_steps must divide the {diffusion_steps} diffusion_steps, got {coarse_steps}")
     N = diffusion_steps // coarse_steps
-    if start is not None and not (_is_whole(start) and start <= N):
+    if start is not None and not (is_whole(start) and 1 <= start <= N):
         raise ConfigError(f"start must be a whole number in 1 … {N}, got {start!r}")
     if levels is not None:
         check_levels(levels, levels[0] if levels else 1)

@@ -10,10 +10,10 @@ from gymnasium.envs.registration import register, registry
 
 if TYPE_CHECKING:
     from skipdiff_env.env import SkipDiffEnv
+    from skipdiff_env.episode import StartOutcomes
     from skipdiff_env.metrics import make_metric
     from skipdiff_env.rules import Action
     from skipdiff_env.table import SkipDiffTableEnv, SkipDiffTableVectorEnv, Table
-    from skipdiff_env.task import StartOutcomes
     from skipdiff_env.upscaler import Upscaler
     from skipdiff_env.vector_env import SkipDiffVectorEnv
 
@@ -28,7 +28,7 @@ _MODULES = {
     "SkipDiffTableEnv": "table",
     "SkipDiffTableVectorEnv": "table",
     "SkipDiffVectorEnv": "vector_env",
-    "StartOutcomes": "task",
+    "StartOutcomes": "episode",
     "Table": "table",
     "Upscaler": "upscaler",
     "make_metric": "metrics",

@@ -8,17 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.errors import ConfigError
+from skipdiff_env.config import TaskConfig
+from skipdiff_env.episode import Episode, Observation, StartOutcomes, one_observation
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
 from skipdiff_env.rules import InvalidActionError, ResetNeededError
-from skipdiff_env.task import (
-    Episode,
-    Observation,
-    StartOutcomes,
-    Task,
-    TaskConfig,
-    one_observation,
-)
+from skipdiff_env.task import Task
 
 
 class SkipDiffEnv(gym.Env[Observation, np.int64]):
@@ -154,7 +149,7 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     `skipdiff_env.vector_env.SkipDiffVectorEnv`.
 
     ## Arguments
-    `gym.make` takes the attributes of `skipdiff_env.task.TaskConfig` as keywords: `checkpoint`, `images`, `split`, `image_size`,
+    `gym.make` takes the attributes of `skipdiff_env.config.TaskConfig` as keywords: `checkpoint`, `images`, `split`, `image_size`,
     `scale`, `steps`, `coarse_sampler`, `fine_sampler`, `skip_mode`, `first_step`, `observation`, `metric`, `report_metrics`,
     `reward`, `nfe_penalty`, `noise_seeds`, `obs_dtype`, `cache_mb`, `cache_dir`, `cache_dir_mb`, `device` and `batch_size`. Its
     documentation says what each means.

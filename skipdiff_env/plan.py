@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-import numpy as np
-
+from ddpm.checks import check_one_of, check_whole, is_whole
 from ddpm.errors import ConfigError
 from ddpm.sampling import coarse_eta
 
@@ -38,17 +37,13 @@ class Plan:
     first_step: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("S", "N"):
-            number = getattr(self, name)
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise ConfigError(f"{name} of steps S,N must be a whole number of at least 1, got {number!r}")
-        if self.skip_mode not in SKIP_MODES:
-            raise ConfigError(f"skip_mode must be one of {', '.join(SKIP_MODES)}, got {self.skip_mode!r}")
+        check_whole(**{f"{name} of steps S,N": getattr(self, name) for name in ("S", "N")})
+        check_one_of(SKIP_MODES, skip_mode=self.skip_mode)
         coarse_eta(self.coarse_sampler)
         if coarse_eta(self.fine_sampler, "fine_sampler") is None:
             raise ConfigError(f"fine_sampler must be ddpm, ddim, or ddim:ETA, got {self.fine_sampler!r}")
         first = self.N if self.first_step is None else self.first_step
-        if not isinstance(first, int) or not self.N <= first <= self.length:
+        if not is_whole(first) or not self.N <= first <= self.length:
             raise ConfigError(
                 f"first_step must be a whole number in {self.N} … {self.length}, from N of steps S,N to all S·N diffusion "
                 f"steps, got {first!r}"
@@ -157,7 +152,7 @@ def check_pair(steps: Any) -> tuple[int, int]:
         ConfigError: they are something else.
     """
     several = isinstance(steps, tuple | list) and len(steps) == 2
-    if not several or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in steps):
+    if not several or not all(map(is_whole, steps)):
         raise ConfigError(f"steps must be two whole numbers (S, N), got {steps!r}")
     S, N = steps
     return int(S), int(N)

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.checks import is_number
 from ddpm.errors import ConfigError, SkipDiffError
 
 # Where the number of noises of a picture is not limited, this many is enough.
@@ -93,19 +94,3 @@ def check_price(price: Any, highest: float = math.inf) -> float:
     if not is_number(price) or price > highest:
         raise ConfigError(f"nfe_penalty must be a number in 0 … {highest:g}, got {price!r}")
     return float(price)
-
-
-def is_whole(value: Any) -> bool:
-    """Whether it is a whole number."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number of at least 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-
-
-def check_whole(name: str, value: Any) -> None:
-    """Raises ConfigError where a setting is no whole number of at least 1."""
-    if not is_whole(value) or value < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from ddpm.checks import check_whole, is_whole
 from ddpm.errors import ConfigError
 from skipdiff_env.batches import Array, BatchedEnv
 from skipdiff_env.rules import (
@@ -24,9 +25,7 @@ from skipdiff_env.rules import (
     InvalidActionError,
     ResetNeededError,
     check_price,
-    check_whole,
     draw_episode,
-    is_whole,
     price_range,
     qualities,
 )
@@ -226,7 +225,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         self.nfe_penalty = nfe_penalty
         prices = price_range(nfe_penalty)
         self.noise_seeds = description["noise_seeds"] if noise_seeds is None else noise_seeds
-        check_whole("noise_seeds", self.noise_seeds)
+        check_whole(noise_seeds=self.noise_seeds)
         if self.noise_seeds > description["noise_seeds"]:
             raise ConfigError(
                 f"noise_seeds must be at most the table's {description['noise_seeds']}, got {self.noise_seeds}"

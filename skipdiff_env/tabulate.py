@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
+from ddpm.checks import check_whole
 from ddpm.errors import ConfigError
 from ddpm.images import atomic_path
 from ddpm.runs import lock_run, read_json, write_json
 from ddpm.schedule import even_steps
+from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
-from skipdiff_env.rules import Action, check_whole
+from skipdiff_env.rules import Action
 from skipdiff_env.table import ARRAYS, DESCRIPTION, FEATURES, FORMAT, SHIPPED, SkipDiffTableEnv, Table, features
-from skipdiff_env.task import Task, TaskConfig, fingerprint
+from skipdiff_env.task import Task, fingerprint
 
 # Up to so many levels a table holds every schedule.
 ALL_UP_TO = 10
@@ -75,9 +77,9 @@ def tabulate(
     Raises:
         ConfigError: the folder holds a table of other settings, or a setting is wrong.
     """
-    check_whole("noise_seeds", noise_seeds)
+    check_whole(noise_seeds=noise_seeds)
     if limit is not None:
-        check_whole("limit", limit)
+        check_whole(limit=limit)
     task = Task(replace(config, noise_seeds=noise_seeds))
     wanted = family(task.plan, schedules)
     count = min(limit or len(task.pictures), len(task.pictures))
@@ -169,7 +171,7 @@ def write_minari(table: str | Path | None, name: str, episodes: int = 1000, seed
     Raises:
         ConfigError: Minari is not installed, the name is taken or no name of a dataset, or there is no such table.
     """
-    check_whole("episodes", episodes)
+    check_whole(episodes=episodes)
     try:
         import h5py  # noqa: F401
         import minari

@@ -1,12 +1,11 @@
 """What the scalar and the batched environment share: pictures, process, reward, spaces."""
 
-import contextlib
 import functools
 import hashlib
 import json
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,232 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.checkpoints import load_unet, resolve_checkpoint
+from ddpm.checks import is_whole
 from ddpm.degradation import downsample
 from ddpm.errors import ConfigError
 from ddpm.images import to_tensor, to_uint8
 from ddpm.unet import UNet
+from skipdiff_env.config import DTYPES, TaskConfig
+from skipdiff_env.episode import Episode, Observation, StartOutcomes
 from skipdiff_env.judges import refuse_judge
 from skipdiff_env.memo import Memo, Store
-from skipdiff_env.metrics import MetricLike, as_metric
+from skipdiff_env.metrics import as_metric
 from skipdiff_env.pictures import Pictures, Rgb, crop
-from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Refinement, RefinementProcess
 from skipdiff_env.rendering import draw_frame
-from skipdiff_env.rules import (
-    NOISE_SEEDS,
-    REWARDS,
-    Action,
-    check_price,
-    check_whole,
-    draw_episode,
-    is_number,
-    is_whole,
-    price_range,
-    quality,
-)
-
-OBSERVATIONS = ("latent", "dict")
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
-
-# One observation, or a batch of them: an array of latents, or a dictionary of arrays.
-Observation = Any
-
-
-def one_observation(batch: Observation, i: int) -> Observation:
-    """Observation i out of a batch."""
-    return {name: part[i] for name, part in batch.items()} if isinstance(batch, dict) else batch[i]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """The arguments of the environments, `skipdiff_env.env.SkipDiffEnv`.
-
-    Attributes:
-        checkpoint: name of a shipped checkpoint, a folder, or a Hub id.
-        images: target pictures: None, crops of photographs that scikit-image carries; a folder, file or pattern; a uint8
-            array (height, width, 3); or several of them. The low-resolution input is made from the target.
-        split: of scikit-image's photographs "train" or "test", which share no photograph; None: all of them.
-        image_size: side of the target in pixels; of larger pictures the centre is taken.
-        scale: how many times to enlarge; None: what the checkpoint does.
-        steps: (S, N), coarse steps, and diffusion steps that each spans; None: the checkpoint's. With `skip_mode="restart"`
-            S · N is the checkpoint's T; with "jump" it may be any number, and the schedule has S · N steps.
-        coarse_sampler: what runs the S - 1 coarse steps: "ddpm" (the paper), one of the samplers that add no noise, "ddim" or
-            "dpmsolver++", or "ddim:ETA" with the share ETA of ddpm's noise, 0 … 1; the coarse latent stands at the same
-            noise level, after as many forwards. None: what the checkpoint says under "restart", "ddpm" under "jump".
-        fine_sampler: what runs the fine steps: "ddpm" (the paper), "ddim", or "ddim:ETA".
-        skip_mode: what SKIP does, "restart" (the paper) or "jump".
-        first_step: the diffusion step that is decided first, N … T; None: N. The coarse latent stands at the noise level of
-            step N all the same: with T this is case 4 of the paper's Table 4, which decides on all T steps.
-        observation: "latent", or "dict": latent, condition, step, level, and the price of a forward if it is drawn.
-        metric: the reward's metric: "niqe", "lpips", "psnr", "ssim", or any name that `skipdiff_env.make_metric` takes, but not
-            the judges "dists" and "lpips-vgg"; or a `Metric`, or a function of results and targets, as
-            `skipdiff_env.metrics.as_metric` says. With one that is not a name `spec.to_json()` raises a TypeError.
-        report_metrics: further metrics for `info`, the judges among them.
-        reward: "inverse", 1/M for a metric M that is lower for better pictures, or "negative", -M; where a higher metric is
-            better the reward is M itself in both.
-        nfe_penalty: subtracted from the terminal reward for each fine UNet forward; or a pair (lowest, highest) above 0, out
-            of which each episode draws its own, uniformly in the logarithm.
-        noise_seeds: how many different noises a picture may get: its noise seeds are 0 … noise_seeds - 1. None: no
-            limit; then hardly an episode comes twice, and nothing is gained from remembering.
-        obs_dtype: "float32" or "float16", of latents and conditions.
-        cache_mb: room for remembered pictures, latents and metrics, in MiB; the least recently used go first. A latent
-            takes 12 · image_size² bytes, and all starts of one picture and noise N · (N + 1)/2 + 1 latents (`first_step`
-            for N, where that is given).
-        cache_dir: folder on disk for the same, which other environments, processes and later runs read as well; None: none.
-            What it holds belongs to the net's weights, the plan, the picture and the noise; functions as metrics are not stored.
-        cache_dir_mb: room on disk for all that share the folder, in MiB.
-        device: where the net and the metrics run: "cpu", "cuda", …
-        batch_size: pictures of one UNet forward and of one metric call.
-
-    Raises:
-        ConfigError: a value is out of range or of the wrong type.
-    """
-
-    checkpoint: str | Path = "natural-x4"
-    images: Any = None
-    split: str | None = None
-    image_size: int = 128
-    scale: int | None = None
-    steps: Sequence[int] | None = None
-    coarse_sampler: str | None = None
-    fine_sampler: str = "ddpm"
-    skip_mode: str = "restart"
-    first_step: int | None = None
-    observation: str = "latent"
-    metric: MetricLike = "niqe"
-    report_metrics: MetricLike | Sequence[MetricLike] = ()
-    reward: str = "inverse"
-    nfe_penalty: float | Sequence[float] = 0.0
-    noise_seeds: int | None = None
-    obs_dtype: str = "float32"
-    cache_mb: float = 512
-    cache_dir: str | Path | None = None
-    cache_dir_mb: float = 4096
-    device: str = "cpu"
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.checkpoint, str | Path):
-            raise ConfigError(f"checkpoint must be a name, a folder or a Hub id, got {self.checkpoint!r}")
-        for name in ("image_size", "batch_size"):
-            check_whole(name, getattr(self, name))
-        for name in ("noise_seeds", "first_step", "scale"):
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name))
-        for name in ("cache_mb", "cache_dir_mb"):
-            if not is_number(getattr(self, name)):
-                raise ConfigError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
-        if not isinstance(self.cache_dir, str | Path | None):
-            raise ConfigError(f"cache_dir must be the path of a folder, or None, got {self.cache_dir!r}")
-        with contextlib.suppress(TypeError):  # np.float16 is as good as "float16"
-            object.__setattr__(self, "obs_dtype", np.dtype(self.obs_dtype).name)
-        for name, known in (("obs_dtype", DTYPES), ("observation", OBSERVATIONS), ("reward", REWARDS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
-        if self.split not in (None, "train", "test"):
-            raise ConfigError(f"split must be train, test or None, got {self.split!r}")
-        if self.split is not None and self.images is not None:
-            raise ConfigError("split divides scikit-image's photographs; give images or split, not both")
-        self.price_range  # checks it  # noqa: B018
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "TaskConfig":
-        """The configuration with these settings.
-
-        Raises:
-            ConfigError: a setting is unknown or wrong.
-        """
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(settings.keys() - set(known))
-        if unknown:
-            raise ConfigError(f"unknown argument {', '.join(unknown)} of the environment; known are {', '.join(known)}")
-        return cls(**settings)
-
-    @property
-    def price_range(self) -> tuple[float, float] | None:
-        """Lowest and highest price of a forward where each episode draws its own; None where it is fixed."""
-        return price_range(self.nfe_penalty)
-
-    def plan(self, unet: UNet) -> Plan:
-        """The plan of the episodes on a net.
-
-        Raises:
-            ConfigError: the steps or a sampler do not fit.
-        """
-        return Plan.resolve(
-            unet.settings,
-            steps=self.steps,
-            coarse_sampler=self.coarse_sampler,
-            fine_sampler=self.fine_sampler,
-            skip_mode=self.skip_mode,
-            first_step=self.first_step,
-        )
-
-
-@dataclass
-class Episode:
-    """One picture with one noise, from the coarse latent to the result.
-
-    Attributes:
-        image_index: place among the environment's pictures, -1 for one that was passed to `reset`.
-        hr: target, (3, H, W) in [-1, 1].
-        refinement: state of the process.
-        price: what the reward pays for each fine forward.
-        rgb: the picture where it was passed to `reset`, uint8 (H, W, 3).
-        actions: decisions so far.
-        sr: result, (3, H, W) in [-1, 1]; None until the end.
-        metrics: name → value, NaN where a metric failed; empty until the end.
-        reward: terminal reward; 0 until the end.
-        coarse_estimate: the picture that the net sees in the coarse latent; only where episodes are rendered.
-    """
-
-    image_index: int
-    hr: Tensor
-    refinement: Refinement
-    price: float = 0.0
-    rgb: Rgb | None = None
-    actions: list[Action] = field(default_factory=list)
-    sr: Tensor | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    reward: float = 0.0
-    coarse_estimate: Tensor | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the result is there."""
-        return self.sr is not None
-
-    def info(self) -> dict[str, Any]:
-        """What `step` and `reset` report; scalars only."""
-        state = self.refinement
-        info: dict[str, Any] = {
-            "diffusion_step": state.t,
-            "nfe": state.nfe,
-            "image_index": self.image_index,
-            "noise_seed": state.noise_seed,
-            "nfe_penalty": self.price,
-        }
-        if self.ended:
-            info |= {"metrics": dict(self.metrics), "start": state.start, "levels": state.levels}
-        return info
-
-
-@dataclass(frozen=True)
-class StartOutcomes:
-    """What every start of the fine chain gives for every (picture, noise seed).
-
-    The last axis is the start: index `s - 1` holds the chain that skips until diffusion step s and denoises from there.
-    With `skip_mode="restart"` an episode can have no other result, so the oracle is the maximum over the last axis, the
-    best fixed start has the largest mean over the first two, and a regret is the distance from the oracle. There are N
-    starts, or as many as `first_step`.
-
-    Attributes:
-        rewards: float64, (pictures, noise seeds, N); `nfe_penalty` is paid for the chain itself, s forwards.
-        metrics: name → float64, (pictures, noise seeds, N); NaN where the metric failed.
-    """
-
-    rewards: NDArray[np.float64]
-    metrics: dict[str, NDArray[np.float64]]
+from skipdiff_env.rules import NOISE_SEEDS, Action, check_price, draw_episode, quality
 
 
 @functools.lru_cache(maxsize=4)

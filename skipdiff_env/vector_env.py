@@ -10,17 +10,12 @@ from numpy.typing import NDArray
 
 from ddpm.errors import ConfigError
 from skipdiff_env.batches import Array, BatchedEnv
+from skipdiff_env.config import TaskConfig
+from skipdiff_env.episode import Episode, Observation, StartOutcomes, one_observation
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
 from skipdiff_env.rules import ResetNeededError
-from skipdiff_env.task import (
-    Episode,
-    Observation,
-    StartOutcomes,
-    Task,
-    TaskConfig,
-    one_observation,
-)
+from skipdiff_env.task import Task
 
 
 class SkipDiffVectorEnv(BatchedEnv):
@@ -44,7 +39,7 @@ class SkipDiffVectorEnv(BatchedEnv):
         autoreset_mode: "NextStep", "SameStep" or "Disabled" (or a `gymnasium.vector.AutoresetMode`).
         render_mode: "rgb_array", or None.
         max_episode_steps: the env steps of an episode or more, since episodes are never truncated; or None.
-        settings: the other arguments of `skipdiff_env.env.SkipDiffEnv`, see `skipdiff_env.task.TaskConfig`.
+        settings: the other arguments of `skipdiff_env.env.SkipDiffEnv`, see `skipdiff_env.config.TaskConfig`.
 
     Raises:
         SkipDiffError: an argument is wrong: `ConfigError`, `CheckpointError` or `ImageError`.

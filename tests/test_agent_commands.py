@@ -17,9 +17,11 @@ from agents.enjoy import enjoy
 from agents.learning_curve import read_curve
 from benchmarks import train_agent as benchmark
 from ddpm.unet import UNet
+from skipdiff_env.config import TaskConfig
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.plan import Plan
-from skipdiff_env.task import Task, TaskConfig, quality
+from skipdiff_env.rules import quality
+from skipdiff_env.task import Task
 
 STEPS = "--steps=20,5"
 

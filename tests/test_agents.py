@@ -28,10 +28,11 @@ from agents.training import AgentTrainingConfig, Evaluator, TrainingCallback, ma
 from agents.vec_env import make_env
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
 from ddpm.runs import read_json
+from skipdiff_env.config import TaskConfig
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, RefinementProcess, fixed_start
-from skipdiff_env.task import Task, TaskConfig, shared_unet
+from skipdiff_env.task import Task, shared_unet
 from tests.conftest import counting
 
 N = 5

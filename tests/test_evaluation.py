@@ -23,10 +23,11 @@ from ddpm.noise import KeyedNoise
 from ddpm.sampling import coarse_approximation, refine, sample, to_image
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.unet import UNet
+from skipdiff_env.config import TaskConfig
 from skipdiff_env.judges import VARIABLE
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.plan import Plan
-from skipdiff_env.task import Task, TaskConfig
+from skipdiff_env.task import Task
 from tests.conftest import Photo
 
 

@@ -19,9 +19,10 @@ from agents.playing import AgentPolicy, play
 from agents.supervised import SchedulePredictor, SupervisedConfig, fit, train_supervised
 from agents.vec_env import VecPictureBaseline, make_env
 from ddpm.errors import ConfigError
+from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, RefinementProcess
-from skipdiff_env.task import Task, TaskConfig
+from skipdiff_env.task import Task
 from tests.conftest import counting
 
 N = 6

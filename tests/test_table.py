@@ -22,11 +22,11 @@ from agents.cli import main
 from ddpm.errors import ConfigError
 from ddpm.schedule import even_steps
 from skipdiff_env import Action, SkipDiffEnv, SkipDiffTableEnv, SkipDiffTableVectorEnv, Table
+from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import InvalidActionError, ResetNeededError, quality
 from skipdiff_env.table import ARRAYS, DESCRIPTION, FEATURES, SHIPPED, features
 from skipdiff_env.tabulate import family, tabulate, write_minari
-from skipdiff_env.task import TaskConfig
 from tests.conftest import Photo
 from tests.test_vector_env import assert_same
 

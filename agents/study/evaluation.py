@@ -18,7 +18,7 @@ from ddpm.progress import progress
 from skipdiff_env.judges import refuse_judge
 from skipdiff_env.metrics import Metric
 from skipdiff_env.plan import Plan
-from skipdiff_env.task import quality
+from skipdiff_env.rules import quality
 
 
 def training_of(agent: Agent) -> Mapping[str, Any]:

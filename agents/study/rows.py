@@ -14,7 +14,7 @@ from ddpm.errors import ConfigError
 from ddpm.images import atomic_path
 from ddpm.runs import read_json, write_json
 from skipdiff_env.metrics import Metric
-from skipdiff_env.task import quality
+from skipdiff_env.rules import quality
 
 # Families of methods.
 ORIGINALS = "originals"  # the target pictures themselves: what a metric without reference says of them

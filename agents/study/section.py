@@ -15,7 +15,7 @@ from agents.study.rows import LOWER_BETTER, START, Row, by_method, summarise
 from agents.study.study import MAIN, Study
 from agents.study.tables import COLUMNS, markdown_table, write_csv
 from skipdiff_env.metrics import Metric
-from skipdiff_env.task import quality
+from skipdiff_env.rules import quality
 
 Entry = dict[str, Any]
 

@@ -1,0 +1,86 @@
+"""One episode, what is observed of it, and what every start would have given."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skipdiff_env.pictures import Rgb
+from skipdiff_env.refinement import Refinement
+from skipdiff_env.rules import Action
+
+# One observation, or a batch of them: an array of latents, or a dictionary of arrays.
+Observation = Any
+
+
+def one_observation(batch: Observation, i: int) -> Observation:
+    """Observation i out of a batch."""
+    return {name: part[i] for name, part in batch.items()} if isinstance(batch, dict) else batch[i]
+
+
+@dataclass
+class Episode:
+    """One picture with one noise, from the coarse latent to the result.
+
+    Attributes:
+        image_index: place among the environment's pictures, -1 for one that was passed to `reset`.
+        hr: target, (3, H, W) in [-1, 1].
+        refinement: state of the process.
+        price: what the reward pays for each fine forward.
+        rgb: the picture where it was passed to `reset`, uint8 (H, W, 3).
+        actions: decisions so far.
+        sr: result, (3, H, W) in [-1, 1]; None until the end.
+        metrics: name → value, NaN where a metric failed; empty until the end.
+        reward: terminal reward; 0 until the end.
+        coarse_estimate: the picture that the net sees in the coarse latent; only where episodes are rendered.
+    """
+
+    image_index: int
+    hr: Tensor
+    refinement: Refinement
+    price: float = 0.0
+    rgb: Rgb | None = None
+    actions: list[Action] = field(default_factory=list)
+    sr: Tensor | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    reward: float = 0.0
+    coarse_estimate: Tensor | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the result is there."""
+        return self.sr is not None
+
+    def info(self) -> dict[str, Any]:
+        """What `step` and `reset` report; scalars only."""
+        state = self.refinement
+        info: dict[str, Any] = {
+            "diffusion_step": state.t,
+            "nfe": state.nfe,
+            "image_index": self.image_index,
+            "noise_seed": state.noise_seed,
+            "nfe_penalty": self.price,
+        }
+        if self.ended:
+            info |= {"metrics": dict(self.metrics), "start": state.start, "levels": state.levels}
+        return info
+
+
+@dataclass(frozen=True)
+class StartOutcomes:
+    """What every start of the fine chain gives for every (picture, noise seed).
+
+    The last axis is the start: index `s - 1` holds the chain that skips until diffusion step s and denoises from there.
+    With `skip_mode="restart"` an episode can have no other result, so the oracle is the maximum over the last axis, the
+    best fixed start has the largest mean over the first two, and a regret is the distance from the oracle. There are N
+    starts, or as many as `first_step`.
+
+    Attributes:
+        rewards: float64, (pictures, noise seeds, N); `nfe_penalty` is paid for the chain itself, s forwards.
+        metrics: name → float64, (pictures, noise seeds, N); NaN where the metric failed.
+    """
+
+    rewards: NDArray[np.float64]
+    metrics: dict[str, NDArray[np.float64]]
