@@ -15,6 +15,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.progress import progress
 from ddpm.schedule import even_steps
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.judges import JUDGES, judge_file
@@ -48,7 +49,7 @@ class Outcomes:
         if not missing:
             return
         seeds, parts = range(self.noises), []
-        for i in self.pictures:
+        for i in progress(self.pictures, desc=f"{len(missing)} schedules", unit="picture", leave=False):
             if self.task.plan.skip_mode == "restart":
                 parts.append(self.task.start_outcomes([i], seeds))
             else:
@@ -103,7 +104,7 @@ def row(outcomes: Outcomes, name: str, schedules: Sequence[Levels], chosen: NDAr
         values = np.stack([outcomes.metrics[levels][metric] for levels in schedules])
         mean = float(np.nanmean(values[chosen, pictures, noises]))
         cells.append(f"{mean:.2f}" if metric in ("psnr", "niqe") else f"{mean:.4f}")
-    return [name, *cells, f"{np.mean([len(schedules[i]) for i in chosen.ravel()]):.1f}"]
+    return [name, *cells, f"{np.mean([len(schedules[i]) for i in chosen.ravel().tolist()]):.1f}"]
 
 
 @click.command(context_settings={"show_default": True})
@@ -193,12 +194,17 @@ def main(
         show(f"price {price:g}: {thing} per picture, under the other noises", ways, own)
         show(f"price {price:g}: oracle", ways, oracle)
         worth = np.stack([test.worth(levels, price) for levels in ways])
-        places = np.indices(whole)
-        shares.append((price, *(float((worth[(each, *places)] - worth[fixed]).mean()) for each in (own, oracle))))
-    click.echo(f"\n| price | gain of {thing} per picture over the best fixed one | gain of the oracle | not luck |")
-    click.echo("|---|---|---|---|")
-    for price, gain, most in shares:
-        click.echo(f"| {price:g} | {gain:+.5f} | {most:+.5f} | {gain / most if most > 0 else 0:.0%} |")
+        means = [float(worth[(each, *np.indices(whole))].mean()) for each in (own, oracle)]
+        fixed_means = worth.mean(axis=(1, 2))
+        shares.append((price, *(mean - base for base in (fixed_means[fixed], fixed_means.max()) for mean in means)))
+    click.echo(
+        f"\nGains in reward over the best fixed {thing}, as it was chosen on the other pictures, and as it is best on these:\n\n"
+        f"| price | {thing} per picture | oracle | {thing} per picture, over the best on these | oracle | not luck |"
+    )
+    click.echo("|---" * 6 + "|")
+    for price, gain, most, strict, strict_most in shares:
+        share = f"{strict / strict_most:.0%}" if strict_most > 0 else "-"
+        click.echo(f"| {price:g} | {gain:+.5f} | {most:+.5f} | {strict:+.5f} | {strict_most:+.5f} | {share} |")
 
 
 if __name__ == "__main__":
