@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from skipdiff_env.episode import StartOutcomes
     from skipdiff_env.metrics import make_metric
     from skipdiff_env.rules import Action
-    from skipdiff_env.table import SkipDiffTableEnv, SkipDiffTableVectorEnv, Table
+    from skipdiff_env.table import Table
+    from skipdiff_env.table_env import SkipDiffTableEnv, SkipDiffTableVectorEnv
     from skipdiff_env.upscaler import Upscaler
     from skipdiff_env.vector_env import SkipDiffVectorEnv
 
@@ -25,8 +26,8 @@ __all__ = [
 _MODULES = {
     "Action": "rules",
     "SkipDiffEnv": "env",
-    "SkipDiffTableEnv": "table",
-    "SkipDiffTableVectorEnv": "table",
+    "SkipDiffTableEnv": "table_env",
+    "SkipDiffTableVectorEnv": "table_env",
     "SkipDiffVectorEnv": "vector_env",
     "StartOutcomes": "episode",
     "Table": "table",
@@ -47,7 +48,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "SkipDiffJump-v0": ("variants:SkipDiffJumpEnv", "vector_env:SkipDiffVectorEnv", {**_JUMP, "image_size": 64}),
     "SkipDiffJump128-v0": ("variants:SkipDiffJump128Env", "vector_env:SkipDiffVectorEnv", {**_JUMP, "image_size": 128}),
-    "SkipDiffTable-v0": ("table:SkipDiffTableEnv", "table:SkipDiffTableVectorEnv", {}),
+    "SkipDiffTable-v0": ("table_env:SkipDiffTableEnv", "table_env:SkipDiffTableVectorEnv", {}),
 }  # fmt: skip
 
 # More than any episode has, so that none is truncated: all end by themselves. Some wrappers want to know a number.

@@ -19,7 +19,8 @@ from ddpm.schedule import even_steps
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import Action
-from skipdiff_env.table import ARRAYS, DESCRIPTION, FEATURES, FORMAT, SHIPPED, SkipDiffTableEnv, Table, features
+from skipdiff_env.table import ARRAYS, DESCRIPTION, FEATURES, FORMAT, SHIPPED, Table, features
+from skipdiff_env.table_env import SkipDiffTableEnv
 from skipdiff_env.task import Task, fingerprint
 
 # Up to so many levels a table holds every schedule.
