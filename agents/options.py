@@ -1,13 +1,19 @@
-"""Options of commands made from dataclasses, so that name, default, choices and help of a setting stand once."""
+"""Options that several commands share, and options made from dataclasses: each setting's name, default and help stand once."""
 
 import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
+
+from ddpm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agents.agent import Agent
 
 Command = Callable[..., Any]
 
@@ -56,3 +62,190 @@ def options_of(kind: type, leave_out: Collection[str] = ()) -> Callable[[Command
         return command
 
     return decorate
+
+
+def numbers(
+    count: int | None = None,
+) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
+    """A callback that parses whole numbers separated by commas."""
+
+    def parse(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+        if value is None:
+            return None
+        try:
+            numbers = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            raise click.BadParameter(f"expected whole numbers separated by commas, got {value!r}") from None
+        if count is not None and len(numbers) != count:
+            raise click.BadParameter(f"expected {count} numbers separated by commas, got {value!r}")
+        return numbers
+
+    return parse
+
+
+def sampler(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuses what is no sampler."""
+    if value is not None:
+        from ddpm.sampling import coarse_eta
+
+        try:
+            coarse_eta(value, str(parameter.opts[0]))
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
+
+
+IMAGES = click.option(
+    "--images",
+    multiple=True,
+    help="Folder, file or pattern of photographs; may be repeated.  [default: scikit-image's]",
+)
+
+
+CHECKPOINT = click.option("--checkpoint", default="natural-x4", help="Name, folder or Hub id.")
+
+
+STEPS = click.option(
+    "--steps",
+    callback=numbers(2),
+    help="S,N: coarse steps, and diffusion steps each spans.  [default: the agent's, or the checkpoint's]",
+)
+
+
+COARSE = click.option(
+    "--coarse-sampler",
+    callback=sampler,
+    metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
+    help="Sampler of the coarse stage; ETA, 0 … 1, is the share of ddpm's noise.  [default: the agent's, or the checkpoint's]",
+)
+
+
+FINE_SAMPLER = click.option(
+    "--fine-sampler",
+    callback=sampler,
+    metavar="[ddpm|ddim|ddim:ETA]",
+    help="Sampler of the fine stage.  [default: the agent's, or ddpm]",
+)
+
+
+FIRST_STEP = click.option(
+    "--first-step",
+    type=click.IntRange(min=1),
+    help="Diffusion step of the first decision, N … T.  [default: the agent's, or N]",
+)
+
+
+DEVICE = click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps …")
+
+
+TRUST_PICKLE = click.option(
+    "--trust-pickle", is_flag=True, help="Load a .zip of Stable-Baselines3: it can run any code."
+)
+
+
+PLAN_OPTIONS = ("steps", "coarse_sampler", "fine_sampler", "skip_mode", "first_step")
+
+
+LEVELS = click.option(
+    "--levels",
+    multiple=True,
+    metavar="[SAMPLER/]LEVELS",
+    help="Also run a fixed schedule: the falling steps at which the net is asked, as in 20,13,6,2, or even:8 for 8 even steps; "
+    "a sampler may stand before it, as in ddim:0.5/even:8; may be repeated.",
+)
+
+
+def prices(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | tuple[float, ...] | None:
+    """One price, or the lowest and the highest."""
+    if value is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected a number, or two separated by a comma, got {value!r}") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def environment(name: str) -> dict[str, Any]:
+    """The arguments that Gymnasium has registered an environment of this project with."""
+    import gymnasium
+
+    import skipdiff_env  # noqa: F401  # registers them
+
+    known = sorted(id for id in gymnasium.registry if id.startswith("SkipDiff"))
+    if name not in known:
+        raise ConfigError(f"unknown environment {name!r}; known are {', '.join(known)}")
+    return dict(gymnasium.spec(name).kwargs)
+
+
+EPISODES = (
+    click.option("--checkpoint", help="Name, folder or Hub id.  [default: --env's, or natural-x4]"),
+    STEPS,
+    COARSE,
+    FINE_SAMPLER,
+    FIRST_STEP,
+    IMAGES,
+    click.option(
+        "--image-size", type=click.IntRange(min=1), help="Side of the pictures' centre crops.  [default: --env's]"
+    ),
+    click.option("--metric", help="The reward's metric: niqe, lpips, psnr, ssim, or any of pyiqa.  [default: --env's]"),
+    click.option(
+        "--skip-mode",
+        type=click.Choice(["restart", "jump"]),
+        help="What SKIP does.  [default: the agent's, or restart]",
+    ),
+    click.option(
+        "--nfe-penalty",
+        callback=prices,
+        metavar="PRICE|LOW,HIGH",
+        help="Taken off the reward for each fine forward; LOW,HIGH: each episode draws its own.  [default: --env's]",
+    ),
+    DEVICE,
+)
+
+
+def episodes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say what the episodes are."""
+    for option in reversed(EPISODES):
+        command = option(command)
+    return command
+
+
+def episode_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes what `episodes` asks for out of the options, as arguments of the environment; None leaves the default."""
+    names = (
+        "checkpoint", "steps", "coarse_sampler", "fine_sampler", "first_step", "images", "image_size", "metric", "skip_mode",
+        "nfe_penalty",
+    )  # fmt: skip
+    settings = {name: options.pop(name, None) for name in names}
+    settings["images"] = list(settings["images"] or ()) or None
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def agents_episodes(options: dict[str, Any], agent: "Agent") -> dict[str, Any]:
+    """The options, with the parts of the plan that were not asked for taken from the agent's plan."""
+    from ddpm.checkpoints import load_unet
+    from skipdiff_env.plan import Plan
+
+    asked = {name: options.get(name) for name in PLAN_OPTIONS}
+    options["checkpoint"] = options["checkpoint"] or "natural-x4"
+    settings = Plan.resolve(load_unet(options["checkpoint"]).settings, agent.config.plan, **asked).settings()
+    return options | {"steps": (settings.pop("S"), settings.pop("N")), **settings}
+
+
+def named_agents(agents: Sequence[str], title: str | None = None) -> dict[str, str]:
+    """Name → folder of agents that were given as NAME=DIR, or as DIR.
+
+    Such a one is called `title`, or else like its folder, or by all of its path where two folders are called the same.
+    """
+    pairs = [given.split("=", 1) if "=" in given and not Path(given).exists() else (None, given) for given in agents]
+    folders = [Path(path).resolve().name for name, path in pairs if name is None]
+    named: dict[str, str] = {}
+    for name, path in pairs:
+        if name is None:
+            folder = Path(path).resolve().name
+            name = title or (path if folders.count(folder) > 1 else folder)
+        if name in named:
+            raise ConfigError(f"two agents are named {name}; give each a name of its own, as in --agent NAME=DIR")
+        named[name] = path
+    return named
