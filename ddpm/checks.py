@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
-
-import numpy as np
 
 from ddpm.errors import ConfigError
 
 
 def is_whole(value: Any) -> bool:
     """Whether it is a whole number; True and False are none."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
