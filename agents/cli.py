@@ -113,7 +113,8 @@ def upscale(agent: str | None, trust_pickle: bool, **options: Any) -> None:
     """
     from dataclasses import fields
 
-    from agents.upscaling import UpscaleOptions, upscale_files
+    from agents.upscale_options import UpscaleOptions
+    from agents.upscaling import upscale_files
     from skipdiff_env.upscaler import Upscaler
 
     what = UpscaleOptions(**{each.name: options.pop(each.name) for each in fields(UpscaleOptions)})

@@ -84,7 +84,8 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
     from agents.agent import load_agent
     from agents.enjoy import enjoy, write_film
     from agents.hyperparameters import load_hyperparameters
-    from agents.training import AgentTrainingConfig, train_agent
+    from agents.training import train_agent
+    from agents.training_config import AgentTrainingConfig
     from skipdiff_env.config import TaskConfig
     from skipdiff_env.task import Task
 

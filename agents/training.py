@@ -13,9 +13,9 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,167 +32,24 @@ from tqdm import tqdm
 
 from agents.agent import Agent, AgentConfig, policy_settings
 from agents.algorithms import algorithm_class, frame_stacked, policy_alias
-from agents.hyperparameters import OFF_POLICY, Hyperparameters
+from agents.evaluator import Evaluator, tabulate
+from agents.hyperparameters import OFF_POLICY
 from agents.learning_curve import Evaluation, read_curve, write_curve
-from agents.outcomes import Outcomes, even_outcomes
-from agents.playing import AgentPolicy, play
+from agents.outcomes import Outcomes
+from agents.training_config import AgentTrainingConfig
 from agents.vec_env import VecPictureBaseline, check_buffer, get_state, make_env, set_state
 from ddpm.checkpoints import check_device
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.images import atomic_path
-from ddpm.runs import read_json, start_run
+from ddpm.runs import start_run
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import StartOutcomes
 from skipdiff_env.memo import Memo
 from skipdiff_env.refinement import Action
-from skipdiff_env.rules import quality
 from skipdiff_env.task import Task
 
-# What may change when a run goes on.
-RESUMABLE = frozenset({"env_steps", "minutes", "eval_every", "cache_mb", "device"})
 # Episodes that the logged means are taken over.
 WINDOW = 100
-# Qualities at which an agent is evaluated that is told the price of a forward.
-QUALITIES = (0.0, 0.5, 1.0)
-
-
-@dataclass(frozen=True)
-class AgentTrainingConfig:
-    """Settings of a training run; `config.json` in the run's folder.
-
-    Attributes:
-        algorithm: "ppo", "a2c", "dqn", "qrdqn", "trpo" or "recurrent-ppo".
-        env: arguments of `skipdiff_env.env.SkipDiffEnv`, without `cache_mb`, `device` and `render_mode`.
-        hyperparameters: of the algorithm.
-        eval_images: pictures that the agent is evaluated on; None: those it is trained on.
-        eval_noise_seeds: noises of each of these.
-        eval_first_seed: the first of their noise seeds, the others counting up from there; from `noise_seeds` of the environment
-            on, training never saw them.
-        eval_every: episodes between two evaluations.
-        warm_cache: whether every start of every training picture is computed before training begins. Training then
-            runs no UNet, and the regret of its episodes is known.
-        oracle: whether every start of the evaluation's pictures is computed, so that the best fixed start and the oracle are
-            known; N (N + 1) / 2 forwards for each picture and noise, which are many where the plan's first step is T. Under
-            "jump" every number of even steps takes the place of the starts.
-        minutes: when to stop, if `env_steps` have not been done by then.
-        cache_mb: room for remembered latents; None: as much as they need, if it is there.
-        seed: seed of everything random.
-        device: where to compute.
-    """
-
-    algorithm: str = "ppo"
-    env: Mapping[str, Any] = field(default_factory=dict)
-    hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
-    eval_images: Sequence[str] | None = None
-    eval_noise_seeds: int = 1
-    eval_first_seed: int = 0
-    eval_every: int = 400
-    warm_cache: bool = False
-    oracle: bool = True
-    minutes: float | None = None
-    cache_mb: float | None = None
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        algorithm_class(self.algorithm)
-        for name in ("eval_noise_seeds", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("seed", "eval_first_seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ConfigError(f"minutes must be positive, got {self.minutes}")
-        if self.warm_cache and self.env.get("noise_seeds") is None:
-            raise ConfigError("warm_cache needs a finite number of noises; set noise_seeds")
-        skip_mode = self.env.get("skip_mode", "restart")
-        if self.warm_cache and skip_mode != "restart":
-            raise ConfigError(
-                f"warm_cache needs skip_mode restart, got {skip_mode}, where episodes have too many results"
-            )
-        if self.hyperparameters.undone_price is not None and skip_mode != "restart":
-            raise ConfigError(
-                f"undone_price needs skip_mode restart, got {skip_mode}: there no decision is undone; leave it out"
-            )
-
-    @property
-    def observation(self) -> str:
-        """What the agent sees, "latent" or "dict"."""
-        return str(self.env.get("observation", "latent"))
-
-
-class Evaluator:
-    """Plays fixed pictures and noises, and compares with what each start would have given.
-
-    Where each episode of the training has a price of its own, figures are means over three prices, the highest, the lowest and
-    the one between.
-
-    Args:
-        task: its pictures are the ones played.
-        noise_seeds: noises of each picture.
-        oracle: whether to compute what each start, or each number of even steps, would have given.
-        first_seed: the first of the noise seeds.
-    """
-
-    def __init__(self, task: Task, noise_seeds: int, oracle: bool = True, first_seed: int = 0) -> None:
-        self.task = task
-        pictures, seeds = range(len(task.pictures)), range(first_seed, first_seed + noise_seeds)
-        self.images = [image for image in pictures for _ in seeds]
-        self.noise_seeds = [seed for _ in pictures for seed in seeds]
-        self.outcomes: StartOutcomes | Outcomes | None = None
-        if oracle and task.plan.skip_mode == "restart":
-            self.outcomes = tabulate(task, seeds)
-        elif oracle:
-            self.outcomes = even_outcomes(task, pictures, seeds, range(1, task.plan.first + 1))
-
-    def _rewards(self, price: float) -> NDArray[np.float64] | None:
-        """Rewards of everything tabulated, (pictures, noises, starts or schedules)."""
-        if not isinstance(self.outcomes, Outcomes):
-            return None if self.outcomes is None else self.outcomes.rewards
-        metric, kind = self.task.metric, self.task.config.reward
-        gained = np.vectorize(lambda value: quality(value, metric.lower_better, kind))
-        return gained(self.outcomes.metrics[metric.name]) - price * np.array(self.outcomes.forwards)
-
-    def __call__(self, agent: Agent, env_steps: int, seconds: float) -> Evaluation:
-        """Evaluates an agent that has learnt from `env_steps` decisions in `seconds`."""
-        told = agent.config.price_range is not None
-        prices = [agent.config.price(quality) for quality in QUALITIES] if told else [None]
-        episodes, best_fixed, oracle = [], [], []
-        for price in prices:
-            policy = AgentPolicy(agent, price=price)
-            episodes += play(self.task, policy, self.images, self.noise_seeds, price=price)
-            rewards = self._rewards(self.task.price if price is None else price)
-            best_fixed.append(np.nan if rewards is None else float(rewards.mean(axis=(0, 1)).max()))
-            oracle.append(np.nan if rewards is None else float(rewards.max(axis=2).mean()))
-        reward = float(np.mean([episode.reward for episode in episodes]))
-        return Evaluation(
-            env_steps=env_steps,
-            episodes=env_steps // self.task.decisions,
-            seconds=round(seconds, 1),
-            reward=reward,
-            regret=float(np.mean(oracle)) - reward,
-            start=float(np.mean([episode.refinement.start for episode in episodes])),
-            skips=float(np.mean([action for episode in episodes for action in episode.actions])),
-            nfe=float(np.mean([episode.refinement.nfe for episode in episodes])),
-            best_fixed_reward=float(np.mean(best_fixed)),
-            oracle_reward=float(np.mean(oracle)),
-        )
-
-
-def tabulate(task: Task, seeds: Sequence[int]) -> StartOutcomes:
-    """Outcomes of every start for each picture of a task under each noise seed, with a progress bar."""
-    group = max(1, task.config.batch_size // len(seeds))
-    parts = []
-    with tqdm(total=len(task.pictures), desc="every start", unit="picture", dynamic_ncols=True, leave=False) as bar:
-        for first in range(0, len(task.pictures), group):
-            pictures = range(first, min(first + group, len(task.pictures)))
-            parts.append(task.start_outcomes(pictures, seeds))
-            bar.update(len(pictures))
-    return StartOutcomes(
-        np.concatenate([part.rewards for part in parts]),
-        {name: np.concatenate([part.metrics[name] for part in parts]) for name in task.metrics},
-    )
 
 
 class TrainingCallback(BaseCallback):
@@ -363,31 +220,6 @@ def _interruptible(callback: TrainingCallback) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def resumed_config(folder: Path, changes: Mapping[str, Any]) -> AgentTrainingConfig:
-    """The configuration of the run in `folder` with some settings changed.
-
-    Raises:
-        ConfigError: there is no run, or a setting may not change.
-    """
-    if not (folder / "state.zip").is_file():
-        raise ConfigError(f"nothing to resume in {folder}: it holds no state.zip")
-    stored = read_json(folder / "config.json")
-    fixed = sorted(changes.keys() - RESUMABLE)
-    if fixed:
-        raise ConfigError(
-            f"{', '.join(fixed)} cannot change when a run goes on; start a new run, or change only "
-            f"{', '.join(sorted(RESUMABLE))}"
-        )
-    changes = dict(changes)
-    try:
-        hyperparameters = Hyperparameters(**stored.pop("hyperparameters"))
-        if "env_steps" in changes:
-            hyperparameters = replace(hyperparameters, env_steps=changes.pop("env_steps"))
-        return AgentTrainingConfig(**{**stored, **changes}, hyperparameters=hyperparameters)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{folder}/config.json does not hold the settings of a training ({error})") from None
 
 
 def _cache(config: AgentTrainingConfig, task: Task, noise_seeds: int | None) -> int:

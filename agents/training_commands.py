@@ -166,8 +166,8 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> 
     if algorithm == "supervised":
         click.echo(f"agent: {_train_supervised(out, resume, env_id, given)}")
         return
-    from agents.training import AgentTrainingConfig, resumed_config
     from agents.training import train_agent as train
+    from agents.training_config import AgentTrainingConfig, resumed_config
 
     if resume:
         config = resumed_config(out, given)

@@ -16,7 +16,8 @@ from agents.hyperparameters import load_hyperparameters, parse_overrides
 from agents.learning_curve import Evaluation, read_curve
 from agents.study.rows import gap_closed
 from agents.study.tables import markdown
-from agents.training import AgentTrainingConfig, train_agent
+from agents.training import train_agent
+from agents.training_config import AgentTrainingConfig
 from skipdiff_env.memo import Memo
 
 

@@ -20,11 +20,13 @@ from torch import Tensor
 from agents.agent import Agent, AgentConfig, find_agent, has_agent, load_agent
 from agents.algorithms import ALGORITHMS, algorithm_class, frame_stacked
 from agents.buffers import EpisodeReplayBuffer, EpisodeRolloutBuffer
+from agents.evaluator import Evaluator
 from agents.extractors import SkipProposalExtractor
 from agents.hyperparameters import MINIBATCHES, OFF_POLICY, load_hyperparameters, parse_overrides
 from agents.learning_curve import read_curve
 from agents.playing import AgentPolicy, play
-from agents.training import AgentTrainingConfig, Evaluator, TrainingCallback, make_model, resumed_config, train_agent
+from agents.training import TrainingCallback, make_model, train_agent
+from agents.training_config import AgentTrainingConfig, resumed_config
 from agents.vec_env import make_env
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
 from ddpm.runs import read_json
