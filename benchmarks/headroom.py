@@ -15,6 +15,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.progress import progress
 from ddpm.schedule import even_steps
 from skipdiff_env.judges import JUDGES, judge_file
 from skipdiff_env.rules import qualities
@@ -47,7 +48,7 @@ class Outcomes:
         if not missing:
             return
         seeds, parts = range(self.noises), []
-        for i in self.pictures:
+        for i in progress(self.pictures, desc=f"{len(missing)} schedules", unit="picture", leave=False):
             if self.task.plan.skip_mode == "restart":
                 parts.append(self.task.start_outcomes([i], seeds))
             else:
@@ -102,7 +103,7 @@ def row(outcomes: Outcomes, name: str, schedules: Sequence[Levels], chosen: NDAr
         values = np.stack([outcomes.metrics[levels][metric] for levels in schedules])
         mean = float(np.nanmean(values[chosen, pictures, noises]))
         cells.append(f"{mean:.2f}" if metric in ("psnr", "niqe") else f"{mean:.4f}")
-    return [name, *cells, f"{np.mean([len(schedules[i]) for i in chosen.ravel()]):.1f}"]
+    return [name, *cells, f"{np.mean([len(schedules[i]) for i in chosen.ravel().tolist()]):.1f}"]
 
 
 @click.command(context_settings={"show_default": True})

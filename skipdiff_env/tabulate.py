@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from tqdm import tqdm
 
 from ddpm.errors import ConfigError
 from ddpm.images import atomic_path
+from ddpm.progress import progress
 from ddpm.runs import lock_run, read_json, write_json
 from ddpm.schedule import even_steps
 from skipdiff_env.plan import Plan
@@ -132,7 +132,7 @@ def _fill(
 
     written, done = time.monotonic(), int(arrays["done"][0])
     try:
-        with tqdm(total=len(pictures), initial=done, desc="tabulate", unit="picture", dynamic_ncols=True) as bar:
+        with progress(total=len(pictures), initial=done, desc="tabulate", unit="picture") as bar:
             for place in range(done, len(pictures)):
                 index = pictures[place]
                 if task.plan.skip_mode == "restart":
@@ -192,7 +192,7 @@ def write_minari(table: str | Path | None, name: str, episodes: int = 1000, seed
     assert isinstance(inner, SkipDiffTableEnv)
     rng = np.random.default_rng(seed)
     buffers = []
-    for i in tqdm(range(episodes), desc="episodes", dynamic_ncols=True):
+    for i in progress(range(episodes), desc="episodes", unit="episode"):
         observation, info = env.reset(seed=seed + i)
         start = {key: info[key] for key in ("image_index", "noise_seed", "nfe_penalty")}
         skip, observations, actions, rewards, terminated = rng.random(), [observation], [], [], False

@@ -222,8 +222,8 @@ def _work(arguments: dict[str, Any]) -> list[Any]:
 def test_several_processes(short_checkpoint: str, tmp_path: Path) -> None:
     """They write and read one folder at once, and leave nothing half-written."""
     arguments = {**ENV, "checkpoint": short_checkpoint, "cache_dir": str(tmp_path), "cache_mb": 0, "cache_dir_mb": 1}
-    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
-        found = list(pool.map(_work, [arguments] * 6))
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(_work, [arguments] * 4))
     expected = episodes(SkipDiffEnv(**{**arguments, "cache_dir": None}))
     for each in found:
         assert_same(each, expected)

@@ -121,7 +121,7 @@ def test_whatever_the_batch(short_checkpoint: str, size: int) -> None:
     assert rewards[-1] == pytest.approx(reward[0], abs=1e-4)
 
 
-@quick
+@settings(quick, max_examples=8)
 @given(
     data=st.data(),
     mode=st.sampled_from(["NextStep", "SameStep"]),
