@@ -229,9 +229,10 @@ def test_the_shipped_table() -> None:
     assert list(table.metrics) == ["lpips", "psnr"]
     assert set(table.description["splits"]) == {"train", "test"}
     assert all(np.isfinite(values).all() for values in table.metrics.values())
-    # more forwards are better on average, or the table would be of a net that knows nothing
-    lpips = table.metrics["lpips"].mean(axis=(0, 1))
-    assert lpips[table.schedules.index(tuple(range(8, 0, -1)))] < lpips[table.schedules.index((8,))]
+    # a single forward gives the mean of what is possible, which has the best PSNR; and pictures differ in what they need
+    psnr = table.metrics["psnr"].mean(axis=(0, 1))
+    assert psnr[table.schedules.index((8,))] > psnr[table.schedules.index(tuple(range(8, 0, -1)))]
+    assert len(np.unique(table.metrics["lpips"].mean(axis=1).argmin(axis=1))) > 3
     parts = [len(SkipDiffTableVectorEnv(split=split)._rows) for split in ("train", "test", None)]
     assert parts[0] + parts[1] == parts[2]
 
