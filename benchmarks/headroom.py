@@ -193,12 +193,17 @@ def main(
         show(f"price {price:g}: {thing} per picture, under the other noises", ways, own)
         show(f"price {price:g}: oracle", ways, oracle)
         worth = np.stack([test.worth(levels, price) for levels in ways])
-        places = np.indices(whole)
-        shares.append((price, *(float((worth[(each, *places)] - worth[fixed]).mean()) for each in (own, oracle))))
-    click.echo(f"\n| price | gain of {thing} per picture over the best fixed one | gain of the oracle | not luck |")
-    click.echo("|---|---|---|---|")
-    for price, gain, most in shares:
-        click.echo(f"| {price:g} | {gain:+.5f} | {most:+.5f} | {gain / most if most > 0 else 0:.0%} |")
+        means = [float(worth[(each, *np.indices(whole))].mean()) for each in (own, oracle)]
+        fixed_means = worth.mean(axis=(1, 2))
+        shares.append((price, *(mean - base for base in (fixed_means[fixed], fixed_means.max()) for mean in means)))
+    click.echo(
+        f"\nGains in reward over the best fixed {thing}, as it was chosen on the other pictures, and as it is best on these:\n\n"
+        f"| price | {thing} per picture | oracle | {thing} per picture, over the best on these | oracle | not luck |"
+    )
+    click.echo("|---" * 6 + "|")
+    for price, gain, most, strict, strict_most in shares:
+        share = f"{strict / strict_most:.0%}" if strict_most > 0 else "-"
+        click.echo(f"| {price:g} | {gain:+.5f} | {most:+.5f} | {strict:+.5f} | {strict_most:+.5f} | {share} |")
 
 
 if __name__ == "__main__":
