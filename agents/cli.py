@@ -423,7 +423,7 @@ def _prices(ctx: click.Context, parameter: click.Parameter, value: str | None) -
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def _environment(name: str) -> dict[str, Any]:
+def environment(name: str) -> dict[str, Any]:
     """The arguments that Gymnasium has registered an environment of this project with."""
     import gymnasium
 
@@ -549,7 +549,7 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> 
         env_steps = options.pop("env_steps")
         if env_steps is not None:
             overrides["env_steps"] = env_steps
-        env = _environment(env_id) | _settings(options)
+        env = environment(env_id) | _settings(options)
         env |= {"noise_seeds": options.pop("noise_seeds") or None, "obs_dtype": options.pop("obs_dtype")}
         hyperparameters = load_hyperparameters(algorithm, overrides, env.get("observation", "latent"))
         eval_images = list(options.pop("eval_images")) or None
@@ -565,7 +565,7 @@ def _train_supervised(out: Path, resume: bool, env_id: str, given: dict[str, Any
     from agents.supervised import SupervisedConfig, train_supervised
 
     changes = parse_overrides(given.pop("overrides", ()))
-    env = _environment(env_id) | _settings(given)
+    env = environment(env_id) | _settings(given)
     given.pop("algo")
     changes |= {name: given.pop(name) for name in ("minutes", "seed", "device") if name in given}
     known = sorted({f.name for f in fields(SupervisedConfig)} - {"env"})
