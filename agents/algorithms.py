@@ -14,7 +14,7 @@ ALGORITHMS = {
     "a2c": ("stable_baselines3", "A2C"),
     "dqn": ("stable_baselines3", "DQN"),
     "qrdqn": ("sb3_contrib", "QRDQN"),
-    "trpo": ("sb3_contrib", "TRPO"),
+    "trpo": ("agents.trpo", "QuickTRPO"),
     "recurrent-ppo": ("sb3_contrib", "RecurrentPPO"),
 }
 RECURRENT = "recurrent-ppo"
