@@ -101,7 +101,8 @@ def even_outcomes(
     columns: dict[str, list[list[float]]] = {name: [] for name in task.metrics}
     for i in range(0, len(pairs), task.config.batch_size):  # schedule by schedule, while the pictures are remembered
         chunk = pairs[i : i + task.config.batch_size]
-        results = [play(task, policy, *zip(*chunk, strict=True)) for policy in policies]
+        own_images, own_seeds = zip(*chunk, strict=True)
+        results = [play(task, policy, own_images, own_seeds) for policy in policies]
         for name, rows in columns.items():
             rows += np.array([[episode.metrics[name] for episode in episodes] for episodes in results]).T.tolist()
     shape = len(images), len(noise_seeds), len(policies)
@@ -118,7 +119,7 @@ def crops_of(images: Sequence[str | Path], size: int, seed: int = 0) -> Iterator
     """
     rng = np.random.default_rng(seed)
     files = [Path(path) for path in find_images(images)]
-    rng.shuffle(files)  # type: ignore[arg-type]
+    rng.shuffle(files)
     orders: dict[Path, list[tuple[int, int]]] = {}
     place = 0
     while True:
@@ -130,7 +131,7 @@ def crops_of(images: Sequence[str | Path], size: int, seed: int = 0) -> Iterator
             if path not in orders:
                 rows, columns = (range(side % size // 2, side - size + 1, size) for side in rgb.shape[:2])
                 orders[path] = [(y, x) for y in rows for x in columns]
-                rng.shuffle(orders[path])  # type: ignore[arg-type]
+                rng.shuffle(orders[path])
             if place < len(orders[path]):
                 y, x = orders[path][place]
                 found = True

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
@@ -43,6 +44,11 @@ class SchedulePredictor(nn.Module):
 
     mean: Tensor
     scale: Tensor
+
+    mean: Tensor
+    scale: Tensor
+    weights: Tensor
+    asked: Tensor
 
     def __init__(
         self,
@@ -283,7 +289,9 @@ def train_supervised(config: SupervisedConfig, folder: Path) -> Path:
         "crops": len(pictures), "noises": config.noises, "seed": config.seed, "unexplained": losses,
     }  # fmt: skip
     space = task.observation_space
-    bound = float((space["latent"] if task.config.observation == "dict" else space).high.max())  # type: ignore[index, union-attr, attr-defined]
+    latent = space["latent"] if isinstance(space, spaces.Dict) else space
+    assert isinstance(latent, spaces.Box)
+    bound = float(latent.high.max())
     agent_config = AgentConfig(
         SUPERVISED, task.decisions, task.config.image_size, bound, task.plan,
         {"forwards": list(config.forwards), "crop_size": task.config.image_size, "channels": list(config.channels), "members": config.members},

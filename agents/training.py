@@ -359,8 +359,8 @@ def _write_outcomes(path: Path, outcomes: StartOutcomes | Outcomes | None) -> No
 def _agent_config(config: AgentTrainingConfig, env: VecEnv, task: Task) -> AgentConfig:
     """The configuration of the run's agents."""
     space, own = env.observation_space, task.observation_space
-    if isinstance(space, spaces.Dict):
-        space, own = space["latent"], space["latent"]
+    if isinstance(space, spaces.Dict) and isinstance(own, spaces.Dict):
+        space, own = space["latent"], own["latent"]
     assert space.shape is not None
     assert isinstance(own, spaces.Box)
     return AgentConfig(

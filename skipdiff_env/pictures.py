@@ -1,6 +1,6 @@
 """Where the environments' target pictures come from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,10 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self._sources)
+
+    def __iter__(self) -> Iterator[Rgb]:
+        """The pictures in their order."""
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Rgb:
         """Picture `index`, uint8 (size, size, 3).

@@ -31,6 +31,7 @@ from agents.vec_env import make_env
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
 from ddpm.runs import read_json
 from skipdiff_env.config import TaskConfig
+from skipdiff_env.episode import StartOutcomes
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, RefinementProcess, fixed_start
@@ -195,7 +196,7 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(
         settings = jump_config(algorithm, settings.env)
     train_agent(settings, tmp_path / "whole")
     begin = TrainingCallback._on_rollout_start
-    stopped = []
+    stopped: list[int] = []
 
     def interrupt(self: TrainingCallback) -> None:
         if self.num_timesteps >= 12 and not stopped:
@@ -316,7 +317,7 @@ def test_evaluator_agrees_with_the_table(settings: dict[str, Any]) -> None:
     task = Task(TaskConfig.of(settings))
     evaluator = Evaluator(task, 2)
     evaluation = evaluator(small_agent(seed=1), 0, 0.0)
-    assert evaluator.outcomes is not None
+    assert isinstance(evaluator.outcomes, StartOutcomes)
     rewards = evaluator.outcomes.rewards
     episodes = play(task, AgentPolicy(small_agent(seed=1)), evaluator.images, evaluator.noise_seeds)
     assert len({episode.refinement.start for episode in episodes}) > 1

@@ -170,7 +170,7 @@ def test_quality_and_price() -> None:
         ({"price": 0.01, "quality": 0.5}, "give one of them"),
     ):
         with pytest.raises(ConfigError, match=message):
-            config.price(**arguments)  # type: ignore[arg-type]
+            config.price(**arguments)
     fixed = replace(config, price_range=None)
     assert fixed.price() is None
     with pytest.raises(ConfigError, match="has learnt one price"):
@@ -297,13 +297,13 @@ def test_supervised_settings_are_checked(settings: dict[str, Any], tmp_path: Pat
         ({"minutes": 0.0}, "minutes must be positive"),
     ):
         with pytest.raises(ConfigError, match=message):
-            SupervisedConfig(**changes)  # type: ignore[arg-type]
-    for changes, message in (
+            SupervisedConfig(**changes)
+    for settings, message in (
         ({"nfe_penalty": 0.01}, "needs a range of prices"),
         ({"metric": "psnr"}, "lower for better pictures, got psnr"),
     ):
         with pytest.raises(ConfigError, match=message):
-            train_supervised(SupervisedConfig({**settings, **changes}, crops=4, forwards=[1, 2]), tmp_path / "run")
+            train_supervised(SupervisedConfig({**settings, **settings}, crops=4, forwards=[1, 2]), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"forwards must be rising whole numbers in 1 … 6, got \[1, 9\]"):
         SchedulePredictor(N, [1, 9])
 
