@@ -44,9 +44,6 @@ class SchedulePredictor(nn.Module):
 
     mean: Tensor
     scale: Tensor
-
-    mean: Tensor
-    scale: Tensor
     weights: Tensor
     asked: Tensor
 
