@@ -38,12 +38,12 @@ class AgentConfig:
         image_size: side of the latents it was trained on; others are resized to it.
         latent_bound: bound of the latents in the observation space it was trained on.
         plan: the episodes it decides; None: not known, as for a file of Stable-Baselines3.
-        policy_kwargs: settings of the policy; `features_extractor_kwargs` are those of `SkipProposalExtractor` or, where
-            observations are dictionaries, of `JumpExtractor`.
+        policy_kwargs: settings of the policy; `features_extractor_kwargs` are those of `SkipProposalExtractor` or,
+            where observations are dictionaries, of `JumpExtractor`.
         training: how it was trained, for the record.
         observation: what it sees, "latent" (the latents of the episode so far) or "dict", as the environment has it.
-        price_range: lowest and highest price of a forward that it was trained for, of which it is told one at use; None: it
-            has learnt one price.
+        price_range: lowest and highest price of a forward that it was trained for, of which it is told one at use;
+            None: it has learnt one price.
     """
 
     algorithm: str
@@ -120,8 +120,8 @@ class AgentConfig:
         """The price of a forward that the agent is told.
 
         Args:
-            quality: 0 … 1, from the highest price it was trained for (few forwards) to the lowest (many); in between the price
-                falls by equal factors. None: one half.
+            quality: 0 … 1, from the highest price it was trained for (few forwards) to the lowest (many); in between
+                the price falls by equal factors. None: one half.
             price: the price itself, above 0, instead of a quality.
 
         Returns:
@@ -224,8 +224,8 @@ class Agent:
         """Logits of the two actions, or their values for a Q-learner.
 
         Args:
-            observations: (B, 3 · decisions, H, W), the latents of the episode so far, oldest first, zeros in front; or a
-                dictionary of arrays (B, …).
+            observations: (B, 3 · decisions, H, W), the latents of the episode so far, oldest first, zeros in front; or
+                a dictionary of arrays (B, …).
 
         Returns:
             (B, 2).

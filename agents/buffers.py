@@ -23,9 +23,9 @@ def newest_space(space: spaces.Space[Any]) -> spaces.Box:
 class EpisodeRolloutBuffer(RolloutBuffer):
     """Stores the newest latent of every observation and stacks episodes again when minibatches are drawn.
 
-    For PPO, A2C and TRPO: `rollout_buffer_class=EpisodeRolloutBuffer`. Against Stable-Baselines3's `RolloutBuffer`, memory
-    and time spent on copies are a fraction, and where rollouts consist of whole episodes of n env steps, minibatches
-    do too: the SPN then computes each latent once per epoch, whatever the size of a minibatch.
+    For PPO, A2C and TRPO: `rollout_buffer_class=EpisodeRolloutBuffer`. Against Stable-Baselines3's `RolloutBuffer`,
+    memory and time spent on copies are a fraction, and where rollouts consist of whole episodes of n env steps,
+    minibatches do too: the SPN then computes each latent once per epoch, whatever the size of a minibatch.
 
     Args:
         buffer_size: env steps of each environment.
@@ -34,10 +34,11 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         normalize_decisions: divide the advantages of each decision (the first of an episode, the second, …) by their
             standard deviation. With a reward only at the end, discounting shrinks the advantages of early decisions to
             γ^(N-2) of the last one's without making them any less important.
-        undone_price: in "restart" a SKIP undoes the decisions before it: neither the result nor what is decided later depends
-            on them, and in long episodes that is most of the gradient's noise. With a price they have no part in the
-            result's advantage; SKIP is put above DENOISE by this many standard deviations of the others' advantages, for
-            the forward that is thrown away. The others are compared with one another, decision by decision. None: not so.
+        undone_price: in "restart" a SKIP undoes the decisions before it: neither the result nor what is decided later
+            depends on them, and in long episodes that is most of the gradient's noise. With a price they have no part
+            in the result's advantage; SKIP is put above DENOISE by this many standard deviations of the others'
+            advantages, for the forward that is thrown away. The others are compared with one another, decision by
+            decision. None: not so.
         kwargs: further arguments of `RolloutBuffer`.
     """
 
@@ -129,8 +130,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 class EpisodeReplayBuffer(ReplayBuffer):
     """Stores the newest latent of every observation and stacks episodes again when they are sampled.
 
-    At N = 10 this takes an eighteenth of the memory of Stable-Baselines3's `ReplayBuffer`, which keeps 9 latents before and
-    9 after each transition. For DQN and QRDQN: `replay_buffer_class=EpisodeReplayBuffer`.
+    At N = 10 this takes an eighteenth of the memory of Stable-Baselines3's `ReplayBuffer`, which keeps 9 latents before
+    and 9 after each transition. For DQN and QRDQN: `replay_buffer_class=EpisodeReplayBuffer`.
 
     Args:
         buffer_size: transitions, over all environments.

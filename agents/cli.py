@@ -108,8 +108,9 @@ def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, An
 def upscale(agent: str | None, trust_pickle: bool, **options: Any) -> None:
     """Enlarge photographs: files, folders and patterns.
 
-    Results are named <stem>_x4.png, below folders with their subfolder; what lies below --out is not taken for a photograph. Of an
-    animation (GIF, WebP, APNG, AVIF) all frames are enlarged, with the same noise, so that it does not flicker.
+    Results are named <stem>_x4.png, below folders with their subfolder; what lies below --out is not taken for a
+    photograph. Of an animation (GIF, WebP, APNG, AVIF) all frames are enlarged, with the same noise, so that it does
+    not flicker.
     """
     from dataclasses import fields
 

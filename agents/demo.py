@@ -24,7 +24,8 @@ from skipdiff_env.plan import Plan
 PHOTOGRAPHS = {"astronaut": (0, 128), "chelsea": (20, 110), "coffee": (60, 170), "rocket": (100, 180)}
 SIZE = 192
 METRICS = ("psnr", "ssim", "lpips", "niqe")
-# PPO's own hyperparameters, no reward for what was thrown away, and a learning rate that falls over as many episodes as four photographs need.
+# PPO's own hyperparameters, no reward for what was thrown away, and a learning rate that falls over as many episodes as
+# four photographs need.
 DEMO_PPO: dict[str, Any] = {"env_steps": 18_000, "undone_price": 0.02}
 
 

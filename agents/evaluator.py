@@ -21,8 +21,8 @@ QUALITIES = (0.0, 0.5, 1.0)
 class Evaluator:
     """Plays fixed pictures and noises, and compares with what each start would have given.
 
-    Where each episode of the training has a price of its own, figures are means over three prices, the highest, the lowest and
-    the one between.
+    Where each episode of the training has a price of its own, figures are means over three prices, the highest, the
+    lowest and the one between.
 
     Args:
         task: its pictures are the ones played.

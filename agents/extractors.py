@@ -1,8 +1,9 @@
 """What agents see with: the skip proposal network (SPN) of the paper, and the net for jumps, as features extractors.
 
-An episode has few decisions, so the policy is given all of it: `VecFrameStack(env, n_stack=N - 1, channels_order="first")`
-stacks the latents seen so far, zeros in front. Running a GRU over them from a hidden state of 0 equals a recurrent policy
-that carries its state through the episode, works with every algorithm, and keeps `predict` without state.
+An episode has few decisions, so the policy is given all of it: `VecFrameStack(env, n_stack=N - 1,
+channels_order="first")` stacks the latents seen so far, zeros in front. Running a GRU over them from a hidden state of
+0 equals a recurrent policy that carries its state through the episode, works with every algorithm, and keeps `predict`
+without state.
 """
 
 import math
@@ -29,8 +30,8 @@ class RolloutBatchNorm2d(nn.Module):
 
     `nn.BatchNorm2d` normalises by its running statistics while a policy collects (evaluation mode) and by those of the
     minibatch while it learns (training mode): the same observation gets two different policies, the importance ratio of
-    the very first minibatch is not 1, and PPO and TRPO are off-policy from the start. Here both normalise by the running
-    statistics. Forwards in training mode only measure; what they measured moves the running statistics when the
+    the very first minibatch is not 1, and PPO and TRPO are off-policy from the start. Here both normalise by the
+    running statistics. Forwards in training mode only measure; what they measured moves the running statistics when the
     module goes back to evaluation mode, which is where Stable-Baselines3 begins the next rollout. The very first
     batch ever seen sets the statistics, so that even the first rollout is normalised.
 
@@ -168,9 +169,10 @@ class _Episodes:
 class SkipProposalExtractor(BaseFeaturesExtractor):
     """Convolutions over each latent of an episode and a GRU over the latents: the paper's SPN without its two heads.
 
-    The convolutions have 32, 24, 24, … channels, kernels 9, 5, 5, …, stride 2 and padding k // 2, each with normalisation
-    and ReLU. Their number follows from the size of the pictures, so that the last map is 24 x 8 x 8 = 1536: 4 for 128 px,
-    5 for 256 px. The GRU keeps 1536 values too. With `net_arch=[]` Stable-Baselines3 adds one linear layer to the
+    The convolutions have 32, 24, 24, … channels, kernels 9, 5, 5, …, stride 2 and padding k // 2, each with
+    normalisation and ReLU. Their number follows from the size of the pictures, so that the last map is 24 x 8 x 8 =
+    1536: 4 for 128 px, 5 for 256 px. The GRU keeps 1536 values too. With `net_arch=[]` Stable-Baselines3 adds one
+        linear layer to the
     logits and one to the value.
 
     Use it with `policy_kwargs={"features_extractor_class": SkipProposalExtractor, "net_arch": [],
@@ -179,13 +181,13 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
     Args:
         observation_space: Box of floats, (3 · n, H, W): n stacked latents, oldest first, unused ones exactly zero.
         norm: "batch" (the paper's; see `RolloutBatchNorm2d`) or "group" (8 groups; knows no statistics).
-        image_size: side that the net is built for, a power of two of at least 32; latents of another size are resized to
-            it. None: the power of two that is nearest to the smaller side of the space.
+        image_size: side that the net is built for, a power of two of at least 32; latents of another size are resized
+            to it. None: the power of two that is nearest to the smaller side of the space.
         hidden_size: size of the GRU's state; None: as many as the convolutions give (1536).
         recurrent: False leaves the GRU out and gives the convolutions of the newest latent alone, for algorithms
             with a recurrent state of their own (RecurrentPPO, on an environment that is not stacked).
-        tell_step: also give which decision of the episode it is, one-hot and about as long as the GRU's state. The paper's GRU
-            must count for itself, and while nothing but SKIP was decided every latent is the same.
+        tell_step: also give which decision of the episode it is, one-hot and about as long as the GRU's state. The
+            paper's GRU must count for itself, and while nothing but SKIP was decided every latent is the same.
 
     Raises:
         ConfigError: the space does not hold stacked latents, or a setting is out of range.
@@ -246,8 +248,8 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
     def remember(self, on: bool) -> None:
         """Starts or stops keeping what was computed from one call to the next, and forgets what was kept.
 
-        While a policy collects or plays, each call sees the frames of the one before again. Only for as long as the weights
-        stand still: switch it off (or on again) before they change. Calls that want gradients neither use
+        While a policy collects or plays, each call sees the frames of the one before again. Only for as long as the
+        weights stand still: switch it off (or on again) before they change. Calls that want gradients neither use
         nor fill it.
         """
         self._remember, self._remembered = on, None
@@ -269,8 +271,8 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
             observations: (B, 3 · n, H, W), frames that are zero in front of the first one that is not are padding.
 
         Returns:
-            (B, features_dim): the GRU's state after the newest frame (zeros where there is none), and with `tell_step` the
-            number of the decision; without GRU the convolutions of the newest frame.
+            (B, features_dim): the GRU's state after the newest frame (zeros where there is none), and with `tell_step`
+            the number of the decision; without GRU the convolutions of the newest frame.
         """
         frames = observations.unflatten(1, (self.n_frames, 3))
         if self.gru is None:

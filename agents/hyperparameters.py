@@ -51,8 +51,8 @@ class Hyperparameters:
         crop_size: side of the crops that a `JumpExtractor` looks at.
         channels: of its convolutions.
         see_latent: whether it looks at the latent too.
-        skip_probability: probability of SKIP before anything is learnt; None: one half. Of many decisions the last SKIP alone
-            counts, so at one half no early start is ever seen; at 1 / decisions every start is.
+        skip_probability: probability of SKIP before anything is learnt; None: one half. Of many decisions the last SKIP
+            alone counts, so at one half no early start is ever seen; at 1 / decisions every start is.
         policy_kwargs: further settings of the algorithm's policy.
         algorithm: further arguments of the algorithm.
     """
@@ -192,7 +192,8 @@ def load_hyperparameters(
         observation: what the environment shows, "latent" or "dict".
 
     Raises:
-        ConfigError: the algorithm is unknown, it has no hyperparameter of a name, or a value has the wrong type or range.
+        ConfigError: the algorithm is unknown, it has no hyperparameter of a name, or a value has the wrong type or
+            range.
     """
     parameters = _parameters(algorithm)
     section = SECTIONS[observation]

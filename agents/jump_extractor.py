@@ -1,7 +1,8 @@
 """The features extractor for the jump environments, whose observations are dictionaries.
 
-How many steps a picture wants shows in its condition: smooth ones want few, textured ones many. The latent tells what the
-steps so far have made of it. Neither is ever shrunk, which would take noise and texture away: crops are looked at as they are.
+How many steps a picture wants shows in its condition: smooth ones want few, textured ones many. The latent tells what
+the steps so far have made of it. Neither is ever shrunk, which would take noise and texture away: crops are looked at
+as they are.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -86,8 +87,8 @@ class CropEncoder(nn.Module):
 class JumpExtractor(BaseFeaturesExtractor):
     """Features of condition, latent, step, level and price, for every algorithm with `MultiInputPolicy`.
 
-    In a batch every distinct condition and latent is encoded once: a condition stays the same for an episode, a latent for as
-    long as nothing but SKIP is decided.
+    In a batch every distinct condition and latent is encoded once: a condition stays the same for an episode, a latent
+    for as long as nothing but SKIP is decided.
 
     Use it with `policy_kwargs={"features_extractor_class": JumpExtractor, "normalize_images": False}` on an environment
     with `observation="dict"`.

@@ -50,9 +50,9 @@ def play(
 class AgentPolicy:
     """An agent as a `skipdiff_env.refinement.Policy`, for `RefinementProcess.run` and the upscaler.
 
-    It decides for all pictures of a call together. A picture must come with every decision, from the first on: what the agent
-    keeps of an episode, the latents so far, the features of the condition or the state of a recurrent policy, is kept here.
-    Latents are resized to the size that an SPN was trained on; a `JumpExtractor` takes crops of any picture.
+    It decides for all pictures of a call together. A picture must come with every decision, from the first on: what the
+    agent keeps of an episode, the latents so far, the features of the condition or the state of a recurrent policy, is
+    kept here. Latents are resized to the size that an SPN was trained on; a `JumpExtractor` takes crops of any picture.
 
     Args:
         agent: the agent.

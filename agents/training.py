@@ -2,8 +2,8 @@
 
 A run's folder holds `config.json` and `versions.json`, `best/` and `agent/` (the best and the last agent), `state.zip`
 (Stable-Baselines3's own state) and `state-STEPS.pkl` (environments, buffer and random generators), for going on,
-`evaluations.csv` (the learning curve), `outcomes.npz` (what every start, or every number of even steps, gives on the pictures of
-the evaluation) and TensorBoard's files.
+`evaluations.csv` (the learning curve), `outcomes.npz` (what every start, or every number of even steps, gives on the
+pictures of the evaluation) and TensorBoard's files.
 """
 
 import math
@@ -277,8 +277,8 @@ def train_agent(
         config: settings.
         folder: of the run.
         resume: go on with the run in `folder`.
-        memory: where the transitions on the pictures of the training and of the evaluation are remembered, so that another
-            run on the same pictures, with another seed or other hyperparameters, need not compute them again.
+        memory: where the transitions on the pictures of the training and of the evaluation are remembered, so that
+            another run on the same pictures, with another seed or other hyperparameters, need not compute them again.
 
     Returns:
         Folder of the best agent.

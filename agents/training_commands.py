@@ -75,8 +75,8 @@ UNET_OPTIONS = (
 def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
     """Train the conditional DDPM on a folder of photographs.
 
-    The weights go to OUT/checkpoint, which every other command takes as --checkpoint. On several GPUs (torchrun works as well):
-    accelerate launch -m agents.cli train-ddpm …
+    The weights go to OUT/checkpoint, which every other command takes as --checkpoint. On several GPUs (torchrun works
+    as well): accelerate launch -m agents.cli train-ddpm …
     """
     from ddpm.trainer import resumed_config
     from ddpm.training import initial_settings, train
@@ -156,8 +156,8 @@ def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any)
 def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
     """Train an agent that decides which diffusion steps to skip.
 
-    OUT/best is the agent with the highest reward in an evaluation; other commands take OUT or OUT/best as --agent. Press
-    Ctrl-C to stop and --resume to go on.
+    OUT/best is the agent with the highest reward in an evaluation; other commands take OUT or OUT/best as --agent.
+    Press Ctrl-C to stop and --resume to go on.
     """
     from agents.hyperparameters import load_hyperparameters, parse_overrides
 

@@ -24,14 +24,14 @@ class AgentTrainingConfig:
         hyperparameters: of the algorithm.
         eval_images: pictures that the agent is evaluated on; None: those it is trained on.
         eval_noise_seeds: noises of each of these.
-        eval_first_seed: the first of their noise seeds, the others counting up from there; from `noise_seeds` of the environment
-            on, training never saw them.
+        eval_first_seed: the first of their noise seeds, the others counting up from there; from `noise_seeds` of the
+            environment on, training never saw them.
         eval_every: episodes between two evaluations.
         warm_cache: whether every start of every training picture is computed before training begins. Training then
             runs no UNet, and the regret of its episodes is known.
-        oracle: whether every start of the evaluation's pictures is computed, so that the best fixed start and the oracle are
-            known; N (N + 1) / 2 forwards for each picture and noise, which are many where the plan's first step is T. Under
-            "jump" every number of even steps takes the place of the starts.
+        oracle: whether every start of the evaluation's pictures is computed, so that the best fixed start and the
+            oracle are known; N (N + 1) / 2 forwards for each picture and noise, which are many where the plan's first
+            step is T. Under "jump" every number of even steps takes the place of the starts.
         minutes: when to stop, if `env_steps` have not been done by then.
         cache_mb: room for remembered latents; None: as much as they need, if it is there.
         seed: seed of everything random.

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 class QuickTRPO(TRPO):
     """As `sb3_contrib.TRPO`, up to rounding, in a fraction of the time.
 
-    sb3-contrib asks for the gradients of the divergence and of the objective parameter by parameter, each time through the
-    whole net: for the SPN some 30 backward passes over the rollout, half of them with a graph of their own for the second
-    derivatives. Here all parameters share one pass for each of the two.
+    sb3-contrib asks for the gradients of the divergence and of the objective parameter by parameter, each time through
+    the whole net: for the SPN some 30 backward passes over the rollout, half of them with a graph of their own for the
+    second derivatives. Here all parameters share one pass for each of the two.
     """
 
     def _compute_actor_grad(

@@ -234,7 +234,8 @@ def _ending(options: UpscaleOptions, source: Path, frames: int) -> str:
 def upscale_files(upscaler: Upscaler, options: UpscaleOptions) -> bool:
     """Enlarges files, folders and patterns, and prints what became of them.
 
-    What cannot be done is told in one line on standard error as soon as it is known, and again at the end; the rest is done.
+    What cannot be done is told in one line on standard error as soon as it is known, and again at the end; the rest is
+    done.
 
     Returns:
         Whether all pictures were done.

@@ -179,9 +179,9 @@ class VecPictureBaseline(_Picklable, VecEnvWrapper):
 
     Pictures differ far more in quality than the starts of one picture do, and a value function needs thousands of
     episodes to tell them apart; until then the policy gradient is mostly noise. Here the running mean of a picture's
-    rewards is taken off its reward, and the difference divided by its running standard deviation over all pictures. Where each
-    episode has a price of its own, both are what they would be for episodes of that price. What is best for a picture stays
-    best. Rewards in `info["episode"]` and `info["metrics"]` remain what they are.
+    rewards is taken off its reward, and the difference divided by its running standard deviation over all pictures.
+    Where each episode has a price of its own, both are what they would be for episodes of that price. What is best for
+    a picture stays best. Rewards in `info["episode"]` and `info["metrics"]` remain what they are.
 
     Args:
         venv: environment of `make_env`.
@@ -273,10 +273,11 @@ def make_env(
 
     Args:
         num_envs: number of environments.
-        frame_stack: whether an observation holds all latents of the episode so far, (3 · decisions, H, W), oldest first,
-            zeros in front; else the newest one, (3, H, W), for algorithms with a recurrent state of their own. Dictionaries
-            (`observation="dict"`) are never stacked.
-        latent_size: larger latents are shown resized to this side, the `image_size` of the SPN, which would resize them itself.
+        frame_stack: whether an observation holds all latents of the episode so far, (3 · decisions, H, W), oldest
+            first, zeros in front; else the newest one, (3, H, W), for algorithms with a recurrent state of their own.
+            Dictionaries (`observation="dict"`) are never stacked.
+        latent_size: larger latents are shown resized to this side, the `image_size` of the SPN, which would resize them
+            itself.
             None: latents as they are.
         seed: seed of the first environment, the others counting up from there; taken at the next reset.
         settings: arguments of `skipdiff_env.env.SkipDiffEnv`.

@@ -2,9 +2,9 @@
 
 python -m rl_zoo3.train --algo ppo --env SkipDiff-v0 --gym-packages skipdiff_env --conf-file agents.zoo
 
-The zoo makes scalar environments of its own (`--env-kwargs metric:"'lpips'"` sets their arguments) and has its own way to
-stack frames, so both are written out here. A conf file does not know the algorithm: these are PPO's; A2C and TRPO take
-their own from `agents.zoo.settings`, in a conf file of two lines.
+The zoo makes scalar environments of its own (`--env-kwargs metric:"'lpips'"` sets their arguments) and has its own way
+to stack frames, so both are written out here. A conf file does not know the algorithm: these are PPO's; A2C and TRPO
+take their own from `agents.zoo.settings`, in a conf file of two lines.
 """
 
 from typing import Any

@@ -1,6 +1,7 @@
 """Every algorithm, several seeds, one environment: what each reaches on pictures and noises that training never saw.
 
-python -m benchmarks.algorithms --images DIR --eval-images DIR --out DIR [--env SkipDiffJump-v0] [--seeds 5] [--env-steps 40000]
+python -m benchmarks.algorithms --images DIR --eval-images DIR --out DIR [--env SkipDiffJump-v0] [--seeds 5]
+[--env-steps 40000]
 
 Runs that are finished are not run again. Figures are interquartile means over the seeds, with 95 % bootstrap intervals.
 """

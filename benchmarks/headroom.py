@@ -3,8 +3,9 @@
 python -m benchmarks.headroom --images TEST --train-images TRAIN                     jumps, -LPIPS
 python -m benchmarks.headroom --images TEST --train-images TRAIN --skip-mode restart --metric niqe
 
-"Under the other noises" means: each picture and noise gets the number of steps (or the start) that is best on average under the
-picture's other noises, so that luck with a noise counts for nothing. DISTS and LPIPS-VGG choose nothing; they judge.
+"Under the other noises" means: each picture and noise gets the number of steps (or the start) that is best on average
+under the picture's other noises, so that luck with a noise counts for nothing. DISTS and LPIPS-VGG choose nothing; they
+judge.
 """
 
 import time

@@ -23,8 +23,8 @@ def resolve_checkpoint(checkpoint: str | Path) -> str:
     """A shipped name becomes its folder; a folder or a Hub id stays what it is.
 
     Raises:
-        CheckpointError: it is none of the three. What looks like a path, or lies in a folder that exists, is not looked up
-            on the network.
+        CheckpointError: it is none of the three. What looks like a path, or lies in a folder that exists, is not looked
+            up on the network.
     """
     shipped = shipped_checkpoints()
     if str(checkpoint) in shipped:

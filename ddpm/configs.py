@@ -42,7 +42,8 @@ class TrainingConfig:
         batch_size: Crops per iteration and process.
         iterations: Optimizer steps in all.
         lr: Peak learning rate of Adam.
-        lr_schedule: Course of the learning rate: "cosine" to zero, "step" (tenfold lower after 60 % and 85 %) or "constant".
+        lr_schedule: Course of the learning rate: "cosine" to zero, "step" (tenfold lower after 60 % and 85 %) or
+            "constant".
         warmup: Iterations of linear warm-up.
         loss: Distance that is minimised, L1 as in SR3, or L2.
         clip: Largest norm of the gradient.

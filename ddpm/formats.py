@@ -74,7 +74,8 @@ _JPEG_SEGMENT = 65_533
 _JPEG_XMP = _JPEG_SEGMENT - 29
 _JPEG_ICC = 255 * (_JPEG_SEGMENT - 14)
 
-# Pillow refuses PNG files whose text or profile unpacks to more than 1 MB; XMP of photo editors and profiles of printers can be larger.
+# Pillow refuses PNG files whose text or profile unpacks to more than 1 MB; XMP of photo editors and profiles of
+# printers can be larger.
 PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 16 * 2**20)
 
 

@@ -81,11 +81,12 @@ class Header:
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """Expands files, folders (all pictures below them) and glob patterns, in a stable order and without repeats.
 
-    A file that is named outright is kept whatever its ending is. Of folders, hidden files and folders (among them macOS's ._*)
-    are left out, and links to folders are not followed.
+    A file that is named outright is kept whatever its ending is. Of folders, hidden files and folders (among them
+    macOS's ._*) are left out, and links to folders are not followed.
 
     Raises:
-        ImageError: a path is empty, does not exist or cannot be read, a pattern matches nothing, or a folder holds no picture.
+        ImageError: a path is empty, does not exist or cannot be read, a pattern matches nothing, or a folder holds no
+            picture.
     """
     return list(dict.fromkeys(path for given in paths for path, _ in expand(given)))
 

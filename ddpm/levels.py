@@ -24,8 +24,9 @@ def stored_mode(image: Image.Image) -> str:
 def _white(values: NDArray[np.float64], whole: bool) -> float:
     """The value that stands for white in a picture whose file does not say it.
 
-    The least range of values that is in use, 1, 2⁸ - 1, 2¹² - 1, …, 2³² - 1, that holds all but a hundredth of the pixels: a single
-    highlight or a defective pixel does not turn the rest black. Floats that are not whole may also go somewhat beyond it, as they
+    The least range of values that is in use, 1, 2⁸ - 1, 2¹² - 1, …, 2³² - 1, that holds all but a hundredth of the
+    pixels: a single highlight or a defective pixel does not turn the rest black. Floats that are not whole may also go
+        somewhat beyond it, as they
     do after sharpening; those up to 4 are still taken for a range of 0 … 1 with highlights.
     """
     if not values.size:

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# No draw of `keyed_noise` is larger: numpy's float32 ziggurat ends at 3.6542, and its tail adds at most 24·ln 2 / 3.6542.
+# No draw of `keyed_noise` is larger: numpy's float32 ziggurat ends at 3.6542, and its tail adds at most 24·ln 2 /
+# 3.6542.
 MAX_NOISE = 8.21
 
 

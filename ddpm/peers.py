@@ -1,8 +1,8 @@
 """Other samplers on the same net at the same number of forwards: diffusers' schedulers, and an early start (CCDF).
 
-A scheduler is given a schedule of its own, whose levels are just those that its chain visits, so that its step k is entry
-k + 1 of that schedule and the chain begins at pure noise and ends at the clean latent, whatever the number of forwards.
-The net is asked by `ddpm.sampling.predict_x0` alone: the clamping of x_0 is the same for all.
+A scheduler is given a schedule of its own, whose levels are just those that its chain visits, so that its step k is
+entry k + 1 of that schedule and the chain begins at pure noise and ends at the clean latent, whatever the number of
+forwards. The net is asked by `ddpm.sampling.predict_x0` alone: the clamping of x_0 is the same for all.
 """
 
 from collections.abc import Callable
@@ -46,8 +46,9 @@ class _Given(TorchFunctionMode):
 def karras_levels(alphas_cumprod: FloatArray, count: int, rho: float = 7.0) -> FloatArray:
     """The noise levels of Karras et al. 2022, Eq. 5, between diffusion steps 1 and T - 1, as ᾱ.
 
-    Step T is left out: for T = 100 the clipped last beta of the cosine schedule puts it at a noise of 2000 times the signal,
-    and half of the levels would lie where there is nothing to see. T - 1 is at 64 times; the paper begins at 80.
+    Step T is left out: for T = 100 the clipped last beta of the cosine schedule puts it at a noise of 2000 times the
+    signal, and half of the levels would lie where there is nothing to see. T - 1 is at 64 times; the paper begins at
+    80.
 
     Args:
         alphas_cumprod: (T + 1,), index 0 is the clean image.
@@ -89,9 +90,9 @@ def peer_sample(
 ) -> tuple[Tensor, int]:
     """The chain of one of diffusers' schedulers from Gaussian noise to the clean latent.
 
-    All but "heun" visit evenly spaced diffusion steps, from T down; the noise of a step, where it takes any, is that of the
-    diffusion step it begins at. "heun" takes two forwards a step and one for the last, at the levels of `karras_levels`:
-    the derivatives at both ends of an evenly spaced first step have nothing to do with each other.
+    All but "heun" visit evenly spaced diffusion steps, from T down; the noise of a step, where it takes any, is that of
+    the diffusion step it begins at. "heun" takes two forwards a step and one for the last, at the levels of
+    `karras_levels`: the derivatives at both ends of an evenly spaced first step have nothing to do with each other.
 
     "ddpm" and "euler-ancestral" are one process written in two ways, and with the same noise give the same result.
 

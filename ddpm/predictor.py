@@ -14,7 +14,8 @@ from ddpm.torchvision_ops import ensure_torchvision
 
 # What the file is called inside a checkpoint's folder.
 PREDICTOR = "predictor.safetensors"
-# Side of the largest piece of a low-resolution picture that is predicted at once, and how far a piece looks around itself.
+# Side of the largest piece of a low-resolution picture that is predicted at once, and how far a piece looks around
+# itself.
 TILE, MARGIN = 256, 24
 
 
@@ -36,8 +37,8 @@ class Predictor(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         """The predicted pictures.
 
-        A picture of more than `TILE` pixels a side is predicted in pieces that look `MARGIN` pixels beyond their borders, which
-        is farther than SPAN sees, so that the pieces of such a net fit exactly.
+        A picture of more than `TILE` pixels a side is predicted in pieces that look `MARGIN` pixels beyond their
+        borders, which is farther than SPAN sees, so that the pieces of such a net fit exactly.
 
         Args:
             lr: low-resolution pictures, (B, 3, h, w) in [-1, 1].
@@ -78,8 +79,8 @@ def load_predictor(file: str | Path, scale: int | None = None) -> Predictor:
         scale: how many times it must enlarge; None: whatever it does.
 
     Raises:
-        CheckpointError: the file is missing or damaged, spandrel does not know the net, the net does not turn an RGB picture
-            into a larger one, a weight is not finite, or its scale is another one.
+        CheckpointError: the file is missing or damaged, spandrel does not know the net, the net does not turn an RGB
+            picture into a larger one, a weight is not finite, or its scale is another one.
     """
     ensure_torchvision()
     import spandrel

@@ -48,8 +48,8 @@ def _span(config: PredictorConfig) -> nn.Module:
 def _expanded(fused: nn.Module, span: nn.Module) -> dict[str, Tensor]:
     """The state of a SPAN whose expanded convolutions are equal to the plain ones of the net that was trained.
 
-    SPAN expands a convolution into three and a shortcut: 1 x 1, 3 x 3, 1 x 1. Here the outer ones pass the channels through,
-    the 3 x 3 in between is the plain convolution, and the shortcut is zero.
+    SPAN expands a convolution into three and a shortcut: 1 x 1, 3 x 3, 1 x 1. Here the outer ones pass the channels
+    through, the 3 x 3 in between is the plain convolution, and the shortcut is zero.
     """
     plain = dict(fused.named_modules())
     for name, module in span.named_modules():

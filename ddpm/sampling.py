@@ -117,8 +117,8 @@ def p_sample(
         t: step in 1 … T, one for all or an array (B,).
         x_t: latents at step t.
         lr_up: condition.
-        noise: standard normal noise (B, 3, H, W); not used where the step goes to 0, and may be None if it does so for all or
-            eta is 0.
+        noise: standard normal noise (B, 3, H, W); not used where the step goes to 0, and may be None if it does so for
+            all or eta is 0.
         eta: share of the posterior's standard deviation that is added as noise.
         to: step in 0 … t - 1 to go to, one for all or an array (B,); None: t - 1.
 
@@ -198,8 +198,8 @@ def coarse_approximation(
 def dpmsolver_chain(alphas_cumprod: FloatArray, latents: X, estimate: Callable[[int, X], X]) -> X:
     """The first S - 1 of the S steps of a schedule by DPM-Solver++(2M), which solves the probability-flow ODE.
 
-    From the second step on the estimate of x_0 is extrapolated, along the logarithm λ of the signal-to-noise ratio, to the
-    middle of the step. The last step is left out, since λ is infinite at the clean image.
+    From the second step on the estimate of x_0 is extrapolated, along the logarithm λ of the signal-to-noise ratio, to
+    the middle of the step. The last step is left out, since λ is infinite at the clean image.
 
     Args:
         alphas_cumprod: the schedule, (S + 1,).

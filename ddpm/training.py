@@ -35,8 +35,8 @@ def training_loss(
 ) -> Tensor:
     """Eq. 7: the distance between what the net predicts and the truth, at noise levels drawn between neighbouring steps.
 
-    With `perceptual`, plus its weight times √ᾱ times the distance between the picture that the prediction stands for and the
-    target. √ᾱ keeps the gradient bounded where a picture estimated from eps is nearly all noise.
+    With `perceptual`, plus its weight times √ᾱ times the distance between the picture that the prediction stands for
+    and the target. √ᾱ keeps the gradient bounded where a picture estimated from eps is nearly all noise.
 
     Args:
         unet: the net, perhaps wrapped for several processes.

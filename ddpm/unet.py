@@ -128,8 +128,8 @@ class UNet(
 ):
     """The UNet of SR3 with everything a sampler must know about it in its configuration.
 
-    `UNet.from_pretrained(DIR_OR_HUB_ID)` reads `config.json` and `model.safetensors`, whose tensors must be exactly those
-    of the net; `save_pretrained(DIR)` writes them. The defaults are the architecture of the paper.
+    `UNet.from_pretrained(DIR_OR_HUB_ID)` reads `config.json` and `model.safetensors`, whose tensors must be exactly
+    those of the net; `save_pretrained(DIR)` writes them. The defaults are the architecture of the paper.
 
     Args:
         width: channels of the first level.
@@ -141,22 +141,22 @@ class UNet(
         norm_groups: groups of every GroupNorm; a divisor of `width`.
         patch_size: pixels per side folded into channels before the first level (1: none).
         noise_level_scale: factor on the noise level before its embedding (1 in SR3's own files).
-        local_variance: whether the last convolution also predicts a variance for each value of x_0, and the linear estimate
-            under that variance is added to the output (see `linear_estimate`). It spares a small net with large patches from
-            passing the noise of smooth areas through its few channels.
+        local_variance: whether the last convolution also predicts a variance for each value of x_0, and the linear
+            estimate under that variance is added to the output (see `linear_estimate`). It spares a small net with
+            large patches from passing the noise of smooth areas through its few channels.
         prediction: "eps", the noise, or "v" = √ᾱ·eps - √(1-ᾱ)·x_0.
         target: what x_0 is: "image", hr itself, or "residual", `residual_scale`·(hr - lr_up).
         residual_scale: factor on the residual.
-        predictor: file of the super-resolution net whose picture is the condition lr_up: its name inside the checkpoint's
-            folder, a path, or OWNER/NAME/FILE on the Hub; None: the condition is the bicubic enlargement.
+        predictor: file of the super-resolution net whose picture is the condition lr_up: its name inside the
+            checkpoint's folder, a path, or OWNER/NAME/FILE on the Hub; None: the condition is the bicubic enlargement.
         scale: how many times the net enlarges a picture.
         diffusion_steps: T of the cosine schedule.
-        coarse_steps: default S of the coarse stage; N = T / S. This and what follows is for whoever samples; the net itself
-            does not depend on it, and keeps it in `settings` alone.
+        coarse_steps: default S of the coarse stage; N = T / S. This and what follows is for whoever samples; the net
+            itself does not depend on it, and keeps it in `settings` alone.
         coarse_sampler: default sampler of the coarse stage, see `ddpm.sampling.coarse_eta`.
         start: default diffusion step at which the fine chain begins, 1 … N (None: N).
-        levels: default schedule for enlarging, the falling steps at which the net is asked, of as many as the first says; None:
-            the coarse and fine stages of the paper.
+        levels: default schedule for enlarging, the falling steps at which the net is asked, of as many as the first
+            says; None: the coarse and fine stages of the paper.
         fine_sampler: sampler of `levels`, see `ddpm.sampling.coarse_eta`.
 
     Raises:
@@ -327,7 +327,8 @@ class UNet(
             lr: low-resolution pictures, (B, 3, h, w) in [-1, 1].
 
         Returns:
-            The predictor's picture, or the bicubic enlargement where there is none; (B, 3, scale·h, scale·w) in [-1, 1].
+            The predictor's picture, or the bicubic enlargement where there is none; (B, 3, scale·h, scale·w) in [-1,
+            1].
         """
         if self.settings["predictor"] is not None and not self._predictor:
             raise ConfigError("the net needs its predictor, which was not loaded; load the net with load_unet")

@@ -26,37 +26,40 @@ class TaskConfig:
 
     Attributes:
         checkpoint: name of a shipped checkpoint, a folder, or a Hub id.
-        images: target pictures: None, crops of photographs that scikit-image carries; a folder, file or pattern; a uint8
-            array (height, width, 3); or several of them. The low-resolution input is made from the target.
+        images: target pictures: None, crops of photographs that scikit-image carries; a folder, file or pattern; a
+            uint8 array (height, width, 3); or several of them. The low-resolution input is made from the target.
         split: of scikit-image's photographs "train" or "test", which share no photograph; None: all of them.
         image_size: side of the target in pixels; of larger pictures the centre is taken.
         scale: how many times to enlarge; None: what the checkpoint does.
-        steps: (S, N), coarse steps, and diffusion steps that each spans; None: the checkpoint's. With `skip_mode="restart"`
-            S · N is the checkpoint's T; with "jump" it may be any number, and the schedule has S · N steps.
-        coarse_sampler: what runs the S - 1 coarse steps: "ddpm" (the paper), one of the samplers that add no noise, "ddim" or
-            "dpmsolver++", or "ddim:ETA" with the share ETA of ddpm's noise, 0 … 1; the coarse latent stands at the same
-            noise level, after as many forwards. None: what the checkpoint says under "restart", "ddpm" under "jump".
+        steps: (S, N), coarse steps, and diffusion steps that each spans; None: the checkpoint's. With
+            `skip_mode="restart"` S · N is the checkpoint's T; with "jump" it may be any number, and the schedule has S
+            · N steps.
+        coarse_sampler: what runs the S - 1 coarse steps: "ddpm" (the paper), one of the samplers that add no noise,
+            "ddim" or "dpmsolver++", or "ddim:ETA" with the share ETA of ddpm's noise, 0 … 1; the coarse latent stands
+            at the same noise level, after as many forwards. None: what the checkpoint says under "restart", "ddpm"
+            under "jump".
         fine_sampler: what runs the fine steps: "ddpm" (the paper), "ddim", or "ddim:ETA".
         skip_mode: what SKIP does, "restart" (the paper) or "jump".
-        first_step: the diffusion step that is decided first, N … T; None: N. The coarse latent stands at the noise level of
-            step N all the same: with T this is case 4 of the paper's Table 4, which decides on all T steps.
+        first_step: the diffusion step that is decided first, N … T; None: N. The coarse latent stands at the noise
+            level of step N all the same: with T this is case 4 of the paper's Table 4, which decides on all T steps.
         observation: "latent", or "dict": latent, condition, step, level, and the price of a forward if it is drawn.
-        metric: the reward's metric: "niqe", "lpips", "psnr", "ssim", or any name that `skipdiff_env.make_metric` takes, but not
-            the judges "dists" and "lpips-vgg"; or a `Metric`, or a function of results and targets, as
+        metric: the reward's metric: "niqe", "lpips", "psnr", "ssim", or any name that `skipdiff_env.make_metric` takes,
+            but not the judges "dists" and "lpips-vgg"; or a `Metric`, or a function of results and targets, as
             `skipdiff_env.metrics.as_metric` says. With one that is not a name `spec.to_json()` raises a TypeError.
         report_metrics: further metrics for `info`, the judges among them.
-        reward: "inverse", 1/M for a metric M that is lower for better pictures, or "negative", -M; where a higher metric is
-            better the reward is M itself in both.
-        nfe_penalty: subtracted from the terminal reward for each fine UNet forward; or a pair (lowest, highest) above 0, out
-            of which each episode draws its own, uniformly in the logarithm.
+        reward: "inverse", 1/M for a metric M that is lower for better pictures, or "negative", -M; where a higher
+            metric is better the reward is M itself in both.
+        nfe_penalty: subtracted from the terminal reward for each fine UNet forward; or a pair (lowest, highest) above
+            0, out of which each episode draws its own, uniformly in the logarithm.
         noise_seeds: how many different noises a picture may get: its noise seeds are 0 … noise_seeds - 1. None: no
             limit; then hardly an episode comes twice, and nothing is gained from remembering.
         obs_dtype: "float32" or "float16", of latents and conditions.
         cache_mb: room for remembered pictures, latents and metrics, in MiB; the least recently used go first. A latent
-            takes 12 · image_size² bytes, and all starts of one picture and noise N · (N + 1)/2 + 1 latents (`first_step`
-            for N, where that is given).
-        cache_dir: folder on disk for the same, which other environments, processes and later runs read as well; None: none.
-            What it holds belongs to the net's weights, the plan, the picture and the noise; functions as metrics are not stored.
+            takes 12 · image_size² bytes, and all starts of one picture and noise N · (N + 1)/2 + 1 latents
+            (`first_step` for N, where that is given).
+        cache_dir: folder on disk for the same, which other environments, processes and later runs read as well; None:
+            none. What it holds belongs to the net's weights, the plan, the picture and the noise; functions as metrics
+            are not stored.
         cache_dir_mb: room on disk for all that share the folder, in MiB.
         device: where the net and the metrics run: "cpu", "cuda", …
         batch_size: pictures of one UNet forward and of one metric call.

@@ -23,8 +23,8 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     A conditional DDPM enlarges a picture. S - 1 coarse steps bring Gaussian noise down to the noise level of diffusion
     step N (coarse skip approximation, Eq. 8-12 of SkipDiff, AAAI 2024); that happens in `reset`. The fine steps
     N, N - 1, …, 2 are then decided one by one (fine skip refinement, Eq. 13-15): each env step either performs a
-    reverse diffusion step or skips it. The last step, to the clean latent, is always performed and gives the result. With
-    `first_step` the decisions begin earlier than at N, up to T.
+    reverse diffusion step or skips it. The last step, to the clean latent, is always performed and gives the result.
+    With `first_step` the decisions begin earlier than at N, up to T.
 
     An *env step* is one decision; a *diffusion step* `t` counts noise levels, from T (noise) down to 0 (the picture).
 
@@ -41,19 +41,20 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     | 1   | SKIP    | u ← x_S1, back to the coarse latent    | u and l stay; the next step that is performed   | 0             |
     |     |         |                                        | covers what was skipped                         |               |
 
-    Under "jump" latent and noise level always match, and the decisions of an episode are a schedule: the levels at which the
-    net is asked. The last step goes from l to the clean latent.
+    Under "jump" latent and noise level always match, and the decisions of an episode are a schedule: the levels at
+    which the net is asked. The last step goes from l to the clean latent.
 
     ## Observation space
-    `observation="latent"`, the default: the latent u, `Box(-b, b, (3, image_size, image_size))`, float32 or float16. It starts as the coarse latent x_S1,
-    noisy by about √(1 - ᾱ_N); at the end of an episode it is the clean latent. What it stands for, the picture or the
-    scaled difference from the bicubic enlargement, is the `target` of the checkpoint. The bound b follows from the
-    clamped estimates and the bounded noise of the process, so that no latent can leave it and nothing is clipped.
+    `observation="latent"`, the default: the latent u, `Box(-b, b, (3, image_size, image_size))`, float32 or float16. It
+    starts as the coarse latent x_S1, noisy by about √(1 - ᾱ_N); at the end of an episode it is the clean latent. What
+    it stands for, the picture or the scaled difference from the bicubic enlargement, is the `target` of the checkpoint.
+    The bound b follows from the clamped estimates and the bounded noise of the process, so that no latent can leave it
+    and nothing is clipped.
 
-    A latent alone does not tell the step: with "restart", an episode of nothing but SKIP shows one and the same observation
-    N - 1 times. An agent that must know where it is can count its observations (stacked frames, as `train-agent` gives them,
-    or a recurrent policy), be told the step by a wrapper such as Gymnasium's, `gymnasium.wrappers.TimeAwareObservation(env)`,
-    or see the dictionary:
+    A latent alone does not tell the step: with "restart", an episode of nothing but SKIP shows one and the same
+    observation N - 1 times. An agent that must know where it is can count its observations (stacked frames, as
+    `train-agent` gives them, or a recurrent policy), be told the step by a wrapper such as Gymnasium's,
+    `gymnasium.wrappers.TimeAwareObservation(env)`, or see the dictionary:
 
     `observation="dict"`:
 
@@ -67,20 +68,21 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
 
     ## Reward
     0 until the last env step, then 1/M of the result if a lower metric M is better (NIQE, LPIPS), or -M with
-    `reward="negative"`; M itself if a higher one is better. Less `nfe_penalty` for each fine UNet forward of the episode, thrown
-    away or not. Where the metric fails (a flat picture has no NIQE), the reward is 0 instead of 1/M or M, or -100 instead of
-    -M, and `reward_failures` goes up by one. In 1/M, M counts as at least 0.001. `env.unwrapped.sr` and `env.unwrapped.hr` hold
-    result and target, so that a wrapper can give any other reward.
+    `reward="negative"`; M itself if a higher one is better. Less `nfe_penalty` for each fine UNet forward of the
+    episode, thrown away or not. Where the metric fails (a flat picture has no NIQE), the reward is 0 instead of 1/M or
+    M, or -100 instead of
+    -M, and `reward_failures` goes up by one. In 1/M, M counts as at least 0.001. `env.unwrapped.sr` and
+    `env.unwrapped.hr` hold result and target, so that a wrapper can give any other reward.
 
     ## Episode start and end
-    `reset` draws a picture and a noise seed. Every episode has N - 1 env steps (`first_step` - 1, where that is given) and
-    then terminates; none is truncated.
+    `reset` draws a picture and a noise seed. Every episode has N - 1 env steps (`first_step` - 1, where that is given)
+    and then terminates; none is truncated.
 
     `reset(options={"image": i, "noise_seed": k})` fixes either or both; `image` is an index or a uint8 array
     (height, width, 3), whose centre is taken. `nfe_penalty` is the third option.
 
-    `get_state()` and `set_state()` take an episode down and go on from there, which is what planning needs; the environment can
-    be pickled and copied.
+    `get_state()` and `set_state()` take an episode down and go on from there, which is what planning needs; the
+    environment can be pickled and copied.
 
     ## Info
     | Key               | When   | What                                                                                  |
@@ -149,10 +151,10 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     `skipdiff_env.vector_env.SkipDiffVectorEnv`.
 
     ## Arguments
-    `gym.make` takes the attributes of `skipdiff_env.config.TaskConfig` as keywords: `checkpoint`, `images`, `split`, `image_size`,
-    `scale`, `steps`, `coarse_sampler`, `fine_sampler`, `skip_mode`, `first_step`, `observation`, `metric`, `report_metrics`,
-    `reward`, `nfe_penalty`, `noise_seeds`, `obs_dtype`, `cache_mb`, `cache_dir`, `cache_dir_mb`, `device` and `batch_size`. Its
-    documentation says what each means.
+    `gym.make` takes the attributes of `skipdiff_env.config.TaskConfig` as keywords: `checkpoint`, `images`, `split`,
+    `image_size`, `scale`, `steps`, `coarse_sampler`, `fine_sampler`, `skip_mode`, `first_step`, `observation`,
+    `metric`, `report_metrics`, `reward`, `nfe_penalty`, `noise_seeds`, `obs_dtype`, `cache_mb`, `cache_dir`,
+    `cache_dir_mb`, `device` and `batch_size`. Its documentation says what each means.
 
     ## Version history
     * v0: initial version

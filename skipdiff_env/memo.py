@@ -23,7 +23,8 @@ from ddpm.runs import write_json
 OVERHEAD = 512
 # What a file takes beside its tensor, since disks give room by blocks.
 BLOCK = 4096
-# Where the disk is full, the store shrinks to this share of its capacity; it looks again after this share has been written.
+# Where the disk is full, the store shrinks to this share of its capacity; it looks again after this share has been
+# written.
 KEPT, LOOKED_AFTER = 0.8, 1 / 16
 # Goes up when files of older versions no longer mean the same.
 VERSION = 1
@@ -32,13 +33,14 @@ VERSION = 1
 class Store:
     """Tensors and small dictionaries of numbers on disk, one safetensors file each, bounded in bytes.
 
-    Any number of processes may read and write it at once: a file is written under a temporary name and renamed. What was not
-    used for longest goes first.
+    Any number of processes may read and write it at once: a file is written under a temporary name and renamed. What
+    was not used for longest goes first.
 
     Args:
         folder: where it is, in a subfolder of its own; made where it is missing.
         process: what the values depend on beside their keys, as plain data; others see none of them.
-        megabytes: room for all processes' values together, in MiB; while several write, up to a sixteenth more for each.
+        megabytes: room for all processes' values together, in MiB; while several write, up to a sixteenth more for
+            each.
         device: where tensors are wanted.
 
     Raises:

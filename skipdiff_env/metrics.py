@@ -25,8 +25,8 @@ from skipdiff_env.judges import JUDGES, judge_file, make_judge
 WEIGHTS = Path(str(files("skipdiff_env"))) / "weights"
 # Y of BT.601 with studio swing, as the super-resolution literature measures it.
 LUMA = {"test_y_channel": True, "color_space": "ycbcr"}
-# Smallest side on which a metric is defined; NIQE fits its model to blocks of 96 x 96, PIQE looks at blocks of 16 x 16, and
-# VGG16 halves its pictures four times.
+# Smallest side on which a metric is defined; NIQE fits its model to blocks of 96 x 96, PIQE looks at blocks of 16 x 16,
+# and VGG16 halves its pictures four times.
 MIN_SIDE = {
     "niqe": 96, "niqe_matlab": 96, "ilniqe": 96, "piqe": 16, "ssim": 11, "lpips": 32, "dists": 16, "lpips-vgg": 16,
 }  # fmt: skip
@@ -36,16 +36,16 @@ MIN_SIDE = {
 class Metric:
     """A quality metric over batches of pictures.
 
-    One that `make_metric` made is pickled by its name and device, and made anew where it is loaded: that needs what making it
-    needs. Any other is pickled with its function.
+    One that `make_metric` made is pickled by its name and device, and made anew where it is loaded: that needs what
+    making it needs. Any other is pickled with its function.
 
     Attributes:
         name: its name.
         lower_better: whether a smaller value means a better picture.
         needs_reference: whether the target picture must be given.
         min_side: smallest side, in pixels, that it is defined on.
-        measure: (results, targets or None), both (B, 3, H, W) float32 in [0, 1] on the 256 levels of a file on disk → (B,). What it
-            raises as RuntimeError, ValueError or LinAlgError counts as failed on that picture.
+        measure: (results, targets or None), both (B, 3, H, W) float32 in [0, 1] on the 256 levels of a file on disk →
+            (B,). What it raises as RuntimeError, ValueError or LinAlgError counts as failed on that picture.
         device: where `make_metric` made it; None: it was not made there.
     """
 
@@ -153,9 +153,9 @@ def as_metric(given: MetricLike, device: str = "cpu") -> Metric:
 
     Args:
         given: a name, as `make_metric` takes it; a `Metric`, which is returned as it is; or a function
-            (sr, hr) → (B,) of two batches (B, 3, H, W), float32 in [-1, 1] on the levels of 8-bit files, whose values count as better the
-            higher they are. It is called like its `__name__`, or else like its class. A function of which lower values are better is
-            given as a `Metric` with `lower_better`.
+            (sr, hr) → (B,) of two batches (B, 3, H, W), float32 in [-1, 1] on the levels of 8-bit files, whose values
+            count as better the higher they are. It is called like its `__name__`, or else like its class. A function of
+            which lower values are better is given as a `Metric` with `lower_better`.
         device: where a metric that is given by name computes.
 
     Raises:
@@ -175,18 +175,19 @@ def make_metric(name: str, device: str = "cpu") -> Metric:
     """Makes a metric; each is made once for a device.
 
     NIQE, PIQE, LPIPS, PSNR, SSIM and the colour error need no network and no file; DISTS and LPIPS-VGG need a file
-    (`skipdiff_env.judges`); others may fetch weights at first use. "psnr" and "ssim" are measured on Y, "lpips" is v0.1 with
-    AlexNet, "lpips-vgg" v0.1 with VGG16, "niqe" and "piqe" are as in pyiqa.
+    (`skipdiff_env.judges`); others may fetch weights at first use. "psnr" and "ssim" are measured on Y, "lpips" is v0.1
+    with AlexNet, "lpips-vgg" v0.1 with VGG16, "niqe" and "piqe" are as in pyiqa.
 
-    "piqe" (Venkatanath et al. 2015) needs no target. It looks at the blocks of 16 x 16 pixels that have structure, by rules and
-    without anything learnt: a block is distorted where a stretch of its border is flat (blur, blocks of JPEG), or where it looks
-    like white noise. 0 … 100, the lower the better; a flat picture has 100.
+    "piqe" (Venkatanath et al. 2015) needs no target. It looks at the blocks of 16 x 16 pixels that have structure, by
+    rules and without anything learnt: a block is distorted where a stretch of its border is flat (blur, blocks of
+    JPEG), or where it looks like white noise. 0 … 100, the lower the better; a flat picture has 100.
 
-    "colour" is the difference between the two pictures' mean colours in grey levels, 0 … 255, averaged over the channels: what a
-    colour cast shows in.
+    "colour" is the difference between the two pictures' mean colours in grey levels, 0 … 255, averaged over the
+    channels: what a colour cast shows in.
 
     Args:
-        name: "niqe", "piqe", "lpips", "lpips-vgg", "dists", "psnr", "ssim", "colour" or any name in `pyiqa.list_models()`.
+        name: "niqe", "piqe", "lpips", "lpips-vgg", "dists", "psnr", "ssim", "colour" or any name in
+            `pyiqa.list_models()`.
         device: where to compute.
 
     Raises:

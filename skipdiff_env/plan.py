@@ -22,8 +22,8 @@ class Plan:
         fine_sampler: runs the fine stage: "ddpm" (Eq. 13-15), "ddim" or "ddim:ETA", see `ddpm.sampling.coarse_eta`.
         skip_mode: what SKIP does: "restart", back to the coarse latent (Eq. 14), or "jump", nothing, so that the next
             step that is performed covers what was skipped.
-        first_step: the diffusion step that is decided first, N … S·N; None: N. With "restart" the coarse latent stands at
-            the noise level of step N all the same (the paper's Table 4, case 4); "jump" allows N alone.
+        first_step: the diffusion step that is decided first, N … S·N; None: N. With "restart" the coarse latent stands
+            at the noise level of step N all the same (the paper's Table 4, case 4); "jump" allows N alone.
 
     Raises:
         ConfigError: a value is out of range or unknown.
@@ -81,7 +81,8 @@ class Plan:
     def check(self, diffusion_steps: int) -> None:
         """Checks the plan against the diffusion steps T of a net.
 
-        Under "jump" any length is fine, since the net knows every noise level; "restart" is defined on the net's own schedule.
+        Under "jump" any length is fine, since the net knows every noise level; "restart" is defined on the net's own
+        schedule.
 
         Raises:
             ConfigError: S·N differs from T under "restart".
@@ -99,8 +100,9 @@ class Plan:
     def resolve(cls, settings: Mapping[str, Any], agent: "Plan | None" = None, **given: Any) -> "Plan":
         """The plan of an episode: each part is what was asked for, else the agent's, else the checkpoint's.
 
-        If the steps asked for are other ones than the agent's, its first step has no meaning, and N takes its place. The
-        checkpoint's coarse sampler belongs to the checkpoint's own coarse stage, and is taken under "restart" alone.
+        If the steps asked for are other ones than the agent's, its first step has no meaning, and N takes its place.
+        The checkpoint's coarse sampler belongs to the checkpoint's own coarse stage, and is taken under "restart"
+        alone.
 
         Args:
             settings: those of the checkpoint's net, `ddpm.unet.UNet.settings`.

@@ -43,11 +43,11 @@ class Refinement:
         coarse_latent: the coarse latent x_S1, or the initial noise where there is no coarse stage, (3, H, W).
         latent: the current latent u, (3, H, W).
         t: the diffusion step that is decided (or, at 1, performed) next; 0 at the end.
-        level: the diffusion step whose noise level the net is told next. Under "restart" it is t; under "jump" it is the
-            level that the latent stands at.
+        level: the diffusion step whose noise level the net is told next. Under "restart" it is t; under "jump" it is
+            the level that the latent stands at.
         nfe: UNet forwards of this picture so far, coarse and fine, thrown away or not.
-        path: the diffusion steps that the surviving fine chain has stood at, from the one the net was told first to the one
-            the latent has reached; empty before the first step that is performed. With the picture and the seed it
+        path: the diffusion steps that the surviving fine chain has stood at, from the one the net was told first to the
+            one the latent has reached; empty before the first step that is performed. With the picture and the seed it
             determines `latent`.
     """
 
@@ -151,8 +151,8 @@ class RefinementProcess:
     def step(self, states: Sequence[Refinement], actions: Sequence[int]) -> None:
         """One decision for each picture, at its step t ≥ 2; changes the states in place.
 
-        DENOISE asks the net at the state's level and goes to t - 1. SKIP goes back to the coarse latent ("restart", Eq. 14), or
-        leaves latent and level as they are ("jump").
+        DENOISE asks the net at the state's level and goes to t - 1. SKIP goes back to the coarse latent ("restart", Eq.
+        14), or leaves latent and level as they are ("jump").
         """
         assert all(state.t >= 2 for state in states), "the step t = 1 is not decided, it is performed by finish()"
         self._denoise([s for s, action in zip(states, actions, strict=True) if action == Action.DENOISE])
@@ -183,7 +183,8 @@ class RefinementProcess:
 
         x_0 is clamped and keyed noise is bounded, so each reverse step, a weighted sum of x_0, latent and noise, gives
         a bound for the next latent from that of the last. Where DPM-Solver++ extrapolates, it takes off some of an
-        estimate that the latent already holds, so there each estimate's weights are added up before their signs are dropped.
+        estimate that the latent already holds, so there each estimate's weights are added up before their signs are
+        dropped.
         """
         bounds = np.full(self.plan.first + 1, self._coarse_bound())
         first = self.plan.first
@@ -228,7 +229,8 @@ class RefinementProcess:
 
         Args:
             states: pictures at their first decision; changed in place.
-            levels: the diffusion steps at which the net is asked, falling, from the plan's first step on. NFE: one for each.
+            levels: the diffusion steps at which the net is asked, falling, from the plan's first step on. NFE: one for
+                each.
 
         Returns:
             The pictures, each (3, H, W) in [-1, 1].

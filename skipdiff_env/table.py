@@ -28,9 +28,9 @@ FEATURE_BOUNDS = (-3.0, 1.0)
 def features(condition: NDArray[np.floating]) -> NDArray[np.float32]:
     """How much structure a picture has: 14 numbers of its luma at each of three sizes, the full one, a half and a quarter.
 
-    They are the mean gradients along and across, its root mean square, six quantiles of its magnitude, mean and root mean square
-    of the Laplacian, and the standard deviation of the luma, all as log10(10⁻³ + x); how much the gradients agree in direction,
-    and the share of flat pixels (gradient below 2/255), both in 0 … 1.
+    They are the mean gradients along and across, its root mean square, six quantiles of its magnitude, mean and root
+    mean square of the Laplacian, and the standard deviation of the luma, all as log10(10⁻³ + x); how much the gradients
+    agree in direction, and the share of flat pixels (gradient below 2/255), both in 0 … 1.
 
     Args:
         condition: (3, H, W) in [-1, 1], H and W at least 12.
@@ -62,8 +62,8 @@ class Table:
     """What schedules give for pictures under noises, as `skipdiff tabulate` computes it.
 
     Attributes:
-        description: plain data: checkpoint, `plan`, `metrics` (name → whether a lower value is better; the first is the one that
-            rewards by default), `schedules`, `pictures` (names), `splits`, `noise_seeds`.
+        description: plain data: checkpoint, `plan`, `metrics` (name → whether a lower value is better; the first is the
+            one that rewards by default), `schedules`, `pictures` (names), `splits`, `noise_seeds`.
         features: of the pictures' conditions, float32 (pictures, 42).
         metrics: name → float32 (pictures, noise seeds, schedules); NaN where the metric failed.
     """

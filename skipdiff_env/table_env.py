@@ -29,8 +29,8 @@ from skipdiff_env.table import FEATURE_BOUNDS, FEATURES, SHIPPED, Table
 class SkipDiffTableVectorEnv(BatchedEnv):
     """`num_envs` environments as `SkipDiffTableEnv`, played together in NumPy: some 10⁵ env steps a second.
 
-    With the same seeds, observations, rewards and `info` are those of Gymnasium's `SyncVectorEnv` over scalar environments.
-    `reset` takes `seed` and `options` as `skipdiff_env.vector_env.SkipDiffVectorEnv` does.
+    With the same seeds, observations, rewards and `info` are those of Gymnasium's `SyncVectorEnv` over scalar
+    environments. `reset` takes `seed` and `options` as `skipdiff_env.vector_env.SkipDiffVectorEnv` does.
 
     Args:
         num_envs: number of environments.
@@ -38,8 +38,8 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         split: "train" or "test", for tables of scikit-image's photographs; None: all pictures.
         metric: the reward's; None: the table's first.
         reward: "negative", -M for a metric M that is lower for better pictures, or "inverse", 1/M.
-        nfe_penalty: subtracted from the terminal reward for each fine forward; or a pair (lowest, highest), out of which each
-            episode draws its own.
+        nfe_penalty: subtracted from the terminal reward for each fine forward; or a pair (lowest, highest), out of
+            which each episode draws its own.
         noise_seeds: noises a picture may get; None: all of the table.
         autoreset_mode: "NextStep", "SameStep" or "Disabled".
         render_mode: None; a table has no pictures.
@@ -316,17 +316,19 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
     """SkipDiffTable-v0: the decisions of SkipDiff from a table of outcomes, without a net.
 
     ## Description
-    `skipdiff tabulate` computes once what every schedule gives for pictures under several noises. This environment plays from
-    such a table, so that an algorithm can be tried, or a thousand seeds of it compared, in seconds: its batched form makes some
-    10⁵ env steps a second. Instead of latents it shows statistics of the picture's gradients. Decisions, levels, forwards and
-    rewards are those of the live environment, `skipdiff_env.env.SkipDiffEnv`, with the table's settings.
+    `skipdiff tabulate` computes once what every schedule gives for pictures under several noises. This environment
+    plays from such a table, so that an algorithm can be tried, or a thousand seeds of it compared, in seconds: its
+    batched form makes some 10⁵ env steps a second. Instead of latents it shows statistics of the picture's gradients.
+    Decisions, levels, forwards and rewards are those of the live environment, `skipdiff_env.env.SkipDiffEnv`, with the
+    table's settings.
 
     The table that ships holds crops of 64 x 64 pixels of scikit-image's photographs, the checkpoint natural-x4 with
     `steps=(1, 8)` and `skip_mode="jump"`, and all 128 schedules.
 
     ## Action space
-    `Discrete(2)`: 0 DENOISE, 1 SKIP. A table of more than 10 levels holds only some schedules. There, an action that leads to none
-    of them counts as the other one, and `action_masks()` tells which lead to one, as sb3-contrib's `MaskablePPO` asks for it.
+    `Discrete(2)`: 0 DENOISE, 1 SKIP. A table of more than 10 levels holds only some schedules. There, an action that
+    leads to none of them counts as the other one, and `action_masks()` tells which lead to one, as sb3-contrib's
+    `MaskablePPO` asks for it.
 
     ## Observation space
     `Box`, float32, (45,):
@@ -339,16 +341,16 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
     | 44     | what a forward costs                                                                      |
 
     ## Reward
-    0 until the last env step, then -M of the table's first metric (or of `metric`), LPIPS in the one that ships, or what `reward`
-    names, less `nfe_penalty` for each fine forward.
+    0 until the last env step, then -M of the table's first metric (or of `metric`), LPIPS in the one that ships, or
+    what `reward` names, less `nfe_penalty` for each fine forward.
 
     ## Episode start and end
-    `reset` draws picture, noise seed and price; `options={"image": i, "noise_seed": k, "nfe_penalty": p}` fixes any of them. Every
-    episode has N - 1 env steps and then terminates; none is truncated.
+    `reset` draws picture, noise seed and price; `options={"image": i, "noise_seed": k, "nfe_penalty": p}` fixes any of
+    them. Every episode has N - 1 env steps and then terminates; none is truncated.
 
     ## Info
-    As in the live environment: `diffusion_step`, `nfe`, `image_index`, `noise_seed`, `nfe_penalty`, and at the end `metrics`, `start`,
-    `levels` and `reward_failures`.
+    As in the live environment: `diffusion_step`, `nfe`, `image_index`, `noise_seed`, `nfe_penalty`, and at the end
+    `metrics`, `start`, `levels` and `reward_failures`.
 
     ## Example
     ```python

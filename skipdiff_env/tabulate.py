@@ -39,8 +39,8 @@ def family(plan: Plan, count: int = 512) -> list[tuple[int, ...]]:
         count: how many, where there are too many to hold all.
 
     Returns:
-        With "restart", the chain of each start from 1 on; with "jump" all schedules of up to 10 levels, and of more the evenly
-        spaced ones and others at random, which are as often short as long.
+        With "restart", the chain of each start from 1 on; with "jump" all schedules of up to 10 levels, and of more the
+        evenly spaced ones and others at random, which are as often short as long.
 
     Raises:
         ConfigError: `count` is too small for the even schedules, or there are too many levels.
@@ -158,7 +158,8 @@ def _fill(
 def write_minari(table: str | Path | None, name: str, episodes: int = 1000, seed: int = 0) -> Path:
     """Plays episodes from a table and writes them as a Minari dataset.
 
-    In each episode the probability of SKIP is drawn anew, uniformly, so that short and long schedules are equally frequent.
+    In each episode the probability of SKIP is drawn anew, uniformly, so that short and long schedules are equally
+    frequent.
 
     Args:
         table: folder of the table; None: the one that is shipped.

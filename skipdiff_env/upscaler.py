@@ -62,12 +62,13 @@ class Upscaler:
         checkpoint: name of a shipped checkpoint, a folder, or a Hub id.
         steps: (S, N), coarse steps and diffusion steps that each spans; None: the checkpoint's own.
         start: diffusion step 1 … N (or `first_step`) at which the fine chain begins, under "restart".
-        levels: a schedule, the falling steps at which the net is asked, of as many steps as its first number says; (20, 13, 6,
-            2) asks the net at 20/20 of the schedule (pure noise), at 13/20, 6/20 and 2/20. Where neither this nor `start`,
-            `steps` or a policy is given, the checkpoint's own schedule, or else its start, is taken.
-        coarse_sampler: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++"; None: what
-            the checkpoint says.
-        fine_sampler: what runs the fine steps, "ddpm", "ddim" or "ddim:ETA"; None: the checkpoint's for `levels`, else "ddpm".
+        levels: a schedule, the falling steps at which the net is asked, of as many steps as its first number says; (20,
+            13, 6, 2) asks the net at 20/20 of the schedule (pure noise), at 13/20, 6/20 and 2/20. Where neither this
+            nor `start`, `steps` or a policy is given, the checkpoint's own schedule, or else its start, is taken.
+        coarse_sampler: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++";
+            None: what the checkpoint says.
+        fine_sampler: what runs the fine steps, "ddpm", "ddim" or "ddim:ETA"; None: the checkpoint's for `levels`, else
+            "ddpm".
         first_step: the diffusion step that is decided first, N … T; None: N.
         policy: decides step by step instead of `start` or `levels`, on the episodes of `plan`.
         plan: the episodes of the policy; None: those of the arguments above.
@@ -77,8 +78,8 @@ class Upscaler:
 
     Raises:
         CheckpointError: the checkpoint is unknown or damaged.
-        ConfigError: the steps do not fit the checkpoint, `start`, `levels` or `first_step` is out of range, two of them say
-            different things, a sampler is unknown, or there is no such device.
+        ConfigError: the steps do not fit the checkpoint, `start`, `levels` or `first_step` is out of range, two of them
+            say different things, a sampler is unknown, or there is no such device.
     """
 
     def __init__(
@@ -123,7 +124,8 @@ class Upscaler:
         if levels is not None:
             fine = len(levels)
         elif policy is None:
-            # the checkpoint's start belongs to its own N; another N starts at the same place within the fine part at most
+            # the checkpoint's start belongs to its own N; another N starts at the same place within the fine part at
+            # most
             fine = start or min(settings["start"] or plan.N, plan.N)
         self.policy = policy or fixed_start(fine)
         self.expected_nfe = plan.coarse_forwards + fine
@@ -138,8 +140,8 @@ class Upscaler:
         """Enlarges pictures of one size.
 
         Args:
-            lr: pictures, each (3, h, w) in [-1, 1]; at most `batch_size` of them run together, and no more than fit into
-                the free memory.
+            lr: pictures, each (3, h, w) in [-1, 1]; at most `batch_size` of them run together, and no more than fit
+                into the free memory.
             seeds: noise seed of each, 0 … 2⁶⁴ - 1; the same picture and seed give the same result in any batch.
             progress: told after each forward what part of one step of one picture it was.
 

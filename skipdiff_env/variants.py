@@ -7,11 +7,12 @@ class SkipDiffFacesEnv(SkipDiffEnv):
     """SkipDiffFaces-v0: the paper's task on faces, enlarged 8 times.
 
     ## Description
-    A portrait of 16 x 16 pixels becomes one of 128 x 128. Nine coarse steps, then nine decisions, with `skip_mode="restart"` and
-    the reward 1/NIQE: `SkipDiff-v0` with the checkpoint `faces-x8`. All the rest is as the page of
-    `skipdiff_env.env.SkipDiffEnv` says.
+    A portrait of 16 x 16 pixels becomes one of 128 x 128. Nine coarse steps, then nine decisions, with
+    `skip_mode="restart"` and the reward 1/NIQE: `SkipDiff-v0` with the checkpoint `faces-x8`. All the rest is as the
+    page of `skipdiff_env.env.SkipDiffEnv` says.
 
-    The pictures are scikit-image's photographs unless `images` names a folder of portraits, which the checkpoint was trained for.
+    The pictures are scikit-image's photographs unless `images` names a folder of portraits, which the checkpoint was
+    trained for.
 
     ## Arguments
     `checkpoint="faces-x8"`, `steps=(10, 10)`. Any argument of `SkipDiff-v0` may be given beside them or instead.
@@ -33,13 +34,14 @@ class SkipDiffJumpEnv(SkipDiffEnv):
     """SkipDiffJump-v0: how many steps does this picture need, and which?
 
     ## Description
-    From pure noise, 19 decisions whether to ask the net at the next of 20 noise levels. SKIP computes nothing, and the next step
-    that is performed covers what was skipped, so latent and noise level always match: the decisions of an episode are a schedule
-    of 1 to 20 forwards. Smooth pictures are best after a few large steps (more put grain into flat sky), textured ones need
-    many small ones, and each forward costs 0.002 of LPIPS.
+    From pure noise, 19 decisions whether to ask the net at the next of 20 noise levels. SKIP computes nothing, and the
+    next step that is performed covers what was skipped, so latent and noise level always match: the decisions of an
+    episode are a schedule of 1 to 20 forwards. Smooth pictures are best after a few large steps (more put grain into
+    flat sky), textured ones need many small ones, and each forward costs 0.002 of LPIPS.
 
-    The pictures are crops of 64 x 64 pixels of scikit-image's photographs, so that an episode takes a fraction of a second.
-    `split="train"` takes half of the photographs and `split="test"` the others: learn on the first and quote results on the second.
+    The pictures are crops of 64 x 64 pixels of scikit-image's photographs, so that an episode takes a fraction of a
+    second. `split="train"` takes half of the photographs and `split="test"` the others: learn on the first and quote
+    results on the second.
 
     ## Action space
     `Discrete(2)`: 0 DENOISE, 1 SKIP.
@@ -63,9 +65,9 @@ class SkipDiffJumpEnv(SkipDiffEnv):
     As the page of `skipdiff_env.env.SkipDiffEnv` says; every episode has 19 env steps.
 
     ## Arguments
-    `checkpoint="natural-x4"`, `steps=(1, 20)`, `skip_mode="jump"`, `fine_sampler="ddim"` (no added noise, which leaves least to
-    luck), `observation="dict"`, `metric="lpips"`, `reward="negative"`, `nfe_penalty=0.002`, `image_size=64`. Any argument of
-    `SkipDiff-v0` may be given beside them or instead.
+    `checkpoint="natural-x4"`, `steps=(1, 20)`, `skip_mode="jump"`, `fine_sampler="ddim"` (no added noise, which leaves
+    least to luck), `observation="dict"`, `metric="lpips"`, `reward="negative"`, `nfe_penalty=0.002`, `image_size=64`.
+    Any argument of `SkipDiff-v0` may be given beside them or instead.
 
     ## Example
     ```python
@@ -81,8 +83,8 @@ class SkipDiffJump128Env(SkipDiffJumpEnv):
     """SkipDiffJump128-v0: `SkipDiffJump-v0` with pictures of 128 x 128 pixels.
 
     ## Description
-    Everything is as the page of `SkipDiffJumpEnv` says, but for `image_size=128`. A forward takes four times as long; in return
-    pictures differ more in what they need, and the noise matters less.
+    Everything is as the page of `SkipDiffJumpEnv` says, but for `image_size=128`. A forward takes four times as long;
+    in return pictures differ more in what they need, and the noise matters less.
 
     ## Version history
     * v0: initial version

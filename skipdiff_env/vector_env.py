@@ -30,9 +30,9 @@ class SkipDiffVectorEnv(BatchedEnv):
     …, "reset_mask": …})`: each of the first two is one value for all environments or a list with one for each (None:
     draw it); the mask (bool array) says which environments are reset.
 
-    Since all episodes have equally many env steps, environments that are reset together also end together. The results, as
-    arrays (3, H, W), are in the list `sr` and their targets in `hr`, where each stays until the next episode of its environment has
-    ended.
+    Since all episodes have equally many env steps, environments that are reset together also end together. The results,
+    as arrays (3, H, W), are in the list `sr` and their targets in `hr`, where each stays until the next episode of its
+    environment has ended.
 
     Args:
         num_envs: number of environments.

@@ -167,7 +167,8 @@ def test_best_start_of_a_picture_is_chosen_under_other_noises() -> None:
     ]
     rows = with_rewards(rows, make_metric("psnr"))
     chosen = {(row.image, row.seed): row.start for row in rows if row.method == "each picture's best start"}
-    # under seeds 1 and 2 picture 1 has means 15, 25, 20; under 0 and 2: 20, 20, 20 and the first counts; under 0 and 1: 25, 25, 10
+    # under seeds 1 and 2 picture 1 has means 15, 25, 20; under 0 and 2: 20, 20, 20 and the first counts; under 0 and 1:
+    # 25, 25, 10
     assert chosen == {(0, 0): 2, (0, 1): 2, (0, 2): 2, (1, 0): 2, (1, 1): 1, (1, 2): 1}
     summary = {str(entry["method"]): entry for entry in summarise(rows)}
     assert summary["oracle"]["reward"] == pytest.approx((20 + 19 + 21 + 30 + 30 + 30) / 6)

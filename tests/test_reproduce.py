@@ -25,9 +25,9 @@ from skipdiff_env.judges import VARIABLE
 from skipdiff_env.plan import Plan
 from tests.conftest import counting, tiny_unet
 
-# Forwards for one picture and noise at T = 12, (S, N) = (3, 4): chains of 2, 3, 4 and 12 steps; starts 4 … 1; of case 3, 11
-# and 8; of case 4, 8; S,N = 4,3 from 3 and 2; two coarse samplers with starts 4, 3, 2; four peers and Heun at 5 and 10; CCDF
-# from 7; DDPM-5 and DDPM-10.
+# Forwards for one picture and noise at T = 12, (S, N) = (3, 4): chains of 2, 3, 4 and 12 steps; starts 4 … 1; of case
+# 3, 11 and 8; of case 4, 8; S,N = 4,3 from 3 and 2; two coarse samplers with starts 4, 3, 2; four peers and Heun at 5
+# and 10; CCDF from 7; DDPM-5 and DDPM-10.
 FORWARDS = (2 + 3 + 4 + 12) + 10 + (11 + 8) + 8 + 5 + 2 * (2 + 9) + (4 * 15 + 5 + 9) + 5 + 15
 
 
@@ -136,7 +136,8 @@ def test_going_on(config: Callable[..., ReportConfig], tmp_path: Path, monkeypat
     report = Report(Study(settings), tmp_path / "parts")
     with counting(report.study.unet) as after:
         report.compute()
-    # eight methods a picture: stopped in the second of the second picture, the chain of three steps, which ran once more
+    # eight methods a picture: stopped in the second of the second picture, the chain of three steps, which ran once
+    # more
     assert sum(before) > sum(after) > 0
     assert sum(before) + sum(after) == sum(at_once) + 3
     with counting(report.study.unet) as again:

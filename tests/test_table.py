@@ -229,7 +229,8 @@ def test_the_shipped_table() -> None:
     assert list(table.metrics) == ["lpips", "psnr"]
     assert set(table.description["splits"]) == {"train", "test"}
     assert all(np.isfinite(values).all() for values in table.metrics.values())
-    # a single forward gives the mean of what is possible, which has the best PSNR; and pictures differ in what they need
+    # a single forward gives the mean of what is possible, which has the best PSNR; and pictures differ in what they
+    # need
     psnr = table.metrics["psnr"].mean(axis=(0, 1))
     assert psnr[table.schedules.index((8,))] > psnr[table.schedules.index(tuple(range(8, 0, -1)))]
     assert len(np.unique(table.metrics["lpips"].mean(axis=1).argmin(axis=1))) > 3

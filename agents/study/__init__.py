@@ -1,7 +1,7 @@
 """Comparison of ways to enlarge pictures on the same pictures and the same noise: `evaluate`, `reproduce` and their tables.
 
-A method is one object (`agents.study.methods`), a run of methods is one function (`Runner.run`), and a section of a report
-is one object that names the methods it needs (`agents.study.section`).
+A method is one object (`agents.study.methods`), a run of methods is one function (`Runner.run`), and a section of a
+report is one object that names the methods it needs (`agents.study.section`).
 """
 
 from agents.study.evaluation import default_reward, evaluate

@@ -37,8 +37,8 @@ def plans(
 ) -> tuple[Plan, dict[str, Plan]]:
     """The plan of the fixed starts, and each agent's own.
 
-    The parts asked for hold for the fixed starts and for the agents of restarts. What is not asked for the fixed starts have
-    from the first agent of restarts, or from the checkpoint.
+    The parts asked for hold for the fixed starts and for the agents of restarts. What is not asked for the fixed starts
+    have from the first agent of restarts, or from the checkpoint.
 
     Args:
         settings: of the checkpoint's net.
@@ -132,7 +132,8 @@ def evaluate(
         seeds: number of noise seeds; picture i under seed k has the noise of key k.
         metrics: names of metrics; None: `default_metrics`.
         reward: metric of the reward, no judge; adds rewards, regrets, the oracle and the best fixed start.
-        agents: name → agent; adds them, each under its own plan, and skipping at random with as many forwards as the first.
+        agents: name → agent; adds them, each under its own plan, and skipping at random with as many forwards as the
+            first.
         levels: fixed schedules, as `agents.study.methods.parse_schedule` takes them.
         train_crops: photographs that the best fixed start is chosen on; None: `crops`.
         device: where to compute.
@@ -140,7 +141,8 @@ def evaluate(
         keep: told of each result.
 
     Returns:
-        One row for each method, picture and seed; at the end those of the originals, one a picture, if a metric has no reference.
+        One row for each method, picture and seed; at the end those of the originals, one a picture, if a metric has no
+        reference.
 
     Raises:
         ConfigError: a metric, a part of the plan, a schedule or an agent does not fit.

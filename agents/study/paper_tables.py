@@ -138,10 +138,11 @@ def _decide_all(agent: Agent, like: Tensor) -> None:
         state.t -= 1
 
 
-# A small SPN sees six times as many latents of an episode of T - 1 decisions a second; the rest is what one core learns case 3 in an hour and
-# case 4 in a quarter of one with, see docs/report-photographs/agents. Without a coarse stage a short chain leaves noise, so case 3 begins with
-# few skips, and a higher price for forwards tells apart the starts that have the same quality. What it sees until it denoises is the same for
-# all pictures of a noise, so it needs several noises, and many episodes for each update.
+# A small SPN sees six times as many latents of an episode of T - 1 decisions a second; the rest is what one core learns
+# case 3 in an hour and case 4 in a quarter of one with, see docs/report-photographs/agents. Without a coarse stage a
+# short chain leaves noise, so case 3 begins with few skips, and a higher price for forwards tells apart the starts that
+# have the same quality. What it sees until it denoises is the same for all pictures of a noise, so it needs several
+# noises, and many episodes for each update.
 LONG_EPISODES = (
     " --no-oracle --obs-dtype float16 -p spn_size=32 -p hidden_size=128 -p gamma=1"
     " -p normalize_decisions=false -p n_epochs=4 -p lr_schedule=constant"

@@ -1,7 +1,7 @@
 """`skipdiff reproduce`: the paper's tables and figures on one net, with the same noise and the same pictures, as one report.
 
-The rows of each method on each batch are written under a temporary name and renamed, so that a run which was stopped goes
-on where it was.
+The rows of each method on each batch are written under a temporary name and renamed, so that a run which was stopped
+goes on where it was.
 """
 
 import platform

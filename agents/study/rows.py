@@ -22,8 +22,8 @@ BICUBIC, PREDICTOR = "bicubic", "predictor"
 CHAIN, COARSE, START, SCHEDULE = "chain", "coarse chain", "fixed start", "schedule"
 AGENT, RANDOM = "agent", "random skipping"
 PEER, EARLY = "peer", "early start"
-# Not run, but chosen among the fixed starts. The first knows the target; the second knows the target under other noises,
-# so that its gain over the third belongs to the picture and not to the noise.
+# Not run, but chosen among the fixed starts. The first knows the target; the second knows the target under other
+# noises, so that its gain over the third belongs to the picture and not to the noise.
 ORACLE, PICTURE_START, BEST_FIXED = "oracle", "each picture's best start", "best fixed start"
 CHOSEN = (ORACLE, PICTURE_START, BEST_FIXED)
 
@@ -93,9 +93,9 @@ def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def with_rewards(rows: Sequence[Row], metric: Metric, best_start: int | None = None) -> list[Row]:
     """Adds rewards and regrets, and the rows of the best fixed start, the oracle, and each picture's best start.
 
-    The last, where there are several noise seeds, takes for each picture the start that is best on average under the *other*
-    seeds. The fewer they are, the more that choice is itself disturbed by noise: what of the oracle's gain is the picture's is
-    at least what this row keeps, on average.
+    The last, where there are several noise seeds, takes for each picture the start that is best on average under the
+    *other* seeds. The fewer they are, the more that choice is itself disturbed by noise: what of the oracle's gain is
+    the picture's is at least what this row keeps, on average.
 
     Args:
         rows: with every start of the fine chain; those of the originals, which have no reward, are put at the end.
@@ -170,9 +170,10 @@ def _figure(row: Row, name: str) -> float:
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One entry a method: mean over pictures, then mean and standard deviation over noise seeds.
 
-    A value that is NaN (the metric failed on that picture) is left out; `failures` counts them. The originals' entry has no
-    value that needs a reference. `start` is the mean start, where there is a fine stage. `dominated_by` names the method
-    that dominates this one, see `dominators`; it is a dash where there is none, and missing where that cannot be judged.
+    A value that is NaN (the metric failed on that picture) is left out; `failures` counts them. The originals' entry
+    has no value that needs a reference. `start` is the mean start, where there is a fine stage. `dominated_by` names
+    the method that dominates this one, see `dominators`; it is a dash where there is none, and missing where that
+    cannot be judged.
     """
     summary: list[dict[str, Any]] = []
     for method, own in by_method(rows).items():
@@ -205,9 +206,9 @@ def judged(names: Iterable[str]) -> list[str]:
 def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
     """For each method the one that dominates it, None where none does.
 
-    A method is dominated if another with at most its forwards is at least as good in PSNR, LPIPS and, where its weights are
-    there, DISTS, and better in one of them. Of several that are not dominated themselves the one with the best LPIPS is
-    named. The originals, and what is chosen by knowing them, take no part.
+    A method is dominated if another with at most its forwards is at least as good in PSNR, LPIPS and, where its weights
+    are there, DISTS, and better in one of them. Of several that are not dominated themselves the one with the best
+    LPIPS is named. The originals, and what is chosen by knowing them, take no part.
 
     Args:
         summary: as `summarise` gives it, of methods on the same net.

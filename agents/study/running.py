@@ -37,8 +37,8 @@ def load_crops(images: Sequence[str | Path] | None, size: int, limit: int | None
     """Target pictures, each (3, size, size) in [-1, 1].
 
     Args:
-        images: folders, files or patterns of photographs, of which the centres are taken; None or empty: the crops that tile
-            scikit-image's photographs.
+        images: folders, files or patterns of photographs, of which the centres are taken; None or empty: the crops that
+            tile scikit-image's photographs.
         size: side of a crop.
         limit: take only so many, evenly spread.
 
@@ -94,14 +94,14 @@ class Runner:
             methods: in the order in which a batch meets them; of several with one name the first is taken.
             crops: targets, each (3, H, W) in [-1, 1], of one size.
             seeds: noise seeds; each picture under seed k has the noise of key k.
-            parts: folder in which the rows of each method and batch are kept, so that a run which was stopped goes on where it
-                was; None: they are kept in memory alone.
+            parts: folder in which the rows of each method and batch are kept, so that a run which was stopped goes on
+                where it was; None: they are kept in memory alone.
             keep: told of each result that is computed.
             title: what the bar is called.
 
         Returns:
-            One row for each method, picture and seed, by method; of the originals, which have no noise, one a picture if a
-            metric has no reference.
+            One row for each method, picture and seed, by method; of the originals, which have no noise, one a picture
+            if a metric has no reference.
         """
         methods = list({method.name: method for method in reversed(methods)}.values())[::-1]
         rows: dict[str, list[Row]] = {method.name: [] for method in methods}

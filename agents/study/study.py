@@ -43,8 +43,8 @@ class ReportConfig:
     Attributes:
         images: folders, files or patterns of photographs; empty: scikit-image's own.
         checkpoint: name, folder or Hub id.
-        agents: name → agent, as `agents.agent.find_agent` takes it. The one named "SkipDiff" is the paper's method; without
-            it that is the checkpoint's own agent, or else its fixed start.
+        agents: name → agent, as `agents.agent.find_agent` takes it. The one named "SkipDiff" is the paper's method;
+            without it that is the checkpoint's own agent, or else its fixed start.
         levels: fixed schedules, as `agents.study.methods.parse_schedule` takes them.
         seeds: number of noise seeds; picture i under seed k has the noise of key k.
         limit: take only so many pictures, evenly spread.
