@@ -280,7 +280,10 @@ class Agent:
         return self.shares(self.scores(observations))
 
     def shares(self, scores: Tensor) -> NDArray[np.float64]:
-        """Scores (B, 2) as probabilities; where there are none, as for a Q-learner, 1 for the action that it chooses."""
+        """Scores (B, 2) as probabilities.
+
+        Where there are none, as for a Q-learner, 1 for the action that it chooses.
+        """
         if hasattr(self.policy, "get_distribution"):
             return scores.double().softmax(dim=1).cpu().numpy()
         return F.one_hot(scores.argmax(dim=1), 2).double().cpu().numpy()
@@ -294,7 +297,8 @@ class Agent:
         own = self.config.plan
         if own is not None and own != plan:
             raise ConfigError(
-                f"the agent was trained for episodes of {own.describe()}, got {plan.describe()}; leave those options out, or "
+                f"the agent was trained for episodes of {own.describe()}, got {plan.describe()}; leave those options "
+                f"out, or "
                 "take another agent"
             )
         if own is None and self.config.decisions != plan.decisions:

@@ -37,7 +37,10 @@ def main() -> None:
 
 
 def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, Any]) -> dict[str, Any]:
-    """The agent that decides, as arguments of the upscaler; none if a start or a schedule is given or the checkpoint has no agent."""
+    """The agent that decides, as arguments of the upscaler.
+
+    None if a start or a schedule is given or the checkpoint has no agent.
+    """
     fixed = options["start"] is not None or options["levels"] is not None
     if agent is not None and fixed:
         raise click.UsageError("--agent, --start and --levels all say which steps are done; give one of them")
@@ -72,7 +75,8 @@ def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, An
 @click.option(
     "--levels",
     callback=numbers(),
-    help="Schedule: the falling steps at which the net is asked, as in 20,13,6,2; the first says of how many.  [default: the checkpoint's]",
+    help="Schedule: the falling steps at which the net is asked, as in 20,13,6,2; the first says of how many.  "
+    "[default: the checkpoint's]",
 )
 @COARSE
 @FINE_SAMPLER
@@ -90,7 +94,8 @@ def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, An
 @click.option(
     "--format",
     type=click.Choice(["png", "jpg", "webp", "avif", "tiff", "same"]),
-    help="Format of the results; same: that of the source where it can be written.  [default: png, and of animations their own]",
+    help="Format of the results; same: that of the source where it can be written.  [default: png, and of animations "
+    "their own]",
 )
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), default=95, help="Quality of JPEG, and of WebP and AVIF.")
 @click.option("--strip-metadata", is_flag=True, help="Leave EXIF and XMP out of the results.")
@@ -98,7 +103,8 @@ def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, An
 @click.option(
     "--size",
     metavar="[W]x[H]",
-    help="Size of the results, as 1920x, x1080, or 1920x1080 whatever the proportions: with the net, then by Lanczos' filter.",
+    help="Size of the results, as 1920x, x1080, or 1920x1080 whatever the proportions: with the net, then by Lanczos' "
+    "filter.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.option("--skip-existing", is_flag=True, help="Keep results that exist, and do the others.")

@@ -38,7 +38,9 @@ def photographs() -> Tensor:
 
 
 def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str = "cpu") -> str:
-    """Enlarges the photographs by bicubic, the full DDPM, the coarse chain, and coarse + fine; writes them side by side.
+    """Enlarges the photographs by bicubic, the full DDPM, the coarse chain, and coarse + fine.
+
+    Writes them side by side.
 
     Args:
         out: picture to write.

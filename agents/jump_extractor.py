@@ -23,7 +23,10 @@ PICTURES, NUMBERS = ("condition", "latent"), ("step", "level", "price")
 
 
 def places(length: int, size: int, most: int) -> list[int]:
-    """Where crops begin along a side: as many as fill it, at most `most`, from one end to the other; a single one in the middle."""
+    """Where crops begin along a side: as many as fill it, at most `most`, from one end to the other.
+
+    A single one in the middle.
+    """
     count = min(max(round(length / size), 1), most)
     if count == 1:
         return [(length - size) // 2]

@@ -116,7 +116,8 @@ COARSE = click.option(
     "--coarse-sampler",
     callback=sampler,
     metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
-    help="Sampler of the coarse stage; ETA, 0 … 1, is the share of ddpm's noise.  [default: the agent's, or the checkpoint's]",
+    help="Sampler of the coarse stage; ETA, 0 … 1, is the share of ddpm's noise.  [default: the agent's, or the "
+    "checkpoint's]",
 )
 
 
@@ -150,7 +151,8 @@ LEVELS = click.option(
     "--levels",
     multiple=True,
     metavar="[SAMPLER/]LEVELS",
-    help="Also run a fixed schedule: the falling steps at which the net is asked, as in 20,13,6,2, or even:8 for 8 even steps; "
+    help="Also run a fixed schedule: the falling steps at which the net is asked, as in 20,13,6,2, or even:8 for 8 "
+    "even steps; "
     "a sampler may stand before it, as in ddim:0.5/even:8; may be repeated.",
 )
 

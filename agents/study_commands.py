@@ -180,7 +180,8 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
     "agents",
     multiple=True,
     metavar="[NAME=]DIR",
-    help="Agent that stands for SkipDiff; with a name, a further one, whose training says what for (reward, price for forwards, "
+    help="Agent that stands for SkipDiff; with a name, a further one, whose training says what for (reward, price for "
+    "forwards, "
     "cases 3 and 4 of Table 4); may be repeated.  [default: the checkpoint's, if it has one]",
 )
 @TRUST_PICKLE
@@ -190,7 +191,8 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
 @click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
 @click.option(
     "--sections",
-    help="Of fig1, tables12, table3, table4, table5, table6, fig5, pictures and peers, separated by commas.  [default: all]",
+    help="Of fig1, tables12, table3, table4, table5, table6, fig5, pictures and peers, separated by commas.  [default: "
+    "all]",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=16)
 @DEVICE

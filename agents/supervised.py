@@ -107,7 +107,10 @@ class SchedulePredictor(nn.Module):
         return (predicted @ self.weights + price * numbers).argmin(dim=1)
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Scores (B, 2) of the two actions: 1 for the one that the best schedule takes; "condition" as for `JumpExtractor`."""
+        """Scores (B, 2) of the two actions: 1 for the one that the best schedule takes.
+
+        "condition" as for `JumpExtractor`.
+        """
         condition = observations["condition"]
         predicted = condition if condition.ndim == 2 else self.encode(condition)
         choice = self.choose(predicted, observations["price"])

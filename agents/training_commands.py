@@ -146,7 +146,8 @@ def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any)
 @click.option(
     "--oracle/--no-oracle",
     default=True,
-    help="Compute every start of the evaluation's pictures, which the agent is compared with; many forwards with --fine-steps.",
+    help="Compute every start of the evaluation's pictures, which the agent is compared with; many forwards with "
+    "--fine-steps.",
 )
 @click.option("--cache-mb", type=click.FloatRange(min=0), help="Room for latents.  [default: what they need]")
 @click.option("--obs-dtype", type=click.Choice(["float32", "float16"]), default="float32")
@@ -201,7 +202,8 @@ def _train_supervised(out: Path, resume: bool, env_id: str, given: dict[str, Any
     foreign += sorted(changes.keys() - set(known))
     if foreign or resume:
         raise ConfigError(
-            f"supervised has no setting {', '.join([*foreign, *['--resume'] * resume])}; known for -p are {', '.join(known)}"
+            f"supervised has no setting {', '.join([*foreign, *['--resume'] * resume])}; known for -p are "
+            f"{', '.join(known)}"
         )
     return train_supervised(SupervisedConfig(env, **changes), out)
 

@@ -369,7 +369,8 @@ def check_buffer(
         channels, height, width = space.shape
         parts = stored * whole * 3 // channels, minibatch * whole
         text = (
-            f"{name}: {stored} latents of 3 x {height} x {width}, {parts[0] / 2**30:.2f} GiB; a minibatch of {minibatch} "
+            f"{name}: {stored} latents of 3 x {height} x {width}, {parts[0] / 2**30:.2f} GiB; a minibatch of "
+            f"{minibatch} "
             f"observations of {channels} x {height} x {width}, {parts[1] / 2**30:.2f} GiB"
         )
     available = psutil.virtual_memory().available

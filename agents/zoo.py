@@ -1,4 +1,6 @@
-"""Hyperparameters for RL Baselines3 Zoo, made from the project's own; a module since the zoo takes one for `--conf-file`.
+"""Hyperparameters for RL Baselines3 Zoo, made from the project's own.
+
+A module since the zoo takes one for `--conf-file`.
 
 python -m rl_zoo3.train --algo ppo --env SkipDiff-v0 --gym-packages skipdiff_env --conf-file agents.zoo
 
@@ -41,7 +43,8 @@ def settings(algorithm: str, decisions: int = DECISIONS) -> dict[str, Any]:
         "n_envs": h.n_envs,
         "n_timesteps": h.env_steps,
         "policy_kwargs": (  # evaluated by the zoo, which can then write it down
-            f"dict(features_extractor_class=get_class_by_name('{extractor.__module__}.{extractor.__name__}'), {policy_kwargs})"
+            f"dict(features_extractor_class=get_class_by_name('{extractor.__module__}.{extractor.__name__}'), "
+            f"{policy_kwargs})"
         ),
         "vec_env_wrapper": wrappers,
     }

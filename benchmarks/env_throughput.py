@@ -56,7 +56,8 @@ def throughput(
 ) -> None:
     """Prints env steps per second, the best of some rounds, and their ratios."""
     print(
-        "| variant | envs | policy | sync cold | batched cold | ratio | sync warm | batched warm | ratio | batched warm / cold |"
+        "| variant | envs | policy | sync cold | batched cold | ratio | sync warm | batched warm | ratio | batched "
+        "warm / cold |"
     )
     print("|---" * 10 + "|")
     for variant, num_envs, policy in itertools.product(variants, sizes, policies):

@@ -92,7 +92,10 @@ def local_search(outcomes: Outcomes, start: Levels, price: float, minutes: float
 
 
 def choose(outcomes: Outcomes, schedules: Sequence[Levels], price: float, others: bool) -> NDArray[np.intp]:
-    """For each picture and noise the best schedule, under this noise or under the picture's other noises; (pictures, noises)."""
+    """For each picture and noise the best schedule, under this noise or under the picture's other noises.
+
+    (pictures, noises).
+    """
     worth = np.stack([outcomes.worth(levels, price) for levels in schedules], axis=-1)
     return (worth.sum(axis=1, keepdims=True) - worth if others else worth).argmax(axis=-1)
 
@@ -199,7 +202,8 @@ def main(
         fixed_means = worth.mean(axis=(1, 2))
         shares.append((price, *(mean - base for base in (fixed_means[fixed], fixed_means.max()) for mean in means)))
     click.echo(
-        f"\nGains in reward over the best fixed {thing}, as it was chosen on the other pictures, and as it is best on these:\n\n"
+        f"\nGains in reward over the best fixed {thing}, as it was chosen on the other pictures, and as it is best on "
+        f"these:\n\n"
         f"| price | {thing} per picture | oracle | {thing} per picture, over the best on these | oracle | not luck |"
     )
     click.echo("|---" * 6 + "|")

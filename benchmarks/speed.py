@@ -82,7 +82,8 @@ def skipdiff(unet: UNet, repeats: int) -> None:
         )  # fmt: skip
     T = unet.diffusion_steps
     print_table(
-        f"SkipDiff (start {start}, {plan.coarse_forwards + start} forwards) against DDPM-{T}; the paper: 6.0 in time, 6.25 in FLOPs",
+        f"SkipDiff (start {start}, {plan.coarse_forwards + start} forwards) against DDPM-{T}; the paper: 6.0 in time, "
+        f"6.25 in FLOPs",
         (
             "batch",
             f"DDPM-{T}, s/picture",

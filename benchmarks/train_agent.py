@@ -97,7 +97,8 @@ def main(
         best = max(curve, key=lambda e: e.reward)
         rate = curve[-1].episodes / max(curve[-1].seconds, 1e-9)
         click.echo(
-            f"seed {seed}: within 1 % of the best fixed start after {reached(curve):.0f} s; best reward {best.reward:.4f} "
+            f"seed {seed}: within 1 % of the best fixed start after {reached(curve):.0f} s; best reward "
+            f"{best.reward:.4f} "
             f"({closed_by(best):.0%} of the gap to the oracle); {rate:.1f} episodes/s; {whole:.0f} s with everything"
         )
     closed = [closed_by(max(curve, key=lambda e: e.reward)) for curve, _ in curves]

@@ -21,7 +21,8 @@ def downsample(hr: Tensor, scale: int) -> Tensor:
     height, width = hr.shape[-2:]
     if height % scale or width % scale:
         raise ImageError(
-            f"a picture to be shrunk {scale} times must have sides that are multiples of {scale}, got {width} x {height}"
+            f"a picture to be shrunk {scale} times must have sides that are multiples of {scale}, got {width} x "
+            f"{height}"
         )
     lr = F.interpolate(hr, size=(height // scale, width // scale), mode="bicubic", antialias=True)
     return (lr.add_(1).mul_(127.5).round_().clamp_(0, 255)).div_(127.5).sub_(1)

@@ -140,7 +140,10 @@ def clean_xmp(xmp: Any) -> bytes | None:
 
 
 def _sized_exif(exif: bytes, size: tuple[int, int], limit: int | None) -> bytes | None:
-    """EXIF that states the new size, if it stated one; without the maker's note, or none, where it exceeds `limit` bytes."""
+    """EXIF that states the new size, if it stated one.
+
+    Without the maker's note, or none, where it exceeds `limit` bytes.
+    """
     loaded = Image.Exif()
     loaded.load(exif)
     inner = loaded.get_ifd(_EXIF_IFD)

@@ -220,7 +220,10 @@ _UPRIGHT = {
 
 
 def to_pil(picture: Picture) -> Image.Image:
-    """The picture as Pillow has it: L, LA, RGB or RGBA; L and LA for a grey picture whose profile is not one of colours."""
+    """The picture as Pillow has it: L, LA, RGB or RGBA.
+
+    L and LA for a grey picture whose profile is not one of colours.
+    """
     image = Image.fromarray(np.ascontiguousarray(picture.rgb))
     if picture.grey and (not picture.icc_profile or picture.icc_profile[16:20] == b"GRAY"):
         image = image.convert("L")
@@ -376,7 +379,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ImageError unless files can be written into a folder, or it can be made; tries it out, and leaves nothing."""
+    """Raises ImageError unless files can be written into a folder, or it can be made.
+
+    Tries it out, and leaves nothing.
+    """
     place = folder
     try:
         while not place.exists():

@@ -13,7 +13,10 @@ OUTLIERS = 0.01
 
 
 def stored_mode(image: Image.Image) -> str:
-    """How the file of a picture that is not loaded yet stores a pixel, in Pillow's words; "" where that is not known."""
+    """How the file of a picture that is not loaded yet stores a pixel, in Pillow's words.
+
+    "" where that is not known.
+    """
     tiles = getattr(image, "tile", None)
     if not tiles:
         return ""
@@ -76,7 +79,9 @@ def grey_levels(image: Image.Image, stored: str) -> NDArray[np.uint8]:
 
 
 def keyed_alpha(image: Image.Image, stored: str) -> NDArray[np.uint8] | None:
-    """The alpha channel of a picture in which one grey level or colour stands for transparent; None where there is none.
+    """The alpha channel of a picture in which one grey level or colour stands for transparent.
+
+    None where there is none.
 
     Args:
         image: the loaded picture.

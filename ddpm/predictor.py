@@ -144,5 +144,6 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(
-                f"{source} holds weights that are not finite ({name}); its training diverged, take an earlier checkpoint"
+                f"{source} holds weights that are not finite ({name}); its training diverged, take an earlier "
+                f"checkpoint"
             )

@@ -109,7 +109,9 @@ def p_sample(
     eta: float = 1.0,
     to: Step | None = None,
 ) -> Tensor:
-    """One reverse step D_t: x_t → x_{t-1}, or a longer one to `to`; ancestral, by the posterior, unless `eta` is below 1.
+    """One reverse step D_t: x_t → x_{t-1}, or a longer one to `to`.
+
+    Ancestral, by the posterior, unless `eta` is below 1.
 
     Args:
         unet: the net.

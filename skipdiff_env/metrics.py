@@ -127,7 +127,10 @@ def _colour_error(sr: Tensor, hr: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class _Given:
-    """A function of two batches (B, 3, H, W) in [-1, 1], as `Metric.measure`; its mistakes are told and do not count as failures."""
+    """A function of two batches (B, 3, H, W) in [-1, 1], as `Metric.measure`.
+
+    Its mistakes are told and do not count as failures.
+    """
 
     function: Callable[[Tensor, Tensor], Tensor | NDArray[Any]]
     name: str

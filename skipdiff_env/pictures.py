@@ -66,7 +66,8 @@ class Pictures:
         wrong = [each for each in given if not isinstance(each, str | Path | np.ndarray)] if several else [images]
         if wrong:
             raise ImageError(
-                "images must be None, a folder, a file, a pattern, a uint8 array (height, width, 3), or several of them, "
+                "images must be None, a folder, a file, a pattern, a uint8 array (height, width, 3), or several of "
+                "them, "
                 f"got {type(wrong[0]).__name__}"
             )
         for place, each in enumerate(given):

@@ -45,7 +45,8 @@ class Plan:
         first = self.N if self.first_step is None else self.first_step
         if not is_whole(first) or not self.N <= first <= self.length:
             raise ConfigError(
-                f"first_step must be a whole number in {self.N} … {self.length}, from N of steps S,N to all S·N diffusion "
+                f"first_step must be a whole number in {self.N} … {self.length}, from N of steps S,N to all S·N "
+                f"diffusion "
                 f"steps, got {first!r}"
             )
         if self.skip_mode == "jump" and first != self.N:
@@ -92,7 +93,8 @@ class Plan:
                 f"{n},{diffusion_steps // n}" for n in range(2, diffusion_steps) if diffusion_steps % n == 0
             )
             raise ConfigError(
-                f"steps S,N must multiply to the {diffusion_steps} diffusion steps of the checkpoint, got {self.S},{self.N}; "
+                f"steps S,N must multiply to the {diffusion_steps} diffusion steps of the checkpoint, got "
+                f"{self.S},{self.N}; "
                 f"try one of {pairs}"
             )
 

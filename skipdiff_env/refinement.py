@@ -120,7 +120,9 @@ class RefinementProcess:
     def begin(
         self, lr_up: Sequence[Tensor], noise_seeds: Sequence[int], keys: Sequence[Hashable | None] | None = None
     ) -> list[Refinement]:
-        """The coarse stage (CSA) of several pictures; S - 1 forwards each. With S = 1 that is the noise the full chain begins at.
+        """The coarse stage (CSA) of several pictures.
+
+        S - 1 forwards each. With S = 1 that is the noise the full chain begins at.
 
         Args:
             lr_up: conditions, each (3, H, W) in [-1, 1].

@@ -177,7 +177,10 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         return self._observe(), rewards, ended, np.zeros_like(ended), infos
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions lead to a schedule of the table, bool (num_envs, 2); all of them where the table is complete."""
+        """Which actions lead to a schedule of the table, bool (num_envs, 2).
+
+        All of them where the table is complete.
+        """
         state, going = self._state, self._state["t"] > 1
         masks = np.ones((self.num_envs, 2), dtype=np.bool_)
         if not self.table.complete:

@@ -218,6 +218,7 @@ def write_minari(table: str | Path | None, name: str, episodes: int = 1000, seed
     source = SHIPPED if folder is None else folder
     minari.create_dataset_from_buffers(
         name, buffers, env=env, algorithm_name="random", data_format="hdf5",
-        description=f"SkipDiffTable-v0 from the table {Path(source).name}; the probability of SKIP is uniform over episodes.",
+        description=f"SkipDiffTable-v0 from the table {Path(source).name}; the probability of SKIP is uniform over "
+        f"episodes.",
     )  # fmt: skip
     return Path(get_dataset_path(name))

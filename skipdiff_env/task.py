@@ -34,7 +34,10 @@ from skipdiff_env.rules import NOISE_SEEDS, Action, check_price, draw_episode, q
 
 @functools.lru_cache(maxsize=4)
 def _load_once(source: str, device: str, changed: int) -> UNet:
-    """The net of a checkpoint, shared by all environments of the process; `changed` notices a checkpoint that is new."""
+    """The net of a checkpoint, shared by all environments of the process.
+
+    `changed` notices a checkpoint that is new.
+    """
     return load_unet(source, device)
 
 
@@ -319,7 +322,8 @@ class Task:
         """
         if self.plan.skip_mode != "restart":
             raise ConfigError(
-                f"start_outcomes needs skip_mode restart, got {self.plan.skip_mode}; schedule_outcomes takes any schedules"
+                f"start_outcomes needs skip_mode restart, got {self.plan.skip_mode}; schedule_outcomes takes any "
+                f"schedules"
             )
         return self._outcomes(images, noise_seeds, range(1, self.plan.first + 1), self.process.run_all_starts)
 

@@ -266,7 +266,9 @@ class Upscaler:
         return to_pil(self.enlarge([from_pil(image)], [seed])[0][0])
 
     def upscale_file(self, path: str | Path, out: str | Path, seed: int = 0) -> Upscaled:
-        """Enlarges a file into another, whose ending chooses the format; of an animation all frames, if that format has them.
+        """Enlarges a file into another, whose ending chooses the format.
+
+        Of an animation all frames, if that format has them.
 
         Raises:
             ImageError: the picture cannot be read, or the result not written.

@@ -704,7 +704,10 @@ def test_nothing_is_undone_where_skip_jumps(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("steps", [3 * DECISIONS - 1, 40])
 def test_replay_buffer_gives_whole_stacks(settings: dict[str, Any], steps: int) -> None:
-    """Each sample is a transition that was stored, with the stacks of both its observations; before and after overflow."""
+    """Each sample is a transition that was stored, with the stacks of both its observations.
+
+    Before and after overflow.
+    """
     env = make_env(2, seed=0, **settings)
     buffer = EpisodeReplayBuffer(2 * 13, env.observation_space, env.action_space, n_envs=2)
     plain = ReplayBuffer(2 * 100, env.observation_space, env.action_space, n_envs=2)

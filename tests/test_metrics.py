@@ -213,7 +213,10 @@ def test_piqe_of_flat_and_small_pictures() -> None:
 
 
 def plain_features(weights: dict[str, Tensor], x: Tensor, l2: bool) -> list[Tensor]:
-    """What VGG16 has after its five stages; between them the largest value, or (DISTS, Eq. 2) a blurred root of squares."""
+    """What VGG16 has after its five stages.
+
+    Between them the largest value, or (DISTS, Eq. 2) a blurred root of squares.
+    """
     stages: Sequence[Sequence[int]] = ((0, 1), (2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12))
     window = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64) / 4  # Hann
     found = []

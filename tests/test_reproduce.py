@@ -329,7 +329,8 @@ def test_where_peers_are_better() -> None:
     peers = {"A": ["A, 10", "A, 16", "A, 20"], "B": ["B, 15"], "C": ["C, 20"], "D": ["D, 16"]}
     assert peer_verdicts(rows, "ours", peers).splitlines() == [
         "- **A**, 16 forwards (SkipDiff 16.0): better than SkipDiff in PSNR-Y (25.20 against 25.10); not in LPIPS.",
-        "- **B**, 15 forwards (SkipDiff 16.0): better than SkipDiff in LPIPS (0.1750 against 0.2050, not under every noise seed); "
+        "- **B**, 15 forwards (SkipDiff 16.0): better than SkipDiff in LPIPS (0.1750 against 0.2050, not under every "
+        "noise seed); "
         "not in PSNR-Y.",
         "- **C**: no budget of at most 16.0 forwards was run.",
         "- **D**, 16 forwards (SkipDiff 16.0): in nothing better than SkipDiff.",

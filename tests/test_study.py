@@ -104,7 +104,10 @@ def test_random_skipping_has_the_forwards_it_is_meant_to_have(unet: UNet) -> Non
 
 
 def test_parts_stay(unet: UNet, hr: torch.Tensor, tmp_path: Path) -> None:
-    """What is on disk is not computed again, nor is the coarse stage of what is there; random skipping knows its forwards."""
+    """What is on disk is not computed again, nor is the coarse stage of what is there.
+
+    Random skipping knows its forwards.
+    """
     runner = Runner(unet, ["psnr"], batch_size=1)
     plan = Plan(10, 10)
     start = ways.from_start(plan, 3)

@@ -88,8 +88,10 @@ class Figure5(Section):
         return "\n\n".join(
             [
                 "## Figure 5: perception against distortion",
-                "Pairs (S, N) with some of their fixed starts (the number beside the point), agents, and other samplers on the same net "
-                "(their forwards beside the point). A point that lies far off all others is outside the frame; the table has it.",
+                "Pairs (S, N) with some of their fixed starts (the number beside the point), agents, and other "
+                "samplers on the same net "
+                "(their forwards beside the point). A point that lies far off all others is outside the frame; the "
+                "table has it.",
                 page.plot(self.name, perception_distortion(points), "Perception-distortion plane"),
                 page.table(self.name, [page.entry(method) for method in self.methods], page.quality),
                 *notes,
@@ -148,8 +150,10 @@ class Figures36(Section):
             [
                 "## Figures 3 and 6: pictures and latents",
                 page.plot("fig3", contact_sheet(columns), "Pictures"),
-                f"Below: the first picture under noise seed 0, at the levels that both diffusions visit. From the top: latent "
-                f"and estimate of x_0 in the full diffusion ({study.T} steps), and in the coarse one ({study.plan.S} steps).",
+                f"Below: the first picture under noise seed 0, at the levels that both diffusions visit. From the top: "
+                f"latent "
+                f"and estimate of x_0 in the full diffusion ({study.T} steps), and in the coarse one ({study.plan.S} "
+                f"steps).",
                 "![Latents and estimates](latents.png)",
             ]
         )
@@ -181,7 +185,8 @@ class Peers(Section):
         return "\n\n".join(
             [
                 title,
-                "Through diffusers' schedulers, on the same net, schedule and noise. Each peer at its budget that is the nearest to "
+                "Through diffusers' schedulers, on the same net, schedule and noise. Each peer at its budget that is "
+                "the nearest to "
                 "SkipDiff's forwards and not above:",
                 peer_verdicts(rows, page.skipdiff.name, names),
                 domination_note(self.study.metrics),

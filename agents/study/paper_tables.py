@@ -59,8 +59,10 @@ class Tables12(Section):
             [
                 "## Tables 1 and 2: bicubic, DDPM, SkipDiff",
                 page.table(self.name, entries, columns),
-                f"SkipDiff is ahead of DDPM-{study.T} in {', '.join(beaten) or 'nothing'}, with {ours['nfe']:.1f} forwards for "
-                f"{full['nfe']:.0f}. The originals are measured where no reference is needed. Colour: {ours['colour']:.2f} grey "
+                f"SkipDiff is ahead of DDPM-{study.T} in {', '.join(beaten) or 'nothing'}, with {ours['nfe']:.1f} "
+                f"forwards for "
+                f"{full['nfe']:.0f}. The originals are measured where no reference is needed. Colour: "
+                f"{ours['colour']:.2f} grey "
                 f"levels off, bicubic {bicubic['colour']:.2f}.",
             ]
         )
@@ -110,9 +112,12 @@ class Table3(Section):
         return "\n\n".join(
             [
                 "## Table 3: seconds and FLOPs for a picture",
-                f"Seconds are wall time of a batch of up to {self.study.config.batch_size} over its pictures, without the metrics; "
-                "UNet includes all that is no decision. FLOPs are what torch's counter counts (a multiplication and an addition "
-                "are two), the policy's as if every decision saw a new latent. The paper's are at 256 px, on its own net.",
+                f"Seconds are wall time of a batch of up to {self.study.config.batch_size} over its pictures, without "
+                f"the metrics; "
+                "UNet includes all that is no decision. FLOPs are what torch's counter counts (a multiplication and an "
+                "addition "
+                "are two), the policy's as if every decision saw a new latent. The paper's are at 256 px, on its own "
+                "net.",
                 page.table(self.name, entries, [name for name in entries[0] if name != "method"]),
             ]
         )
@@ -148,11 +153,13 @@ LONG_EPISODES = (
     " -p normalize_decisions=false -p n_epochs=4 -p lr_schedule=constant"
 )
 CASE_3_SETTINGS = (
-    " --noise-seeds 8 --nfe-penalty 0.001 --env-steps 76000 -p learning_rate=0.003 -p ent_coef=0.01 -p undone_price=0.05"
+    " --noise-seeds 8 --nfe-penalty 0.001 --env-steps 76000 -p learning_rate=0.003 -p ent_coef=0.01 -p "
+    "undone_price=0.05"
     " -p skip_probability=0.02 -p episodes_per_rollout=4 -p episodes_per_minibatch=16"
 )
 CASE_4_SETTINGS = (
-    " --noise-seeds 1 --nfe-penalty 0.0003 --env-steps 32000 -p learning_rate=0.003 -p ent_coef=0.02 -p undone_price=0.01"
+    " --noise-seeds 1 --nfe-penalty 0.0003 --env-steps 32000 -p learning_rate=0.003 -p ent_coef=0.02 -p "
+    "undone_price=0.01"
     " -p skip_probability=0.3"
 )
 
@@ -207,7 +214,8 @@ class Table4(Section):
         else:
             command = page.train_command("case4", f" --first-step {study.T}{LONG_EPISODES}{CASE_4_SETTINGS}")
         return entry, (
-            f"Case {case} has no agent: its line is the fixed start with the best {study.reward.name.upper()} reward of "
+            f"Case {case} has no agent: its line is the fixed start with the best {study.reward.name.upper()} reward "
+            f"of "
             f"{', '.join(str(page.by_method[method.name][0].start) for method in tried)}"
             f"{' (always denoising is case 1)' if case == 3 else ''}. An agent: {command}."
         )
@@ -240,8 +248,10 @@ class Table5(Section):
         return "\n\n".join(
             [
                 "## Table 5: every fixed start, the agent, and the oracle",
-                f"Reward and regret are of 1/{COLUMNS[reward.name][0]}. The best fixed start was chosen on these pictures. The oracle "
-                "takes the best start for each picture and noise; each picture's best start, the one that is best on average "
+                f"Reward and regret are of 1/{COLUMNS[reward.name][0]}. The best fixed start was chosen on these "
+                f"pictures. The oracle "
+                "takes the best start for each picture and noise; each picture's best start, the one that is best on "
+                "average "
                 "under its other noises."
                 + (f" The paper's columns are on {paper.DATA[8]}." if study.plan.N == 10 else ""),
                 page.table(self.name, entries, columns),
@@ -268,7 +278,8 @@ class Table5(Section):
                 share = gaps[-2]["share"]
                 kept = "nothing" if not share > 0 else f"{share:.0%}"  # nothing too where there is no gain
                 said.append(
-                    f"By {title}, {kept} of the oracle's gain over the best fixed start remains where each picture's start is the one "
+                    f"By {title}, {kept} of the oracle's gain over the best fixed start remains where each picture's "
+                    f"start is the one "
                     "that is best under the other noise seeds: that much is the picture's, the rest was the noise's."
                 )
         return gaps, said

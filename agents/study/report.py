@@ -89,11 +89,16 @@ class Report:
         return (
             "# The paper's tables and figures on this net\n\n"
             f"`skipdiff reproduce {' '.join(options)}`\n\n"
-            f"{len(study.crops)} pictures of {config.image_size} px ({source}), shrunk and enlarged {study.unet.scale} times; "
-            f"T = {study.T}, S = {plan.S}, N = {plan.N}, coarse stage by {plan.coarse_sampler}. Figures are means over pictures ± "
-            f"the standard deviation of that mean over noise seeds ({config.seeds}). All methods have the same net, pictures and "
-            "noise. PSNR and SSIM are on luma; the colour error is the distance of a picture's mean colour from the target's, "
+            f"{len(study.crops)} pictures of {config.image_size} px ({source}), shrunk and enlarged {study.unet.scale} "
+            f"times; "
+            f"T = {study.T}, S = {plan.S}, N = {plan.N}, coarse stage by {plan.coarse_sampler}. Figures are means over "
+            f"pictures ± "
+            f"the standard deviation of that mean over noise seeds ({config.seeds}). All methods have the same net, "
+            f"pictures and "
+            "noise. PSNR and SSIM are on luma; the colour error is the distance of a picture's mean colour from the "
+            "target's, "
             'in grey levels; NFE counts UNet forwards. **Columns named "paper" hold the paper\'s own figures, on other nets and '
             f"other pictures** ({DATA.get(study.unet.scale, 'none for this scale')}).\n\n"
-            f"{packages}, Python {platform.python_version()}, {config.device}, {sys.platform}. Every single result: [rows.csv](rows.csv)."
+            f"{packages}, Python {platform.python_version()}, {config.device}, {sys.platform}. Every single result: "
+            f"[rows.csv](rows.csv)."
         )

@@ -137,13 +137,19 @@ def with_rewards(rows: Sequence[Row], metric: Metric, best_start: int | None = N
 
 
 def gap_closed(reward: float, best_fixed: float, oracle: float) -> float:
-    """Share of the gap between best fixed start and oracle that a reward closes; negative below, NaN where there is none."""
+    """Share of the gap between best fixed start and oracle that a reward closes.
+
+    Negative below, NaN where there is none.
+    """
     gap = oracle - best_fixed
     return (reward - best_fixed) / gap if gap > 0 else math.nan
 
 
 def best_of_other_noises(rewards: NDArray[np.float64]) -> NDArray[np.intp]:
-    """For each noise of a picture the index of the start that is best on average under its other noises; (K, N) → (K,)."""
+    """For each noise of a picture the index of the start that is best on average under its other noises.
+
+    (K, N) → (K,).
+    """
     return (rewards.sum(axis=0) - rewards).argmax(axis=1)
 
 

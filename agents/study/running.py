@@ -141,7 +141,10 @@ class Runner:
         return rows
 
     def measure(self, method: Method, batch: Batch, result: Result) -> list[Row]:
-        """Measures what a method made of a batch; the originals, their own targets, by the metrics without reference only."""
+        """Measures what a method made of a batch.
+
+        The originals, their own targets, by the metrics without reference only.
+        """
         fitting = [m for m in self.metrics.values() if method.family != ORIGINALS or not m.needs_reference]
         if not fitting:
             return []

@@ -98,7 +98,8 @@ class Study:
         self.cases = {name: self._case(name, agent) for name, agent in self.agents.items()}
         if self.cases.get(MAIN, 5) not in (5, JUMPS):
             raise ConfigError(
-                f"the agent that stands for {MAIN} decides from diffusion step {self.T} on, expected {self.plan.N}; give it a "
+                f"the agent that stands for {MAIN} decides from diffusion step {self.T} on, expected {self.plan.N}; "
+                f"give it a "
                 "name of its own, as in --agent case4=DIR"
             )
         rewarded = reward_of(self.agents[MAIN]) if MAIN in self.agents else "niqe"
@@ -145,7 +146,8 @@ class Study:
         if (plan.S, plan.N) == (1, self.T):
             return 3
         raise ConfigError(
-            f"the agent {name} decides episodes of {plan.describe()}; expected {self.plan.describe()}, the same with decisions "
+            f"the agent {name} decides episodes of {plan.describe()}; expected {self.plan.describe()}, the same with "
+            f"decisions "
             f"from step {self.T} on, S,N = 1,{self.T}, or skip mode jump"
         )
 
