@@ -1,4 +1,4 @@
-"""The demonstration: scikit-image's own photographs enlarged in every way, and an agent trained on them from scratch."""
+"""The demonstration: scikit-image's own photographs enlarged in every way, and an agent trained on them."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

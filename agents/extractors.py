@@ -313,7 +313,7 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
 
 
 def resize_latents(latents: Tensor, side: int) -> Tensor:
-    """Latents (B, 3, H, W) as an SPN for `side` pixels sees them: float32, (B, 3, side, side), bilinear with antialiasing."""
+    """Latents (B, 3, H, W) as an SPN for `side` pixels sees them: float32, (B, 3, side, side), antialiased."""
     latents = latents.float()
     if latents.shape[-2:] == (side, side):
         return latents

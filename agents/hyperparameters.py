@@ -96,8 +96,11 @@ class Hyperparameters:
     def policy_settings(self, observation: str = "latent") -> dict[str, Any]:
         """`policy_kwargs` in plain values, as an agent's configuration holds them."""
         extractor: dict[str, Any] = {
-            "norm": self.norm, "hidden_size": self.hidden_size, "image_size": self.spn_size, "tell_step": self.tell_step,
-        }  # fmt: skip
+            "norm": self.norm,
+            "hidden_size": self.hidden_size,
+            "image_size": self.spn_size,
+            "tell_step": self.tell_step,
+        }
         if observation == "dict":
             extractor = {
                 "crop_size": self.crop_size, "channels": list(self.channels), "see_latent": self.see_latent,
@@ -131,11 +134,24 @@ class Hyperparameters:
 
 
 _OWN: dict[str, type] = {
-    "env_steps": int, "n_envs": int, "episodes_per_rollout": int, "episodes_per_minibatch": int,
-    "picture_baseline": bool, "normalize_decisions": bool, "lr_schedule": str, "norm": str, "hidden_size": int, "spn_size": int, "tell_step": bool,
-    "skip_probability": float, "undone_price": float, "crop_size": int, "channels": list, "see_latent": bool,
+    "env_steps": int,
+    "n_envs": int,
+    "episodes_per_rollout": int,
+    "episodes_per_minibatch": int,
+    "picture_baseline": bool,
+    "normalize_decisions": bool,
+    "lr_schedule": str,
+    "norm": str,
+    "hidden_size": int,
+    "spn_size": int,
+    "tell_step": bool,
+    "skip_probability": float,
+    "undone_price": float,
+    "crop_size": int,
+    "channels": list,
+    "see_latent": bool,
     "policy_kwargs": dict,
-}  # fmt: skip
+}
 
 
 def _own(algorithm: str, observation: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and options made from dataclasses: each setting's name, default and help stand once."""
+"""Options that several commands share, and options made from dataclasses."""
 
 import dataclasses
 import inspect
@@ -216,9 +216,17 @@ def episodes(command: Callable[..., Any]) -> Callable[..., Any]:
 def episode_settings(options: dict[str, Any]) -> dict[str, Any]:
     """Takes what `episodes` asks for out of the options, as arguments of the environment; None leaves the default."""
     names = (
-        "checkpoint", "steps", "coarse_sampler", "fine_sampler", "first_step", "images", "image_size", "metric", "skip_mode",
+        "checkpoint",
+        "steps",
+        "coarse_sampler",
+        "fine_sampler",
+        "first_step",
+        "images",
+        "image_size",
+        "metric",
+        "skip_mode",
         "nfe_penalty",
-    )  # fmt: skip
+    )
     settings = {name: options.pop(name, None) for name in names}
     settings["images"] = list(settings["images"] or ()) or None
     return {name: value for name, value in settings.items() if value is not None}

@@ -54,7 +54,7 @@ class Outcomes:
         return (rewards.sum(axis=1, keepdims=True) - rewards).argmax(axis=2)
 
     def at(self, choices: NDArray[np.integer]) -> dict[str, float]:
-        """Mean metrics and `nfe` where each picture and noise gets the schedule of that place, (pictures, noise seeds)."""
+        """Mean metrics and `nfe` where each picture and noise gets the schedule of that place."""
         means = {
             name: float(np.nanmean(np.take_along_axis(values, choices[..., None], 2)))
             for name, values in self.metrics.items()

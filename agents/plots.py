@@ -151,7 +151,14 @@ def _histograms(axis: Axes, chosen: Mapping[str, Sequence[int]], N: int) -> None
     width = 0.8 / len(chosen)
     for i, (agent, own) in enumerate(chosen.items()):
         heights = np.bincount(np.asarray(own, dtype=int), minlength=N + 1)[1:] / max(1, len(own))
-        share.bar(np.arange(1, N + 1) + (i - (len(chosen) - 1) / 2) * width, heights, width, alpha=0.35, label=agent, color=f"C{i + 2}")  # fmt: skip
+        share.bar(
+            np.arange(1, N + 1) + (i - (len(chosen) - 1) / 2) * width,
+            heights,
+            width,
+            alpha=0.35,
+            label=agent,
+            color=f"C{i + 2}",
+        )
     share.set(ylabel="share of episodes", ylim=(0, 1))
     share.legend(fontsize=7, loc="upper right")
 

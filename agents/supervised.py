@@ -1,4 +1,4 @@
-"""The simplest agent: it predicts from the condition what each number of even steps would give, and takes the best for its price.
+"""The simplest agent: it predicts what each number of even steps would give, and takes the best for its price.
 
 No reinforcement is needed for that: a table of outcomes is computed for crops of photographs, and a small net learns
 it. The price of a forward comes in after the net, so one agent draws the whole curve of quality against forwards.
@@ -293,10 +293,21 @@ def train_supervised(config: SupervisedConfig, folder: Path) -> Path:
     assert isinstance(latent, spaces.Box)
     bound = float(latent.high.max())
     agent_config = AgentConfig(
-        SUPERVISED, task.decisions, task.config.image_size, bound, task.plan,
-        {"forwards": list(config.forwards), "crop_size": task.config.image_size, "channels": list(config.channels), "members": config.members},
-        training, "dict", prices,
-    )  # fmt: skip
+        SUPERVISED,
+        task.decisions,
+        task.config.image_size,
+        bound,
+        task.plan,
+        {
+            "forwards": list(config.forwards),
+            "crop_size": task.config.image_size,
+            "channels": list(config.channels),
+            "members": config.members,
+        },
+        training,
+        "dict",
+        prices,
+    )
     Agent(agent_config, predictor).save(folder / "best")
     return folder / "best"
 

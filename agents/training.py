@@ -293,9 +293,13 @@ def train_agent(
     h = config.hyperparameters
     noise_seeds = config.env.get("noise_seeds")
     env = make_env(
-        h.n_envs, frame_stack=frame_stacked(config.algorithm, config.observation), latent_size=h.spn_size, seed=config.seed,
-        device=config.device, **config.env,
-    )  # fmt: skip
+        h.n_envs,
+        frame_stack=frame_stacked(config.algorithm, config.observation),
+        latent_size=h.spn_size,
+        seed=config.seed,
+        device=config.device,
+        **config.env,
+    )
     if h.picture_baseline:
         env = VecPictureBaseline(env)
     task: Task = env.unwrapped.get_attr("task")[0]

@@ -188,11 +188,15 @@ def backends(unet: UNet, repeats: int) -> None:
             reference = works["eager"]()
             rows += [
                 (
-                    f"{shape[0]} x {shape[2]} px", name, 1e3 * seconds[name], seconds["eager"] / seconds[name], ready[name],
+                    f"{shape[0]} x {shape[2]} px",
+                    name,
+                    1e3 * seconds[name],
+                    seconds["eager"] / seconds[name],
+                    ready[name],
                     float((torch.as_tensor(work()) - reference).abs().max()),
                 )
                 for name, work in works.items()
-            ]  # fmt: skip
+            ]
     print_table(
         "Backends of a forward",
         ("batch", "backend", "ms", "eager / backend", "until the first result, s", "largest difference"),

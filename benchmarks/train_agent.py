@@ -86,12 +86,19 @@ def main(
     headings = ("seed", "episodes", "seconds", "reward", "best fixed", "oracle", "gap closed", "mean start", "NFE")
     lines = [
         (
-            seed, e.episodes, f"{e.seconds:.0f}", f"{e.reward:.4f}", f"{e.best_fixed_reward:.4f}", f"{e.oracle_reward:.4f}",
-            f"{closed_by(e):.0%}", f"{e.start:.2f}", f"{e.nfe:.2f}",
+            seed,
+            e.episodes,
+            f"{e.seconds:.0f}",
+            f"{e.reward:.4f}",
+            f"{e.best_fixed_reward:.4f}",
+            f"{e.oracle_reward:.4f}",
+            f"{closed_by(e):.0%}",
+            f"{e.start:.2f}",
+            f"{e.nfe:.2f}",
         )
         for seed, (curve, _) in enumerate(curves)
         for e in curve
-    ]  # fmt: skip
+    ]
     click.echo(markdown(headings, lines))
     for seed, (curve, whole) in enumerate(curves):
         best = max(curve, key=lambda e: e.reward)

@@ -15,9 +15,35 @@ from ddpm.errors import ImageError
 HEIF = frozenset({".heic", ".heif", ".hif"})
 # Endings that are taken for pictures inside folders. A file that is named outright may have any ending.
 SUFFIXES = HEIF | {
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".avifs", ".tif", ".tiff", ".gif",
-    ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".tga", ".qoi",
-}  # fmt: skip
+    ".png",
+    ".apng",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".mpo",
+    ".webp",
+    ".avif",
+    ".avifs",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".bmp",
+    ".dib",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".pfm",
+    ".jp2",
+    ".j2k",
+    ".j2c",
+    ".jpc",
+    ".jpf",
+    ".jpx",
+    ".tga",
+    ".qoi",
+}
 
 
 @dataclass(frozen=True)
@@ -64,11 +90,41 @@ OUTPUTS = {
 }
 
 # Tags that describe how the pixels of the source file are stored, or where they lie on the Earth pixel by pixel.
-_STRUCTURE = frozenset({
-    *range(254, 260), 262, 263, 264, 265, 266, 273, *range(277, 282), 284, *range(288, 294), 297, 301, *range(317, 326), 330,
-    *range(332, 348), *range(512, 522), *range(529, 533), 700, 33550, 33723, 33922, 34264, 34377, 34675, 34735, 34736, 34737,
-    42112, 42113, 50838, 50839,
-})  # fmt: skip
+_STRUCTURE = frozenset(
+    {
+        *range(254, 260),
+        262,
+        263,
+        264,
+        265,
+        266,
+        273,
+        *range(277, 282),
+        284,
+        *range(288, 294),
+        297,
+        301,
+        *range(317, 326),
+        330,
+        *range(332, 348),
+        *range(512, 522),
+        *range(529, 533),
+        700,
+        33550,
+        33723,
+        33922,
+        34264,
+        34377,
+        34675,
+        34735,
+        34736,
+        34737,
+        42112,
+        42113,
+        50838,
+        50839,
+    }
+)
 _ORIENTATION, _EXIF_IFD, _MAKER_NOTE, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0x927C, 0xA002, 0xA003
 _JPEG_SEGMENT = 65_533
 _JPEG_XMP = _JPEG_SEGMENT - 29

@@ -102,7 +102,7 @@ def keyed_alpha(image: Image.Image, stored: str) -> NDArray[np.uint8] | None:
 
 
 def deep_tiff(path: str | Path) -> Image.Image | None:
-    """Reads the first page of a TIFF that Pillow cannot hold, such as colours in floats, grey in 64 bits or with 16 bits of alpha.
+    """Reads the first page of a TIFF that Pillow cannot hold, such as colours in floats or grey in 64 bits.
 
     Args:
         path: any file.

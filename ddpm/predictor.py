@@ -1,4 +1,4 @@
-"""The small feed-forward super-resolution net whose picture a diffusion net starts from, and its loading by spandrel."""
+"""The small super-resolution net whose picture a diffusion net starts from, and its loading by spandrel."""
 
 import shutil
 from collections.abc import Mapping

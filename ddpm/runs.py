@@ -18,8 +18,17 @@ from ddpm.errors import ConfigError
 from ddpm.images import atomic_path
 
 PACKAGES = (
-    "skipdiff", "torch", "numpy", "accelerate", "gymnasium", "stable-baselines3", "sb3-contrib", "pyiqa", "lpips", "safetensors",
-)  # fmt: skip
+    "skipdiff",
+    "torch",
+    "numpy",
+    "accelerate",
+    "gymnasium",
+    "stable-baselines3",
+    "sb3-contrib",
+    "pyiqa",
+    "lpips",
+    "safetensors",
+)
 
 
 def write_json(path: Path, content: Any) -> None:

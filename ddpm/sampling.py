@@ -85,7 +85,8 @@ def reverse_weights(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """x_s = a·x_0 + b·x_t + σ·noise has the marginal q(x_s | x_0). Gives (a, b, σ), one each per t.
 
-    The family of DDIM (its Eq. 12): eta = 1 is the posterior q(x_s | x_t, x_0), ancestral sampling; eta = 0 adds no noise.
+    The family of DDIM (its Eq. 12): eta = 1 is the posterior q(x_s | x_t, x_0), ancestral sampling; eta = 0 adds no
+    noise.
 
     Args:
         alphas_cumprod: (T + 1,), index 0 is the clean image.
@@ -136,7 +137,7 @@ def p_sample(
 def refine(
     unet: Denoiser, alphas_cumprod: FloatArray, latents: Tensor, lr_up: Tensor, noise: Noise, start: int
 ) -> Tensor:
-    """Ancestral sampling from diffusion step `start` to the clean latent: D_1(D_2(… D_start(latents))). NFE: `start`."""
+    """Ancestral sampling from step `start` to the clean latent: D_1(D_2(… D_start(latents))). NFE: `start`."""
     for t in range(start, 0, -1):
         latents = p_sample(unet, alphas_cumprod, t, latents, lr_up, noise(Stage.FINE, t) if t > 1 else None)
     return latents

@@ -213,7 +213,7 @@ class Training:
         return mean
 
     def _save(self, done: int, averaged: nn.Module, preview: Tensor) -> None:
-        """Writes the state under a temporary name, renames it, drops the one before, and exports the averaged weights."""
+        """Writes the state and renames it, drops the one before, and exports the averaged weights."""
         self.accelerator.wait_for_everyone()
         if self.main:
             temporary = self.folder / f"state-{done:08d}.tmp"

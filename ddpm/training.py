@@ -33,7 +33,7 @@ def training_loss(
     perceptual_weight: float = 0.0,
     distance: Distance = F.l1_loss,
 ) -> Tensor:
-    """Eq. 7: the distance between what the net predicts and the truth, at noise levels drawn between neighbouring steps.
+    """Eq. 7: the distance between what the net predicts and the truth, at levels drawn between neighbouring steps.
 
     With `perceptual`, plus its weight times √ᾱ times the distance between the picture that the prediction stands for
     and the target. √ᾱ keeps the gradient bounded where a picture estimated from eps is nearly all noise.
@@ -83,7 +83,7 @@ def sample_grid(unet: UNet, hr: Tensor, forwards: int = 10) -> np.ndarray:
 
 
 def initial_settings(checkpoint: str) -> dict[str, Any]:
-    """Settings of a net that begins with a checkpoint's weights: the checkpoint's, less those of its sampling, chosen anew."""
+    """Settings of a net that begins with a checkpoint's weights: the checkpoint's, less those of its sampling."""
     sampling = ("start", "coarse_sampler", "levels", "fine_sampler")
     return {name: value for name, value in load_unet(checkpoint).settings.items() if name not in sampling}
 

@@ -52,7 +52,7 @@ def _file_of(source: str, name: str, hub: Mapping[str, Any]) -> Path:
 
 
 def _predictor_file(source: str, name: str, hub: Mapping[str, Any]) -> Path:
-    """The predictor that a checkpoint's configuration names: beside it, at a path, or in another repository on the Hub."""
+    """The predictor that a configuration names: beside it, at a path, or in another repository on the Hub."""
     if Path(name).is_file() and not (Path(source) / name).is_file():
         return Path(name)
     if name.count("/") == 2 and not name.startswith((".", "/")):

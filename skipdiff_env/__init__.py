@@ -1,4 +1,4 @@
-"""The Gymnasium environments SkipDiff-v0 and its variants, their batched twins, and the upscaler that uses what an agent learns.
+"""The Gymnasium environments SkipDiff-v0 and its variants, their batched twins, and the upscaler.
 
 Importing this package registers the environments and is cheap: torch is imported when a name below is first used.
 """
@@ -19,9 +19,16 @@ if TYPE_CHECKING:
     from skipdiff_env.vector_env import SkipDiffVectorEnv
 
 __all__ = [
-    "Action", "SkipDiffEnv", "SkipDiffTableEnv", "SkipDiffTableVectorEnv", "SkipDiffVectorEnv", "StartOutcomes", "Table", "Upscaler",
+    "Action",
+    "SkipDiffEnv",
+    "SkipDiffTableEnv",
+    "SkipDiffTableVectorEnv",
+    "SkipDiffVectorEnv",
+    "StartOutcomes",
+    "Table",
+    "Upscaler",
     "make_metric",
-]  # fmt: skip
+]
 
 _MODULES = {
     "Action": "rules",

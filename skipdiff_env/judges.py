@@ -48,7 +48,7 @@ CONVOLUTIONS, HEADS = 13, 5
 
 
 def judge_file() -> Path:
-    """Where the weights are expected: what SKIPDIFF_JUDGE names, or else skipdiff/judge.safetensors in the user's cache folder."""
+    """Where the weights are expected: at SKIPDIFF_JUDGE, or at skipdiff/judge.safetensors in the cache folder."""
     given = os.environ.get(VARIABLE)
     if given:
         return Path(given).expanduser()
@@ -57,7 +57,7 @@ def judge_file() -> Path:
 
 
 def refuse_judge(metric: object) -> None:
-    """Raises ConfigError where the metric of a reward, as `skipdiff_env.metrics.as_metric` takes it, is called like a judge."""
+    """Raises ConfigError where the metric of a reward, as `as_metric` takes it, is called like a judge."""
     name = getattr(metric, "name", getattr(metric, "__name__", metric))
     if name in JUDGES:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Stores for what a deterministic process has already computed: in memory, and on disk for other processes and later runs."""
+"""Stores for what a deterministic process has computed: in memory, and on disk for other processes and runs."""
 
 import contextlib
 import hashlib

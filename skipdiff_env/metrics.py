@@ -1,4 +1,4 @@
-"""Image quality: PSNR and SSIM on luma, LPIPS, DISTS, NIQE, PIQE, colour error and every other metric that pyiqa knows."""
+"""Image quality: PSNR and SSIM on luma, LPIPS, DISTS, NIQE, PIQE, colour error, and all that pyiqa knows."""
 
 import contextlib
 import difflib

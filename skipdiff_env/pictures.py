@@ -100,7 +100,7 @@ class Pictures:
 
 
 def _tiles(size: int, split: str | None) -> list[tuple[str, int, int, Rgb]]:
-    """Photograph, left, top and pixels of all crops that fit side by side into the photographs of a split, or of both."""
+    """Photograph, left, top and pixels of all crops that fit side by side into the photographs of a split."""
     from skimage import data
 
     tiles = []

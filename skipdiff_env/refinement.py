@@ -81,7 +81,7 @@ def fixed_start(start: int) -> Policy:
 
 
 def fixed_levels(levels: Sequence[int]) -> Policy:
-    """The policy that under "jump" asks the net at these levels alone, the first of which is where the latent begins."""
+    """The policy that under "jump" asks the net at these levels alone; at the first the latent begins."""
     reached = frozenset(levels[1:])
     return lambda states: [Action.DENOISE if state.t - 1 in reached else Action.SKIP for state in states]
 
@@ -166,7 +166,7 @@ class RefinementProcess:
                 state.level = state.t
 
     def finish(self, states: Sequence[Refinement]) -> list[Tensor]:
-        """Performs the step to the clean latent, which is never skipped, and gives the pictures, each (3, H, W) in [-1, 1]."""
+        """Performs the step to the clean latent, which is never skipped; gives the pictures, (3, H, W) in [-1, 1]."""
         assert all(state.t == 1 for state in states), "decisions are left"
         self._denoise(states)
         for state in states:

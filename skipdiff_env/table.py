@@ -26,7 +26,7 @@ FEATURE_BOUNDS = (-3.0, 1.0)
 
 
 def features(condition: NDArray[np.floating]) -> NDArray[np.float32]:
-    """How much structure a picture has: 14 numbers of its luma at each of three sizes, the full one, a half and a quarter.
+    """How much structure a picture has: 14 numbers of its luma at its full size, a half and a quarter of it.
 
     They are the mean gradients along and across, its root mean square, six quantiles of its magnitude, mean and root
     mean square of the Laplacian, and the standard deviation of the luma, all as log10(10⁻³ + x); how much the gradients
@@ -46,9 +46,14 @@ def features(condition: NDArray[np.floating]) -> NDArray[np.float32]:
         magnitude = np.hypot(x, y)
         laplacian = np.diff(right, axis=1)[1:-1] + np.diff(down, axis=0)[:, 1:-1]
         sizes = [
-            np.abs(right).mean(), np.abs(down).mean(), np.sqrt((magnitude**2).mean()), *np.quantile(magnitude, QUANTILES),
-            np.abs(laplacian).mean(), np.sqrt((laplacian**2).mean()), luma.std(),
-        ]  # fmt: skip
+            np.abs(right).mean(),
+            np.abs(down).mean(),
+            np.sqrt((magnitude**2).mean()),
+            *np.quantile(magnitude, QUANTILES),
+            np.abs(laplacian).mean(),
+            np.sqrt((laplacian**2).mean()),
+            luma.std(),
+        ]
         xx, yy, xy = (x * x).mean(), (y * y).mean(), (x * y).mean()
         direction = np.hypot(xx - yy, 2 * xy) / (xx + yy) if xx + yy > 0 else 0.0
         found += [*np.log10(SMALLEST + np.array(sizes)), direction, float((magnitude < 2 / 255).mean())]
@@ -123,7 +128,7 @@ class Table:
 
     @cached_property
     def _codes(self) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
-        """The schedules as numbers, rising, and the place of each. Bit i from below is the decision at step i + 2, 1 is SKIP."""
+        """The schedules as numbers, rising, and the place of each. Bit i is the decision at step i + 2, 1 is SKIP."""
         codes = np.array(
             [sum(1 << (t - 2) for t in range(2, self.first + 1) if t - 1 not in levels) for levels in self.schedules],
             dtype=np.uint64,

@@ -190,7 +190,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         return masks
 
     def get_state(self) -> dict[str, Any]:
-        """The episodes as they stand and the random generators, as plain data that `set_state` takes and pickle stores."""
+        """The episodes and the random generators as they stand, as plain data for `set_state` and pickle."""
         self._check_begun("get_state")
         return {
             "episodes": {name: array.copy() for name, array in self._state.items()},
@@ -286,9 +286,12 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         """What `step` and `reset` report of some environments."""
         state = self._state
         named = {
-            "diffusion_step": state["t"], "nfe": state["nfe"], "image_index": state["image"], "noise_seed": state["seed"],
+            "diffusion_step": state["t"],
+            "nfe": state["nfe"],
+            "image_index": state["image"],
+            "noise_seed": state["seed"],
             "nfe_penalty": state["price"],
-        }  # fmt: skip
+        }
         infos: dict[str, Any] = {}
         for name, column in named.items():
             infos[name], infos[f"_{name}"] = column * mask, mask.copy()

@@ -141,7 +141,7 @@ class Task:
         return spaces.Dict(parts)
 
     def remember_in(self, memo: Memo) -> None:
-        """Remembers what it computes in `memo`, perhaps that of another task with the same pictures, process and metrics."""
+        """Remembers what it computes in `memo`, perhaps that of another task with the same pictures and process."""
         self.memo = self.process.memo = memo
 
     @property
@@ -230,7 +230,7 @@ class Task:
         return math.isnan(episode.metrics[self.metric.name])
 
     def observe(self, episodes: Sequence[Episode]) -> Observation:
-        """What is seen of the episodes, in memory of its own: latents (B, 3, H, W), or a dictionary of arrays (B, …)."""
+        """What is seen of the episodes, in its own memory: latents (B, 3, H, W), or a dictionary of arrays (B, …)."""
         states = [episode.refinement for episode in episodes]
 
         def pictures(tensors: Sequence[Tensor]) -> NDArray[Any]:

@@ -131,7 +131,7 @@ class SkipDiffVectorEnv(BatchedEnv):
         return tuple(self.task.render(episode) for episode in self._all_episodes("render"))
 
     def get_state(self) -> dict[str, Any]:
-        """The episodes as they stand and the random generators, as plain data that `set_state` takes and pickle stores."""
+        """The episodes and the random generators as they stand, as plain data for `set_state` and pickle."""
         episodes = self._all_episodes("get_state")
         return {
             "episodes": [self.task.save(episode) for episode in episodes],

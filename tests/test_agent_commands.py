@@ -89,7 +89,9 @@ def test_enjoy_says_what_happened(episodes: list[str], agent_folder: Path, check
     task = small_task(checkpoint, photos, image_size=32, metric="psnr")
     start = int(lines[4].split()[1].strip(","))
     taken = [line.split()[3] for line in lines[:4]]
-    assert start == (1 if taken[-1] == "SKIP" else 5 - max((i + 1 for i, a in enumerate(taken) if a == "SKIP"), default=0))  # fmt: skip
+    assert start == (
+        1 if taken[-1] == "SKIP" else 5 - max((i + 1 for i, a in enumerate(taken) if a == "SKIP"), default=0)
+    )
     reward = task.start_outcomes([0], [1]).rewards[0, 0, start - 1]
     assert f"reward {reward:.4f}" in lines[4]
 

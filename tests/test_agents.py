@@ -111,7 +111,18 @@ def small_agent(algorithm: str = "ppo", seed: int = 0, **changes: Any) -> Agent:
     kwargs: dict[str, Any] = {"features_extractor_kwargs": {"hidden_size": 8}}
     if algorithm == "recurrent-ppo":
         kwargs["lstm_hidden_size"] = 8
-    agent = Agent.build(AgentConfig(**{"algorithm": algorithm, "decisions": DECISIONS, "image_size": 32, "latent_bound": 9.0, "policy_kwargs": kwargs, **changes}))  # fmt: skip
+    agent = Agent.build(
+        AgentConfig(
+            **{
+                "algorithm": algorithm,
+                "decisions": DECISIONS,
+                "image_size": 32,
+                "latent_bound": 9.0,
+                "policy_kwargs": kwargs,
+                **changes,
+            }
+        )
+    )
     agent.scores(young_stacks(16, seed=3))  # batch norm takes its first statistics
     for name, parameter in agent.policy.named_parameters():
         if name.startswith(("action_net", "q_net", "quantile_net")):
@@ -512,7 +523,7 @@ def test_overrides() -> None:
 
 def test_hyperparameters_of_the_paper() -> None:
     h = load_hyperparameters("ppo")
-    paper = {"clip_range": 0.2, "gamma": 0.7, "gae_lambda": 1.0, "vf_coef": 0.5, "learning_rate": 3e-4, "n_epochs": 1}  # fmt: skip
+    paper = {"clip_range": 0.2, "gamma": 0.7, "gae_lambda": 1.0, "vf_coef": 0.5, "learning_rate": 3e-4, "n_epochs": 1}
     assert {name: h.algorithm[name] for name in paper} == paper
     settings = h.algorithm_settings("ppo", 9)
     assert settings["n_steps"] == 9
@@ -594,7 +605,14 @@ def test_rollout_buffer_equals_that_of_stable_baselines3(settings: dict[str, Any
     samples = []
     for buffer in (RolloutBuffer, EpisodeRolloutBuffer):
         env = make_env(2, seed=0, **settings)
-        model = A2C("CnnPolicy", env, n_steps=n_steps, rollout_buffer_class=buffer, policy_kwargs={**kwargs, "normalize_images": False}, seed=0)  # fmt: skip
+        model = A2C(
+            "CnnPolicy",
+            env,
+            n_steps=n_steps,
+            rollout_buffer_class=buffer,
+            policy_kwargs={**kwargs, "normalize_images": False},
+            seed=0,
+        )
         drawn: list[Any] = []
         train = model.train
 
@@ -617,9 +635,15 @@ def filled_buffer(settings: dict[str, Any], episodes: int, **kwargs: Any) -> Any
     """A buffer of random play in 3 environments, and its policy's values replaced by 0."""
     env = make_env(3, seed=0, **settings)
     buffer: Any = EpisodeRolloutBuffer(
-        episodes * DECISIONS, env.observation_space, env.action_space, device="cpu", gamma=0.7, gae_lambda=1.0, n_envs=3,
+        episodes * DECISIONS,
+        env.observation_space,
+        env.action_space,
+        device="cpu",
+        gamma=0.7,
+        gae_lambda=1.0,
+        n_envs=3,
         **kwargs,
-    )  # fmt: skip
+    )
     observations: Any = env.reset()
     starts, rng = np.ones(3, dtype=bool), np.random.default_rng(0)
     zeros = torch.zeros(3)
@@ -736,7 +760,10 @@ def test_replay_buffer_gives_whole_stacks(settings: dict[str, Any], steps: int) 
         if not ended:
             np.testing.assert_array_equal(following, after)
     assert min(drawn) >= max(0, steps - 13)  # older ones are gone
-    per_transition = [b.observations.nbytes / b.buffer_size + getattr(b, "next_observations", np.empty(0)).nbytes / b.buffer_size for b in (buffer, plain)]  # fmt: skip
+    per_transition = [
+        b.observations.nbytes / b.buffer_size + getattr(b, "next_observations", np.empty(0)).nbytes / b.buffer_size
+        for b in (buffer, plain)
+    ]
     assert per_transition[1] == 2 * DECISIONS * per_transition[0]
 
 

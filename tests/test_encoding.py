@@ -28,7 +28,8 @@ def calls_without_encoding(source: str) -> Iterator[str]:
 
 
 def test_what_counts() -> None:
-    source = "p.open(); open('x', 'w'); p.read_text(); p.write_text('b'); open('x', 'rb'); p.open(encoding='utf-8'); Image.open('x')"
+    source = "p.open(); open('x', 'w'); p.read_text(); p.write_text('b'); "
+    source += "open('x', 'rb'); p.open(encoding='utf-8'); Image.open('x')"
     assert len(list(calls_without_encoding(source))) == 4
 
 

@@ -255,10 +255,20 @@ def agent_folder(tmp_path: Path) -> Path:
 def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = command(
-        "evaluate", f"--images={photos}", f"--train-images={photos / '0.png'}", f"--checkpoint={checkpoint}", "--steps=20,5",
-        "--image-size=96", "--metrics=psnr", "--seeds=2", "--limit=2", f"--agent={agent_folder}", f"--agent=mine={agent_folder}", f"--out={out}",
+        "evaluate",
+        f"--images={photos}",
+        f"--train-images={photos / '0.png'}",
+        f"--checkpoint={checkpoint}",
+        "--steps=20,5",
+        "--image-size=96",
+        "--metrics=psnr",
+        "--seeds=2",
+        "--limit=2",
+        f"--agent={agent_folder}",
+        f"--agent=mine={agent_folder}",
+        f"--out={out}",
         "--pictures=1",
-    )  # fmt: skip
+    )
     assert "| method | PSNR-Y | reward | regret | NFE | s/picture |" in result.output
     with (out / "rows.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -286,7 +296,11 @@ def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path,
     )
     task = Task(config)
     assert start == task.start_outcomes([0], [0]).rewards[0, 0].argmax() + 1
-    assert {path.name for path in (out / "pictures" / "000").iterdir()} >= {"bicubic.png", "agent agent.png", "original.png"}  # fmt: skip
+    assert {path.name for path in (out / "pictures" / "000").iterdir()} >= {
+        "bicubic.png",
+        "agent agent.png",
+        "original.png",
+    }
     command("plot", f"--evaluation={out}", f"--out={tmp_path / 'figures'}")
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert names == {"quality_against_steps", "starts", "contact_sheet"}  # no perceptual metric was measured

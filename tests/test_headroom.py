@@ -72,11 +72,30 @@ def test_command(
     run = CliRunner().invoke(
         main,
         [
-            "--checkpoint", short_checkpoint, "--images", str(photos), "--limit", "2", "--image-size", "32", "--skip-mode", skip_mode,
-            "--steps", steps, "--metric", "colour", "--noise-seeds", "2", "--train-noise-seeds", "1", "--prices", "0,1",
-            "--search-minutes", "1",
+            "--checkpoint",
+            short_checkpoint,
+            "--images",
+            str(photos),
+            "--limit",
+            "2",
+            "--image-size",
+            "32",
+            "--skip-mode",
+            skip_mode,
+            "--steps",
+            steps,
+            "--metric",
+            "colour",
+            "--noise-seeds",
+            "2",
+            "--train-noise-seeds",
+            "1",
+            "--prices",
+            "0,1",
+            "--search-minutes",
+            "1",
         ],
-    )  # fmt: skip
+    )
     assert run.exit_code == 0, run.output
     assert "2 pictures of 32 px, 2 noises; what is fixed was chosen on 2 others" in run.output
     table = [line.strip("| ").split(" | ") for line in run.output.splitlines() if line.startswith("| ")]

@@ -71,8 +71,14 @@ def observations(batch: int, side: int = 32) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
-    [(64, 64, [(0, 0)]), (128, 64, [(0, 0), (64, 0)]), (80, 70, [(8, 3)]), (40, 64, [(0, 0)]), (640, 64, [(0, 0), (288, 0), (576, 0)])],
-)  # fmt: skip
+    [
+        (64, 64, [(0, 0)]),
+        (128, 64, [(0, 0), (64, 0)]),
+        (80, 70, [(8, 3)]),
+        (40, 64, [(0, 0)]),
+        (640, 64, [(0, 0), (288, 0), (576, 0)]),
+    ],
+)
 def test_even_crops(height: int, width: int, expected: list[tuple[int, int]]) -> None:
     """Crops are pixels of the picture as they are, and spread from one end to the other."""
     picture = torch.rand(2, 3, height, width)
@@ -224,7 +230,7 @@ def test_gather_stops_and_uses_noises_of_its_own(settings: dict[str, Any], photo
 
 
 def test_predictor_follows_the_best_even_schedule(settings: dict[str, Any]) -> None:
-    """Whatever the predictions, the decisions of an episode are an even schedule, the cheapest where forwards are dear."""
+    """Whatever is predicted, the decisions are an even schedule, the cheapest one where forwards are dear."""
     task = Task(TaskConfig.of(settings))
     agent = jump_agent(SUPERVISED)
     predictor: SchedulePredictor = agent.policy
@@ -264,10 +270,26 @@ def test_train_supervised_and_enjoy(settings: dict[str, Any], photos: Path, tmp_
     """The command trains an agent that other commands take, under the price they name."""
     out = tmp_path / "run"
     arguments = [
-        "train-agent", f"--out={out}", "--algo=supervised", "--env=SkipDiffJump-v0", f"--checkpoint={settings['checkpoint']}",
-        f"--images={photos}", "--image-size=32", f"--steps=1,{N}", "--nfe-penalty=0.001,0.1", "-p", "crops=8", "-p", "epochs=2",
-        "-p", "forwards=[1,2,4]", "-p", "members=1", "-p", "channels=[4,6]",
-    ]  # fmt: skip
+        "train-agent",
+        f"--out={out}",
+        "--algo=supervised",
+        "--env=SkipDiffJump-v0",
+        f"--checkpoint={settings['checkpoint']}",
+        f"--images={photos}",
+        "--image-size=32",
+        f"--steps=1,{N}",
+        "--nfe-penalty=0.001,0.1",
+        "-p",
+        "crops=8",
+        "-p",
+        "epochs=2",
+        "-p",
+        "forwards=[1,2,4]",
+        "-p",
+        "members=1",
+        "-p",
+        "channels=[4,6]",
+    ]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     agent = load_agent(out)
@@ -275,8 +297,16 @@ def test_train_supervised_and_enjoy(settings: dict[str, Any], photos: Path, tmp_
     assert agent.config.price_range == PRICES
     assert agent.config.training["crops"] == 16
     assert Outcomes.load(out / "outcomes.npz").metrics["lpips"].shape == (16, 1, 3)
-    play = ["enjoy", f"--agent={out}", f"--checkpoint={settings['checkpoint']}", f"--images={photos}", "--image-size=32",
-            "--metric=psnr", "-o", str(tmp_path / "x.png")]  # fmt: skip
+    play = [
+        "enjoy",
+        f"--agent={out}",
+        f"--checkpoint={settings['checkpoint']}",
+        f"--images={photos}",
+        "--image-size=32",
+        "--metric=psnr",
+        "-o",
+        str(tmp_path / "x.png"),
+    ]
     result = CliRunner().invoke(main, [*play, "--quality=0"])
     assert result.exit_code == 0, (result.output, result.exception)
     assert result.output.count("probability 1.000") == N - 1
@@ -354,10 +384,20 @@ def test_benchmark_of_algorithms(settings: dict[str, Any], photos: Path, tmp_pat
     assert 0 <= low < 2 < high <= 4
     assert interval([3.0]) == (3.0, 3.0)
     arguments = [
-        f"--images={photos / '0.png'}", f"--eval-images={photos / '1.png'}", f"--checkpoint={settings['checkpoint']}",
-        f"--out={tmp_path / 'out'}", "--algos=a2c,dqn", "--seeds=2", "--env-steps=40", "--image-size=32", "--noise-seeds=1",
-        "-p", "n_envs=2", "-p", "channels=[4,6]",
-    ]  # fmt: skip
+        f"--images={photos / '0.png'}",
+        f"--eval-images={photos / '1.png'}",
+        f"--checkpoint={settings['checkpoint']}",
+        f"--out={tmp_path / 'out'}",
+        "--algos=a2c,dqn",
+        "--seeds=2",
+        "--env-steps=40",
+        "--image-size=32",
+        "--noise-seeds=1",
+        "-p",
+        "n_envs=2",
+        "-p",
+        "channels=[4,6]",
+    ]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     table = (tmp_path / "out" / "algorithms.md").read_text(encoding="utf-8")

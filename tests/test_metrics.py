@@ -233,7 +233,7 @@ def plain_features(weights: dict[str, Tensor], x: Tensor, l2: bool) -> list[Tens
 
 
 def plain_judge(weights: dict[str, Tensor], name: str, sr: Tensor, hr: Tensor) -> float:
-    """DISTS (Ding et al. 2020, Eq. 6 to 8) or LPIPS (Zhang et al. 2018, Eq. 1) of one pair in [0, 1], in double precision."""
+    """DISTS (Ding et al. 2020, Eq. 6 to 8) or LPIPS (Zhang et al. 2018, Eq. 1) of one pair in [0, 1], in float64."""
     pair = [image.double()[None] for image in (sr, hr)]
 
     def rgb(*values: float) -> Tensor:

@@ -214,9 +214,16 @@ def test_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     given = [agents["SkipDiff"], *(f"{name}={path}" for name, path in agents.items() if name != "SkipDiff")]
     out = tmp_path / "out"
     arguments = [
-        "reproduce", f"--images={photos}", f"--checkpoint={short_checkpoint}", "--limit=1", "--seeds=1", "--image-size=96",
-        f"--out={out}", "--sections=tables12,table3,table4,table5,table6,fig5", *(f"--agent={agent}" for agent in given),
-    ]  # fmt: skip
+        "reproduce",
+        f"--images={photos}",
+        f"--checkpoint={short_checkpoint}",
+        "--limit=1",
+        "--seeds=1",
+        "--image-size=96",
+        f"--out={out}",
+        "--sections=tables12,table3,table4,table5,table6,fig5",
+        *(f"--agent={agent}" for agent in given),
+    ]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     assert f"report: {out / 'report.md'}" in result.output

@@ -396,9 +396,26 @@ def test_command(short_checkpoint: str, tmp_path: Path, photos: Path, monkeypatc
     pytest.importorskip("h5py")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     command = [
-        "tabulate", "--images", str(photos), "--limit", "2", "--out", str(tmp_path / "table"), "--checkpoint", short_checkpoint,
-        "--steps", "1,4", "--image-size", "32", "--metrics", "psnr,colour", "--minari", "skipdiff/tiny-v0", "--episodes", "20",
-    ]  # fmt: skip
+        "tabulate",
+        "--images",
+        str(photos),
+        "--limit",
+        "2",
+        "--out",
+        str(tmp_path / "table"),
+        "--checkpoint",
+        short_checkpoint,
+        "--steps",
+        "1,4",
+        "--image-size",
+        "32",
+        "--metrics",
+        "psnr,colour",
+        "--minari",
+        "skipdiff/tiny-v0",
+        "--episodes",
+        "20",
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Minari's, of what a dataset may tell of its author
         run = CliRunner().invoke(main, command)

@@ -29,9 +29,18 @@ from tests.conftest import TINY, tiny_unet
 
 UNET = {**TINY, "dropout": 0.2}
 OPTIONS = [
-    "--crop=32", "--batch-size=2", "--save-every=2", "--iterations=8", "--width=8", "--multipliers=1,2", "--norm-groups=4", "--patch-size=2",
-    "--attention-resolutions=999", "--dropout=0.2", "--warmup=2",
-]  # fmt: skip
+    "--crop=32",
+    "--batch-size=2",
+    "--save-every=2",
+    "--iterations=8",
+    "--width=8",
+    "--multipliers=1,2",
+    "--norm-groups=4",
+    "--patch-size=2",
+    "--attention-resolutions=999",
+    "--dropout=0.2",
+    "--warmup=2",
+]
 
 
 @pytest.fixture

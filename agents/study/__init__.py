@@ -1,4 +1,4 @@
-"""Comparison of ways to enlarge pictures on the same pictures and the same noise: `evaluate`, `reproduce` and their tables.
+"""Comparison of ways to enlarge pictures, on the same pictures and noise: `evaluate`, `reproduce`, their tables.
 
 A method is one object (`agents.study.methods`), a run of methods is one function (`Runner.run`), and a section of a
 report is one object that names the methods it needs (`agents.study.section`).

@@ -246,7 +246,7 @@ def by_agent(name: str, agent: Agent, plan: Plan) -> Method:
 
 
 def skipping_policy(fine_forwards: float, steps: int, rng: np.random.Generator) -> Policy:
-    """The policy that skips at random, so often that a fine stage of `steps` has `fine_forwards` forwards on average."""
+    """The policy that skips at random, so often that a fine stage has `fine_forwards` forwards on average."""
     skip = 1 - (fine_forwards - 1) / (steps - 1)
 
     def decide(states: Sequence[Refinement]) -> Sequence[int]:
@@ -322,7 +322,7 @@ def peer(T: int, name: str, forwards: int) -> Method:
 
 
 def early_name(t: int, predicted: bool) -> str:
-    """What an early start is called: CCDF begins with the bicubic enlargement, Lyu et al. with the predictor's picture."""
+    """What an early start is called: CCDF begins with bicubic enlargement, Lyu et al. with the predictor's picture."""
     return f"predictor's picture from {t}" if predicted else f"CCDF from {t}"
 
 

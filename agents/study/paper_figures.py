@@ -204,7 +204,7 @@ def seed_means(rows: Sequence[Row], metric: str) -> NDArray[np.float64]:
 
 
 def peer_verdicts(rows: Sequence[Row], ours: str, peers: Mapping[str, Sequence[str]]) -> str:
-    """Where peers are better than a method, each at its budget that is the nearest to the method's forwards and not above.
+    """Where peers are better than a method, each at its largest budget that is not above the method's forwards.
 
     Args:
         rows: of the method and the peers.

@@ -100,10 +100,17 @@ class Table3(Section):
             gflops = nfe * flops["unet"] / 1e9, flops["policy"] / 1e9 if method.family == AGENT else 0.0
             theirs, slowest = paper.SPEED[key], paper.SPEED["DDPM"]
             entry = {
-                "method": page.label(method.name), "nfe": nfe, "unet_seconds": seconds - policy, "policy_seconds": policy,
-                "total_seconds": seconds, "unet_gflops": gflops[0], "policy_gflops": gflops[1], "total_gflops": sum(gflops),
-                "paper_seconds": theirs[0], "paper_gflops": theirs[1],
-            }  # fmt: skip
+                "method": page.label(method.name),
+                "nfe": nfe,
+                "unet_seconds": seconds - policy,
+                "policy_seconds": policy,
+                "total_seconds": seconds,
+                "unet_gflops": gflops[0],
+                "policy_gflops": gflops[1],
+                "total_gflops": sum(gflops),
+                "paper_seconds": theirs[0],
+                "paper_gflops": theirs[1],
+            }
             first = entries[0] if entries else entry
             for ratio, value in (("seconds", "total_seconds"), ("flops", "total_gflops")):
                 entry[f"{ratio}_ratio"] = first[value] / entry[value]

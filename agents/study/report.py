@@ -1,4 +1,4 @@
-"""`skipdiff reproduce`: the paper's tables and figures on one net, with the same noise and the same pictures, as one report.
+"""`skipdiff reproduce`: the paper's tables and figures on one net, with the same noise and pictures, as one report.
 
 The rows of each method on each batch are written under a temporary name and renamed, so that a run which was stopped
 goes on where it was.
@@ -97,7 +97,8 @@ class Report:
             f"pictures and "
             "noise. PSNR and SSIM are on luma; the colour error is the distance of a picture's mean colour from the "
             "target's, "
-            'in grey levels; NFE counts UNet forwards. **Columns named "paper" hold the paper\'s own figures, on other nets and '
+            "in grey levels; NFE counts UNet forwards. "
+            '**Columns named "paper" hold the paper\'s own figures, on other nets and '
             f"other pictures** ({DATA.get(study.unet.scale, 'none for this scale')}).\n\n"
             f"{packages}, Python {platform.python_version()}, {config.device}, {sys.platform}. Every single result: "
             f"[rows.csv](rows.csv)."

@@ -25,7 +25,7 @@ def markdown(headings: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def figure_text(entry: Mapping[str, object], name: str, digits: int) -> str:
-    """A cell: text as it is, a figure with its standard deviation over noise seeds where there are several, or a dash."""
+    """A cell: text, a figure with its standard deviation over noise seeds where there are several, or a dash."""
     value = entry.get(name, math.nan)
     if not isinstance(value, int | float):
         return str(value)
