@@ -1,1 +1,26 @@
-"""Agents that learn which diffusion steps to skip, and the command line."""
+"""Agents that decide which denoising steps to skip: training, saving, playing, comparing.
+
+The names below are imported when they are first used, so that importing this package is cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agents.agent import load_agent
+    from agents.playing import AgentPolicy
+    from agents.training import train_agent
+
+__all__ = ["AgentPolicy", "load_agent", "train_agent"]
+
+_MODULES = {"AgentPolicy": "playing", "load_agent": "agent", "train_agent": "training"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

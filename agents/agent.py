@@ -17,8 +17,7 @@ from torch import Tensor
 from agents.algorithms import RECURRENT, SUPERVISED, algorithm_class, policy_alias
 from ddpm.checkpoints import resolve_checkpoint, shipped_checkpoints
 from ddpm.errors import CheckpointError, ConfigError
-from ddpm.images import atomic_path
-from ddpm.runs import read_json, write_json
+from ddpm.files import atomic_path, read_json, write_json
 from skipdiff_env.config import OBSERVATIONS
 from skipdiff_env.plan import Plan
 

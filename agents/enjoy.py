@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from agents.agent import Agent
 from agents.playing import AgentPolicy
 from ddpm.errors import ConfigError
-from ddpm.images import atomic_path
+from ddpm.files import atomic_path
 from skipdiff_env.episode import Episode
 from skipdiff_env.refinement import Action
 from skipdiff_env.rendering import BACKGROUND, COLOURS, EMPTY, MARGIN, METADATA, TEXT

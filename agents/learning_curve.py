@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ddpm.errors import ConfigError
-from ddpm.images import atomic_path
+from ddpm.files import atomic_path
 
 
 @dataclass(frozen=True)

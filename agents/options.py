@@ -169,12 +169,17 @@ def prices(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 
 
 def environment(name: str) -> dict[str, Any]:
-    """The arguments that Gymnasium has registered an environment of this project with."""
+    """The arguments that Gymnasium has registered an environment of this project with.
+
+    Raises:
+        ConfigError: there is no such environment, or it runs no net.
+    """
     import gymnasium
 
     import skipdiff_env  # noqa: F401  # registers them
 
-    known = sorted(id for id in gymnasium.registry if id.startswith("SkipDiff"))
+    ours = "skipdiff_env.vector_env:SkipDiffVectorEnv"  # those of a net, not of a table
+    known = sorted(name for name, spec in gymnasium.registry.items() if spec.vector_entry_point == ours)
     if name not in known:
         raise ConfigError(f"unknown environment {name!r}; known are {', '.join(known)}")
     return dict(gymnasium.spec(name).kwargs)

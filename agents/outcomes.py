@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.playing import play
 from ddpm.errors import ConfigError
-from ddpm.images import atomic_path, find_images, read_picture
+from ddpm.files import atomic_path
+from ddpm.images import find_images, read_picture
 from ddpm.schedule import even_steps
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.refinement import Policy, fixed_levels
@@ -94,19 +94,8 @@ def even_outcomes(
     Raises:
         ConfigError: the plan is not one of jumps, or a number is out of range.
     """
-    if task.plan.skip_mode != "jump":
-        raise ConfigError(f"schedules of even steps need skip_mode jump, got {task.plan.skip_mode}")
-    policies = [even_policy(task.plan.first, n) for n in forwards]
-    pairs = [(image, seed) for image in images for seed in noise_seeds]
-    columns: dict[str, list[list[float]]] = {name: [] for name in task.metrics}
-    for i in range(0, len(pairs), task.config.batch_size):  # schedule by schedule, while the pictures are remembered
-        chunk = pairs[i : i + task.config.batch_size]
-        own_images, own_seeds = zip(*chunk, strict=True)
-        results = [play(task, policy, own_images, own_seeds) for policy in policies]
-        for name, rows in columns.items():
-            rows += np.array([[episode.metrics[name] for episode in episodes] for episodes in results]).T.tolist()
-    shape = len(images), len(noise_seeds), len(policies)
-    return Outcomes(tuple(forwards), {name: np.reshape(rows, shape) for name, rows in columns.items()})
+    found = task.schedule_outcomes(images, noise_seeds, [even_levels(task.plan.first, n) for n in forwards])
+    return Outcomes(tuple(forwards), found.metrics)
 
 
 def crops_of(images: Sequence[str | Path], size: int, seed: int = 0) -> Iterator[Rgb]:

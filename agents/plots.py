@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from agents.learning_curve import Evaluation, read_curve
 from ddpm.errors import ConfigError
-from ddpm.images import atomic_path
+from ddpm.files import atomic_path
 
 # name → axis label; ↑: larger is better
 LABELS = {"psnr": "PSNR-Y ↑ (dB)", "ssim": "SSIM-Y ↑", "niqe": "NIQE ↓", "lpips": "LPIPS ↓", "dists": "DISTS ↓"}

@@ -40,7 +40,7 @@ from agents.training_config import AgentTrainingConfig
 from agents.vec_env import VecPictureBaseline, check_buffer, get_state, make_env, set_state
 from ddpm.checkpoints import check_device
 from ddpm.errors import CheckpointError, ConfigError
-from ddpm.images import atomic_path
+from ddpm.files import atomic_path
 from ddpm.runs import start_run
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import StartOutcomes
@@ -298,22 +298,24 @@ def train_agent(
         latent_size=h.spn_size,
         seed=config.seed,
         device=config.device,
+        cache_dir=config.cache_dir,
         **config.env,
     )
     if h.picture_baseline:
         env = VecPictureBaseline(env)
     task: Task = env.unwrapped.get_attr("task")[0]
     tqdm.write(describe_buffer(config, env))
-    memory = memory or (task.memo, Memo(0))
-    task.remember_in(memory[0])
+    if memory is not None:
+        task.remember_in(memory[0])
     task.memo.capacity = _cache(config, task, noise_seeds)
 
     if config.eval_images is None:
         evaluated = task
     else:
         settings = {**config.env, "images": list(config.eval_images)}
-        evaluated = Task(TaskConfig.of({**settings, "device": config.device}))
-        evaluated.remember_in(memory[1])
+        evaluated = Task(TaskConfig.of({**settings, "device": config.device, "cache_dir": config.cache_dir}))
+        if memory is not None:
+            evaluated.remember_in(memory[1])
         evaluated.memo.capacity = _cache(config, evaluated, config.eval_noise_seeds)
     evaluator = Evaluator(evaluated, config.eval_noise_seeds, config.oracle, config.eval_first_seed)
     rewards = None

@@ -150,6 +150,7 @@ def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any)
     "--fine-steps.",
 )
 @click.option("--cache-mb", type=click.FloatRange(min=0), help="Room for latents.  [default: what they need]")
+@click.option("--cache-dir", help="Folder for latents and metrics on disk, which later runs read as well.")
 @click.option("--obs-dtype", type=click.Choice(["float32", "float16"]), default="float32")
 @click.option("-p", "overrides", multiple=True, metavar="KEY=VALUE", help="Changes a hyperparameter; may be repeated.")
 @click.option("--seed", type=click.IntRange(min=0), default=0)

@@ -8,10 +8,10 @@ from typing import Any
 from agents.algorithms import algorithm_class
 from agents.hyperparameters import Hyperparameters
 from ddpm.errors import ConfigError
-from ddpm.runs import read_json
+from ddpm.files import read_json
 
 # What may change when a run goes on.
-RESUMABLE = frozenset({"env_steps", "minutes", "eval_every", "cache_mb", "device"})
+RESUMABLE = frozenset({"env_steps", "minutes", "eval_every", "cache_mb", "cache_dir", "device"})
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class AgentTrainingConfig:
 
     Attributes:
         algorithm: "ppo", "a2c", "dqn", "qrdqn", "trpo" or "recurrent-ppo".
-        env: arguments of `skipdiff_env.env.SkipDiffEnv`, without `cache_mb`, `device` and `render_mode`.
+        env: arguments of `skipdiff_env.env.SkipDiffEnv`, without `cache_mb`, `cache_dir`, `device` and `render_mode`.
         hyperparameters: of the algorithm.
         eval_images: pictures that the agent is evaluated on; None: those it is trained on.
         eval_noise_seeds: noises of each of these.
@@ -34,6 +34,7 @@ class AgentTrainingConfig:
             step is T. Under "jump" every number of even steps takes the place of the starts.
         minutes: when to stop, if `env_steps` have not been done by then.
         cache_mb: room for remembered latents; None: as much as they need, if it is there.
+        cache_dir: folder on disk for the same, which later runs read as well; None: none.
         seed: seed of everything random.
         device: where to compute.
     """
@@ -49,6 +50,7 @@ class AgentTrainingConfig:
     oracle: bool = True
     minutes: float | None = None
     cache_mb: float | None = None
+    cache_dir: str | None = None
     seed: int = 0
     device: str = "cpu"
 

@@ -27,7 +27,7 @@ from agents.study.methods import skipping_policy
 from agents.study.tables import markdown
 from agents.training import AgentTrainingConfig, tabulate, train_agent
 from ddpm.errors import ConfigError
-from ddpm.images import atomic_path
+from ddpm.files import atomic_path
 from skipdiff_env.memo import Memo
 from skipdiff_env.refinement import Policy
 from skipdiff_env.task import Episode, Task, TaskConfig

@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm.errors import ImageError
+from ddpm.files import atomic_path
 from ddpm.formats import HEIF, SUFFIXES, clean_exif, clean_xmp, output_format, register_heif, save
 from ddpm.levels import deep_tiff, grey_levels, keyed_alpha, stored_mode
 
@@ -356,26 +357,6 @@ def to_uint8(image: Tensor) -> NDArray[np.uint8]:
     """(3, H, W) in [-1, 1] → (H, W, 3) uint8, rounded."""
     scaled = (image.detach().float().cpu() + 1).mul_(127.5).round_().clamp_(0, 255)
     return scaled.to(torch.uint8).permute(1, 2, 0).numpy()
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary name beside `path`; renames it to `path` when the block ends well, else removes it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # the name does not repeat that of `path`, which may be as long as the file system takes
-    suffix = path.suffix if len(os.fsencode(path.suffix)) <= 16 else ""
-    handle, name = tempfile.mkstemp(prefix=".skipdiff-", suffix=suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path) -> None:

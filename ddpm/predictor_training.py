@@ -11,7 +11,7 @@ from ddpm import trainer
 from ddpm.configs import PredictorConfig
 from ddpm.degradation import downsample, upsample
 from ddpm.errors import CheckpointError
-from ddpm.images import atomic_path
+from ddpm.files import atomic_path
 from ddpm.predictor import PREDICTOR, fuse, load_predictor, refuse_not_finite
 from ddpm.torchvision_ops import ensure_torchvision
 from ddpm.trainer import Trainee

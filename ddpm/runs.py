@@ -1,6 +1,5 @@
 """What a training run leaves beside its weights: configuration, versions, command."""
 
-import json
 import platform
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from ddpm.errors import ConfigError
-from ddpm.images import atomic_path
+from ddpm.files import write_json
 
 PACKAGES = (
     "skipdiff",
@@ -29,26 +28,6 @@ PACKAGES = (
     "lpips",
     "safetensors",
 )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON under a temporary name and renames it."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Reads JSON.
-
-    Raises:
-        ConfigError: the file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no such file: {path}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} is not readable JSON ({error})") from None
 
 
 def start_run(folder: Path, config: Mapping[str, Any]) -> None:

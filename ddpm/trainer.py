@@ -22,8 +22,9 @@ from tqdm import tqdm
 from ddpm.configs import TrainingConfig
 from ddpm.crops import CropDataset
 from ddpm.errors import ConfigError
+from ddpm.files import read_json
 from ddpm.images import find_images
-from ddpm.runs import lock_run, read_json, start_run
+from ddpm.runs import lock_run, start_run
 
 C = TypeVar("C", bound="TrainingConfig")
 

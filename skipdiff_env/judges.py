@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.errors import ConfigError
-from ddpm.images import atomic_path
+from ddpm.files import atomic_path
 from ddpm.torchvision_ops import ensure_torchvision
 
 JUDGES = ("dists", "lpips-vgg")

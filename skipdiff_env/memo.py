@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddpm.errors import ConfigError
-from ddpm.images import atomic_path
-from ddpm.runs import write_json
+from ddpm.files import atomic_path, write_json
 
 # What an entry costs beside its tensor: key, dictionary slot, small values.
 OVERHEAD = 512

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from ddpm.checks import check_whole
 from ddpm.errors import ConfigError
-from ddpm.images import atomic_path
+from ddpm.files import atomic_path, read_json, write_json
 from ddpm.progress import progress
-from ddpm.runs import lock_run, read_json, write_json
+from ddpm.runs import lock_run
 from ddpm.schedule import even_steps
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan

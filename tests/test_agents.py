@@ -29,7 +29,7 @@ from agents.training import TrainingCallback, make_model, train_agent
 from agents.training_config import AgentTrainingConfig, resumed_config
 from agents.vec_env import make_env
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
-from ddpm.runs import read_json
+from ddpm.files import read_json
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import StartOutcomes
 from skipdiff_env.memo import Memo

@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageCms
 
 from ddpm.errors import ImageError
+from ddpm.files import atomic_path
 from ddpm.images import (
     Picture,
-    atomic_path,
     check_folder,
     find_images,
     from_pil,

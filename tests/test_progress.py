@@ -63,7 +63,7 @@ def test_a_terminal_gets_a_bar() -> None:
 def test_signals_remove_temporary_files(number: signal.Signals, tmp_path: Path) -> None:
     code = f"""
 import time
-from ddpm.images import atomic_path
+from ddpm.files import atomic_path
 from ddpm.progress import orderly_end
 with orderly_end(), atomic_path({str(tmp_path / "x.png")!r}) as temporary:
     temporary.write_bytes(b"half")

@@ -20,8 +20,8 @@ from agents.plots import (
 from agents.study.rows import AGENT, BICUBIC, CHOSEN, ORIGINALS, RANDOM, START
 from agents.study.running import picture_path
 from ddpm.errors import ConfigError
+from ddpm.files import read_json
 from ddpm.images import read_picture
-from ddpm.runs import read_json
 
 
 def series_of(summary: Sequence[Mapping[str, Any]]) -> Series:

@@ -29,8 +29,8 @@ from agents.study.rows import (
 from agents.study.section import Entry, Page, Section, better
 from agents.study.study import MAIN, penalty_of, reward_of
 from agents.study.tables import COLUMNS
+from ddpm.files import read_json, write_json
 from ddpm.noise import Stage, keyed_noise
-from ddpm.runs import read_json, write_json
 from skipdiff_env.refinement import Refinement
 
 

@@ -19,7 +19,7 @@ from agents.study.section import Page, Section
 from agents.study.study import Study
 from agents.study.tables import write_csv
 from ddpm.errors import ConfigError
-from ddpm.images import atomic_path
+from ddpm.files import atomic_path
 
 # In the order of the report.
 SECTIONS: dict[str, type[Section]] = {

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from agents.study.tables import COLUMNS, markdown_table, write_csv
 from ddpm.errors import ConfigError
-from ddpm.images import atomic_path
-from ddpm.runs import read_json, write_json
+from ddpm.files import atomic_path, read_json, write_json
 from skipdiff_env.metrics import Metric
 from skipdiff_env.rules import quality
 

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from agents.study.methods import Batch, Method, Result
 from agents.study.rows import BICUBIC, ORIGINALS, Row, read_rows, write_rows
 from ddpm.errors import ConfigError
+from ddpm.files import read_json, write_json
 from ddpm.images import Picture, to_tensor, to_uint8, write_picture
 from ddpm.progress import progress
-from ddpm.runs import read_json, write_json
 from ddpm.unet import UNet
 from skipdiff_env.judges import judge_file
 from skipdiff_env.metrics import make_metric
