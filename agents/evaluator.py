@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from agents.agent import Agent
-from agents.learning_curve import Evaluation
+from agents.learning_curve import CurvePoint
 from agents.outcomes import Outcomes, even_outcomes
 from agents.playing import AgentPolicy, play
 from skipdiff_env.episode import StartOutcomes
@@ -50,7 +50,7 @@ class Evaluator:
         gained = np.vectorize(lambda value: quality(value, metric.lower_better, kind))
         return gained(self.outcomes.metrics[metric.name]) - price * np.array(self.outcomes.forwards)
 
-    def __call__(self, agent: Agent, env_steps: int, seconds: float) -> Evaluation:
+    def __call__(self, agent: Agent, env_steps: int, seconds: float) -> CurvePoint:
         """Evaluates an agent that has learnt from `env_steps` decisions in `seconds`."""
         told = agent.config.price_range is not None
         prices = [agent.config.price(quality) for quality in QUALITIES] if told else [None]
@@ -62,7 +62,7 @@ class Evaluator:
             best_fixed.append(np.nan if rewards is None else float(rewards.mean(axis=(0, 1)).max()))
             oracle.append(np.nan if rewards is None else float(rewards.max(axis=2).mean()))
         reward = float(np.mean([episode.reward for episode in episodes]))
-        return Evaluation(
+        return CurvePoint(
             env_steps=env_steps,
             episodes=env_steps // self.task.decisions,
             seconds=round(seconds, 1),

@@ -10,7 +10,7 @@ from ddpm.files import atomic_path
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class CurvePoint:
     """What an agent achieves on the evaluation's pictures, each under each noise seed; one line of the learning curve.
 
     Attributes:
@@ -38,7 +38,7 @@ class Evaluation:
     oracle_reward: float
 
 
-def write_curve(curve: Sequence[Evaluation], path: Path) -> None:
+def write_curve(curve: Sequence[CurvePoint], path: Path) -> None:
     """Writes evaluations as CSV."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(asdict(curve[0])))
@@ -46,7 +46,7 @@ def write_curve(curve: Sequence[Evaluation], path: Path) -> None:
         writer.writerows(asdict(evaluation) for evaluation in curve)
 
 
-def read_curve(path: Path) -> list[Evaluation]:
+def read_curve(path: Path) -> list[CurvePoint]:
     """Reads what `write_curve` wrote.
 
     Raises:
@@ -55,7 +55,7 @@ def read_curve(path: Path) -> list[Evaluation]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return [
-                Evaluation(
+                CurvePoint(
                     **{k: int(v) if k in ("env_steps", "episodes") else float(v) for k, v in row.items()}  # type: ignore[arg-type]
                 )
                 for row in csv.DictReader(file)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from agents.learning_curve import Evaluation, read_curve
+from agents.learning_curve import CurvePoint, read_curve
 from ddpm.errors import ConfigError
 from ddpm.files import atomic_path
 
@@ -163,7 +163,7 @@ def _histograms(axis: Axes, chosen: Mapping[str, Sequence[int]], N: int) -> None
     share.legend(fontsize=7, loc="upper right")
 
 
-def learning_curves(curves: Mapping[str, Sequence[Evaluation]]) -> Figure:
+def learning_curves(curves: Mapping[str, Sequence[CurvePoint]]) -> Figure:
     """Reward, regret, mean start and forwards against episodes, for one or several runs.
 
     Args:

@@ -34,7 +34,7 @@ from agents.agent import Agent, AgentConfig, policy_settings
 from agents.algorithms import algorithm_class, frame_stacked, policy_alias
 from agents.evaluator import Evaluator, tabulate
 from agents.hyperparameters import OFF_POLICY
-from agents.learning_curve import Evaluation, read_curve, write_curve
+from agents.learning_curve import CurvePoint, read_curve, write_curve
 from agents.outcomes import Outcomes
 from agents.training_config import AgentTrainingConfig
 from agents.vec_env import VecPictureBaseline, check_buffer, get_state, make_env, set_state
@@ -72,7 +72,7 @@ class TrainingCallback(BaseCallback):
         evaluator: Evaluator,
         agent_config: AgentConfig,
         rewards: NDArray[np.float64] | None,
-        curve: list[Evaluation],
+        curve: list[CurvePoint],
         bar: "tqdm[Any]",
     ) -> None:
         super().__init__()
@@ -386,7 +386,7 @@ def _record(config: AgentTrainingConfig) -> dict[str, Any]:
     }
 
 
-def _resumed(config: AgentTrainingConfig, folder: Path, env: VecEnv) -> tuple[Any, list[Evaluation]]:
+def _resumed(config: AgentTrainingConfig, folder: Path, env: VecEnv) -> tuple[Any, list[CurvePoint]]:
     """The model and the learning curve of a run that goes on."""
     try:
         model: Any = algorithm_class(config.algorithm).load(

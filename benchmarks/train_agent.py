@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from agents.hyperparameters import load_hyperparameters, parse_overrides
-from agents.learning_curve import Evaluation, read_curve
+from agents.learning_curve import CurvePoint, read_curve
 from agents.study.rows import gap_closed
 from agents.study.tables import markdown
 from agents.training import train_agent
@@ -21,12 +21,12 @@ from agents.training_config import AgentTrainingConfig
 from skipdiff_env.memo import Memo
 
 
-def reached(curve: Sequence[Evaluation], part: float = 0.01) -> float:
+def reached(curve: Sequence[CurvePoint], part: float = 0.01) -> float:
     """Seconds until the reward first comes within `part` of the best fixed start's; infinite if it never does."""
     return next((e.seconds for e in curve if e.reward >= (1 - part) * e.best_fixed_reward), float("inf"))
 
 
-def closed_by(evaluation: Evaluation) -> float:
+def closed_by(evaluation: CurvePoint) -> float:
     """Share of the gap between best fixed start and oracle that an evaluated agent closes."""
     return gap_closed(evaluation.reward, evaluation.best_fixed_reward, evaluation.oracle_reward)
 

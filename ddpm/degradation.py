@@ -6,10 +6,10 @@ from torch import Tensor
 from ddpm.errors import ImageError
 
 
-def upsample(lr: Tensor, scale: int) -> Tensor:
+def upsample(lr_image: Tensor, scale: int) -> Tensor:
     """Bicubic upsample of (B, 3, h, w) in [-1, 1] to (B, 3, scale·h, scale·w), clamped to [-1, 1]."""
     # antialias=True also selects the cubic kernel a = -0.5 that Pillow and MATLAB use
-    return F.interpolate(lr, scale_factor=scale, mode="bicubic", antialias=True).clamp_(-1, 1)
+    return F.interpolate(lr_image, scale_factor=scale, mode="bicubic", antialias=True).clamp_(-1, 1)
 
 
 def downsample(hr: Tensor, scale: int) -> Tensor:
@@ -24,8 +24,8 @@ def downsample(hr: Tensor, scale: int) -> Tensor:
             f"a picture to be shrunk {scale} times must have sides that are multiples of {scale}, got {width} x "
             f"{height}"
         )
-    lr = F.interpolate(hr, size=(height // scale, width // scale), mode="bicubic", antialias=True)
-    return (lr.add_(1).mul_(127.5).round_().clamp_(0, 255)).div_(127.5).sub_(1)
+    lr_image = F.interpolate(hr, size=(height // scale, width // scale), mode="bicubic", antialias=True)
+    return (lr_image.add_(1).mul_(127.5).round_().clamp_(0, 255)).div_(127.5).sub_(1)
 
 
 def degrade(hr: Tensor, scale: int) -> Tensor:

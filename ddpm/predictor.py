@@ -34,35 +34,35 @@ class Predictor(nn.Module):
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, lr: Tensor) -> Tensor:
+    def forward(self, lr_image: Tensor) -> Tensor:
         """The predicted pictures.
 
         A picture of more than `TILE` pixels a side is predicted in pieces that look `MARGIN` pixels beyond their
         borders, which is farther than SPAN sees, so that the pieces of such a net fit exactly.
 
         Args:
-            lr: low-resolution pictures, (B, 3, h, w) in [-1, 1].
+            lr_image: low-resolution pictures, (B, 3, h, w) in [-1, 1].
 
         Returns:
             (B, 3, scale·h, scale·w), float32, clamped to [-1, 1].
         """
-        height, width = lr.shape[-2:]
+        height, width = lr_image.shape[-2:]
         if max(height, width) <= TILE:
-            return self._predict(lr)
+            return self._predict(lr_image)
         scale = self.scale
-        out = lr.new_empty(*lr.shape[:2], height * scale, width * scale)
+        out = lr_image.new_empty(*lr_image.shape[:2], height * scale, width * scale)
         for top in range(0, height, TILE):
             for left in range(0, width, TILE):
                 y, x = max(top - MARGIN, 0), max(left - MARGIN, 0)
                 bottom, right = min(top + TILE, height), min(left + TILE, width)
-                piece = self._predict(lr[..., y : bottom + MARGIN, x : right + MARGIN])
+                piece = self._predict(lr_image[..., y : bottom + MARGIN, x : right + MARGIN])
                 out[..., top * scale : bottom * scale, left * scale : right * scale] = piece[
                     ..., (top - y) * scale : (bottom - y) * scale, (left - x) * scale : (right - x) * scale
                 ]
         return out
 
-    def _predict(self, lr: Tensor) -> Tensor:
-        picture = self.net(lr.add(1).div_(2).contiguous(memory_format=torch.channels_last))
+    def _predict(self, lr_image: Tensor) -> Tensor:
+        picture = self.net(lr_image.add(1).div_(2).contiguous(memory_format=torch.channels_last))
         return picture.float().clamp(0, 1).mul_(2).sub_(1).contiguous()
 
     def save(self, path: Path) -> None:
@@ -125,8 +125,8 @@ class _Padded(nn.Module):
         self.net: nn.Module = descriptor.model
         self.descriptor = descriptor
 
-    def forward(self, lr: Tensor) -> Tensor:
-        return self.descriptor(lr)
+    def forward(self, lr_image: Tensor) -> Tensor:
+        return self.descriptor(lr_image)
 
 
 def fuse(net: nn.Module) -> None:

@@ -93,8 +93,8 @@ def train_predictor(config: PredictorConfig, folder: str | Path, resume: bool = 
     """
 
     def enlarge(net: nn.Module, hr: Tensor) -> Tensor:
-        lr = downsample(hr, config.scale)
-        return net((lr + 1) / 2) * 2 - 1
+        lr_image = downsample(hr, config.scale)
+        return net((lr_image + 1) / 2) * 2 - 1
 
     distance = trainer.distance(config.loss)
 

@@ -320,11 +320,11 @@ class UNet(
         self._hub_mixin_config["predictor"] = None if predictor is None else PREDICTOR
         self._predictor = [] if predictor is None else [predictor]
 
-    def condition(self, lr: Tensor) -> Tensor:
+    def condition(self, lr_image: Tensor) -> Tensor:
         """The condition `lr_up` of low-resolution pictures: the one way from (B, 3, h, w) to what the net is given.
 
         Args:
-            lr: low-resolution pictures, (B, 3, h, w) in [-1, 1].
+            lr_image: low-resolution pictures, (B, 3, h, w) in [-1, 1].
 
         Returns:
             The predictor's picture, or the bicubic enlargement where there is none; (B, 3, scale·h, scale·w) in [-1,
@@ -332,7 +332,7 @@ class UNet(
         """
         if self.settings["predictor"] is not None and not self._predictor:
             raise ConfigError("the net needs its predictor, which was not loaded; load the net with load_unet")
-        return self._predictor[0](lr) if self._predictor else upsample(lr, self.scale)
+        return self._predictor[0](lr_image) if self._predictor else upsample(lr_image, self.scale)
 
     @property
     def settings(self) -> dict[str, Any]:

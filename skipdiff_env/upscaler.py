@@ -133,15 +133,15 @@ class Upscaler:
 
     def upscale(
         self,
-        lr: Sequence[Tensor],
+        lr_images: Sequence[Tensor],
         seeds: Sequence[int],
         progress: Callable[[float], object] | None = None,
     ) -> list[Upscaled]:
         """Enlarges pictures of one size.
 
         Args:
-            lr: pictures, each (3, h, w) in [-1, 1]; at most `batch_size` of them run together, and no more than fit
-                into the free memory.
+            lr_images: pictures, each (3, h, w) in [-1, 1]; at most `batch_size` of them run together, and no more than
+                fit into the free memory.
             seeds: noise seed of each, 0 … 2⁶⁴ - 1; the same picture and seed give the same result in any batch.
             progress: told after each forward what part of one step of one picture it was.
 
@@ -154,7 +154,7 @@ class Upscaler:
         """
         if not all(0 <= seed <= MAX_SEED for seed in seeds):
             raise ConfigError(f"noise seeds must lie in 0 … {MAX_SEED}, got {', '.join(map(str, seeds))}")
-        height, width = (side * self.scale for side in lr[0].shape[-2:])
+        height, width = (side * self.scale for side in lr_images[0].shape[-2:])
         stride = self.unet.stride
         padding = (0, -width % stride, 0, -height % stride)
         if progress is not None:
@@ -168,11 +168,11 @@ class Upscaler:
         results: list[Upscaled] = []
         try:
             largest = self.batch_size
-            while len(results) < len(lr):
+            while len(results) < len(lr_images):
                 done = len(results)
-                size = min(largest, self.largest_batch(height, width), len(lr) - done)
+                size = min(largest, self.largest_batch(height, width), len(lr_images) - done)
                 try:
-                    results += self._batch(lr[done : done + size], seeds[done : done + size], padding)
+                    results += self._batch(lr_images[done : done + size], seeds[done : done + size], padding)
                 except (RuntimeError, MemoryError) as error:
                     if not _out_of_memory(error):
                         raise
@@ -186,10 +186,12 @@ class Upscaler:
                 hook.remove()
         return results
 
-    def _batch(self, lr: Sequence[Tensor], seeds: Sequence[int], padding: tuple[int, int, int, int]) -> list[Upscaled]:
+    def _batch(
+        self, lr_images: Sequence[Tensor], seeds: Sequence[int], padding: tuple[int, int, int, int]
+    ) -> list[Upscaled]:
         """Enlarges pictures together."""
-        height, width = (side * self.scale for side in lr[0].shape[-2:])
-        condition = self.unet.condition(torch.stack(list(lr)).to(self.device))
+        height, width = (side * self.scale for side in lr_images[0].shape[-2:])
+        condition = self.unet.condition(torch.stack(list(lr_images)).to(self.device))
         condition = F.pad(condition, padding, mode="replicate")
         states = self.process.begin(list(condition), seeds)
         images = self.process.run(states, self.policy)

@@ -85,14 +85,14 @@ class Batch:
         self._coarse: dict[tuple[int, int, str], tuple[list[Refinement], float]] = {}
 
     @cached_property
-    def lr(self) -> Tensor:
+    def lr_image(self) -> Tensor:
         """The low-resolution pictures, (B, 3, h, w) in [-1, 1]."""
         return downsample(self.hr, self.unet.scale)
 
     @cached_property
     def condition(self) -> tuple[Tensor, float]:
         """What the net is given, (B, 3, H, W), and the seconds that its predictor took for each picture."""
-        lr_up, seconds = timed(lambda: self.unet.condition(self.lr), len(self.lr))
+        lr_up, seconds = timed(lambda: self.unet.condition(self.lr_image), len(self.lr_image))
         return lr_up, seconds if self.unet.predictor else 0.0
 
     @property
@@ -148,7 +148,7 @@ def originals() -> Method:
 def bicubic() -> Method:
     """Bicubic enlargement."""
     return Method(
-        BICUBIC, BICUBIC, None, lambda batch: Result(upsample(batch.lr, batch.unet.scale), [0] * len(batch.hr))
+        BICUBIC, BICUBIC, None, lambda batch: Result(upsample(batch.lr_image, batch.unet.scale), [0] * len(batch.hr))
     )
 
 
