@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.algorithms import RECURRENT, SUPERVISED, algorithm_class, policy_alias
+from agents.frames import frames_of
 from ddpm.checkpoints import resolve_checkpoint, shipped_checkpoints
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.files import atomic_path, read_json, write_json
@@ -264,7 +265,7 @@ class Agent:
         layers, _, size = self.policy.lstm_hidden_state_shape
         state = tuple(obs.new_zeros(layers, len(obs), size) for _ in range(2))
         young = torch.ones(len(obs), device=obs.device)
-        for frame in obs.unflatten(1, (-1, 3)).unbind(1):
+        for frame in frames_of(obs).unbind(1):
             distribution, state = self.policy.get_distribution(frame, state, young)
             # the padding in front of a young episode is no part of it
             young = young * (~frame.flatten(1).any(dim=1)).float()

@@ -11,13 +11,8 @@ from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from agents.frames import frame_count, newest_space
 from skipdiff_env.refinement import Action
-
-
-def newest_space(space: spaces.Space[Any]) -> spaces.Box:
-    """Space of the newest latent, (3, H, W), of a space of stacked latents (3 · n, H, W)."""
-    assert isinstance(space, spaces.Box)
-    return spaces.Box(space.low[-3:], space.high[-3:], dtype=space.dtype.type)
 
 
 class EpisodeRolloutBuffer(RolloutBuffer):
@@ -53,7 +48,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     ) -> None:
         newest = newest_space(observation_space)
         assert observation_space.shape is not None
-        self.n_frames = observation_space.shape[0] // 3
+        self.n_frames = frame_count(observation_space)
         self.normalize_decisions, self.undone_price = normalize_decisions, undone_price
         super().__init__(buffer_size, newest, action_space, **kwargs)
 
@@ -153,7 +148,7 @@ class EpisodeReplayBuffer(ReplayBuffer):
     ) -> None:
         newest = newest_space(observation_space)
         assert observation_space.shape is not None
-        self.n_frames = observation_space.shape[0] // 3
+        self.n_frames = frame_count(observation_space)
         size = max(buffer_size, (self.n_frames + 1) * n_envs)  # one episode at least, whatever is overwritten
         super().__init__(size, newest, action_space, device, n_envs, True, handle_timeout_termination=False)
 

@@ -9,14 +9,13 @@ without state.
 import math
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
-from numpy.typing import NDArray
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
+from agents.frames import DistinctFrames, check_space, frames_of, resize_latents
 from ddpm.errors import ConfigError
 
 NORMS = ("batch", "group")
@@ -90,80 +89,6 @@ class RolloutBatchNorm2d(nn.Module):
         elif self.training:
             self._measure(x)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-
-
-class _Episodes:
-    """Distinct frames and distinct beginnings of episodes, each computed once.
-
-    The stack of one decision holds the stack of the decision before it, so a batch of whole episodes of N - 1 decisions
-    holds every frame up to N - 1 times; SKIP, which restarts from the same latent, repeats frames as well.
-
-    Attributes:
-        gates: of each distinct frame, its input to the GRU, (number of frames, …).
-        hidden: hidden state after each distinct beginning of an episode; row 0 is the state before the first frame.
-    """
-
-    def __init__(self, hidden: Tensor) -> None:
-        self.gates: Tensor | None = None
-        self.hidden = hidden
-        self._frames: list[NDArray[Any]] = []
-        self._by_key: dict[bytes, list[int]] = {}
-        self._nodes: dict[tuple[int, int], int] = {}
-
-    def index(self, frames: Tensor, keep: bool) -> tuple[list[list[int]], list[tuple[int, int]]]:
-        """Numbers the frames of (B, n, C, H, W).
-
-        Args:
-            frames: stacks.
-            keep: whether further calls follow; new frames are then copied, since their memory belongs to the caller.
-
-        Returns:
-            For each member the numbers of its frames, oldest first, without the zeros in front; and the places
-            (b, n) of the frames that are new.
-        """
-        flat = frames.detach().flatten(2).cpu().numpy()
-        # a few values tell frames apart; a full comparison then makes sure
-        keys = np.ascontiguousarray(flat[:, :, :: max(flat.shape[2] // 61, 1)])
-        numbers: list[list[int]] = []
-        new: list[tuple[int, int]] = []
-        for b, stack in enumerate(flat):
-            numbers.append([])
-            for n, frame in enumerate(stack):
-                key = keys[b, n]
-                if not numbers[b] and not key.any() and not frame.any():
-                    continue
-                alike = self._by_key.setdefault(key.tobytes(), [])
-                number = next((i for i in alike if (self._frames[i] == frame).all()), len(self._frames))
-                if number == len(self._frames):
-                    alike.append(number)
-                    self._frames.append(frame.copy() if keep else frame)
-                    new.append((b, n))
-                numbers[b].append(number)
-        return numbers, new
-
-    def grow(self, at: list[int], episodes: list[list[int]], depth: int) -> tuple[list[int], list[int]]:
-        """Moves each episode's place in the tree from its frame `depth` to the next, in place.
-
-        Args:
-            at: row of `hidden` that each episode has reached.
-            episodes: numbers of the frames of each.
-            depth: how many frames each has behind it; shorter episodes stay where they are.
-
-        Returns:
-            For the new rows of `hidden`: the row before, and the number of the frame.
-        """
-        rows: list[int] = []
-        numbers: list[int] = []
-        for b, episode in enumerate(episodes):
-            if len(episode) <= depth:
-                continue
-            edge = (at[b], episode[depth])
-            if edge not in self._nodes:
-                self._nodes[edge] = len(self.hidden) + len(rows)
-                rows.append(edge[0])
-                numbers.append(edge[1])
-            at[b] = self._nodes[edge]
-        return rows, numbers
 
 
 class SkipProposalExtractor(BaseFeaturesExtractor):
@@ -242,7 +167,7 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         self.image_size = image_size
         self.n_frames = channels // 3
         self.state_size, self.tell_step = state_size, tell_step
-        self._remembered: _Episodes | None = None
+        self._remembered: DistinctFrames | None = None
         self._remember = False
 
     def remember(self, on: bool) -> None:
@@ -254,12 +179,12 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         """
         self._remember, self._remembered = on, None
 
-    def _episodes(self) -> _Episodes:
+    def _episodes(self) -> DistinctFrames:
         if self._remember and not torch.is_grad_enabled():
             if self._remembered is None:
-                self._remembered = _Episodes(self._zeros())
+                self._remembered = DistinctFrames(self._zeros())
             return self._remembered
-        return _Episodes(self._zeros())
+        return DistinctFrames(self._zeros())
 
     def _zeros(self) -> Tensor:
         return next(self.parameters()).new_zeros(1, self.state_size)
@@ -274,7 +199,7 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
             (B, features_dim): the GRU's state after the newest frame (zeros where there is none), and with `tell_step`
             the number of the decision; without GRU the convolutions of the newest frame.
         """
-        frames = observations.unflatten(1, (self.n_frames, 3))
+        frames = frames_of(observations)
         if self.gru is None:
             frames = frames[:, -1:]
         episodes = self._episodes()
@@ -310,29 +235,3 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         update = torch.sigmoid(update_x + update_h)
         new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
         return new + update * (hidden - new)
-
-
-def resize_latents(latents: Tensor, side: int) -> Tensor:
-    """Latents (B, 3, H, W) as an SPN for `side` pixels sees them: float32, (B, 3, side, side), antialiased."""
-    latents = latents.float()
-    if latents.shape[-2:] == (side, side):
-        return latents
-    return F.interpolate(latents, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-
-
-def check_space(space: spaces.Space[Any]) -> None:
-    """Checks that a space holds stacked latents.
-
-    Raises:
-        ConfigError: it is no Box of floats of shape (3 · n, H, W), or the latents were stacked along the width.
-    """
-    if not isinstance(space, spaces.Box) or len(space.shape) != 3 or space.shape[0] % 3:
-        raise ConfigError(f"the SPN needs stacked latents, a Box of shape (3 · n, H, W); got {space}")
-    if space.dtype is None or space.dtype.kind != "f":
-        raise ConfigError(f"the SPN needs latents, a Box of floats; got dtype {space.dtype}")
-    _, height, width = space.shape
-    if space.shape[0] == 3 and width > height and width % height == 0:
-        raise ConfigError(
-            f"got observations of shape {space.shape}: latents stacked along the width; "
-            'use VecFrameStack(env, n_stack, channels_order="first")'
-        )

@@ -104,7 +104,7 @@ class _Frames:
 
     def observe(self, states: Sequence[Refinement]) -> Tensor:
         """The stacked latents of the episodes, (B, 3 · decisions, H, W), as the agent saw them in training."""
-        from agents.extractors import resize_latents
+        from agents.frames import resize_latents
 
         first = self.agent.config.decisions + 1
         seen = {}

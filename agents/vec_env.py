@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from agents.extractors import resize_latents
+from agents.frames import resize_latents
 from ddpm.errors import ConfigError
 from skipdiff_env.task import Task
 from skipdiff_env.vector_env import SkipDiffVectorEnv

@@ -435,6 +435,8 @@ def test_plain_stable_baselines3_code(settings: dict[str, Any], tmp_path: Path) 
     assert agent.config.algorithm == "ppo"
     assert (agent.config.plan, agent.config.decisions) == (None, DECISIONS)
     agent.check(Plan(20, N))
+    # it does not say its coarse sampler: that of the checkpoint it plays on is taken, and no longer "ddpm"
+    assert Plan.resolve(shared_unet("natural-x4", "cpu").settings, agent.config.plan).coarse_sampler == "ddim:0.9"
     with pytest.raises(ConfigError, match="makes 4 decisions"):
         agent.check(Plan(10, 10))
     stacks = young_stacks(8)

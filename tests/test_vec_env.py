@@ -16,7 +16,7 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor
 
-from agents.extractors import resize_latents
+from agents.frames import resize_latents
 from agents.vec_env import SkipDiffVecEnv, VecPictureBaseline, check_buffer, make_env
 from ddpm.errors import ConfigError
 from skipdiff_env.env import SkipDiffEnv
