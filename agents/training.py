@@ -289,6 +289,8 @@ def train_agent(
     """
     if not resume and (folder / "state.zip").exists():
         raise ConfigError(f"{folder} holds a run; go on with --resume, or choose another folder")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out must be a folder, but {folder} is a file; give another name")
     check_device(config.device)
     h = config.hyperparameters
     noise_seeds = config.env.get("noise_seeds")

@@ -10,6 +10,8 @@ from agents.hyperparameters import Hyperparameters
 from ddpm.errors import ConfigError
 from ddpm.files import read_json
 
+# Stable-Baselines3 hands it to NumPy's old generator, which takes no larger one.
+MAX_SEED = 2**32 - 1
 # What may change when a run goes on.
 RESUMABLE = frozenset({"env_steps", "minutes", "eval_every", "cache_mb", "cache_dir", "device"})
 
@@ -62,6 +64,8 @@ class AgentTrainingConfig:
         for name in ("seed", "eval_first_seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.seed > MAX_SEED:
+            raise ConfigError(f"seed must be at most {MAX_SEED}, the largest of Stable-Baselines3, got {self.seed}")
         if self.minutes is not None and not self.minutes > 0:
             raise ConfigError(f"minutes must be positive, got {self.minutes}")
         if self.warm_cache and self.env.get("noise_seeds") is None:

@@ -578,6 +578,13 @@ def test_skip_probability(algorithm: str, config: Callable[..., AgentTrainingCon
     np.testing.assert_allclose(probabilities, 0.1, atol=0.02)
 
 
+def test_seeds_that_stable_baselines3_does_not_take() -> None:
+    with pytest.raises(ConfigError, match="seed must be at most 4294967295, .* got 4294967296"):
+        AgentTrainingConfig(seed=2**32)
+    with pytest.raises(ConfigError, match="seed must be at least 0, got -1"):
+        AgentTrainingConfig(seed=-1)
+
+
 def test_bad_norm_and_resume(config: Callable[..., AgentTrainingConfig], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="norm must be one of batch, group"):
         train_agent(config(overrides={"norm": "layer"}), tmp_path / "run")
