@@ -579,7 +579,7 @@ def test_skip_probability(algorithm: str, config: Callable[..., AgentTrainingCon
 
 
 def test_seeds_that_stable_baselines3_does_not_take() -> None:
-    with pytest.raises(ConfigError, match="seed must be at most 4294967295, .* got 4294967296"):
+    with pytest.raises(ConfigError, match=r"seed must be at most 4294967295, .* got 4294967296"):
         AgentTrainingConfig(seed=2**32)
     with pytest.raises(ConfigError, match="seed must be at least 0, got -1"):
         AgentTrainingConfig(seed=-1)
