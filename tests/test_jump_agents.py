@@ -328,12 +328,13 @@ def test_supervised_settings_are_checked(settings: dict[str, Any], tmp_path: Pat
     ):
         with pytest.raises(ConfigError, match=message):
             SupervisedConfig(**changes)
-    for settings, message in (
+    other: dict[str, Any]
+    for other, message in (
         ({"nfe_penalty": 0.01}, "needs a range of prices"),
         ({"metric": "psnr"}, "lower for better pictures, got psnr"),
     ):
         with pytest.raises(ConfigError, match=message):
-            train_supervised(SupervisedConfig({**settings, **settings}, crops=4, forwards=[1, 2]), tmp_path / "run")
+            train_supervised(SupervisedConfig({**settings, **other}, crops=4, forwards=[1, 2]), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"forwards must be rising whole numbers in 1 … 6, got \[1, 9\]"):
         SchedulePredictor(N, [1, 9])
 
