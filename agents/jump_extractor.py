@@ -5,6 +5,7 @@ the steps so far have made of it. Neither is ever shrunk, which would take noise
 as they are.
 """
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,8 @@ from ddpm.errors import ConfigError
 
 # Crops along each side of a large condition at most.
 MOST_CROPS = 3
-# Width of the embedding of step, level and price.
-EMBEDDING = 32
-PICTURES, NUMBERS = ("condition", "latent"), ("step", "level", "price")
+# Cosines that stand for each of step, level, the gap between them and price; they tell twentieths apart.
+FREQUENCIES = 24
 
 
 def places(length: int, size: int, most: int) -> list[int]:
@@ -107,6 +107,8 @@ class JumpExtractor(BaseFeaturesExtractor):
         ConfigError: the space is another one, or a setting is out of range.
     """
 
+    frequencies: Tensor
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
@@ -125,19 +127,16 @@ class JumpExtractor(BaseFeaturesExtractor):
             raise ConfigError(
                 f"crop_size must be at least 16 and each of channels at least 2, got {crop_size} and {list(channels)}"
             )
-        numbers = [name for name in NUMBERS if name in observation_space.spaces]
+        priced = "price" in observation_space.spaces
         condition = CropEncoder(channels)
         bound = float(observation_space["latent"].high.max())  # type: ignore[attr-defined]
         latent = CropEncoder([n // 2 for n in channels], bound / 4) if see_latent else None
-        super().__init__(
-            observation_space,
-            condition.features_dim + (latent.features_dim if latent is not None else 0) + EMBEDDING * len(numbers),
-        )
+        pictures = condition.features_dim + (latent.features_dim if latent is not None else 0)
+        super().__init__(observation_space, pictures + FREQUENCIES * (3 + priced))
         self.condition, self.latent = condition, latent
-        self.embeddings = nn.ModuleDict({name: nn.Sequential(nn.Linear(1, EMBEDDING), nn.ReLU()) for name in numbers})
         self.crop_size = crop_size
-        # prices are told apart by their logarithm, from 0 for the highest down to -1 for a hundredth of it
-        self.highest_price = float(observation_space["price"].high.max()) if "price" in numbers else 1.0  # type: ignore[attr-defined]
+        self.highest_price = float(observation_space["price"].high.max()) if priced else None  # type: ignore[attr-defined]
+        self.register_buffer("frequencies", math.pi * torch.arange(FREQUENCIES), persistent=False)
 
     def encode(self, condition: Tensor) -> Tensor:
         """Features of conditions (B, 3, H, W); `forward` takes them in place of the conditions, (B, F)."""
@@ -154,11 +153,13 @@ class JumpExtractor(BaseFeaturesExtractor):
         parts = [condition if condition.ndim == 2 else _distinct(self.encode, condition)]
         if self.latent is not None:
             parts.append(_distinct(self._encode_latent, observations["latent"]))
-        for name, embedding in self.embeddings.items():
-            number = observations[name].float()
-            if name == "price":
-                number = (number / self.highest_price).clamp(min=1e-4).log() / 4.605
-            parts.append(embedding(number))
+        step, level = observations["step"].float(), observations["level"].float()
+        numbers = [step, level, level - step]
+        if self.highest_price is not None:
+            # told apart by the logarithm: 1 for the highest, 0 for a thousandth of it
+            share = (observations["price"].float() / self.highest_price).clamp(min=1e-3)
+            numbers.append(1 + share.log10() / 3)
+        parts += [torch.cos(self.frequencies * number) for number in numbers]
         return torch.cat(parts, dim=1)
 
 
