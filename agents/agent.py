@@ -241,7 +241,8 @@ class Agent:
         return values.mean(dim=1) if values.ndim == 3 else values  # quantiles (B, n, 2), or values
 
     def _tensors(self, observations: Observations) -> Any:
-        self.policy.set_training_mode(False)
+        if self.policy.training:
+            self.policy.set_training_mode(False)
         if isinstance(observations, Mapping):
             return {name: torch.as_tensor(part, device=self.policy.device) for name, part in observations.items()}
         return torch.as_tensor(observations, device=self.policy.device)

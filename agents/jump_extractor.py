@@ -143,16 +143,18 @@ class JumpExtractor(BaseFeaturesExtractor):
         crops = even_crops(condition.float(), self.crop_size)
         return self.condition(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]).mean(dim=1)
 
-    def _encode_latent(self, latents: Tensor) -> Tensor:
-        assert self.latent is not None
-        return self.latent(even_crops(latents, self.crop_size, most=1)[:, 0])
+    def encode_latent(self, latents: Tensor) -> Tensor:
+        """Features of latents (B, 3, H, W); `forward` takes them in place of the latents, (B, F)."""
+        assert self.latent is not None, "this extractor looks at no latent"
+        return self.latent(even_crops(latents.float(), self.crop_size, most=1)[:, 0])
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Features (B, features_dim) of a batch of observations; "condition" may hold what `encode` gave for it."""
+        """Features (B, features_dim) of observations; "condition" and "latent" may hold what was encoded already."""
         condition = observations["condition"]
         parts = [condition if condition.ndim == 2 else _distinct(self.encode, condition)]
         if self.latent is not None:
-            parts.append(_distinct(self._encode_latent, observations["latent"]))
+            latent = observations["latent"]
+            parts.append(latent if latent.ndim == 2 else _distinct(self.encode_latent, latent))
         step, level = observations["step"].float(), observations["level"].float()
         numbers = [step, level, level - step]
         if self.highest_price is not None:

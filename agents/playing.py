@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.agent import Agent, State
+from agents.algorithms import SUPERVISED
 from ddpm.errors import ConfigError
 from skipdiff_env.episode import Episode
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.refinement import Policy, Refinement
+from skipdiff_env.rules import Action
 from skipdiff_env.task import Task
 
 
@@ -66,7 +68,12 @@ class AgentPolicy:
     def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
         self.agent = agent
         self.price = agent.config.price(quality, price)
-        self._view = _Whole(agent, self.price) if agent.config.observation == "dict" else _Frames(agent)
+        self._view: _Frames | _Whole | _Schedules
+        if agent.config.algorithm == SUPERVISED:
+            assert self.price is not None, "a supervised agent has a range of prices"
+            self._view = _Schedules(agent, self.price)
+        else:
+            self._view = _Whole(agent, self.price) if agent.config.observation == "dict" else _Frames(agent)
 
     def scores(self, states: Sequence[Refinement]) -> Tensor:
         """Logits or values of the two actions for each picture at its decision, (B, 2).
@@ -130,33 +137,40 @@ class _Frames:
 
 
 class _Whole:
-    """For dictionaries: encodes the condition of each picture once an episode, and keeps a recurrent policy's state."""
+    """For dictionaries: encodes every condition and latent once, and keeps the state of a recurrent policy."""
 
     def __init__(self, agent: Agent, price: float | None) -> None:
         self.agent, self.price = agent, price
-        self._seen: dict[int, tuple[Refinement, Tensor]] = {}
+        # by identity; the path of the latent, the features of condition and latent
+        self._seen: dict[int, tuple[Refinement, tuple[int, ...], Tensor, Tensor | None]] = {}
         self._state: State | None = None
 
+    @torch.inference_mode()
     def observe(self, states: Sequence[Refinement]) -> dict[str, Tensor]:
-        """The observations of the episodes, the conditions as their features."""
-        first = self.agent.config.decisions + 1
+        """The observations of the episodes, conditions and latents as their features."""
+        first, extractor = self.agent.config.decisions + 1, self.agent.extractor
         seen = {}
         for state in states:
             known = self._seen.get(id(state)) if state.t < first else None
             if known is None:
                 _check_age(self.agent, state, 0)
-                with torch.no_grad():
-                    known = state, self.agent.extractor.encode(state.lr_up[None])[0]
-            seen[id(state)] = known
+                condition = extractor.encode(state.lr_up[None])[0]
+            else:
+                condition = known[2]
+            latent = None
+            if extractor.latent is not None:
+                unchanged = known is not None and known[1] == state.path
+                latent = known[3] if known and unchanged else extractor.encode_latent(state.latent[None])[0]
+            seen[id(state)] = state, state.path, condition, latent
         self._seen = seen
         length = first if self.agent.config.plan is None else self.agent.config.plan.length
         observations = {
-            "condition": torch.stack([features for _, features in seen.values()]),
+            "condition": torch.stack([condition for _, _, condition, _ in seen.values()]),
             "step": _column([state.t / length for state in states]),
             "level": _column([state.level / length for state in states]),
         }
-        if self.agent.extractor.latent is not None:
-            observations["latent"] = torch.stack([state.latent for state in states])
+        if extractor.latent is not None:
+            observations["latent"] = torch.stack([latent for *_, latent in seen.values() if latent is not None])
         if self.price is not None:
             observations["price"] = _column([self.price] * len(states))
         return observations
@@ -169,6 +183,31 @@ class _Whole:
         if all(state.t == 2 for state in states):
             self._seen, self._state = {}, None
         return scores
+
+
+class _Schedules:
+    """For the supervised agent: chooses the schedule of a picture at its first decision, and then follows it."""
+
+    def __init__(self, agent: Agent, price: float) -> None:
+        self.agent, self.price = agent, price
+        self._chosen: dict[int, tuple[Refinement, frozenset[int]]] = {}
+
+    @torch.inference_mode()
+    def _choose(self, state: Refinement) -> frozenset[int]:
+        _check_age(self.agent, state, 0)
+        predictor = self.agent.policy
+        condition = state.lr_up[None].to(predictor.device)
+        return predictor.schedule(predictor.encode(condition), torch.tensor([[self.price]], device=predictor.device))
+
+    def scores(self, states: Sequence[Refinement]) -> Tensor:
+        """See `AgentPolicy.scores`."""
+        chosen = {}
+        for state in states:
+            known = self._chosen.get(id(state)) if state.t <= self.agent.config.decisions else None
+            chosen[id(state)] = known or (state, self._choose(state))
+        self._chosen = {} if all(state.t == 2 for state in states) else chosen
+        actions = [Action.DENOISE if state.t - 1 in levels else Action.SKIP for state, levels in chosen.values()]
+        return torch.eye(len(Action))[[int(action) for action in actions]]
 
 
 def _column(numbers: Sequence[float]) -> Tensor:

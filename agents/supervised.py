@@ -61,7 +61,6 @@ class SchedulePredictor(nn.Module):
         if not numbers or sorted(set(numbers)) != numbers or not 1 <= numbers[0] <= numbers[-1] <= first:
             raise ConfigError(f"forwards must be rising whole numbers in 1 … {first}, got {numbers}")
         self.first, self.forwards, self.crop_size = first, tuple(numbers), crop_size
-        self.latent = None  # it looks at none
         self.members = nn.ModuleList()
         for _ in range(members):
             encoder = CropEncoder(channels)
@@ -105,6 +104,11 @@ class SchedulePredictor(nn.Module):
         """
         numbers = torch.as_tensor(self.choices, device=predicted.device)
         return (predicted @ self.weights + price * numbers).argmin(dim=1)
+
+    def schedule(self, predicted: Tensor, price: Tensor) -> frozenset[int]:
+        """The levels at which the best schedule of one picture asks the net; arguments as for `choose`."""
+        choice = int(self.choose(predicted, price))
+        return frozenset(even_levels(self.first, int(self.choices[choice])))
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
         """Scores (B, 2) of the two actions: 1 for the one that the best schedule takes.
