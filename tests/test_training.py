@@ -1,6 +1,7 @@
 """Training: resuming after a kill gives the same weights, and bad settings are refused."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,15 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
+from agents.cli import main
 from ddpm import training
 from ddpm.checkpoints import load_unet
 from ddpm.configs import DDPMConfig
 from ddpm.crops import CropDataset
 from ddpm.errors import ConfigError, ImageError
 from ddpm.images import to_tensor
+from ddpm.runs import lock_run
 from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.trainer import latest_state, resumed_config
 from ddpm.training import train, training_loss
@@ -292,3 +296,79 @@ def test_diverging_loss_stops(config: DDPMConfig, tmp_path: Path, monkeypatch: p
     with pytest.raises(ConfigError, match="loss became nan at iteration 4"):
         train(config, tmp_path / "run")
     assert latest_state(tmp_path / "run") == tmp_path / "run" / "state-00000002"
+
+
+def test_a_run_that_was_killed_before_its_checkpoint_was_written(config: DDPMConfig, tmp_path: Path) -> None:
+    """The state is there and the weights are not, or those of an earlier state are."""
+    expected = load_file(train(config, tmp_path / "run") / "model.safetensors")
+    for damage in ("missing", "old"):
+        file = tmp_path / "run" / "checkpoint" / "model.safetensors"
+        if damage == "missing":
+            shutil.rmtree(file.parent)
+        else:
+            tiny_unet(7, dropout=0.2).half().save_pretrained(file.parent)
+        train(resumed_config(DDPMConfig, tmp_path / "run", {}), tmp_path / "run", resume=True)
+        assert_same(load_file(file), expected)
+
+
+def test_one_process_in_a_folder(config: DDPMConfig, tmp_path: Path) -> None:
+    train(config, tmp_path / "run")
+    again = resumed_config(DDPMConfig, tmp_path / "run", {"iterations": 6})
+    with lock_run(tmp_path / "run"), pytest.raises(ConfigError, match="another process is at work in"):
+        train(again, tmp_path / "run", resume=True)
+    assert latest_state(tmp_path / "run") == tmp_path / "run" / "state-00000004"
+    train(again, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_out_that_is_a_file(config: DDPMConfig, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("hello", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"--out must be a folder, but .*plain is a file"):
+        train(config, tmp_path / "plain")
+    assert (tmp_path / "plain").read_text(encoding="utf-8") == "hello"
+
+
+def test_all_bad_pictures_are_named_before_training(config: DDPMConfig, photos: Path, tmp_path: Path) -> None:
+    whole = (photos / "0.png").read_bytes()
+    (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "text.png").write_text("hello", encoding="utf-8")
+    with pytest.raises(ImageError, match=r"2 of 6 pictures cannot be trained on: .*cut\.png.*text\.png"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_losses_differ(config: DDPMConfig, tmp_path: Path) -> None:
+    a, b = (weights_of(train(replace(config, loss=loss), tmp_path / loss)) for loss in ("l1", "l2"))
+    assert not torch.equal(a["last.weight"], b["last.weight"])
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (f"--seed={2**64}", "seed must be at most 9223372036854775807"),
+        ("--perceptual-weight=1", "metric lpips needs pictures of at least 32 pixels a side, got 16 x 16"),
+        ("--predictor=nowhere.safetensors", "there is no predictor at nowhere.safetensors"),
+        ("--loss=l3", "is not one of 'l1', 'l2'"),
+    ],
+)
+def test_options_are_refused_before_the_folder_is_made(option: str, message: str, photos: Path, tmp_path: Path) -> None:
+    arguments = ["train-ddpm", f"--images={photos}", f"--out={tmp_path / 'run'}", *OPTIONS, "--crop=16", option]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_from_any_folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos.parent)
+    arguments = ["train-ddpm", f"--images={photos.name}", f"--out={tmp_path / 'run'}", *OPTIONS, "--iterations=2"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    result = CliRunner().invoke(main, ["train-ddpm", "--resume", f"--out={tmp_path / 'run'}", "--iterations=4"])
+    assert result.exit_code == 0, result.output
+    assert latest_state(tmp_path / "run") == tmp_path / "run" / "state-00000004"
