@@ -201,7 +201,7 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ctrl-C between two evaluations, then --resume: same weights, same learning curve, up to the rounding of other batches."""
+    """Ctrl-C between two evaluations, then --resume: the same weights and learning curve, up to rounding."""
     settings = config(algorithm, eval_every=4)
     if observation == "dict":
         settings = jump_config(algorithm, settings.env)
