@@ -36,11 +36,22 @@ def main() -> None:
     """SkipDiff: learn which denoising steps a diffusion model can skip."""
 
 
-def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, Any]) -> dict[str, Any]:
+def _upscale_policy(
+    agent: str | None, quality: float | None, trust_pickle: bool, options: dict[str, Any]
+) -> dict[str, Any]:
     """The agent that decides, as arguments of the upscaler.
 
     None if a start or a schedule is given or the checkpoint has no agent.
     """
+    policy = _agent_policy(agent, quality, trust_pickle, options)
+    if quality is not None and not policy:
+        raise click.UsageError("--quality is for an agent, and none decides here; give --agent, or leave --quality out")
+    return policy
+
+
+def _agent_policy(
+    agent: str | None, quality: float | None, trust_pickle: bool, options: dict[str, Any]
+) -> dict[str, Any]:
     fixed = options["start"] is not None or options["levels"] is not None
     if agent is not None and fixed:
         raise click.UsageError("--agent, --start and --levels all say which steps are done; give one of them")
@@ -61,7 +72,7 @@ def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, An
     if agent is None and loaded.config.plan != plan:
         return {}  # other settings than those of the checkpoint's agent
     loaded.check(plan)
-    return {"policy": AgentPolicy(loaded), "plan": plan}
+    return {"policy": AgentPolicy(loaded, quality), "plan": plan}
 
 
 @main.command()
@@ -110,8 +121,13 @@ def _upscale_policy(agent: str | None, trust_pickle: bool, options: dict[str, An
 @click.option("--skip-existing", is_flag=True, help="Keep results that exist, and do the others.")
 @click.option("--json", is_flag=True, help="Print a JSON object for each result, one a line, and one for all.")
 @click.option("--agent", help="Agent that decides instead of --start.  [default: the checkpoint's, if it has one]")
+@click.option(
+    "--quality",
+    type=click.FloatRange(0, 1),
+    help="From few forwards (0) to many (1), for an agent that was trained for a range of prices.  [default: 0.5]",
+)
 @TRUST_PICKLE
-def upscale(agent: str | None, trust_pickle: bool, **options: Any) -> None:
+def upscale(agent: str | None, quality: float | None, trust_pickle: bool, **options: Any) -> None:
     """Enlarge photographs: files, folders and patterns.
 
     Results are named <stem>_x4.png, below folders with their subfolder; what lies below --out is not taken for a
@@ -125,7 +141,7 @@ def upscale(agent: str | None, trust_pickle: bool, **options: Any) -> None:
     from skipdiff_env.upscaler import Upscaler
 
     what = UpscaleOptions(**{each.name: options.pop(each.name) for each in fields(UpscaleOptions)})
-    options |= _upscale_policy(agent, trust_pickle, options)
+    options |= _upscale_policy(agent, quality, trust_pickle, options)
     if not upscale_files(Upscaler(**options), what):
         raise click.exceptions.Exit(2)
 

@@ -310,6 +310,16 @@ def test_train_supervised_and_enjoy(settings: dict[str, Any], photos: Path, tmp_
     result = CliRunner().invoke(main, [*play, "--quality=0"])
     assert result.exit_code == 0, (result.output, result.exception)
     assert result.output.count("probability 1.000") == N - 1
+    forwards = []
+    for quality in (0, 1):
+        enlarge = ["upscale", str(photos / "0.png"), f"--checkpoint={settings['checkpoint']}", f"--agent={out}"]
+        result = CliRunner().invoke(main, [*enlarge, "-o", str(tmp_path / f"{quality}.png"), f"--quality={quality}"])
+        assert result.exit_code == 0, (result.output, result.exception)
+        forwards.append(float(result.output.split(" forwards each")[0].split()[-1]))
+    assert 1 <= forwards[0] <= forwards[1] <= N, "the highest price wants the fewest forwards"
+    result = CliRunner().invoke(main, ["upscale", str(photos / "0.png"), "-o", str(tmp_path / "y.png"), "--quality=1"])
+    assert result.exit_code == 2
+    assert "the agent has learnt one price" in " ".join(result.output.split())
     for more, message in (
         (["-p", "gamma=0.9"], "supervised has no setting gamma; known for -p are channels, crops"),
         (["--warm-cache"], "supervised has no setting --warm-cache"),
