@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ddpm.errors import ConfigError
 from ddpm.files import atomic_path
 from ddpm.images import find_images, read_picture
+from ddpm.progress import progress
 from ddpm.schedule import even_steps
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.refinement import Policy, fixed_levels
@@ -155,13 +156,16 @@ def gather(
     pictures: list[Rgb] = []
     parts: list[Outcomes] = []
     group = max(1, task.config.batch_size // noises)
-    while True:
-        batch = [rgb for _, rgb in zip(range(group), crops, strict=False)]
-        if batch:
-            seeds = [int(each) for each in rng.integers(2**20, 2**31, noises)]
-            parts.append(even_outcomes(task, batch, seeds, forwards))
-            pictures += batch
-        if len(batch) < group or enough(len(pictures)):
-            if not parts:
-                raise ConfigError("no photograph has a crop of that size; lower image_size or name other photographs")
-            return pictures, Outcomes.join(parts)
+    with progress(desc="outcomes", unit="crop") as bar:
+        while True:
+            batch = [rgb for _, rgb in zip(range(group), crops, strict=False)]
+            if batch:
+                seeds = [int(each) for each in rng.integers(2**20, 2**31, noises)]
+                parts.append(even_outcomes(task, batch, seeds, forwards))
+                pictures += batch
+                bar.update(len(batch))
+            if len(batch) < group or enough(len(pictures)):
+                break
+    if not parts:
+        raise ConfigError("no photograph has a crop of that size; lower image_size or name other photographs")
+    return pictures, Outcomes.join(parts)

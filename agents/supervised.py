@@ -16,13 +16,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from tqdm import tqdm
 
 from agents.agent import Agent, AgentConfig
 from agents.algorithms import SUPERVISED
 from agents.jump_extractor import CropEncoder, even_crops
 from agents.outcomes import crops_of, even_levels, gather
 from ddpm.errors import ConfigError
+from ddpm.progress import progress
 from ddpm.runs import start_run
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.refinement import Action
@@ -197,9 +197,7 @@ def fit(
     targets = (curves - predictor.mean) / predictor.scale
     return [
         _fit_member(member, conditions, targets, place, config)
-        for place, member in enumerate(
-            tqdm(predictor.members, desc="nets", unit="net", dynamic_ncols=True, leave=False)
-        )
+        for place, member in enumerate(progress(predictor.members, desc="nets", unit="net"))
     ]
 
 
@@ -322,5 +320,5 @@ def _crops(images: Any, settings: Mapping[str, Any]) -> Any:
     if images is None:
         from skipdiff_env.pictures import Pictures
 
-        return (rgb for rgb in Pictures(None, size, settings.get("split")))
+        return iter(Pictures(None, size, settings.get("split")))
     return crops_of([images] if isinstance(images, str | Path) else images, size)
