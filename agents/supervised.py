@@ -4,6 +4,7 @@ No reinforcement is needed for that: a table of outcomes is computed for crops o
 it. The price of a forward comes in after the net, so one agent draws the whole curve of quality against forwards.
 """
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,8 +21,9 @@ from torch.nn.functional import mse_loss
 from agents.agent import Agent, AgentConfig
 from agents.algorithms import SUPERVISED
 from agents.jump_extractor import CropEncoder, even_crops
-from agents.outcomes import crops_of, even_levels, gather
+from agents.outcomes import Outcomes, crops_of, even_levels, gather
 from ddpm.errors import ConfigError
+from ddpm.files import read_json
 from ddpm.progress import progress
 from ddpm.runs import start_run
 from skipdiff_env.config import TaskConfig
@@ -124,6 +126,7 @@ class SchedulePredictor(nn.Module):
         return scores if Action.DENOISE == 0 else scores.flip(1)
 
 
+TABLE = "outcomes.npz"
 # Each net is trained without one part of so many.
 FOLDS = 5
 
@@ -241,12 +244,37 @@ def _turned(pictures: Tensor, way: int) -> Tensor:
     return torch.rot90(pictures, way & 3, dims=(2, 3))
 
 
-def train_supervised(config: SupervisedConfig, folder: Path) -> Path:
+# What may change when a net is trained on the table of an earlier run.
+RESUMABLE = frozenset({"epochs", "learning_rate", "weight_decay", "members", "channels", "device"})
+
+
+def resumed_supervised(folder: Path, changes: Mapping[str, Any]) -> SupervisedConfig:
+    """The configuration of the run in `folder` with some settings changed.
+
+    Raises:
+        ConfigError: there is no table, or a setting may not change.
+    """
+    if not (folder / TABLE).is_file():
+        raise ConfigError(f"nothing to resume in {folder}: it holds no {TABLE}")
+    fixed = sorted(changes.keys() - RESUMABLE)
+    if fixed:
+        raise ConfigError(
+            f"{', '.join(fixed)} cannot change when a run goes on; start a new run, or change only "
+            f"{', '.join(sorted(RESUMABLE))}"
+        )
+    try:
+        return SupervisedConfig(**{**read_json(folder / "config.json"), **changes})
+    except TypeError as error:
+        raise ConfigError(f"{folder}/config.json does not hold the settings of a training ({error})") from None
+
+
+def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = False) -> Path:
     """Tabulates crops of photographs, and trains a `SchedulePredictor` on the table.
 
     Args:
         config: settings.
         folder: of the run; the agent goes to `best`, the table to `outcomes.npz`.
+        resume: train on the table that is there.
 
     Returns:
         Folder of the agent.
@@ -254,8 +282,8 @@ def train_supervised(config: SupervisedConfig, folder: Path) -> Path:
     Raises:
         ConfigError: the folder holds a run already, the plan is not one of jumps, or no range of prices is given.
     """
-    if (folder / "outcomes.npz").exists():
-        raise ConfigError(f"{folder} holds a run; choose another folder")
+    if not resume and (folder / TABLE).exists():
+        raise ConfigError(f"{folder} holds a run; go on with --resume, or choose another folder")
     settings = dict(config.env)
     images = settings.pop("images", None)
     first = next(_crops(images, settings), None)
@@ -282,8 +310,13 @@ def train_supervised(config: SupervisedConfig, folder: Path) -> Path:
         return late or (config.crops is not None and done >= config.crops)
 
     start_run(folder, asdict(config))
-    pictures, table = gather(task, _crops(images, settings), config.noises, config.forwards, enough, config.seed)
-    table.save(folder / "outcomes.npz")
+    crops = _crops(images, settings)
+    if resume:
+        table = Outcomes.load(folder / TABLE)
+        pictures = list(itertools.islice(crops, len(table.metrics[task.metric.name])))
+    else:
+        pictures, table = gather(task, crops, config.noises, config.forwards, enough, config.seed)
+        table.save(folder / TABLE)
     conditions = torch.stack([episode.refinement.lr_up for episode in task.begin(pictures, [0] * len(pictures))])
     losses = fit(predictor, conditions, table.metrics[task.metric.name], config)
     training = {

@@ -192,21 +192,20 @@ def _train_supervised(out: Path, resume: bool, env_id: str, given: dict[str, Any
     from dataclasses import fields
 
     from agents.hyperparameters import parse_overrides
-    from agents.supervised import SupervisedConfig, train_supervised
+    from agents.supervised import SupervisedConfig, resumed_supervised, train_supervised
 
     changes = parse_overrides(given.pop("overrides", ()))
-    env = environment(env_id) | episode_settings(given)
+    episodes = episode_settings(given)
     given.pop("algo")
     changes |= {name: given.pop(name) for name in ("minutes", "seed", "device") if name in given}
     known = sorted({f.name for f in fields(SupervisedConfig)} - {"env"})
     foreign = [f"--{name.replace('_', '-')}" for name in sorted(given) if name != "env_id"]
     foreign += sorted(changes.keys() - set(known))
-    if foreign or resume:
-        raise ConfigError(
-            f"supervised has no setting {', '.join([*foreign, *['--resume'] * resume])}; known for -p are "
-            f"{', '.join(known)}"
-        )
-    return train_supervised(SupervisedConfig(env, **changes), out)
+    if foreign:
+        raise ConfigError(f"supervised has no setting {', '.join(foreign)}; known for -p are {', '.join(known)}")
+    if resume:
+        return train_supervised(resumed_supervised(out, changes | episodes), out, resume=True)
+    return train_supervised(SupervisedConfig(environment(env_id) | episodes, **changes), out)
 
 
 @click.command("import-sr3")

@@ -323,11 +323,16 @@ def test_train_supervised_and_enjoy(settings: dict[str, Any], photos: Path, tmp_
     for more, message in (
         (["-p", "gamma=0.9"], "supervised has no setting gamma; known for -p are channels, crops"),
         (["--warm-cache"], "supervised has no setting --warm-cache"),
-        (["--resume"], "supervised has no setting --resume"),
+        (["--resume"], "cannot change when a run goes on"),
+        ([], "holds a run; go on with --resume"),
     ):
         result = CliRunner().invoke(main, [*arguments, *more])
         assert result.exit_code == 2
         assert message in " ".join(result.output.split())
+    again = ["train-agent", f"--out={out}", "--algo=supervised", "--resume", "-p", "members=2"]
+    result = CliRunner().invoke(main, again)  # on the same table
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert len(load_agent(out).config.training["unexplained"]) == 2
 
 
 def test_supervised_settings_are_checked(settings: dict[str, Any], tmp_path: Path) -> None:
