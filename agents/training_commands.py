@@ -61,9 +61,9 @@ UNET_OPTIONS = (
 @click.option("--patch-size", type=int, default=4, help="Pixels folded into channels, per side (paper: 1).")
 @click.option("--noise-level-scale", type=float, default=1000.0, help="Factor on the noise level (SR3: 1).")
 @click.option(
-    "--local-variance",
-    is_flag=True,
-    help="Predict a variance for each value too, and add the linear estimate under it.",
+    "--local-variance/--no-local-variance",
+    default=True,
+    help="Predict a variance for each value too, and add the linear estimate under it (paper: no).",
 )
 @click.option("--prediction", type=click.Choice(["eps", "v"]), default="v", help="What the net predicts (paper: eps).")
 @click.option(
