@@ -11,15 +11,10 @@ from ddpm.errors import ConfigError
 from ddpm.files import atomic_path
 from ddpm.images import find_images, read_picture
 from ddpm.progress import progress
-from ddpm.schedule import even_steps
+from ddpm.schedule import even_levels
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.refinement import Policy, fixed_levels
 from skipdiff_env.task import Task
-
-
-def even_levels(first: int, forwards: int) -> tuple[int, ...]:
-    """The falling levels at which a schedule of so many even steps from level `first` asks the net."""
-    return tuple(int(level) for level in even_steps(first, forwards)[:0:-1])
 
 
 def even_policy(first: int, forwards: int) -> Policy:

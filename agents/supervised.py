@@ -21,11 +21,12 @@ from torch.nn.functional import mse_loss
 from agents.agent import Agent, AgentConfig
 from agents.algorithms import SUPERVISED
 from agents.jump_extractor import CropEncoder, even_crops
-from agents.outcomes import Outcomes, crops_of, even_levels, gather
+from agents.outcomes import Outcomes, crops_of, gather
 from ddpm.errors import ConfigError
 from ddpm.files import read_json
 from ddpm.progress import progress
 from ddpm.runs import start_run
+from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.refinement import Action
 from skipdiff_env.task import Task

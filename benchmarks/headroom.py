@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.progress import progress
-from ddpm.schedule import even_steps
+from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.judges import JUDGES, judge_file
 from skipdiff_env.rules import qualities
@@ -168,7 +168,7 @@ def main(
     test, train = of(images, "test", noise_seeds, reported + judges), of(train_images, "train", train_noise_seeds, [])
     first = test.task.plan.first
     if jump:
-        thing, ways = "n", [tuple(even_steps(first, n)[:0:-1].tolist()) for n in range(1, first + 1)]
+        thing, ways = "n", [even_levels(first, n) for n in range(1, first + 1)]
     else:
         thing, ways = "start", [tuple(range(start, 0, -1)) for start in range(1, first + 1)]
     for outcomes in (test, train):

@@ -43,6 +43,15 @@ def even_steps(start: int, forwards: int) -> NDArray[np.int64]:
     return np.linspace(0, start, forwards + 1).round().astype(np.int64)
 
 
+def even_levels(start: int, forwards: int) -> tuple[int, ...]:
+    """The steps at which a chain of so many evenly spaced steps asks the net: those of `even_steps` above 0, falling.
+
+    Raises:
+        ConfigError: as `even_steps`.
+    """
+    return tuple(even_steps(start, forwards)[:0:-1].tolist())
+
+
 def check_levels(levels: Sequence[int], T: int) -> tuple[int, ...]:
     """Checks a schedule that is given by the steps at which the net is asked.
 

@@ -15,7 +15,7 @@ from ddpm.errors import ConfigError
 from ddpm.files import atomic_path, read_json, write_json
 from ddpm.progress import progress
 from ddpm.runs import lock_run
-from ddpm.schedule import even_steps
+from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import Action
@@ -55,7 +55,7 @@ def family(plan: Plan, count: int = 512) -> list[tuple[int, ...]]:
         raise ConfigError(f"a table has at most {LARGEST} levels, got {first}; lower N of steps S,N")
     if count < first:
         raise ConfigError(f"schedules must be at least {first}, one for each number of even steps, got {count}")
-    found = dict.fromkeys(tuple(even_steps(first, n)[:0:-1].tolist()) for n in range(1, first + 1))
+    found = dict.fromkeys(even_levels(first, n) for n in range(1, first + 1))
     rng = np.random.default_rng(0)
     while len(found) < count:
         inner = rng.choice(np.arange(1, first), rng.integers(first), replace=False)

@@ -14,11 +14,12 @@ from agents.agent import Agent, AgentConfig, load_agent
 from agents.algorithms import ALGORITHMS, RECURRENT, SUPERVISED
 from agents.cli import main
 from agents.jump_extractor import CropEncoder, JumpExtractor, even_crops
-from agents.outcomes import Outcomes, crops_of, even_levels, even_outcomes, even_policy, gather
+from agents.outcomes import Outcomes, crops_of, even_outcomes, even_policy, gather
 from agents.playing import AgentPolicy, play
 from agents.supervised import SchedulePredictor, SupervisedConfig, fit, train_supervised
 from agents.vec_env import VecPictureBaseline, make_env
 from ddpm.errors import ConfigError
+from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, RefinementProcess
