@@ -186,6 +186,11 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
 )
 @TRUST_PICKLE
 @LEVELS
+@click.option(
+    "--train-images",
+    multiple=True,
+    help="Photographs that schedules are fitted on by dynamic programming over the ELBO.  [default: none is fitted]",
+)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="Number of noise seeds.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
 @click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")

@@ -1,4 +1,4 @@
-"""Other samplers on the same net at the same number of forwards: diffusers' schedulers, and an early start (CCDF).
+"""Other samplers on the same net: diffusers' schedulers, an early start (CCDF), and null-space projection (DDNM).
 
 A scheduler is given a schedule of its own, whose levels are just those that its chain visits, so that its step k is
 entry k + 1 of that schedule and the chain begins at pure noise and ends at the clean latent, whatever the number of
@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ddpm.degradation import upsample
 from ddpm.errors import ConfigError
 from ddpm.noise import Stage
-from ddpm.sampling import Denoiser, Noise, p_sample, predict_x0, to_latent
+from ddpm.sampling import Denoiser, Noise, p_sample, predict_x0, to_latent, x0_weights
 from ddpm.schedule import FloatArray, even_steps
 
 # name → diffusers' class, its settings
@@ -156,3 +158,30 @@ def early_start(
         fine = noise(Stage.FINE, int(steps[j])) if j > 1 else None
         latents = p_sample(unet, alphas_cumprod[steps], j, latents, lr_up, fine)
     return latents
+
+
+class NullSpaceDenoiser:
+    """A net whose estimates agree with the low-resolution picture, by projection onto the null space (DDNM).
+
+    Wang et al. 2023. At every step the picture x that an estimate stands for becomes x + up(lr - down(x)), where `up` is bicubic
+    enlargement, which stands for the pseudo-inverse of bicubic shrinking. Any sampler takes it in place of the net.
+
+    Args:
+        unet: the net.
+        lr_image: low-resolution pictures, (B, 3, h, w) in [-1, 1].
+        scale: how many times the net enlarges.
+    """
+
+    def __init__(self, unet: Denoiser, lr_image: Tensor, scale: int) -> None:
+        self.unet, self.lr_image, self.scale = unet, lr_image, scale
+        self.prediction, self.target, self.residual_scale = unet.prediction, unet.target, unet.residual_scale
+
+    def __call__(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:
+        """What the net would have to predict for the projected estimate; as `UNet.forward`."""
+        signal = noise_level[:, None, None, None]
+        of_output, of_x_t = x0_weights(self.prediction, signal, (1 - signal**2).clamp_min(1e-12).sqrt())
+        x_0 = of_output * self.unet(lr_up, x_t, noise_level) + of_x_t * x_t
+        image = x_0 if self.target == "image" else x_0 / self.residual_scale + lr_up
+        shrunk = F.interpolate(image, size=self.lr_image.shape[-2:], mode="bicubic", antialias=True)  # not to 8 bits
+        image = image + upsample(self.lr_image - shrunk, self.scale)
+        return (to_latent(self, image, lr_up) - of_x_t * x_t) / of_output

@@ -9,10 +9,11 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
+from ddpm.degradation import downsample
 from ddpm.errors import ConfigError
 from ddpm.noise import KeyedNoise, Stage
-from ddpm.peers import SCHEDULERS, early_start, karras_levels, peer_sample
-from ddpm.sampling import coarse_sampler, predict_x0, refine, sample, to_latent
+from ddpm.peers import SCHEDULERS, NullSpaceDenoiser, early_start, karras_levels, peer_sample
+from ddpm.sampling import coarse_sampler, predict_x0, refine, sample, to_latent, x0_weights
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod, even_steps
 from ddpm.unet import UNet
 from tests.conftest import counting, tiny_unet
@@ -237,3 +238,26 @@ def test_coarse_samplers(name: str, kind: Any, settings: dict[str, Any], S: int,
     assert len(seen) == S, "S - 1 forwards"
     for ours, theirs in zip(seen, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+# --- null-space projection ---
+
+
+@pytest.mark.parametrize("changes", [{}, {"target": "image"}, {"prediction": "eps"}])
+def test_projected_estimates_agree_with_the_low_resolution_picture(
+    changes: dict[str, Any], alphas_cumprod: FloatArray
+) -> None:
+    unet = tiny_unet(**changes)
+    hr, lr_up = pictures()
+    lr_image = downsample(hr, unet.scale)
+    x_t = keyed(lr_up)(Stage.INITIAL, 50)
+    level = torch.full((len(hr),), float(np.sqrt(alphas_cumprod[50])))
+
+    def distance(net: Any) -> float:
+        of_out, of_x_t = x0_weights(net.prediction, level[0], (1 - level[0] ** 2).sqrt())
+        x_0 = of_out * net(lr_up, x_t, level) + of_x_t * x_t
+        image = x_0 if net.target == "image" else x_0 / net.residual_scale + lr_up
+        shrunk = torch.nn.functional.interpolate(image, size=lr_image.shape[-2:], mode="bicubic", antialias=True)
+        return float((shrunk - lr_image).square().mean())
+
+    assert distance(NullSpaceDenoiser(unet, lr_image, unet.scale)) < 0.1 * distance(unet)

@@ -1,23 +1,25 @@
 """Every way to enlarge a batch of pictures, each a `Method`."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.agent import Agent
 from agents.playing import AgentPolicy
 from agents.study.rows import AGENT, BICUBIC, CHAIN, COARSE, EARLY, ORIGINALS, PEER, PREDICTOR, RANDOM, SCHEDULE, START
 from ddpm.degradation import downsample, upsample
+from ddpm.elbo import best_levels, jump_costs, x0_errors
 from ddpm.errors import ConfigError
-from ddpm.noise import KeyedNoise
-from ddpm.sampling import coarse_eta, refine, sample, to_image
-from ddpm.schedule import check_levels, cosine_alphas_cumprod
+from ddpm.noise import KeyedNoise, Stage
+from ddpm.sampling import coarse_eta, refine, run_levels, sample, to_image
+from ddpm.schedule import check_levels, cosine_alphas_cumprod, even_levels
 from ddpm.unet import UNet
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProcess, fixed_levels, fixed_start
@@ -31,6 +33,7 @@ PEERS = {
     "euler-ancestral": "Euler ancestral",
     "heun": "Heun",
 }
+NULL_SPACE = "DDNM"
 
 
 @dataclass(frozen=True)
@@ -319,6 +322,42 @@ def peer(T: int, name: str, forwards: int) -> Method:
         )
 
     return Method(f"{PEERS[name]}, {forwards}", PEER, None, run, forwards)
+
+
+def null_space(T: int, forwards: int) -> Method:
+    """DDIM whose estimates agree with the low-resolution picture, see `ddpm.peers.NullSpaceDenoiser`."""
+    from ddpm.peers import NullSpaceDenoiser
+
+    alphas_cumprod = cosine_alphas_cumprod(T)
+
+    def run(batch: Batch) -> Result:
+        unet = NullSpaceDenoiser(batch.unet, batch.lr_image, batch.unet.scale)
+        noise, levels = batch.noise, even_levels(T, forwards)
+        latents = noise(Stage.INITIAL, T)
+        return _sampled(
+            batch, lambda: (run_levels(unet, alphas_cumprod, latents, batch.lr_up, noise, levels, 0.0), forwards)
+        )
+
+    return Method(f"{NULL_SPACE}, {forwards}", PEER, None, run, forwards)
+
+
+def elbo_costs(batches: Iterable[Batch], T: int) -> NDArray[np.float64]:
+    """The cost of every jump under the evidence lower bound, see `ddpm.elbo.jump_costs`, from training photographs."""
+    alphas_cumprod = cosine_alphas_cumprod(T)
+    errors = [x0_errors(b.unet, alphas_cumprod, b.hr, b.lr_up, b.noise) for b in batches]
+    return jump_costs(alphas_cumprod, np.mean(errors, axis=0))
+
+
+def elbo_schedule(costs: NDArray[np.float64], forwards: int, sampler: str) -> Method:
+    """The schedule of so many forwards that is best under the evidence lower bound."""
+    levels = best_levels(costs, forwards)
+    name = f"{elbo_name(sampler)}, {forwards}"
+    return replace(schedule(levels, sampler), name=name, family=PEER)
+
+
+def elbo_name(sampler: str) -> str:
+    """What schedules by dynamic programming over the bound are called."""
+    return f"DP over the ELBO, {sampler}"
 
 
 def early_name(t: int, predicted: bool) -> str:

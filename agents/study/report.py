@@ -84,6 +84,7 @@ class Report:
         options += [f"--sections {','.join(names)}"] if set(names) != set(SECTIONS) else []
         options += [f"--agent {name}={shlex.quote(str(path))}" for name, path in config.agents.items()]
         options += [f"--levels {levels}" for levels in config.levels]
+        options += [f"--train-images {shlex.quote(str(path))}" for path in config.train_images]
         source = "centre crops" if config.images else "crops of scikit-image's photographs"
         packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "pyiqa", "lpips"))
         return (

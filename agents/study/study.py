@@ -6,17 +6,22 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.agent import Agent, find_agent, has_agent, load_agent
 from agents.study import methods as ways
 from agents.study.evaluation import training_of
-from agents.study.methods import PEERS, Method
+from agents.study.methods import PEERS, Batch, Method
 from agents.study.running import Runner, default_metrics, load_crops
 from ddpm.checkpoints import load_unet, resolve_checkpoint
 from ddpm.errors import ConfigError
+from ddpm.progress import progress
 from ddpm.sampling import COARSE_SAMPLERS
 from skipdiff_env.plan import Plan
 
@@ -25,7 +30,9 @@ CHAINS = (2, 4, 5, 10, 20, 25, 50, 100)
 # Of these, the S that divide T, each with a few starts (Fig. 5).
 PAIRS = (4, 5, 10, 20, 25)
 # Forwards at which the peers are compared, as far as T allows.
-BUDGETS = (5, 10, 16, 20)
+BUDGETS = (3, 5, 8, 12, 20)
+# Photographs that the schedules of the ELBO are fitted on, at most.
+TRAIN_LIMIT = 32
 # Where the early start (CCDF) begins, as shares of T.
 EARLY_STARTS = (0.3, 0.6)
 # Fixed starts tried for cases 3 (shares of T) and 4 (multiples of N) of Table 4, where no agent decides.
@@ -46,6 +53,7 @@ class ReportConfig:
         agents: name → agent, as `agents.agent.find_agent` takes it. The one named "SkipDiff" is the paper's method;
             without it that is the checkpoint's own agent, or else its fixed start.
         levels: fixed schedules, as `agents.study.methods.parse_schedule` takes them.
+        train_images: photographs that schedules are fitted on by dynamic programming over the ELBO; empty: none is.
         seeds: number of noise seeds; picture i under seed k has the noise of key k.
         limit: take only so many pictures, evenly spread.
         image_size: side of the centre crops.
@@ -59,6 +67,7 @@ class ReportConfig:
     checkpoint: str = "natural-x4"
     agents: Mapping[str, str] = field(default_factory=dict)
     levels: Sequence[str] = ()
+    train_images: Sequence[str] = ()
     seeds: int = 3
     limit: int | None = None
     image_size: int = 128
@@ -109,6 +118,8 @@ class Study:
         if self.unet.settings["levels"] is not None:
             shipped = ways.schedule(tuple(self.unet.settings["levels"]), self.unet.settings["fine_sampler"])
             self.schedules.insert(0, shipped)
+        size, limit = config.image_size, TRAIN_LIMIT
+        self.train_crops = load_crops(config.train_images, size, limit) if config.train_images else []
 
     def _load_agents(self) -> None:
         """The agents that were given, and the checkpoint's own where none stands for SkipDiff."""
@@ -227,7 +238,20 @@ class Study:
         for t in dict.fromkeys(max(1, round(share * self.T)) for share in EARLY_STARTS):
             own = [ways.early(self.T, t, forwards, predicted) for forwards in budgets if forwards <= t]
             found[ways.early_name(t, predicted)] = own
+        found[ways.NULL_SPACE] = [ways.null_space(self.T, forwards) for forwards in budgets]
+        if self.train_crops:
+            for sampler in ("ddpm", "ddim"):
+                own = [ways.elbo_schedule(self.elbo_costs, forwards, sampler) for forwards in budgets]
+                found[ways.elbo_name(sampler)] = own
         return {heading: methods for heading, methods in found.items() if methods}
+
+    @cached_property
+    def elbo_costs(self) -> NDArray[np.float64]:
+        """What each jump costs in the evidence lower bound, on the training photographs."""
+        size = self.config.batch_size
+        groups = [self.train_crops[i : i + size] for i in range(0, len(self.train_crops), size)]
+        batches = [Batch(self.unet, torch.stack(list(group)).to(self.config.device)) for group in groups]
+        return ways.elbo_costs(progress(batches, desc="ELBO", unit="batch", leave=False), self.T)
 
     def budget_chains(self) -> list[Method]:
         """The ancestral chain at the peers' budgets."""
@@ -248,6 +272,7 @@ class Study:
             "metrics": list(self.metrics),
             "plan": self.plan.settings(),
             "agents": self.digests,
+            "train_pictures": _digest(map(_bytes, self.train_crops)),
         }
 
 
