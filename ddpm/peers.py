@@ -163,8 +163,9 @@ def early_start(
 class NullSpaceDenoiser:
     """A net whose estimates agree with the low-resolution picture, by projection onto the null space (DDNM).
 
-    Wang et al. 2023. At every step the picture x that an estimate stands for becomes x + up(lr - down(x)), where `up` is bicubic
-    enlargement, which stands for the pseudo-inverse of bicubic shrinking. Any sampler takes it in place of the net.
+    Wang et al. 2023. At every step the picture x that an estimate stands for becomes x + up(lr - down(x)), where `up`
+    is bicubic enlargement, which stands for the pseudo-inverse of bicubic shrinking. Any sampler takes it in place of
+    the net.
 
     Args:
         unet: the net.
