@@ -99,9 +99,14 @@ def _agent_policy(
     "--batch-size",
     type=click.IntRange(min=1),
     default=8,
-    help="Pictures of one size enlarged together; fewer where memory does not hold so many.",
+    help="Pictures of one size enlarged together, and tiles of one forward; fewer where memory does not hold so many.",
 )
-@click.option("--tile", type=click.IntRange(min=0), default=256, help="Tile side in pixels of the result; 0: no tiles.")
+@click.option(
+    "--tile",
+    type=click.IntRange(min=0),
+    help="Tile side in pixels of the result; 0: no tiles.  [default: 256; for an agent of jumps, the size that it was "
+    "trained on]",
+)
 @click.option(
     "--format",
     type=click.Choice(["png", "jpg", "webp", "avif", "tiff", "same"]),
@@ -126,13 +131,18 @@ def _agent_policy(
     type=click.FloatRange(0, 1),
     help="From few forwards (0) to many (1), for an agent that was trained for a range of prices.  [default: 0.5]",
 )
+@click.option(
+    "--map",
+    type=click.Path(),
+    help="Also draw how many forwards each tile got over the result, into this file; for one still picture.",
+)
 @TRUST_PICKLE
 def upscale(agent: str | None, quality: float | None, trust_pickle: bool, **options: Any) -> None:
     """Enlarge photographs: files, folders and patterns.
 
     Results are named <stem>_x4.png, below folders with their subfolder; what lies below --out is not taken for a
     photograph. Of an animation (GIF, WebP, APNG, AVIF) all frames are enlarged, with the same noise, so that it does
-    not flicker.
+    not flicker. An agent that was trained with --skip-mode jump decides for each tile of a large picture.
     """
     from dataclasses import fields
 

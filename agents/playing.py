@@ -75,6 +75,11 @@ class AgentPolicy:
         else:
             self._view = _Whole(agent, self.price) if agent.config.observation == "dict" else _Frames(agent)
 
+    @property
+    def tile(self) -> int:
+        """Side of the pictures that the agent was trained on, and so of the tiles that it decides about."""
+        return self.agent.config.image_size
+
     def scores(self, states: Sequence[Refinement]) -> Tensor:
         """Logits or values of the two actions for each picture at its decision, (B, 2).
 

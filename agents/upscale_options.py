@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm.errors import ConfigError
-from ddpm.formats import OUTPUTS, SUFFIXES
+from ddpm.formats import OUTPUTS, SUFFIXES, output_format
 from skipdiff_env.upscaler import MAX_SEED
 
 FORMATS = ("png", "jpg", "webp", "avif", "tiff", "same")
@@ -29,9 +29,11 @@ class UpscaleOptions:
         outscale: how many times as large as the source a result is; None: as the net enlarges.
         size: size of the results, "1920x", "x1080" or "1920x1080"; None: as the net enlarges.
         json: print a JSON object for each result, and one for all.
+        map: file for a picture of how many forwards each tile got; None: none. Of one still picture alone.
 
     Raises:
         ConfigError: a value lies outside its range, or two contradict each other.
+        ImageError: the ending of `map` is that of no format.
     """
 
     paths: tuple[str, ...]
@@ -46,6 +48,7 @@ class UpscaleOptions:
     outscale: float | None = None
     size: str | None = None
     json: bool = False
+    map: str | None = None
 
     def __post_init__(self) -> None:
         largest = MAX_SEED + 1 - self.samples
@@ -68,6 +71,8 @@ class UpscaleOptions:
                     f"--format {self.format} contradicts the ending of --out {self.out}; drop one of them"
                 )
         self._check_ending()
+        if self.map is not None:
+            output_format(Path(self.map))
 
     def _check_ending(self) -> None:
         """Refuses a name that is meant as that of a picture, but whose ending no format has."""

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from agents.upscale_options import UpscaleOptions
-from ddpm.errors import SkipDiffError
+from ddpm.errors import ConfigError, SkipDiffError
 from ddpm.formats import OUTPUTS, check_output, output_format
 from ddpm.images import (
     Picture,
@@ -21,9 +21,11 @@ from ddpm.images import (
     read_header,
     read_picture,
     resized,
+    to_uint8,
     write_picture,
 )
 from ddpm.progress import orderly_end, progress, say
+from skipdiff_env.rendering import draw_map
 from skipdiff_env.upscaler import Upscaled, Upscaler, check_room
 
 # How names of results end: _x4, _x2.5, _1920x, _x1080 or _1920x1080, and the number of the sample.
@@ -53,7 +55,7 @@ class _Report:
     as_json: bool
     done: int = 0
     skipped: int = 0
-    forwards: int = 0
+    forwards: float = 0
     failures: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
 
@@ -82,7 +84,6 @@ class _Report:
         size: tuple[int, int],
         frames: int,
         result: Upscaled,
-        seconds: float,
         notes: list[str],
     ) -> None:
         self.done += 1
@@ -91,15 +92,15 @@ class _Report:
             self.note(f"{target}: {note}")
         self._emit(
             status="done", source=str(source), target=str(target), width=size[0], height=size[1], frames=frames,
-            start=result.start, forwards=result.nfe, seconds=round(seconds, 3), notes=notes,
+            start=result.start, forwards=round(result.nfe, 3), seconds=round(result.seconds, 3), notes=notes,
         )  # fmt: skip
 
     def close(self) -> None:
         """The summary, failures last."""
         seconds = time.perf_counter() - self.began
         self._emit(
-            status="summary", done=self.done, skipped=self.skipped, failed=len(self.failures), forwards=self.forwards,
-            seconds=round(seconds, 3),
+            status="summary", done=self.done, skipped=self.skipped, failed=len(self.failures),
+            forwards=round(self.forwards, 3), seconds=round(seconds, 3),
         )  # fmt: skip
         if not self.as_json and (self.done or self.skipped):
             parts = []
@@ -241,11 +242,14 @@ def upscale_files(upscaler: Upscaler, options: UpscaleOptions) -> bool:
         Whether all pictures were done.
 
     Raises:
-        ImageError: nothing can be written to `options.out`.
+        ImageError: nothing can be written to `options.out`, or no map to `options.map`.
+        ConfigError: a map is asked for of several results, or would replace a file.
     """
     check_folder(options.folder)
     report = _Report(options.json)
     jobs = _plan(options, upscaler.scale, report)
+    if options.map is not None:
+        _check_map(Path(options.map), jobs, options.overwrite)
     total = upscaler.expected_nfe * sum(len(job.targets) * job.frames for job in jobs)
     with orderly_end(), progress(total=total, unit="forward", desc="upscale") as bar:
         bar.bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}]"
@@ -255,6 +259,21 @@ def upscale_files(upscaler: Upscaler, options: UpscaleOptions) -> bool:
         run.flush()
     report.close()
     return not report.failures
+
+
+def _check_map(place: Path, jobs: list[_Job], overwrite: bool) -> None:
+    """Refuses a map that cannot be drawn, before anything is computed."""
+    results = sum(len(job.targets) * job.frames for job in jobs)
+    if results > 1:
+        raise ConfigError(f"--map is for a single result, got {results}; enlarge one picture, or leave --map out")
+    used = [path for job in jobs for path in (job.source, *(target for target, _ in job.targets))]
+    if place.resolve() in [path.resolve() for path in used]:
+        raise ConfigError(f"this run reads or writes {place} already; give --map another name")
+    if place.is_dir():
+        raise ConfigError(f"the map {place} is a folder; name a file, such as {place / 'map.png'}")
+    if place.exists() and not overwrite:
+        raise ConfigError(f"the map {place} exists; replace it with --overwrite, or give --map another name")
+    check_folder(place.parent)
 
 
 @dataclass
@@ -320,7 +339,6 @@ class _Run:
             self.report.fail(job.source, _naming(job.source, error))
             return
         for target, seed in job.targets:
-            began = time.perf_counter()
             try:
                 check_folder(target.parent)
                 large, result = self.upscaler.enlarge_animation(animation, seed, self.advance)
@@ -332,8 +350,7 @@ class _Run:
                 self.report.fail(job.source, _naming(job.source, error), target)
                 continue
             height, width = frames[0].rgb.shape[:2]
-            seconds = time.perf_counter() - began
-            self.report.finish(job.source, target, (width, height), len(frames), result, seconds, notes)
+            self.report.finish(job.source, target, (width, height), len(frames), result, notes)
 
     def flush(self) -> None:
         """Computes and writes what waits."""
@@ -347,23 +364,23 @@ class _Run:
                 self.report.fail(item.source, _naming(item.source, error), item.target)
         if not ready:
             return
-        began = time.perf_counter()
         try:
             results = self.upscaler.enlarge([i.picture for i in ready], [i.seed for i in ready], self.advance)
         except SkipDiffError as error:
             for item in ready:
                 self.report.fail(item.source, _naming(item.source, error), item.target)
             return
-        seconds = (time.perf_counter() - began) / len(ready)
         for item, (large, result) in zip(ready, results, strict=True):
             try:
                 large = self._finished(large, item.picture)
                 notes = item.notes + write_picture(large, item.target, self.options.jpeg_quality)
+                if self.options.map is not None:
+                    write_picture(Picture(draw_map(to_uint8(result.sr), result.tiles)), self.options.map)
             except SkipDiffError as error:
                 self.report.fail(item.source, _naming(item.source, error), item.target)
                 continue
             height, width = large.rgb.shape[:2]
-            self.report.finish(item.source, item.target, (width, height), 1, result, seconds, notes)
+            self.report.finish(item.source, item.target, (width, height), 1, result, notes)
 
     def _finished(self, large: Picture, small: Picture) -> Picture:
         """The enlarged picture in the size and with the metadata that are wanted."""

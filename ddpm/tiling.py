@@ -1,10 +1,100 @@
-"""A net that sees a large picture through overlapping tiles, blended at every diffusion step."""
+"""Large pictures in overlapping tiles: where the tiles lie, how they are blended, and a net that works in them."""
+
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpm.errors import ConfigError
-from ddpm.unet import UNet
+
+if TYPE_CHECKING:
+    from ddpm.unet import UNet
+
+
+class Box(NamedTuple):
+    """A part of a picture, in pixels, as Pillow has it; right and bottom are the first pixels outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def area(self) -> tuple[EllipsisType, slice, slice]:
+        """The index of this part in arrays of shape (…, H, W)."""
+        return ..., slice(self.top, self.bottom), slice(self.left, self.right)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How pictures are cut into overlapping tiles.
+
+    Attributes:
+        tile: side of a tile in pixels of the result; along a side that is shorter, a tile is as long as the picture.
+        overlap: pixels that neighbouring tiles share at least.
+
+    Raises:
+        ConfigError: the overlap does not fit the tile.
+    """
+
+    tile: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap <= self.tile // 2:
+            raise ConfigError(f"overlap must lie between 0 and half a tile ({self.tile // 2}), got {self.overlap}")
+
+    def starts(self, side: int) -> list[int]:
+        """First pixels of the tiles along a side; the last tile ends with the picture."""
+        step = self.tile - self.overlap
+        return [*range(0, max(side - self.tile, 0), step), max(side - self.tile, 0)]
+
+    def boxes(self, height: int, width: int) -> list[Box]:
+        """The tiles of a picture of this size, row by row; all of them are of one size."""
+        tall, wide = min(self.tile, height), min(self.tile, width)
+        return [Box(x, y, x + wide, y + tall) for y in self.starts(height) for x in self.starts(width)]
+
+    def divides(self, height: int, width: int) -> bool:
+        """Whether a picture of this size takes more than one tile."""
+        return height > self.tile or width > self.tile
+
+    def area(self, height: int, width: int) -> int:
+        """Pixels of all tiles of a picture of this size, overlaps counted as often as they are seen."""
+        return sum((box.right - box.left) * (box.bottom - box.top) for box in self.boxes(height, width))
+
+
+class Blend:
+    """A picture that is put together from overlapping tiles.
+
+    Inside a tile its weight is 1; towards its borders it falls, so that one tile fades into the next.
+
+    Args:
+        tiling: how the picture is cut.
+        like: a tensor (…, H, W) of the picture's shape, type and device.
+    """
+
+    def __init__(self, tiling: Tiling, like: Tensor) -> None:
+        self.overlap = tiling.overlap
+        self.total = torch.zeros_like(like)
+        self.weight = torch.zeros(like.shape[-2:], device=like.device)
+
+    def _ramp(self, size: int) -> Tensor:
+        """Weights (size,) of a tile along one side: 1 inside, a ramp over the overlap."""
+        ramp = torch.arange(1, size + 1, device=self.weight.device).clamp(max=self.overlap + 1) / (self.overlap + 1)
+        return torch.minimum(ramp, ramp.flip(0))
+
+    def add(self, box: Box, part: Tensor) -> None:
+        """Adds a tile (…, h, w) at its place; `part` is changed."""
+        height, width = part.shape[-2:]
+        window = self._ramp(height)[:, None] * self._ramp(width)
+        self.total[box.area] += part.mul_(window)
+        self.weight[box.area] += window
+
+    def result(self) -> Tensor:
+        """The picture, once all its tiles are there."""
+        return self.total.div_(self.weight)
 
 
 class TiledUNet:
@@ -22,42 +112,18 @@ class TiledUNet:
         ConfigError: the tile does not fit the net, or the overlap the tile.
     """
 
-    def __init__(self, unet: UNet, tile: int = 256, overlap: int = 32) -> None:
+    def __init__(self, unet: "UNet", tile: int = 256, overlap: int = 32) -> None:
         if tile < unet.stride or tile % unet.stride:
             raise ConfigError(f"tile must be a multiple of the net's stride {unet.stride}, got {tile}")
-        if not 0 <= overlap <= tile // 2:
-            raise ConfigError(f"overlap must lie between 0 and half a tile ({tile // 2}), got {overlap}")
-        self.unet, self.tile, self.overlap = unet, tile, overlap
+        self.unet, self.tiling = unet, Tiling(tile, overlap)
         self.prediction, self.target, self.residual_scale = unet.prediction, unet.target, unet.residual_scale
-
-    def _starts(self, side: int) -> list[int]:
-        """First pixels of the tiles along a side; the last tile ends with the picture."""
-        step = self.tile - self.overlap
-        return [*range(0, max(side - self.tile, 0), step), max(side - self.tile, 0)]
-
-    def _window(self, size: int, device: torch.device) -> Tensor:
-        """Weights (size,) of a tile along one side: 1 inside, a ramp over the overlap."""
-        ramp = torch.arange(1, size + 1, device=device).clamp(max=self.overlap + 1) / (self.overlap + 1)
-        return torch.minimum(ramp, ramp.flip(0))
-
-    def area(self, height: int, width: int) -> int:
-        """Pixels that go through the net for one picture of this size, overlaps counted as often as they are seen."""
-        tiles = len(self._starts(height)) * len(self._starts(width))
-        return tiles * min(self.tile, height) * min(self.tile, width)
 
     def __call__(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:
         """As `UNet.forward`; H and W multiples of the net's stride."""
         height, width = x_t.shape[-2:]
-        if height <= self.tile and width <= self.tile:
+        if not self.tiling.divides(height, width):
             return self.unet(lr_up, x_t, noise_level)
-        total = torch.zeros_like(x_t)
-        weight = torch.zeros(height, width, device=x_t.device)
-        for y in self._starts(height):
-            for x in self._starts(width):
-                area = (..., slice(y, y + self.tile), slice(x, x + self.tile))
-                part = self.unet(lr_up[area], x_t[area], noise_level)
-                h, w = part.shape[-2:]
-                window = self._window(h, x_t.device)[:, None] * self._window(w, x_t.device)
-                total[area] += part.mul_(window)
-                weight[area] += window
-        return total.div_(weight)
+        blend = Blend(self.tiling, x_t)
+        for box in self.tiling.boxes(height, width):
+            blend.add(box, self.unet(lr_up[box.area], x_t[box.area], noise_level))
+        return blend.result()

@@ -5,6 +5,7 @@ The scalar environment, the batched one, the upscaler and the table of all start
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -25,20 +26,23 @@ from ddpm.sampling import (
     to_image,
 )
 from ddpm.schedule import FloatArray, check_levels, cosine_alphas_cumprod
+from ddpm.tiling import Box
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import Action
 
 T = TypeVar("T")
+# (noise seed, step, shape) → the noise of the fine step to step - 1.
+NoiseOf = Callable[[int, int, tuple[int, ...]], Tensor]
 
 
 @dataclass
 class Refinement:
-    """One picture on its way from the coarse latent to the result.
+    """One picture, or one tile of a picture, on its way from the coarse latent to the result.
 
     Attributes:
         lr_up: condition, (3, H, W) in [-1, 1].
-        noise_seed: key of all noise of this picture.
+        noise_seed: key of all noise of this picture; a tile has its part of its picture's noise.
         key: identity of the picture for the memo; None is never memoised.
         coarse_latent: the coarse latent x_S1, or the initial noise where there is no coarse stage, (3, H, W).
         latent: the current latent u, (3, H, W).
@@ -49,6 +53,8 @@ class Refinement:
         path: the diffusion steps that the surviving fine chain has stood at, from the one the net was told first to the
             one the latent has reached; empty before the first step that is performed. With the picture and the seed it
             determines `latent`.
+        picture: of a tile, the picture as it began; None for a whole picture.
+        box: of a tile, its place in that picture.
     """
 
     lr_up: Tensor
@@ -60,6 +66,19 @@ class Refinement:
     level: int
     nfe: int
     path: tuple[int, ...] = ()
+    picture: "Refinement | None" = None
+    box: Box | None = None
+
+    def tile(self, box: Box) -> "Refinement":
+        """A tile of this picture, which goes on from here by decisions of its own; nothing is copied."""
+        parts = {name: getattr(self, name)[box.area] for name in ("lr_up", "coarse_latent", "latent")}
+        return replace(self, **parts, key=None, picture=self, box=box)
+
+    def fine_noise(self, noise_of: NoiseOf) -> Tensor:
+        """The noise (3, H, W) that the step to t - 1 adds; of a tile, its part of the picture's."""
+        if self.picture is None or self.box is None:
+            return noise_of(self.noise_seed, self.t, tuple(self.latent.shape))
+        return noise_of(self.noise_seed, self.t, tuple(self.picture.latent.shape))[self.box.area]
 
     @property
     def start(self) -> int:
@@ -319,21 +338,24 @@ class RefinementProcess:
                 missing.append((state, path))
             else:
                 state.latent, state.path, state.level = known, path, state.t - 1
+
+        @lru_cache(maxsize=1)  # the tiles of a picture stand one after the other, and take their parts of one noise
+        def noise_of(seed: int, t: int, shape: tuple[int, ...]) -> Tensor:
+            return KeyedNoise([seed], shape, self.device)(Stage.FINE, t)[0]
+
         for chunk in self._chunks(missing):
-            latents = self._advance([state for state, _ in chunk])
+            latents = self._advance([state for state, _ in chunk], noise_of)
             for (state, path), latent in zip(chunk, latents, strict=True):
                 state.latent, state.path, state.level = latent, path, state.t - 1
                 self._remember(state.key, state.noise_seed, path, latent)
 
-    def _advance(self, states: Sequence[Refinement]) -> Tensor:
+    def _advance(self, states: Sequence[Refinement], noise_of: NoiseOf) -> Tensor:
         """The latents (B, 3, H, W) after one forward for each, from its level to t - 1."""
         latents = _batch([s.latent for s in states])
         arrivals = np.array([s.t for s in states])  # the step of the full chain that arrives at t - 1 is D_t
         noise = None
         if self.fine_eta > 0 and arrivals.max() > 1:
-            noise = KeyedNoise([s.noise_seed for s in states], latents.shape[1:], self.device)(
-                Stage.FINE, _one_if_same(arrivals)
-            )
+            noise = _batch([state.fine_noise(noise_of) for state in states])
         return p_sample(
             self.unet,
             self.alphas_cumprod,

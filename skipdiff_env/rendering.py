@@ -1,7 +1,8 @@
-"""A picture of an episode: what went in, what the net sees, and what was decided."""
+"""What was decided, drawn: a picture of an episode, and a map of the forwards that each tile of a picture got."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,9 @@ from PIL import Image, ImageDraw
 
 from ddpm.errors import ConfigError
 from skipdiff_env.rules import Action
+
+if TYPE_CHECKING:
+    from skipdiff_env.upscaler import Tile
 
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
 PANEL = 128  # smallest side of a panel, so that its heading fits
@@ -63,3 +67,59 @@ def draw_frame(
             name = f" {actions[i].name.lower()}" if done and room >= 68 else ""
             draw.text((box[0] + 4, top + 6), f"{first_step - i}{name}", fill=TEXT)
     return np.asarray(image)
+
+
+def draw_map(picture: NDArray[np.uint8], tiles: Sequence["Tile"]) -> NDArray[np.uint8]:
+    """The forwards of each tile as colours over the grey picture, and below it a legend.
+
+    Args:
+        picture: the result, (H, W, 3).
+        tiles: those of `skipdiff_env.upscaler.Upscaled`; where two overlap, each is drawn up to the middle.
+
+    Returns:
+        uint8, (H + legend, at least W, 3); the picture lies in the upper left corner. The colours reach from the fewest
+        forwards of a tile to the most.
+    """
+    numbers = [tile.nfe for tile in tiles]
+    colours = _colours(min(numbers), max(numbers))
+    across = _apart((tile.box.left, tile.box.right) for tile in tiles)
+    down = _apart((tile.box.top, tile.box.bottom) for tile in tiles)
+    height, width = picture.shape[:2]
+    unit = max(18, width // 50)
+    image = Image.new("RGB", (max(width, 16 * unit), height + 3 * unit), BACKGROUND)
+    image.paste(Image.fromarray(picture).convert("L"))
+    draw = ImageDraw.Draw(image)
+    for tile in tiles:
+        (left, right), (top, bottom) = across[tile.box.left, tile.box.right], down[tile.box.top, tile.box.bottom]
+        part = image.crop((left, top, right, bottom))
+        image.paste(Image.blend(part, Image.new("RGB", part.size, colours[tile.nfe]), 0.5), (left, top))
+        size = min(unit, (right - left) // 3, (bottom - top) // 2)
+        if size >= 8:
+            _number(draw, tile.nfe, ((left + right) // 2, (top + bottom) // 2), size)
+    draw.text((unit // 2, height + unit // 4), "UNet forwards of each tile", TEXT, font_size=0.8 * unit)
+    edges = np.linspace(0, image.width, len(colours) + 1).round().astype(int).tolist()
+    for (forwards, colour), (left, right) in zip(colours.items(), pairwise(edges), strict=True):
+        draw.rectangle((left, height + 3 * unit // 2, right - 1, image.height - 1), colour)
+        if right - left >= unit:
+            _number(draw, forwards, ((left + right) // 2, height + 9 * unit // 4), 0.7 * unit)
+    return np.asarray(image)
+
+
+def _colours(fewest: int, most: int) -> dict[int, tuple[int, int, int]]:
+    """A colour for each number from the fewest to the most."""
+    import matplotlib
+
+    scale = matplotlib.colormaps["viridis"](np.linspace(0, 1, most - fewest + 1), bytes=True)
+    return {fewest + i: (int(red), int(green), int(blue)) for i, (red, green, blue, _) in enumerate(scale)}
+
+
+def _number(draw: ImageDraw.ImageDraw, number: int, place: tuple[int, int], size: float) -> None:
+    """Writes a number around a place, so that it can be read on every colour."""
+    draw.text(place, str(number), TEXT, anchor="mm", font_size=size, stroke_width=1, stroke_fill=BACKGROUND)
+
+
+def _apart(spans: Iterable[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
+    """Overlapping spans along a side, each with the part that is left when neighbours meet in the middle."""
+    rising = sorted(set(spans))
+    cuts = [rising[0][0], *((end + start) // 2 for (_, end), (start, _) in pairwise(rising)), rising[-1][1]]
+    return dict(zip(rising, pairwise(cuts), strict=True))

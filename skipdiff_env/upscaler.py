@@ -1,5 +1,6 @@
-"""Enlarging pictures: coarse stage, then fine refinement as a policy decides."""
+"""Enlarging pictures: coarse stage, then fine refinement as a policy decides, for a whole picture or tile by tile."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,15 +28,34 @@ from ddpm.images import (
     write_picture,
 )
 from ddpm.schedule import check_levels
-from ddpm.tiling import TiledUNet
+from ddpm.tiling import Blend, Box, TiledUNet, Tiling
 from ddpm.unet import UNet
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Policy, RefinementProcess, fixed_levels, fixed_start
+from skipdiff_env.refinement import Policy, Refinement, RefinementProcess, fixed_levels, fixed_start
 
 # Float32 pictures that are alive at once at the worst moment of a diffusion step.
 LIVE_PICTURES = 9
+# Side of a tile where nothing says otherwise.
+TILE = 256
+# Tiles that decide for themselves are worked on in groups of so many pixels.
+GROUP_PIXELS = 2**22
 # The noise is drawn by generators whose key has this many bits.
 MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a picture that went through the net by a schedule of its own.
+
+    Attributes:
+        box: its place in the result, in pixels; neighbours overlap.
+        levels: the falling diffusion steps at which the net was asked, on the fine chain that survived.
+        nfe: UNet forwards, coarse and fine.
+    """
+
+    box: Box
+    levels: tuple[int, ...]
+    nfe: int
 
 
 @dataclass(frozen=True)
@@ -45,12 +65,16 @@ class Upscaled:
     Attributes:
         sr: the result, (3, H, W) in [-1, 1].
         start: diffusion step at which the surviving fine chain began.
-        nfe: UNet forwards, coarse and fine.
+        nfe: UNet forwards, coarse and fine; the mean over the tiles.
+        tiles: the parts that were decided about one by one; a single one where that was the whole picture.
+        seconds: what it took, from the decoded picture to the result; of pictures that ran together, the mean.
     """
 
     sr: Tensor
     start: int
-    nfe: int
+    nfe: float
+    tiles: tuple[Tile, ...]
+    seconds: float
 
 
 class Upscaler:
@@ -70,11 +94,15 @@ class Upscaler:
         fine_sampler: what runs the fine steps, "ddpm", "ddim" or "ddim:ETA"; None: the checkpoint's for `levels`, else
             "ddpm".
         first_step: the diffusion step that is decided first, N … T; None: N.
-        policy: decides step by step instead of `start` or `levels`, on the episodes of `plan`.
+        policy: decides step by step instead of `start` or `levels`, on the episodes of `plan`. Under "jump" it decides
+            for each tile of a picture that is larger than `tile`; such tiles run one by one, by the picture's noise,
+            and their results are blended. Else it decides for the whole picture.
         plan: the episodes of the policy; None: those of the arguments above.
         device: where to compute.
-        tile: side of the overlapping tiles for pictures larger than that, in pixels of the result; 0: no tiles.
-        batch_size: pictures of one size that are enlarged together; fewer where memory does not hold so many.
+        tile: side of the overlapping tiles for pictures larger than that, in pixels of the result; 0: no tiles. None:
+            256, or where a policy decides for each tile, its attribute `tile`, if it has one.
+        batch_size: pictures of one size that are enlarged together, and tiles of one forward; fewer pictures where
+            memory does not hold so many.
 
     Raises:
         CheckpointError: the checkpoint is unknown or damaged.
@@ -95,13 +123,14 @@ class Upscaler:
         policy: Policy | None = None,
         plan: Plan | None = None,
         device: str = "cpu",
-        tile: int = 256,
+        tile: int | None = None,
         batch_size: int = 8,
     ) -> None:
         if sum(given is not None for given in (start, levels, policy)) > 1:
             raise ConfigError("start, levels and policy all say which steps are done; give one of them")
         self.unet = load_unet(checkpoint, device)
         settings = self.unet.settings
+        chooses = policy is not None
         if levels is None and not any((start, policy, plan, steps, coarse_sampler, first_step)):
             levels = settings["levels"]
         if levels is not None:
@@ -114,8 +143,15 @@ class Upscaler:
             plan = Plan.resolve(
                 settings, steps=steps, coarse_sampler=coarse_sampler, fine_sampler=fine_sampler, first_step=first_step
             )
+        chooses = chooses and plan.skip_mode == "jump"
+        if tile is None:
+            tile = getattr(policy, "tile", TILE) if chooses else TILE
         self.scale, self.device, self.tile = self.unet.scale, device, tile
-        self.denoiser: UNet | TiledUNet = TiledUNet(self.unet, tile, min(32, tile // 4)) if tile else self.unet
+        # tiles that decide for themselves cost so much more as they overlap
+        overlap = tile // 8 if chooses else min(32, tile // 4)
+        self.denoiser: UNet | TiledUNet = TiledUNet(self.unet, tile, overlap) if tile else self.unet
+        # how pictures are cut where the policy decides for each tile
+        self.choosing = self.denoiser.tiling if chooses and isinstance(self.denoiser, TiledUNet) else None
         self.process = RefinementProcess(self.denoiser, plan, batch_size=batch_size, device=device)
         if start is not None and not 1 <= start <= plan.first:
             raise ConfigError(f"start must lie in 1 … {plan.first}, the fine steps, got {start}")
@@ -159,7 +195,9 @@ class Upscaler:
         padding = (0, -width % stride, 0, -height % stride)
         if progress is not None:
             canvas = height + padding[3], width + padding[1]
-            area = self.denoiser.area(*canvas) if isinstance(self.denoiser, TiledUNet) else canvas[0] * canvas[1]
+            area = canvas[0] * canvas[1]
+            if isinstance(self.denoiser, TiledUNet):
+                area = self.denoiser.tiling.area(*canvas)
 
             def advance(net: object, args: object, out: Tensor) -> None:
                 progress(out.numel() / 3 / area)
@@ -190,14 +228,45 @@ class Upscaler:
         self, lr_images: Sequence[Tensor], seeds: Sequence[int], padding: tuple[int, int, int, int]
     ) -> list[Upscaled]:
         """Enlarges pictures together."""
+        began = time.perf_counter()
         height, width = (side * self.scale for side in lr_images[0].shape[-2:])
         condition = self.unet.condition(torch.stack(list(lr_images)).to(self.device))
         condition = F.pad(condition, padding, mode="replicate")
         states = self.process.begin(list(condition), seeds)
-        images = self.process.run(states, self.policy)
-        return [
-            Upscaled(sr[:, :height, :width], state.start, state.nfe) for sr, state in zip(images, states, strict=True)
-        ]
+        canvas = Box(0, 0, condition.shape[-1], condition.shape[-2])
+        if self.choosing is not None and self.choosing.divides(canvas.bottom, canvas.right):
+            images, tiles = self._tile_by_tile(states, self.choosing)
+        else:
+            images = self.process.run(states, self.policy)
+            tiles = [[Tile(canvas, state.levels, state.nfe)] for state in states]
+        seconds = (time.perf_counter() - began) / len(lr_images)
+        results = []
+        for sr, state, own in zip(images, states, tiles, strict=True):
+            # what was padded is no part of the result
+            inside = [replace(t, box=Box(*t.box[:2], min(t.box.right, width), min(t.box.bottom, height))) for t in own]
+            nfe = inside[0].nfe if len(own) == 1 else sum(tile.nfe for tile in own) / len(own)
+            results.append(Upscaled(sr[:, :height, :width], state.start, nfe, tuple(inside), seconds))
+        return results
+
+    def _tile_by_tile(self, states: Sequence[Refinement], tiling: Tiling) -> tuple[list[Tensor], list[list[Tile]]]:
+        """Runs each tile of pictures at their first decision by decisions of its own, and blends the results.
+
+        Tiles know nothing of each other, so a group of them at a time is enough: what is held beside whole pictures
+        does not grow with the picture. Those of a group that are denoised at the same step share batches of the net.
+        """
+        height, width = states[0].latent.shape[-2:]
+        boxes = tiling.boxes(height, width)
+        places = [(i, box) for i in range(len(states)) for box in boxes]
+        size = max(self.batch_size, GROUP_PIXELS // (tiling.area(height, width) // len(boxes)))
+        blends = [Blend(tiling, state.latent) for state in states]
+        tiles: list[list[Tile]] = [[] for _ in states]
+        for first in range(0, len(places), size):
+            group = places[first : first + size]
+            parts = [states[i].tile(box) for i, box in group]
+            for (i, box), part, sr in zip(group, parts, self.process.run(parts, self.policy), strict=True):
+                blends[i].add(box, sr)
+                tiles[i].append(Tile(box, part.levels, part.nfe))
+        return [blend.result() for blend in blends], tiles
 
     def largest_batch(self, height: int, width: int) -> int:
         """How many results of this size are computed together: `batch_size`, or fewer if the free memory holds no more.
@@ -229,7 +298,7 @@ class Upscaler:
         """Enlarges all frames with the same noise, so that what does not move does not flicker.
 
         Returns:
-            The animation, and the first frame's result with the forwards of all frames.
+            The animation, and the first frame's result with the forwards and seconds of all frames.
 
         Raises:
             ImageError: the frames of the result would not fit into memory.
@@ -239,15 +308,17 @@ class Upscaler:
         check_room(len(frames), width, height)
         first: Upscaled | None = None
         enlarged: list[Picture] = []
-        forwards = 0
+        forwards: float = 0
+        seconds = 0.0
         while len(enlarged) < len(frames):
             chunk = frames[len(enlarged) : len(enlarged) + self.largest_batch(height, width)]
             results = self.enlarge(chunk, [seed] * len(chunk), progress)
             first = first or results[0][1]
             forwards += sum(result.nfe for _, result in results)
+            seconds += sum(result.seconds for _, result in results)
             enlarged += [picture for picture, _ in results]
         assert first is not None, "an animation has at least one frame"
-        return replace(animation, frames=enlarged), replace(first, nfe=forwards)
+        return replace(animation, frames=enlarged), replace(first, nfe=forwards, seconds=seconds)
 
     def _enlarged(self, picture: Picture, result: Upscaled) -> Picture:
         """The result as a picture with all that the source had beside its colours."""

@@ -34,7 +34,7 @@ def test_area_counts_every_pixel_that_is_seen(unet: UNet) -> None:
     tiled, seen = TiledUNet(unet, 32, 8), []
     unet.register_forward_hook(lambda net, args, out: seen.append(out.numel() // 3))
     tiled(torch.rand(1, 3, 72, 80), torch.randn(1, 3, 72, 80), torch.tensor([0.5]))
-    assert sum(seen) == tiled.area(72, 80)
+    assert sum(seen) == tiled.tiling.area(72, 80)
     assert max(seen) == 32 * 32, "memory is bounded by the tile"
 
 
@@ -60,7 +60,7 @@ def test_no_seam(photo: Photo, capsys: pytest.CaptureFixture[str]) -> None:
     whole = Upscaler(steps=steps, start=4, tile=0)
     a, b = tiled.upscale(lr, [0])[0].sr, whole.upscale(lr, [0])[0].sr
     assert isinstance(tiled.denoiser, TiledUNet)
-    starts = tiled.denoiser._starts(a.shape[-1])
+    starts = tiled.denoiser.tiling.starts(a.shape[-1])
     borders = sorted({*starts[1:], *(s + 64 for s in starts[:-1])})
     assert len(borders) > 20
     # pictures differ from column to column by themselves: the untiled result says by how much
