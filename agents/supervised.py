@@ -291,7 +291,9 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
     if first is None:
         raise ConfigError("no photograph has a crop of image_size; lower it or name other photographs")
     task = Task(
-        TaskConfig.of({"batch_size": 16, "cache_mb": 256, **settings, "images": first, "device": config.device})
+        TaskConfig.of(
+            {"batch_size": 16, "cache_mb": 256, **settings, "split": None, "images": first, "device": config.device}
+        )
     )
     prices = task.config.price_range
     if prices is None:
