@@ -133,7 +133,8 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     |          |   | (always) | level 0, the result    | 2             |
 
     With "restart" only the place of the last SKIP matters to the result: a picture and a noise seed have exactly N
-    possible results, which `start_outcomes` tabulates.
+    possible results, which `start_outcomes` tabulates. With "jump", `schedule_outcomes` gives rewards and metrics of
+    any schedules, such as fixed ones that an agent is compared with.
 
     ## Example
     ```python
@@ -267,3 +268,9 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     def start_outcomes(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> StartOutcomes:
         """Rewards and metrics of all starts for every picture and noise seed; see `Task.start_outcomes`."""
         return self.task.start_outcomes(images, noise_seeds)
+
+    def schedule_outcomes(
+        self, images: Sequence[int | Rgb], noise_seeds: Sequence[int], schedules: Sequence[Sequence[int]]
+    ) -> StartOutcomes:
+        """Rewards and metrics of schedules of jumps for every picture and noise seed; see `Task.schedule_outcomes`."""
+        return self.task.schedule_outcomes(images, noise_seeds, schedules)

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from ddpm.checks import check_one_of
 from ddpm.errors import ConfigError
+from skipdiff_env.rules import REWARDS, check_price, qualities
 
 # Goes up when tables of older versions cannot be read.
 FORMAT = 1
@@ -140,6 +142,57 @@ class Table:
     def complete(self) -> bool:
         """Whether any decisions lead to a schedule of the table."""
         return self.restart or len(self.schedules) == 2 ** (self.first - 1)
+
+    def rows(self, split: str | None = None) -> NDArray[np.intp]:
+        """The places of the pictures of a split, "train" or "test"; None: of all.
+
+        Raises:
+            ConfigError: the table has no picture of that split.
+        """
+        splits = self.description["splits"] or []
+        if split is None:
+            return np.arange(len(self.features))
+        if split not in splits:
+            known = sorted(set(splits)) or ["none in this table"]
+            raise ConfigError(f"split must be one of {', '.join(known)}, or None, got {split!r}")
+        return np.flatnonzero(np.array(splits) == split)
+
+    def own_metric(self, metric: str | None = None) -> str:
+        """The name of a metric of the table; None: the first one's.
+
+        Raises:
+            ConfigError: the table has no such metric.
+        """
+        known = self.description["metrics"]
+        if metric is not None and metric not in known:
+            raise ConfigError(f"metric must be one of the table's, {', '.join(known)}, got {metric!r}")
+        return next(iter(known)) if metric is None else metric
+
+    def rewards(
+        self, nfe_penalty: float, split: str | None = None, metric: str | None = None, reward: str = "negative"
+    ) -> NDArray[np.float64]:
+        """What an episode that follows each schedule is rewarded with.
+
+        The best fixed schedule has the largest mean over the first two axes, and the oracle is the maximum over the
+        last one. Forwards that are thrown away, as episodes with restarts may do, are not paid for.
+
+        Args:
+            nfe_penalty: price of a forward.
+            split: "train" or "test"; None: all pictures.
+            metric: the reward's; None: the table's first.
+            reward: "negative" or "inverse", as for `skipdiff_env.table_env.SkipDiffTableVectorEnv`.
+
+        Returns:
+            float64 (pictures, noise seeds, schedules).
+
+        Raises:
+            ConfigError: an argument is wrong.
+        """
+        metric, price = self.own_metric(metric), check_price(nfe_penalty)
+        check_one_of(REWARDS, reward=reward)
+        values = self.metrics[metric][self.rows(split)]
+        gained = qualities(values, self.description["metrics"][metric], reward)
+        return gained - price * np.array([len(levels) for levels in self.schedules])
 
     def find(self, codes: NDArray[np.uint64]) -> NDArray[np.intp]:
         """The places of schedules that are given as numbers."""

@@ -70,15 +70,8 @@ class SkipDiffTableVectorEnv(BatchedEnv):
             raise ConfigError(f"render_mode must be None, since a table has no pictures, got {render_mode!r}")
         self.table = table if isinstance(table, Table) else Table.load(SHIPPED if table is None else table)
         description = self.table.description
-        self._rows = np.arange(len(self.table.features))
-        if split is not None:
-            self._rows = np.array([i for i, own in enumerate(description["splits"] or []) if own == split], dtype=int)
-            if not len(self._rows):
-                known = sorted(set(description["splits"] or [])) or ["none in this table"]
-                raise ConfigError(f"split must be one of {', '.join(known)}, or None, got {split!r}")
-        self.metric = next(iter(description["metrics"])) if metric is None else metric
-        if self.metric not in description["metrics"]:
-            raise ConfigError(f"metric must be one of the table's, {', '.join(description['metrics'])}, got {metric!r}")
+        self._rows = self.table.rows(split)
+        self.metric = self.table.own_metric(metric)
         if reward not in REWARDS:
             raise ConfigError(f"reward must be {' or '.join(REWARDS)}, got {reward!r}")
         self.reward = reward
@@ -357,6 +350,9 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
     ## Info
     As in the live environment: `diffusion_step`, `nfe`, `image_index`, `noise_seed`, `nfe_penalty`, and at the end
     `metrics`, `start`, `levels` and `reward_failures`.
+
+    `env.unwrapped.table.rewards(price, split)` gives the rewards of all schedules for every picture and noise, and so
+    the best fixed schedule and the oracle.
 
     ## Example
     ```python

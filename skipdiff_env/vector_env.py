@@ -156,6 +156,12 @@ class SkipDiffVectorEnv(BatchedEnv):
         """Rewards and metrics of all starts for every picture and noise seed; see `Task.start_outcomes`."""
         return self.task.start_outcomes(images, noise_seeds)
 
+    def schedule_outcomes(
+        self, images: Sequence[int | Rgb], noise_seeds: Sequence[int], schedules: Sequence[Sequence[int]]
+    ) -> StartOutcomes:
+        """Rewards and metrics of schedules of jumps for every picture and noise seed; see `Task.schedule_outcomes`."""
+        return self.task.schedule_outcomes(images, noise_seeds, schedules)
+
     def _begin(self, envs: Sequence[int], infos: dict[str, Any], options: dict[str, list[Any]]) -> dict[str, Any]:
         """Starts episodes in some environments; adds their `info`."""
         if not envs:

@@ -254,7 +254,7 @@ def test_schedule_outcomes(short_checkpoint: str) -> None:
     schedules = [(6,), (6, 3), (6, 3, 1), (6, 5, 3), (6, 5, 4, 3, 2, 1), (6, 3)]
     env = make(short_checkpoint, **JUMP, nfe_penalty=0.5, cache_mb=0)
     with counting(env.task.unet) as forwards:
-        table = env.task.schedule_outcomes([2, 0], [3, 4], schedules)
+        table = env.schedule_outcomes([2, 0], [3, 4], schedules)
     assert table.rewards.shape == (2, 2, 6)
     # for each picture and noise the steps to 5, 3, 5 → 4, 5 → 3, 4 → 3, 3 → 2, 2 → 1, 3 → 1, and five last ones
     assert sum(forwards) == 4 * (8 + 5)
@@ -271,9 +271,9 @@ def test_outcomes_belong_to_their_modes(short_checkpoint: str) -> None:
         with pytest.raises(ConfigError, match="start_outcomes needs skip_mode restart, got jump"):
             env.start_outcomes([0], [0])
         with pytest.raises(ConfigError, match="levels must be falling whole numbers that begin with 6"):
-            env.task.schedule_outcomes([0], [0], [(6, 2), (5, 2)])
+            env.schedule_outcomes([0], [0], [(6, 2), (5, 2)])
         with pytest.raises(ConfigError, match="schedules of levels need skip_mode jump, got restart"):
-            make(short_checkpoint).task.schedule_outcomes([0], [0], [(4, 2)])
+            make(short_checkpoint).schedule_outcomes([0], [0], [(4, 2)])
     assert forwards == [], "nothing is computed before"
 
 

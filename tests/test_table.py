@@ -208,6 +208,37 @@ def test_a_complete_table_forbids_nothing(tables: dict[str, tuple[Path, dict[str
         assert env.action_masks().all()
 
 
+@pytest.mark.parametrize("name", ["jump", "sampled"])
+def test_rewards_are_those_of_episodes(tables: dict[str, tuple[Path, dict[str, Any]]], name: str) -> None:
+    table = Table.load(tables[name][0])
+    env = SkipDiffTableEnv(table=table, metric="psnr", reward="inverse", nfe_penalty=0.5)
+    rewards = table.rewards(0.5, metric="psnr", reward="inverse")
+    assert rewards.shape == (3, 2, len(table.schedules))
+    for place in range(0, len(table.schedules), 5):
+        env.reset(options={"image": 2, "noise_seed": 1})
+        for t in range(table.first, 1, -1):
+            action = Action.DENOISE if t - 1 in table.schedules[place] else Action.SKIP
+            _, reward, _, _, info = env.step(np.int64(action))
+        assert info["levels"] == table.schedules[place]
+        assert reward == pytest.approx(rewards[2, 1, place])
+    np.testing.assert_allclose(table.rewards(0.0), -table.metrics["colour"])
+
+
+def test_rewards_of_a_split() -> None:
+    table = Table.load(SHIPPED)
+    train, test = table.rows("train"), table.rows("test")
+    assert sorted([*train, *test]) == table.rows().tolist()
+    np.testing.assert_array_equal(table.rewards(0.01, "test"), table.rewards(0.01)[test])
+    for arguments, message in (
+        ({"split": "dev"}, "split must be one of test, train, or None, got 'dev'"),
+        ({"metric": "niqe"}, "metric must be one of the table's, lpips, psnr, got 'niqe'"),
+        ({"reward": "minus"}, "reward must be one of inverse, negative, got 'minus'"),
+        ({"nfe_penalty": -1}, "nfe_penalty must be a number in 0 … inf, got -1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            table.rewards(**{"nfe_penalty": 0.0, **arguments})  # type: ignore[arg-type]
+
+
 def test_failed_metrics(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     table = Table.load(tables["jump"][0])
     broken = {name: np.full_like(values, np.nan) for name, values in table.metrics.items()}

@@ -284,6 +284,14 @@ def test_start_outcomes(short_checkpoint: str) -> None:
             assert reward == pytest.approx(table.rewards[i, 1, start - 1], abs=1e-3)
 
 
+def test_schedule_outcomes(short_checkpoint: str) -> None:
+    settings: dict[str, Any] = {"checkpoint": short_checkpoint, **SMALL, "steps": (1, 6), "skip_mode": "jump"}
+    schedules = [(6, 3), (6, 5, 2, 1)]
+    batched = SkipDiffVectorEnv(2, **settings).schedule_outcomes([3, 1], [5, 6], schedules)
+    alone = SkipDiffEnv(**settings).schedule_outcomes([1], [6], schedules)
+    np.testing.assert_allclose(batched.rewards[1, 1], alone.rewards[0, 0], atol=1e-4)
+
+
 # --- made by Gymnasium ---
 
 
