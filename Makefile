@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format wheel clean
+.PHONY: demo test lint docs films figures format wheel sdist clean
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
 demo: .venv/installed  ## enlarge scikit-image's photographs in every way, and train an agent on them
@@ -21,6 +21,37 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed  ## the site of the documentation, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+# What pages include, as commands print it. Each file is made once; `make -B films figures` makes all of them anew.
+GENERATED := docs/generated
+FILMS := SkipDiff-v0 SkipDiffFaces-v0 SkipDiffJump-v0 SkipDiffJump128-v0
+# The agents that play, and the picture.
+AGENT_SkipDiff-v0 ?= natural-x4
+AGENT_SkipDiffFaces-v0 ?= faces-x8
+AGENT_SkipDiffJump-v0 ?= natural-x4
+AGENT_SkipDiffJump128-v0 ?= natural-x4
+FILM_OPTIONS ?= --image 1
+FIGURES := env_throughput forward headroom speed
+OPTIONS_env_throughput := --threads 1 --cpu-time
+
+films: $(FILMS:%=$(GENERATED)/film-%.md)  ## a film of an episode for each environment
+figures: $(FIGURES:%=$(GENERATED)/%.md)  ## the tables of the benchmarks that need no pictures
+
+$(GENERATED)/film-%.md: .venv/installed
+	mkdir -p $(GENERATED)
+	$(BIN)/skipdiff enjoy --env $* --agent $(AGENT_$*) $(FILM_OPTIONS) -o $(GENERATED)/$*.gif
+	printf '![An episode of %s](generated/%s.gif)\n\n' $* $* > $@.tmp
+	printf 'Made by `skipdiff enjoy --env %s --agent %s %s -o %s.gif`.\n' $* $(AGENT_$*) '$(FILM_OPTIONS)' $* >> $@.tmp
+	mv $@.tmp $@
+
+$(GENERATED)/%.md: .venv/installed
+	mkdir -p $(GENERATED)
+	printf '`%s` printed:\n\n' '$(strip python -m benchmarks.$* $(OPTIONS_$*))' > $@.tmp
+	$(BIN)/python -m benchmarks.$* $(OPTIONS_$*) >> $@.tmp
+	mv $@.tmp $@
+
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -28,5 +59,8 @@ format: .venv/installed
 wheel: .venv/installed
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
+sdist: .venv/installed
+	$(BIN)/python -c 'from setuptools.build_meta import build_sdist; print(build_sdist("dist"))'
+
 clean:
-	rm -rf .venv dist build *.egg-info demo*.png
+	rm -rf .venv dist build site *.egg-info demo*.png

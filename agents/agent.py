@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agents.algorithms import RECURRENT, SUPERVISED, algorithm_class, policy_alias
 from agents.frames import frames_of
-from ddpm.checkpoints import resolve_checkpoint, shipped_checkpoints
+from ddpm.checkpoints import hub_folder, is_hub_id, shipped_checkpoints
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.files import atomic_path, read_json, write_json
 from skipdiff_env.config import OBSERVATIONS
@@ -323,20 +323,20 @@ def find_agent(path: str | Path) -> Path:
 
     Args:
         path: folder of an agent, of a training run (its best agent) or of a checkpoint with an agent; name of a
-            shipped checkpoint; .zip of Stable-Baselines3.
+            shipped checkpoint; id of a repository on the Hub, OWNER/NAME; .zip of Stable-Baselines3.
 
     Raises:
         CheckpointError: there is none.
     """
-    if str(path) in shipped_checkpoints():
-        path = resolve_checkpoint(path)
-    path = Path(path)
+    given, path = path, shipped_checkpoints().get(str(path), Path(path))
     if path.is_file():
         return path
+    if not path.exists() and is_hub_id(given):
+        path = hub_folder(str(given), "agent")
     for folder in (path / "best", path / "agent", path):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() and "algorithm" in _read_config(folder):
             return folder
-    raise CheckpointError(f"no agent in {path}; name a folder with {CONFIG} and {WEIGHTS}, as train-agent writes it")
+    raise CheckpointError(f"no agent in {given}; name a folder with {CONFIG} and {WEIGHTS}, as train-agent writes it")
 
 
 def has_agent(path: str | Path) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from agents import study_commands, training_commands
+from agents import hub_commands, study_commands, training_commands
 from agents.options import (
     CHECKPOINT,
     COARSE,
@@ -168,6 +168,7 @@ COMMANDS = (
     study_commands.demo,
     study_commands.tabulate,
     study_commands.fetch_judge,
+    hub_commands.push_to_hub,
 )
 for command in COMMANDS:
     main.add_command(command)

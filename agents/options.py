@@ -193,6 +193,11 @@ EPISODES = (
     FIRST_STEP,
     IMAGES,
     click.option(
+        "--split",
+        type=click.Choice(["train", "test"]),
+        help="Which of scikit-image's photographs, where no --images are given.  [default: all]",
+    ),
+    click.option(
         "--image-size", type=click.IntRange(min=1), help="Side of the pictures' centre crops.  [default: --env's]"
     ),
     click.option("--metric", help="The reward's metric: niqe, lpips, psnr, ssim, or any of pyiqa.  [default: --env's]"),
@@ -227,6 +232,7 @@ def episode_settings(options: dict[str, Any]) -> dict[str, Any]:
         "fine_sampler",
         "first_step",
         "images",
+        "split",
         "image_size",
         "metric",
         "skip_mode",

@@ -18,6 +18,7 @@ from agents.options import (
     STEPS,
     TRUST_PICKLE,
     agents_episodes,
+    environment,
     episode_settings,
     episodes,
     named_agents,
@@ -119,6 +120,7 @@ def demo(out: Path, agent: bool, **options: Any) -> None:
 
 
 @click.command()
+@click.option("--env", "env_id", default="SkipDiff-v0", help="Environment that the episode belongs to.")
 @click.option("--agent", required=True, help="Folder of an agent or of a run, or a checkpoint that has one.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="episode.png", help=".png, .gif or .mp4.")
 @episodes
@@ -131,7 +133,14 @@ def demo(out: Path, agent: bool, **options: Any) -> None:
 )
 @TRUST_PICKLE
 def enjoy(
-    agent: str, out: Path, image: int, noise_seed: int, quality: float | None, trust_pickle: bool, **options: Any
+    env_id: str,
+    agent: str,
+    out: Path,
+    image: int,
+    noise_seed: int,
+    quality: float | None,
+    trust_pickle: bool,
+    **options: Any,
 ) -> None:
     """Play one episode of an agent and draw it, with the probability of SKIP at each decision."""
     from agents.agent import load_agent
@@ -140,9 +149,11 @@ def enjoy(
     from skipdiff_env.config import TaskConfig
     from skipdiff_env.task import Task
 
+    env = environment(env_id)
     loaded = load_agent(agent, options["device"], trust_pickle)
+    options["checkpoint"] = options["checkpoint"] or env.get("checkpoint")
     options = agents_episodes(options, loaded)
-    task = Task(TaskConfig.of({**episode_settings(options), **options}))
+    task = Task(TaskConfig.of({**env, **episode_settings(options), **options}))
     played = play(loaded, task, image, noise_seed, film=out.suffix.lower() != ".png", quality=quality)
     write_film(played.frames, out)
     click.echo(f"{played.describe()}\npicture: {out}")

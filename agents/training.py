@@ -314,7 +314,7 @@ def train_agent(
     if config.eval_images is None:
         evaluated = task
     else:
-        settings = {**config.env, "images": list(config.eval_images)}
+        settings = {**config.env, "images": list(config.eval_images), "split": None}
         evaluated = Task(TaskConfig.of({**settings, "device": config.device, "cache_dir": config.cache_dir}))
         if memory is not None:
             evaluated.remember_in(memory[1])

@@ -127,8 +127,8 @@ def memory(cache_mb: int) -> None:
     )
 
 
-def main() -> None:
-    """Reads the command line."""
+def command_line() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
     parser.add_argument("--disk", action="store_true", help="measure cache_dir instead of memory")
@@ -146,7 +146,12 @@ def main() -> None:
     parser.add_argument("--cache-mb", type=int, default=512)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Reads the command line."""
+    arguments = command_line().parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory:
         memory(arguments.cache_mb)

@@ -30,7 +30,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 @click.option("--repeats", default=5, show_default=True)
 def main(checkpoint: str, device: str, size: int, repeats: int) -> None:
     """Compares the wall time of an upscale with that of its UNet forwards, measured in turns in the same run."""
-    click.echo(f"{torch.get_num_threads()} threads, {size} x {size}, {checkpoint} on {device}, median of {repeats}")
+    click.echo(f"{torch.get_num_threads()} threads, {size} x {size}, {checkpoint} on {device}, median of {repeats}\n")
     lines = []
     for batch in (1, 8):
         upscaler = Upscaler(checkpoint, device=device, tile=0, batch_size=batch)

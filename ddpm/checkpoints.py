@@ -12,6 +12,9 @@ from safetensors import SafetensorError
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.unet import WEIGHTS, UNet
 
+# What is downloaded of a repository: settings and weights of a net, its predictor and its agent.
+HUB_FILES = ("*.json", "*.safetensors", "*.pth")
+
 
 def shipped_checkpoints() -> dict[str, Path]:
     """The checkpoints that come with the package: name → folder."""
@@ -19,29 +22,64 @@ def shipped_checkpoints() -> dict[str, Path]:
     return {p.parent.name: p.parent for p in sorted(root.glob("*/config.json"))}
 
 
+def is_hub_id(name: str | Path) -> bool:
+    """Whether this is the id of a repository on the Hugging Face Hub, OWNER/NAME.
+
+    What looks like a path, or lies in a folder that exists, is not looked up on the network.
+    """
+    if not isinstance(name, str) or name.startswith((".", "~")) or "\\" in name:
+        return False
+    owner, _, rest = name.partition("/")
+    return bool(owner and rest) and "/" not in rest and not Path(owner).is_dir()
+
+
+def hub_folder(repo_id: str, what: str = "checkpoint") -> Path:
+    """Downloads what a repository on the Hub holds of a checkpoint and of its agent, or of an agent.
+
+    Files that are known from before are not downloaded again, and stand in where the Hub cannot be reached.
+
+    Args:
+        repo_id: OWNER/NAME.
+        what: what is expected there, for the error.
+
+    Returns:
+        The local folder.
+
+    Raises:
+        CheckpointError: the Hub did not give it.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=list(HUB_FILES)))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"unknown {what} {repo_id!r}: no such folder, and the Hub did not give it ({type(error).__name__}); "
+            f"known are {_known()}"
+        ) from None
+
+
 def resolve_checkpoint(checkpoint: str | Path) -> str:
-    """A shipped name becomes its folder; a folder or a Hub id stays what it is.
+    """The folder of a checkpoint: a shipped name, a folder, or the id of a repository on the Hub, which is downloaded.
 
     Raises:
         CheckpointError: it is none of the three. What looks like a path, or lies in a folder that exists, is not looked
             up on the network.
     """
+    name, folder = str(checkpoint), Path(checkpoint)
     shipped = shipped_checkpoints()
-    if str(checkpoint) in shipped:
-        return str(shipped[str(checkpoint)])
-    if Path(checkpoint).is_dir():
-        for name in ("config.json", WEIGHTS):
-            if not (Path(checkpoint) / name).is_file():
-                raise CheckpointError(f"{checkpoint} is no checkpoint: it lacks {name}")
-        return str(checkpoint)
-    name = str(checkpoint)
-    like_a_path = isinstance(checkpoint, Path) or "/" in name or "\\" in name
-    owner, _, rest = name.partition("/")
-    hub_id = owner and rest and "/" not in rest and not name.startswith((".", "~")) and "\\" not in name
-    if isinstance(checkpoint, str) and hub_id and not Path(owner).is_dir():
-        return name
-    if Path(checkpoint).exists():
+    if name in shipped:
+        return str(shipped[name])
+    if not folder.is_dir() and is_hub_id(checkpoint):
+        folder = hub_folder(name)
+    if folder.is_dir():
+        for file in ("config.json", WEIGHTS):
+            if not (folder / file).is_file():
+                raise CheckpointError(f"{name} is no checkpoint: it lacks {file}")
+        return str(folder)
+    if folder.exists():
         raise CheckpointError(f"{name} is a file; name the folder with config.json and {WEIGHTS}")
+    like_a_path = isinstance(checkpoint, Path) or "/" in name or "\\" in name
     raise CheckpointError(
         f"{'no such folder:' if like_a_path else 'unknown checkpoint'} {name!r}; known are {_known()}"
     )
@@ -96,13 +134,8 @@ def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
         raise
     except ConfigError as error:
         raise ConfigError(f"{source}/config.json: {error}") from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        if Path(source).is_dir():
-            raise CheckpointError(f"the checkpoint {source} cannot be read ({error})") from None
-        raise CheckpointError(
-            f"unknown checkpoint {str(checkpoint)!r}: no such folder, and the Hub did not give it "
-            f"({type(error).__name__}); known are {_known()}"
-        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:  # its predictor may be on the Hub
+        raise CheckpointError(f"the checkpoint {source} cannot be read ({error})") from None
     except (ValueError, TypeError, AttributeError) as error:  # JSON that does not parse, or is no object
         raise CheckpointError(f"{source}/config.json is damaged ({error})") from None
     return unet.eval().requires_grad_(False).to(device)

@@ -1,6 +1,7 @@
 """`skipdiff train-agent`, `enjoy`, `plot`, and agents in `evaluate` and `upscale`."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,25 @@ def test_train_resume_enjoy_plot(episodes: list[str], tmp_path: Path) -> None:
 
     run("plot", f"--run={folder}", f"--run={folder}", f"--out={tmp_path / 'figures'}")
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["learning_curves.png"]
+
+
+def test_trains_on_a_split_and_evaluates_on_other_pictures(checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    settings = (f"--checkpoint={checkpoint}", STEPS, "--image-size=128", "--metric=psnr", "--split=train")
+    evaluation = (f"--eval-images={photos / '1.png'}", "--no-oracle")
+    run("train-agent", f"--out={tmp_path / 'run'}", *settings, *evaluation, *SMALL)
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert (config["env"]["split"], config["eval_images"]) == ("train", [str(photos / "1.png")])
+
+
+def test_enjoy_takes_the_arguments_of_an_environment(checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    config = AgentConfig("ppo", 19, 64, 9.0, Plan(1, 20, fine_sampler="ddim", skip_mode="jump"), observation="dict")
+    Agent.build(config).save(tmp_path / "agent")
+    options = (f"--checkpoint={checkpoint}", f"--images={photos}", f"--agent={tmp_path / 'agent'}")
+    result = run("enjoy", "--env=SkipDiffJump-v0", *options, "-o", tmp_path / "x.png")
+    reward, lpips = re.search(r"reward (\S+), lpips (\S+)$", result.output, re.MULTILINE).groups()  # type: ignore[union-attr]
+    forwards = int(re.search(r"(\d+) forwards", result.output)[1])  # type: ignore[index]
+    assert float(reward) == pytest.approx(-float(lpips) - 0.002 * forwards, abs=2e-4)
+    assert "unknown environment" in run("enjoy", "--env=SkipDiff-v9", *options, code=2).output
 
 
 def test_enjoy_says_what_happened(episodes: list[str], agent_folder: Path, checkpoint: str, photos: Path) -> None:
@@ -238,6 +258,7 @@ def test_an_agent_keeps_its_first_decision(episodes: list[str], checkpoint: str,
         (("--images=nowhere",), "no such file or folder: nowhere"),
         (("--image-size=256",), "smaller than image_size 256"),
         (("--eval-images=nowhere",), "no such file or folder: nowhere"),
+        (("--split=test",), "give images or split, not both"),
         (("--checkpoint=nothing",), "unknown checkpoint 'nothing'"),
         (("--device=tpu9",), "no such device"),
         (("--noise-seeds=0", "--warm-cache"), "finite number of noises"),

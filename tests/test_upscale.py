@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from agents.cli import main
-from ddpm.checkpoints import resolve_checkpoint
+from ddpm.checkpoints import is_hub_id
 from ddpm.errors import CheckpointError, ConfigError, ImageError
 from ddpm.images import Animation, Picture, from_pil, read_animation, read_picture, to_tensor
 from skipdiff_env.upscaler import LIVE_PICTURES, Upscaler
@@ -698,4 +698,6 @@ def test_paths_are_not_looked_up_on_the_network(
 
 
 def test_a_name_of_the_hub_is_looked_up() -> None:
-    assert resolve_checkpoint("owner/some-net.v2") == "owner/some-net.v2"
+    assert is_hub_id("owner/some-net.v2")
+    assert not any(is_hub_id(name) for name in ("natural-x4", "./net", "~/net", "a/b/c", "runs/"))
+    assert not is_hub_id(Path("owner/net"))

@@ -1,0 +1,224 @@
+"""Sharing on the Hugging Face Hub: what is uploaded of a checkpoint or an agent, and the card that describes it."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.agent import CONFIG, WEIGHTS, find_agent, has_agent, load_agent
+from agents.study.tables import markdown
+from ddpm.checkpoints import load_unet, shipped_checkpoints
+from ddpm.errors import CheckpointError, ConfigError
+from ddpm.files import read_json
+
+CARD = "README.md"
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
+# In the card that huggingface_hub writes by itself, which says nothing about a net.
+EMPTY_CARD = "PyTorchModelHubMixin"
+TAGS = {"checkpoint": ["super-resolution", "diffusion"], "agent": ["reinforcement-learning", "super-resolution"]}
+PIPELINES = {"checkpoint": "image-to-image", "agent": "reinforcement-learning"}
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A checkpoint or an agent that can be uploaded.
+
+    Attributes:
+        kind: "checkpoint" or "agent".
+        folder: where it lies.
+        files: name in the repository → file.
+        facts: what its card says about it, heading → table of names and values.
+    """
+
+    kind: str
+    folder: Path
+    files: dict[str, Path]
+    facts: dict[str, Mapping[str, Any]]
+
+
+def find_shared(path: str | Path) -> Shared:
+    """The checkpoint or the agent of a folder; loads it, so that nothing damaged is uploaded.
+
+    Args:
+        path: name of a shipped checkpoint; folder of a checkpoint or an agent, or of a run of `train-ddpm` or
+            `train-agent`.
+
+    Raises:
+        CheckpointError: there is neither a checkpoint nor an agent, or it is damaged.
+    """
+    folder = shipped_checkpoints().get(str(path), Path(path))
+    if not folder.is_dir():
+        raise CheckpointError(f"no such folder: {path}; name a checkpoint, an agent, or the run that made it")
+    if (folder / "checkpoint" / WEIGHTS).is_file():
+        return _checkpoint(folder / "checkpoint")
+    whole = (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+    if whole and "algorithm" not in read_json(folder / CONFIG):
+        return _checkpoint(folder)
+    return _agent(find_agent(folder))
+
+
+def _checkpoint(folder: Path) -> Shared:
+    unet = load_unet(folder)
+    files = {name: folder / name for name in (CONFIG, WEIGHTS)}
+    predictor = read_json(folder / CONFIG).get("predictor")
+    if predictor is not None and predictor.count("/") != 2:  # OWNER/NAME/FILE is on the Hub already
+        if not (folder / predictor).is_file():
+            raise CheckpointError(f"the predictor {predictor} must lie in {folder} to be uploaded; copy it there")
+        files[predictor] = folder / predictor
+    if has_agent(folder / "agent"):
+        files |= {f"agent/{file.name}": file for file in (folder / "agent").iterdir() if _belongs(file)}
+    facts: dict[str, Mapping[str, Any]] = {"Settings": unet.settings}
+    run = folder.parent / CONFIG
+    if folder.name == "checkpoint" and run.is_file():
+        facts["Training"] = {name: value for name, value in read_json(run).items() if name not in ("images", "unet")}
+    return Shared("checkpoint", folder, files | _pictures(folder), facts)
+
+
+def _agent(folder: Path) -> Shared:
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file of pickles; train-agent writes a folder, which can be uploaded")
+    config = load_agent(folder).config
+    facts: dict[str, Mapping[str, Any]] = {
+        "Settings": {
+            "algorithm": config.algorithm,
+            "episodes": config.plan.describe() if config.plan is not None else f"{config.decisions} decisions",
+            "observation": config.observation,
+            "pictures in training": f"{config.image_size} x {config.image_size} pixels",
+            "price of a forward": "one" if config.price_range is None else " … ".join(map(str, config.price_range)),
+        }
+    }
+    for heading, name in (("Environment", "env"), ("Evaluation in training", "evaluation")):
+        if config.training.get(name):
+            facts[heading] = config.training[name]
+    files = {name: folder / name for name in (CONFIG, WEIGHTS)}
+    return Shared("agent", folder, files | _pictures(folder), facts)
+
+
+def _belongs(file: Path) -> bool:
+    return file.name in (CONFIG, WEIGHTS, CARD)
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    return {file.name: file for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES}
+
+
+def card_of(shared: Shared, repo_id: str, license: str, evaluation: Path | None, pictures: Iterable[str]) -> str:
+    """The card of a repository: the one in the folder, or else one that says what is known.
+
+    Args:
+        shared: what is uploaded.
+        repo_id: OWNER/NAME.
+        license: for the card's metadata.
+        evaluation: folder that `evaluate --out` wrote; its table is added.
+        pictures: names of pictures in the repository that are shown.
+
+    Raises:
+        ConfigError: the folder holds no evaluation.
+    """
+    own = shared.folder / CARD
+    text = own.read_text(encoding="utf-8") if own.is_file() else EMPTY_CARD
+    if EMPTY_CARD in text:
+        text = _metadata(shared, repo_id, license) + _description(shared, repo_id)
+    if evaluation is not None:
+        table = evaluation / "table.md"
+        if not table.is_file():
+            raise ConfigError(f"{evaluation} holds no table.md; name a folder that `skipdiff evaluate --out` wrote")
+        text += f"\n## Evaluation\n\n`skipdiff evaluate` printed:\n\n{table.read_text(encoding='utf-8').strip()}\n"
+    for name in pictures:
+        if f"({name})" not in text:
+            text += f"\n![{Path(name).stem}]({name})\n"
+    return text
+
+
+def _metadata(shared: Shared, repo_id: str, license: str) -> str:
+    """The head of a card, which the Hub reads."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    name = repo_id.partition("/")[2]
+    reward = shared.facts.get("Evaluation in training", {}).get("reward")
+    results = []
+    if reward is not None:
+        task = PIPELINES["agent"]
+        results = [
+            EvalResult(
+                task_type=task, dataset_type="skipdiff", dataset_name="photographs of the evaluation",
+                metric_type="mean_reward", metric_value=float(reward),
+            )
+        ]  # fmt: skip
+    data = ModelCardData(
+        library_name="skipdiff", license=license, tags=TAGS[shared.kind], pipeline_tag=PIPELINES[shared.kind],
+        model_name=name if results else None, eval_results=results or None,
+    )  # fmt: skip
+    return f"---\n{data.to_yaml()}\n---\n\n"
+
+
+def _description(shared: Shared, repo_id: str) -> str:
+    """The text of a card for which nobody has written one."""
+    name = repo_id.partition("/")[2]
+    if shared.kind == "checkpoint":
+        scale = shared.facts["Settings"]["scale"]
+        what = f"A diffusion network that enlarges pictures {scale} times, for the Python package `skipdiff`."
+        use = f"skipdiff upscale photo.jpg -o large/ --checkpoint {repo_id}"
+        code = f'from skipdiff_env import Upscaler\n\nUpscaler("{repo_id}").upscale_file("photo.jpg", "large.png")'
+    else:
+        what = (
+            "An agent that decides, picture by picture, which steps of a super-resolution diffusion model are skipped."
+        )
+        use = f"skipdiff upscale photo.jpg -o large/ --agent {repo_id}"
+        code = f'from agents import load_agent\n\nagent = load_agent("{repo_id}")'
+    text = f"# {name}\n\n{what}\n\n```shell\n{use}\n```\n\n```python\n{code}\n```\n"
+    for heading, values in shared.facts.items():
+        rows = ((key, f"{value:.4g}" if isinstance(value, float) else value) for key, value in values.items())
+        text += f"\n## {heading}\n\n{markdown(('', ''), rows)}\n"
+    return text
+
+
+def push_to_hub(
+    path: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    evaluation: Path | None = None,
+    picture: Path | None = None,
+    license: str = "mit",
+) -> str:
+    """Uploads a checkpoint or an agent to the Hugging Face Hub, with a card; makes the repository if there is none.
+
+    Args:
+        path: as `find_shared`.
+        repo_id: OWNER/NAME.
+        private: whether a new repository is private.
+        evaluation: folder that `skipdiff evaluate --out` wrote, whose table the card shall show.
+        picture: picture or film that the card shall show.
+        license: for the metadata of a card that is written here.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        ConfigError: the id is none, a file is missing, there is no token, or the Hub refuses.
+        CheckpointError: as `find_shared`.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise ConfigError(f"the repository must be OWNER/NAME, got {repo_id!r}")
+    if picture is not None and (not picture.is_file() or picture.suffix.lower() not in PICTURES):
+        raise ConfigError(f"the picture must be a file ending in {', '.join(PICTURES)}, got {picture}")
+    shared = find_shared(path)
+    files = shared.files | ({picture.name: picture} if picture is not None else {})
+    shown = [name for name in files if Path(name).suffix.lower() in PICTURES]
+    card = card_of(shared, repo_id, license, evaluation, shown)
+    if get_token() is None:
+        raise ConfigError("no token of the Hugging Face Hub; log in with `hf auth login`, or set HF_TOKEN")
+    operations = [CommitOperationAdd(name, str(file)) for name, file in files.items()]
+    operations.append(CommitOperationAdd(CARD, card.encode()))
+    api = HfApi()
+    try:
+        address = api.create_repo(repo_id, private=private or None, exist_ok=True)
+        api.create_commit(repo_id, operations, commit_message=f"Upload {shared.kind} of skipdiff")
+    except Exception as error:  # those of the HTTP library that huggingface_hub uses, and its own
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the Hub did not take {repo_id}: {reason or type(error).__name__}") from None
+    return str(address)
