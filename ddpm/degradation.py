@@ -104,14 +104,15 @@ class Blur:
     def __call__(self, picture: Tensor, sizes: Sizes, rng: np.random.Generator) -> Tensor:
         """Blurs; pixels of the edge are repeated beyond it."""
         along, across = (sigma * picture.shape[-1] / sizes.target[1] for sigma in self.sigmas)
-        if max(along, across) < 0.1:  # no neighbour has a weight that float32 could tell from 0
-            return picture
-        radius = math.ceil(3 * max(along, across))
-        y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float64)
+        margin = math.ceil(3 * max(along, across)) + 1
+        padded = F.pad(picture, [margin] * 4, mode="replicate")
+        # as a factor on frequencies, since a sampled kernel of less than half a pixel would blur too little
+        y = 2 * math.pi * torch.fft.fftfreq(padded.shape[-2])[:, None]
+        x = 2 * math.pi * torch.fft.rfftfreq(padded.shape[-1])
         sine, cosine = math.sin(self.angle), math.cos(self.angle)
-        weights = np.exp(-(((x * cosine + y * sine) / along) ** 2 + ((y * cosine - x * sine) / across) ** 2) / 2)
-        kernel = torch.from_numpy((weights / weights.sum()).astype(np.float32)).expand(3, 1, -1, -1)
-        return F.conv2d(F.pad(picture, [radius] * 4, mode="replicate"), kernel, groups=3)
+        exponent = ((x * cosine + y * sine) * along) ** 2 + ((y * cosine - x * sine) * across) ** 2
+        blurred = torch.fft.irfft2(torch.fft.rfft2(padded) * torch.exp(-exponent / 2), s=padded.shape[-2:])
+        return blurred[..., margin:-margin, margin:-margin]
 
 
 @dataclass(frozen=True)
