@@ -95,6 +95,30 @@ def sampler(ctx: click.Context, parameter: click.Parameter, value: str | None) -
     return value
 
 
+class DegradationName(click.ParamType):
+    """The name of a degradation, as `ddpm.degradation.Degradation.parse` takes it."""
+
+    name = "degradation"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Gives the name, and refuses what is none."""
+        from ddpm.degradation import Degradation
+
+        try:
+            Degradation.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+DEGRADATION: dict[str, Any] = {
+    "type": DegradationName(),
+    "metavar": "[bicubic|photo[:STRENGTH]|photo2[:STRENGTH]]",
+    "help": "How the low-resolution pictures are made. photo: blurred, noisy and compressed, each with a STRENGTH in "
+    "0 … 1, or with strengths that are drawn for each picture; photo2: all of it twice.",
+}
+
+
 IMAGES = click.option(
     "--images",
     multiple=True,
@@ -192,6 +216,7 @@ EPISODES = (
     FINE_SAMPLER,
     FIRST_STEP,
     IMAGES,
+    click.option("--degradation", **DEGRADATION | {"help": f"{DEGRADATION['help']}  [default: --env's, or bicubic]"}),
     click.option(
         "--split",
         type=click.Choice(["train", "test"]),
@@ -233,6 +258,7 @@ def episode_settings(options: dict[str, Any]) -> dict[str, Any]:
         "first_step",
         "images",
         "split",
+        "degradation",
         "image_size",
         "metric",
         "skip_mode",

@@ -9,6 +9,7 @@ import click
 from agents.options import (
     CHECKPOINT,
     COARSE,
+    DEGRADATION,
     DEVICE,
     FINE_SAMPLER,
     FIRST_STEP,
@@ -42,6 +43,7 @@ def _hint_at_judge(names: Iterable[str]) -> None:
 @FIRST_STEP
 @LEVELS
 @click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
+@click.option("--degradation", default="bicubic", **DEGRADATION)
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, help="Number of noise seeds; figures are mean ± std over them."
 )
@@ -205,6 +207,7 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="Number of noise seeds.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
 @click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
+@click.option("--degradation", default="bicubic", **DEGRADATION)
 @click.option(
     "--sections",
     help="Of fig1, tables12, table3, table4, table5, table6, fig5, pictures and peers, separated by commas.  [default: "
@@ -240,6 +243,7 @@ def reproduce(out: Path, agents: tuple[str, ...], sections: str | None, **option
     "--fine-sampler", callback=sampler, default="ddim", metavar="[ddpm|ddim|ddim:ETA]", help="Of the fine stage."
 )
 @click.option("--image-size", type=click.IntRange(min=16), default=64, help="Side of the pictures' centre crops.")
+@click.option("--degradation", default="bicubic", **DEGRADATION)
 @click.option("--metrics", default="lpips,psnr", help="Metrics, comma-separated; the first is the reward's.")
 @click.option("--noise-seeds", type=click.IntRange(min=1), default=2, help="Noises of each picture.")
 @click.option(

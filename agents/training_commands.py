@@ -121,7 +121,9 @@ def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any)
 @click.command("train-agent")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
-@click.option("--env", "env_id", default="SkipDiff-v0", help="Environment: SkipDiff-v0 or SkipDiffJump-v0.")
+@click.option(
+    "--env", "env_id", default="SkipDiff-v0", help="Environment: SkipDiff-v0, SkipDiffJump-v0, SkipDiffPhoto-v0 …"
+)
 @click.option(
     "--algo",
     default="ppo",

@@ -2,20 +2,27 @@
 
 python -m benchmarks.headroom --images TEST --train-images TRAIN                     jumps, -LPIPS
 python -m benchmarks.headroom --images TEST --train-images TRAIN --skip-mode restart --metric niqe
+python -m benchmarks.headroom --degradation photo:0 --degradation photo:0.5 --degradation photo:1 --json FILE
 
 "Under the other noises" means: each picture and noise gets the number of steps (or the start) that is best on average
 under the picture's other noises, so that luck with a noise counts for nothing. DISTS and LPIPS-VGG choose nothing; they
-judge.
+judge. With several degradations, the last table says whether the best number of steps follows them.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.options import DegradationName
+from ddpm.degradation import picture_key
+from ddpm.files import write_json
+from ddpm.images import to_tensor
 from ddpm.progress import progress
 from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
@@ -100,15 +107,142 @@ def choose(outcomes: Outcomes, schedules: Sequence[Levels], price: float, others
     return (worth.sum(axis=1, keepdims=True) - worth if others else worth).argmax(axis=-1)
 
 
-def row(outcomes: Outcomes, name: str, schedules: Sequence[Levels], chosen: NDArray[np.intp]) -> list[str]:
-    """A line of the table: the means of what was chosen, (pictures, noises) of places among the schedules."""
+def means(outcomes: Outcomes, schedules: Sequence[Levels], chosen: NDArray[np.intp]) -> dict[str, float]:
+    """The means of what was chosen, (pictures, noises) of places among the schedules: metrics and "nfe"."""
     pictures, noises = np.indices(chosen.shape)
-    cells = []
+    found = {}
     for metric in outcomes.task.metrics:
         values = np.stack([outcomes.metrics[levels][metric] for levels in schedules])
-        mean = float(np.nanmean(values[chosen, pictures, noises]))
-        cells.append(f"{mean:.2f}" if metric in ("psnr", "niqe") else f"{mean:.4f}")
-    return [name, *cells, f"{np.mean([len(schedules[i]) for i in chosen.ravel().tolist()]):.1f}"]
+        found[metric] = float(np.nanmean(values[chosen, pictures, noises]))
+    return found | {"nfe": float(np.mean([len(schedules[i]) for i in chosen.ravel().tolist()]))}
+
+
+def line(name: str, values: dict[str, float]) -> str:
+    """A line of the table."""
+    digits = {"psnr": 2, "niqe": 2, "nfe": 1}
+    return f"| {' | '.join([name, *(f'{value:.{digits.get(each, 4)}f}' for each, value in values.items())])} |"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a price of forwards leads to: numbers of steps, or starts.
+
+    Attributes:
+        price: of a forward.
+        fixed: the best one on the other pictures.
+        fixed_here: the best one on these.
+        own: for each picture and noise the one that is best under the picture's other noises.
+        gains: mean reward of `own` and of the oracle over that of `fixed`, then both over that of `fixed_here`.
+    """
+
+    price: float
+    fixed: int
+    fixed_here: int
+    own: list[list[int]]
+    gains: tuple[float, float, float, float]
+
+
+class Headroom:
+    """Prints what fixed schedules, a choice for each picture, and the oracle give.
+
+    Args:
+        test: the pictures that are reported.
+        train: others, on which what is fixed is chosen.
+        prices: of a forward.
+        search_minutes: time for the local search at each price; 0: none.
+    """
+
+    def __init__(self, test: Outcomes, train: Outcomes, prices: Sequence[float], search_minutes: float) -> None:
+        self.test, self.train, self.prices, self.search_minutes = test, train, prices, search_minutes
+        first = test.task.plan.first
+        self.jump = test.task.plan.skip_mode == "jump"
+        self.thing = "n" if self.jump else "start"
+        self.ways = [even_levels(first, n) if self.jump else tuple(range(n, 0, -1)) for n in range(1, first + 1)]
+        self.shape = len(test.pictures), test.noises
+        self.rows: list[dict[str, Any]] = []
+
+    def run(self) -> dict[str, Any]:
+        """Computes and prints; gives the numbers as plain data."""
+        test, task = self.test, self.test.task
+        for outcomes in (test, self.train):
+            outcomes.compute(self.ways)
+        click.echo(
+            f"{self.shape[0]} pictures of {task.config.image_size} px, {test.noises} noises; what is fixed was chosen "
+            f"on {len(self.train.pictures)} others; {task.plan.describe()}; degradation {task.degradation}\n"
+        )
+        names = [*task.metrics, "NFE"]
+        click.echo(f"| | {' | '.join(names)} |\n{'|---' * (len(names) + 1)}|")
+        for place in range(len(self.ways)):
+            self._show(f"fixed {self.thing} = {place + 1}", self.ways, np.full(self.shape, place))
+        choices = [self._choose(price) for price in self.prices]
+        self._show_gains(choices)
+        return {
+            "degradation": str(task.degradation), "checkpoint": str(task.config.checkpoint),
+            "plan": task.plan.settings(), "image_size": task.config.image_size, "metric": task.metric.name,
+            "pictures": [self._picture(i) for i in test.pictures], "rows": self.rows,
+            "choices": [vars(choice) for choice in choices],
+        }  # fmt: skip
+
+    def _picture(self, i: int) -> dict[str, Any]:
+        """Name of a picture, and the strengths of what made its input."""
+        task = self.test.task
+        recipe = task.degradation.recipe(picture_key(to_tensor(task.pictures[i])))
+        return {"name": task.pictures.names[i], "strengths": dict(recipe.strengths)}
+
+    def _show(self, name: str, schedules: Sequence[Levels], chosen: NDArray[np.intp]) -> None:
+        values = means(self.test, schedules, chosen)
+        self.rows.append({"name": name, **values})
+        click.echo(line(name, values))
+
+    def _choose(self, price: float) -> Choice:
+        """Prints and gives what is chosen at a price."""
+        test, train, ways, thing = self.test, self.train, self.ways, self.thing
+        fixed = int(np.argmax([train.worth(levels, price).mean() for levels in ways]))
+        self._show(f"price {price:g}: best fixed {thing} = {fixed + 1}", ways, np.full(self.shape, fixed))
+        if self.jump and self.search_minutes > 0:
+            best = local_search(train, ways[fixed], price, self.search_minutes)
+            test.compute([best])
+            name = f"price {price:g}: best fixed schedule {','.join(map(str, best))}"
+            self._show(name, [best], np.zeros(self.shape, np.intp))
+        own, oracle = choose(test, ways, price, others=True), choose(test, ways, price, others=False)
+        self._show(f"price {price:g}: {thing} per picture, under the other noises", ways, own)
+        self._show(f"price {price:g}: oracle", ways, oracle)
+        worth = np.stack([test.worth(levels, price) for levels in ways])
+        reached, most = (float(worth[(each, *np.indices(self.shape))].mean()) for each in (own, oracle))
+        fixed_means = worth.mean(axis=(1, 2))
+        base, strict = float(fixed_means[fixed]), float(fixed_means.max())
+        gains = reached - base, most - base, reached - strict, most - strict
+        return Choice(price, fixed + 1, int(fixed_means.argmax()) + 1, (own + 1).tolist(), gains)
+
+    def _show_gains(self, choices: Sequence[Choice]) -> None:
+        thing = self.thing
+        click.echo(
+            f"\nGains in reward over the best fixed {thing}, as it was chosen on the other pictures, and as it is best "
+            "on these:\n"
+        )
+        own = f"{thing} per picture"
+        click.echo(f"| price | {own} | oracle | {own}, over the best on these | oracle | not luck |")
+        click.echo("|---" * 6 + "|")
+        for choice in choices:
+            gain, most, strict, strict_most = choice.gains
+            share = f"{strict / strict_most:.0%}" if strict_most > 0 else "-"
+            click.echo(
+                f"| {choice.price:g} | {gain:+.5f} | {most:+.5f} | {strict:+.5f} | {strict_most:+.5f} | {share} |"
+            )
+
+
+def comparison(found: Sequence[dict[str, Any]], thing: str) -> str:
+    """A table of what is best under each degradation at each price."""
+    prices = [choice["price"] for choice in found[0]["choices"]]
+    lines = [
+        f"Best fixed {thing} on the other pictures / on these / mean {thing} per picture under the other noises:\n",
+        f"| degradation | {' | '.join(f'price {price:g}' for price in prices)} |",
+        "|---" * (len(prices) + 1) + "|",
+    ]
+    for each in found:
+        cells = [f"{c['fixed']} / {c['fixed_here']} / {np.mean(c['own']):.1f}" for c in each["choices"]]
+        lines.append(f"| {each['degradation']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 @click.command(context_settings={"show_default": True})
@@ -119,6 +253,14 @@ def row(outcomes: Outcomes, name: str, schedules: Sequence[Levels], chosen: NDAr
     help="Others, to choose what is fixed.  [default: scikit-image's of the train split]",
 )
 @click.option("--checkpoint", default="natural-x4")
+@click.option(
+    "--degradation",
+    "degradations",
+    multiple=True,
+    default=["bicubic"],
+    type=DegradationName(),
+    help="How the low-resolution pictures are made, as in photo:0.5; may be repeated.",
+)
 @click.option("--skip-mode", type=click.Choice(["jump", "restart"]), default="jump")
 @click.option("--steps", help="S,N.  [default: 1,20 for jump, the checkpoint's for restart]")
 @click.option("--fine-sampler", help="[default: ddim for jump, ddpm for restart]")
@@ -129,87 +271,55 @@ def row(outcomes: Outcomes, name: str, schedules: Sequence[Levels], chosen: NDAr
 @click.option("--prices", default="0,0.0005,0.001,0.002,0.004,0.008", help="Of a forward, in units of the reward.")
 @click.option("--search-minutes", default=5.0, help="Time for the local search at each price; 0: none.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many of either pictures, evenly spread.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="File for the numbers.")
 @click.option("--cache-dir", help="Folder in which latents and metrics are kept.")
 @click.option("--device", default="cpu")
 def main(
     images: tuple[str, ...],
     train_images: tuple[str, ...],
-    checkpoint: str,
+    degradations: Sequence[str],
     skip_mode: str,
     steps: str | None,
     fine_sampler: str | None,
     metric: str,
-    image_size: int,
     noise_seeds: int,
     train_noise_seeds: int,
     prices: str,
     search_minutes: float,
     limit: int | None,
-    cache_dir: str | None,
-    device: str,
+    json_file: Path | None,
+    **options: Any,
 ) -> None:
     """Prints what fixed schedules, a choice for each picture, and the oracle give."""
     jump = skip_mode == "jump"
-    pair = tuple(map(int, steps.split(","))) if steps else ((1, 20) if jump else None)
     judges = [name for name in JUDGES if judge_file().is_file()]
     reported = [name for name in ("lpips", "psnr") if name != metric]
+    options |= {
+        "steps": tuple(map(int, steps.split(","))) if steps else ((1, 20) if jump else None), "skip_mode": skip_mode,
+        "fine_sampler": fine_sampler or ("ddim" if jump else "ddpm"), "metric": metric, "cache_mb": 2048,
+    }  # fmt: skip
 
-    def of(paths: tuple[str, ...], split: str, noises: int, report: list[str]) -> Outcomes:
-        config = TaskConfig(
-            checkpoint=checkpoint, images=list(paths) or None, split=None if paths else split, image_size=image_size,
-            steps=pair, skip_mode=skip_mode, fine_sampler=fine_sampler or ("ddim" if jump else "ddpm"), metric=metric,
-            report_metrics=report, cache_dir=cache_dir, cache_mb=2048, device=device,
+    def of(paths: tuple[str, ...], split: str, noises: int, report: list[str], degradation: str) -> Outcomes:
+        task = Task(
+            TaskConfig(
+                images=list(paths) or None, split=None if paths else split, report_metrics=report,
+                degradation=degradation, **options,
+            )
         )  # fmt: skip
-        task = Task(config)
         count = min(limit or len(task.pictures), len(task.pictures))
         pictures = [i * len(task.pictures) // count for i in range(count)]
         return Outcomes(task, pictures, noises, "negative" if jump else "inverse")
 
-    test, train = of(images, "test", noise_seeds, reported + judges), of(train_images, "train", train_noise_seeds, [])
-    first = test.task.plan.first
-    if jump:
-        thing, ways = "n", [even_levels(first, n) for n in range(1, first + 1)]
-    else:
-        thing, ways = "start", [tuple(range(start, 0, -1)) for start in range(1, first + 1)]
-    for outcomes in (test, train):
-        outcomes.compute(ways)
-    click.echo(
-        f"{len(test.pictures)} pictures of {image_size} px, {noise_seeds} noises; what is fixed was chosen on "
-        f"{len(train.pictures)} others; {test.task.plan.describe()}\n"
-    )
-    names = [*test.task.metrics, "NFE"]
-    click.echo(f"| | {' | '.join(names)} |\n{'|---' * (len(names) + 1)}|")
-    whole = len(test.pictures), noise_seeds
-
-    def show(name: str, schedules: Sequence[Levels], chosen: NDArray[np.intp]) -> None:
-        click.echo(f"| {' | '.join(row(test, name, schedules, chosen))} |")
-
-    for place in range(first):
-        show(f"fixed {thing} = {place + 1}", ways, np.full(whole, place))
-    shares = []
-    for price in map(float, prices.split(",")):
-        fixed = int(np.argmax([train.worth(levels, price).mean() for levels in ways]))
-        show(f"price {price:g}: best fixed {thing} = {fixed + 1}", ways, np.full(whole, fixed))
-        if jump and search_minutes > 0:
-            best = local_search(train, ways[fixed], price, search_minutes)
-            test.compute([best])
-            show(f"price {price:g}: best fixed schedule {','.join(map(str, best))}", [best], np.zeros(whole, np.intp))
-        own, oracle = choose(test, ways, price, others=True), choose(test, ways, price, others=False)
-        show(f"price {price:g}: {thing} per picture, under the other noises", ways, own)
-        show(f"price {price:g}: oracle", ways, oracle)
-        worth = np.stack([test.worth(levels, price) for levels in ways])
-        means = [float(worth[(each, *np.indices(whole))].mean()) for each in (own, oracle)]
-        fixed_means = worth.mean(axis=(1, 2))
-        shares.append((price, *(mean - base for base in (fixed_means[fixed], fixed_means.max()) for mean in means)))
-    click.echo(
-        f"\nGains in reward over the best fixed {thing}, as it was chosen on the other pictures, and as it is best on "
-        f"these:\n\n"
-        f"| price | {thing} per picture | oracle | {thing} per picture, over the best on these | oracle | not luck |"
-    )
-    click.echo("|---" * 6 + "|")
-    for price, gain, most, strict, strict_most in shares:
-        share = f"{strict / strict_most:.0%}" if strict_most > 0 else "-"
-        click.echo(f"| {price:g} | {gain:+.5f} | {most:+.5f} | {strict:+.5f} | {strict_most:+.5f} | {share} |")
+    found = []
+    for degradation in degradations:
+        test = of(images, "test", noise_seeds, reported + judges, degradation)
+        train = of(train_images, "train", train_noise_seeds, [], degradation)
+        found.append(Headroom(test, train, [float(price) for price in prices.split(",")], search_minutes).run())
+        if json_file is not None:
+            write_json(json_file, found)
+        click.echo()
+    if len(found) > 1:
+        click.echo(comparison(found, "n" if jump else "start"))
 
 
 if __name__ == "__main__":

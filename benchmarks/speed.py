@@ -19,6 +19,7 @@ import torch
 from agents.study.paper_tables import count_flops
 from agents.study.tables import markdown
 from ddpm.checkpoints import load_unet
+from ddpm.degradation import downsample
 from ddpm.noise import KeyedNoise
 from ddpm.sampling import sample, to_image
 from ddpm.schedule import cosine_alphas_cumprod
@@ -143,6 +144,7 @@ def unets(unet: UNet, repeats: int) -> None:
     nets = {"ours": UNet(**unet.settings), "diffusers": _Folded(other, unet.patch_size)}
     alphas_cumprod = cosine_alphas_cumprod(unet.diffusion_steps)
     hr = torch.rand(4, 3, SIDE, SIDE) * 2 - 1
+    lr_image = downsample(hr, unet.scale)
     rows = []
     for batch in (1, 8):
         inputs = torch.rand(batch, 3, SIDE, SIDE), torch.randn(batch, 3, SIDE, SIDE), torch.full((batch,), 0.5)
@@ -152,7 +154,7 @@ def unets(unet: UNet, repeats: int) -> None:
 
     def step(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
-        training_loss(net, unet, alphas_cumprod, hr).backward()
+        training_loss(net, unet, alphas_cumprod, hr, lr_image).backward()
         optimizer.step()
 
     optimizers = {name: torch.optim.Adam(net.parameters(), 1e-5) for name, net in nets.items()}

@@ -38,6 +38,9 @@ class TrainingConfig:
     Attributes:
         images: Folder, file or pattern of photographs; may be repeated.
         init: What training begins with instead of random weights.
+        degradation: How low-resolution inputs are made: "bicubic", or as photographs that people enlarge: "photo", or
+            "photo2" for all of it twice; with a strength in 0 … 1, as in "photo:0.5", or without, and then drawn for
+            each crop.
         crop: Side of the random crops, in pixels of the target.
         batch_size: Crops per iteration and process.
         iterations: Optimizer steps in all.
@@ -60,6 +63,7 @@ class TrainingConfig:
 
     images: Sequence[str]
     init: str | None = None
+    degradation: str = "bicubic"
     crop: int = 64
     batch_size: int = 16
     iterations: int = 10_000
@@ -79,7 +83,10 @@ class TrainingConfig:
     RESUMABLE: ClassVar[frozenset[str]] = frozenset({"images", "iterations", "save_every", "workers", "cache_mb"})
 
     def __post_init__(self) -> None:
+        from ddpm.degradation import Degradation  # which needs torch
+
         check_choices(self)
+        Degradation.parse(self.degradation)
         check_least(self, 1, "crop", "batch_size", "iterations", "save_every")
         check_least(self, 0, "warmup", "seed", "workers", "cache_mb")
         if self.seed > MAX_SEED:

@@ -1,4 +1,4 @@
-"""An endless, shuffled stream of random crops of photographs, which every training reads."""
+"""An endless, shuffled stream of random crops of photographs and of their inputs, which every training reads."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ddpm.degradation import Degradation
 from ddpm.errors import ImageError
 from ddpm.images import read_picture, to_tensor
 
@@ -15,7 +16,7 @@ from ddpm.images import read_picture, to_tensor
 NAMED = 3
 
 
-class CropDataset(Dataset[Tensor]):
+class CropDataset(Dataset[tuple[Tensor, Tensor]]):
     """Sample n of an endless, shuffled stream of random crops; a function of (seed, n) alone.
 
     Every picture is decoded once before training begins, so that a damaged one cannot end a training hours later.
@@ -24,15 +25,27 @@ class CropDataset(Dataset[Tensor]):
         paths: pictures, each at least `crop` pixels on both sides.
         crop: side of a crop, in pixels.
         length: number of samples.
-        seed: seed of order, places and flips.
+        seed: seed of order, places, flips and degradations.
         cache_mb: decoded pictures kept in memory.
+        degradation: how the low-resolution pictures are made.
+        scale: how many times they are smaller; the crop is a multiple of it.
 
     Raises:
         ImageError: some files are no pictures, are damaged, or are smaller than the crop; the message names them.
     """
 
-    def __init__(self, paths: Sequence[Path], crop: int, length: int, seed: int, cache_mb: int) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        crop: int,
+        length: int,
+        seed: int,
+        cache_mb: int,
+        degradation: Degradation,
+        scale: int,
+    ) -> None:
         self.paths, self.crop, self.length, self.seed = paths, crop, length, seed
+        self.degradation, self.scale = degradation, scale
         self.cache: dict[Path, np.ndarray] = {}
         self.cache_left = cache_mb * 2**20
         faults = []
@@ -63,12 +76,17 @@ class CropDataset(Dataset[Tensor]):
             self.cache_left -= rgb.nbytes
         return rgb
 
-    def __getitem__(self, n: int) -> Tensor:
-        """Crop n, (3, crop, crop) in [-1, 1]."""
+    def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
+        """Crop n, (3, crop, crop), and its low-resolution picture, (3, crop / scale, crop / scale), in [-1, 1]."""
         epoch, place = divmod(n, len(self.paths))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.paths))
         rng = np.random.default_rng([self.seed, 1, n])
         rgb = self._read(self.paths[order[place]])
         y, x = (rng.integers(side - self.crop + 1) for side in rgb.shape[:2])
         rgb = rgb[y : y + self.crop, x : x + self.crop]
-        return to_tensor(rgb[:, ::-1] if rng.random() < 0.5 else rgb)
+        hr = to_tensor(rgb[:, ::-1] if rng.random() < 0.5 else rgb)
+        return hr, self.degradation(hr[None], self.scale, [self.degradation_key(n)])[0]
+
+    def degradation_key(self, n: int) -> tuple[int, int, int]:
+        """The key of crop n; `Degradation.recipe` says what is drawn for it."""
+        return self.seed, 2, n

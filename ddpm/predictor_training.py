@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ddpm import trainer
 from ddpm.configs import PredictorConfig
-from ddpm.degradation import downsample, upsample
+from ddpm.degradation import upsample
 from ddpm.errors import CheckpointError
 from ddpm.files import atomic_path
 from ddpm.predictor import PREDICTOR, fuse, load_predictor, refuse_not_finite
@@ -92,8 +92,7 @@ def train_predictor(config: PredictorConfig, folder: str | Path, resume: bool = 
         ImageError: the photographs cannot be used.
     """
 
-    def enlarge(net: nn.Module, hr: Tensor) -> Tensor:
-        lr_image = downsample(hr, config.scale)
+    def enlarge(net: nn.Module, lr_image: Tensor) -> Tensor:
         return net((lr_image + 1) / 2) * 2 - 1
 
     distance = trainer.distance(config.loss)
@@ -103,8 +102,8 @@ def train_predictor(config: PredictorConfig, folder: str | Path, resume: bool = 
         fuse(net)  # a quarter of the time of the expanded net, and the same function
         net.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-        def loss(model: nn.Module, hr: Tensor) -> Tensor:
-            return distance(enlarge(model, hr), hr)
+        def loss(model: nn.Module, hr: Tensor, lr_image: Tensor) -> Tensor:
+            return distance(enlarge(model, lr_image), hr)
 
         def export(averaged: nn.Module, checkpoint: Path) -> None:
             tensors = _expanded(averaged, _span(config))
@@ -113,12 +112,11 @@ def train_predictor(config: PredictorConfig, folder: str | Path, resume: bool = 
                 save_file(tensors, temporary)
 
         @torch.inference_mode()
-        def preview(averaged: nn.Module, hr: Tensor) -> np.ndarray:
-            lr_up = upsample(downsample(hr, config.scale), config.scale)
-            images = torch.stack([lr_up, enlarge(averaged, hr).clamp(-1, 1), hr])
+        def preview(averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> np.ndarray:
+            images = torch.stack([upsample(lr_image, config.scale), enlarge(averaged, lr_image).clamp(-1, 1), hr])
             columns = images.permute(1, 3, 0, 4, 2).reshape(-1, len(images) * hr.shape[3], 3)
             return ((columns + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
-        return Trainee(net, loss, export, preview, {"scale": config.scale})
+        return Trainee(net, config.scale, loss, export, preview)
 
     return trainer.fit(config, folder, resume, make, "train-predictor") / PREDICTOR

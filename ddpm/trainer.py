@@ -6,8 +6,8 @@ not.
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ddpm.configs import TrainingConfig
 from ddpm.crops import CropDataset
+from ddpm.degradation import Degradation
 from ddpm.errors import ConfigError
 from ddpm.files import read_json
 from ddpm.images import find_images
@@ -40,17 +41,21 @@ class Trainee:
 
     Attributes:
         model: its random or initial weights; trained in place.
-        loss: (the model, perhaps wrapped for several processes; targets (B, 3, H, W) in [-1, 1]) → scalar loss.
+        scale: how many times it enlarges.
+        loss: (the model, perhaps wrapped for several processes; targets (B, 3, H, W) and their low-resolution pictures,
+            both in [-1, 1]) → scalar loss.
         export: writes a copy of the averaged model, which it may change, into a folder that other commands can load.
-        preview: (averaged model in inference mode, targets) → picture of samples, uint8 (H, W, 3), for TensorBoard.
-        multiples: name → number that the side of a crop must be a multiple of.
+        preview: (averaged model in inference mode, targets, low-resolution pictures) → picture of samples, uint8
+            (H, W, 3), for TensorBoard.
+        multiples: name → further numbers beside the scale that the side of a crop must be a multiple of.
     """
 
     model: nn.Module
-    loss: Callable[[nn.Module, Tensor], Tensor]
+    scale: int
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
     export: Callable[[nn.Module, Path], None]
-    preview: Callable[[nn.Module, Tensor], np.ndarray]
-    multiples: Mapping[str, int]
+    preview: Callable[[nn.Module, Tensor, Tensor], np.ndarray]
+    multiples: Mapping[str, int] = field(default_factory=dict)
 
 
 def latest_state(folder: Path) -> Path | None:
@@ -134,13 +139,16 @@ class Training:
         self.first = int(self.state.name.removeprefix("state-")) if self.state else 0
         torch.manual_seed(config.seed)
         self.trainee = make(self.state is None)
-        for name, multiple in self.trainee.multiples.items():
+        for name, multiple in {**self.trainee.multiples, "scale": self.trainee.scale}.items():
             if config.crop % multiple:
                 raise ConfigError(f"crop must be a multiple of the net's {name} {multiple}, got {config.crop}")
         paths = find_images(config.images)
         # every process reads its own samples: process p takes batches p, p + processes, …
         samples = config.iterations * self.accelerator.num_processes * config.batch_size
-        self.dataset = CropDataset(paths, config.crop, samples, config.seed, config.cache_mb)
+        degradation = Degradation.parse(config.degradation)
+        self.dataset = CropDataset(
+            paths, config.crop, samples, config.seed, config.cache_mb, degradation, self.trainee.scale
+        )
 
     def run(self) -> None:
         """Trains to the last iteration."""
@@ -156,7 +164,8 @@ class Training:
         if self.state:
             accelerator.load_state(str(self.state))
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.first}})
-        preview = torch.stack([self.dataset[n] for n in range(min(4, len(self.dataset.paths)))]).to(accelerator.device)
+        samples = [self.dataset[n] for n in range(min(4, len(self.dataset.paths)))]
+        preview = [torch.stack(pictures).to(accelerator.device) for pictures in zip(*samples, strict=True)]
         if self.state:  # the run may have been killed after the state was written and before the weights were
             self._export(ema.module)
         # 3. the iterations
@@ -166,8 +175,8 @@ class Training:
             self._batches(), desc=self.kind, initial=self.first, total=config.iterations, disable=not self.main,
             smoothing=0.02, dynamic_ncols=True,
         ) as bar:  # fmt: skip
-            for iteration, hr in enumerate(bar, start=self.first):
-                losses.append(self._iterate(iteration, wrapped, optimizer, hr))
+            for iteration, batch in enumerate(bar, start=self.first):
+                losses.append(self._iterate(iteration, wrapped, optimizer, batch))
                 ema.update_parameters(accelerator.unwrap_model(wrapped))
                 done = iteration + 1
                 saving = done % config.save_every == 0 or done == config.iterations
@@ -177,8 +186,8 @@ class Training:
                     self._save(done, ema.module, preview)
         accelerator.end_training()
 
-    def _batches(self) -> Iterator[Tensor]:
-        """The batches of this process from the first iteration that is left."""
+    def _batches(self) -> Iterator[Sequence[Tensor]]:
+        """The batches of this process, targets and inputs, from the first iteration that is left."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         size = self.config.batch_size
         order = [
@@ -188,14 +197,16 @@ class Training:
         ]
         return iter(DataLoader(Subset(self.dataset, order), size, num_workers=self.config.workers))
 
-    def _iterate(self, iteration: int, model: nn.Module, optimizer: torch.optim.Optimizer, hr: Tensor) -> Tensor:
+    def _iterate(
+        self, iteration: int, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Sequence[Tensor]
+    ) -> Tensor:
         """One optimizer step; gives its loss."""
         seeds = np.random.SeedSequence([self.config.seed, iteration, self.accelerator.process_index])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         for group in optimizer.param_groups:
             group["lr"] = self.config.learning_rate(iteration)
         with self.accelerator.autocast():
-            loss = self.trainee.loss(model, hr.to(self.accelerator.device))
+            loss = self.trainee.loss(model, *(pictures.to(self.accelerator.device) for pictures in batch))
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(model.parameters(), self.config.clip)
         optimizer.step()
@@ -213,7 +224,7 @@ class Training:
         self.accelerator.log({"loss": mean, "learning_rate": self.config.learning_rate(done - 1)}, step=done)
         return mean
 
-    def _save(self, done: int, averaged: nn.Module, preview: Tensor) -> None:
+    def _save(self, done: int, averaged: nn.Module, preview: Sequence[Tensor]) -> None:
         """Writes the state and renames it, drops the one before, and exports the averaged weights."""
         self.accelerator.wait_for_everyone()
         if self.main:
@@ -226,7 +237,7 @@ class Training:
                 shutil.rmtree(previous)
             self._export(averaged)
             was_training = averaged.training
-            grid = self.trainee.preview(averaged.eval(), preview)
+            grid = self.trainee.preview(averaged.eval(), *preview)
             averaged.train(was_training)
             self.accelerator.get_tracker("tensorboard").log_images(
                 {"samples": grid[None]}, step=done, dataformats="NHWC"

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ddpm import trainer
 from ddpm.checkpoints import load_unet, save_checkpoint
 from ddpm.configs import DDPMConfig
-from ddpm.degradation import downsample
 from ddpm.errors import ConfigError
 from ddpm.noise import KeyedNoise
 from ddpm.predictor import PREDICTOR, Predictor, load_predictor
@@ -29,6 +28,7 @@ def training_loss(
     config: UNet,
     alphas_cumprod: FloatArray,
     hr: Tensor,
+    lr_image: Tensor,
     perceptual: Distance | None = None,
     perceptual_weight: float = 0.0,
     distance: Distance = F.l1_loss,
@@ -40,9 +40,10 @@ def training_loss(
 
     Args:
         unet: the net, perhaps wrapped for several processes.
-        config: the bare net, which knows prediction, target and scale.
+        config: the bare net, which knows prediction, target and condition.
         alphas_cumprod: (T + 1,), index 0 is the clean image.
         hr: target crops (B, 3, H, W) in [-1, 1].
+        lr_image: their low-resolution pictures, (B, 3, h, w) in [-1, 1].
         perceptual: differentiable distance of two batches of pictures in [-1, 1], (B,) or (B, 1, 1, 1).
         perceptual_weight: its weight.
         distance: (prediction, truth) → scalar; L1 as in SR3, or L2, under which v becomes the mean of its posterior.
@@ -55,7 +56,7 @@ def training_loss(
     t = torch.randint(1, len(levels), (batch,), device=device)
     signal = levels[t] + (levels[t - 1] - levels[t]) * torch.rand(batch, device=device)
     sigma = (1 - signal**2).sqrt()
-    lr_up = config.condition(downsample(hr, config.scale))
+    lr_up = config.condition(lr_image)
     x_0 = to_latent(config, hr, lr_up)
     eps = torch.randn_like(x_0)
     a, b = signal[:, None, None, None], sigma[:, None, None, None]
@@ -72,10 +73,10 @@ def training_loss(
 
 
 @torch.inference_mode()
-def sample_grid(unet: UNet, hr: Tensor, forwards: int = 10) -> np.ndarray:
+def sample_grid(unet: UNet, hr: Tensor, lr_image: Tensor, forwards: int = 10) -> np.ndarray:
     """Rows of condition, a chain of a few evenly spaced ancestral steps, and target; uint8 (rows · H, 3 · W, 3)."""
     schedule = cosine_alphas_cumprod(min(forwards, unet.diffusion_steps))
-    lr_up = unet.condition(downsample(hr, unet.scale))
+    lr_up = unet.condition(lr_image)
     noise = KeyedNoise(range(len(hr)), hr.shape[1:], hr.device)
     images = torch.stack([lr_up, to_image(unet, sample(unet, schedule, lr_up, noise), lr_up), hr])
     columns = images.permute(1, 3, 0, 4, 2).reshape(-1, len(images) * hr.shape[3], 3)
@@ -135,12 +136,13 @@ def train(config: DDPMConfig, folder: str | Path, resume: bool = False, perceptu
             _copy_weights(init, unet, str(config.init))
         unet.start_from(_predictor(config, Path(folder), init))
 
-        def loss(model: nn.Module, hr: Tensor) -> Tensor:
+        def loss(model: nn.Module, hr: Tensor, lr_image: Tensor) -> Tensor:
             if isinstance(perceptual, nn.Module):
                 perceptual.to(hr.device)
             return training_loss(
-                model, unet, alphas_cumprod, hr, perceptual, config.perceptual_weight, trainer.distance(config.loss)
-            )
+                model, unet, alphas_cumprod, hr, lr_image, perceptual, config.perceptual_weight,
+                trainer.distance(config.loss),
+            )  # fmt: skip
 
         def export(averaged: nn.Module, checkpoint: Path) -> None:
             assert isinstance(averaged, UNet)
@@ -151,10 +153,10 @@ def train(config: DDPMConfig, folder: str | Path, resume: bool = False, perceptu
             if unet.predictor is not None and not (checkpoint.parent / PREDICTOR).exists():
                 unet.predictor.save(checkpoint.parent / PREDICTOR)
 
-        def preview(averaged: nn.Module, hr: Tensor) -> np.ndarray:
+        def preview(averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> np.ndarray:
             assert isinstance(averaged, UNet)
-            return sample_grid(averaged, hr)
+            return sample_grid(averaged, hr, lr_image)
 
-        return Trainee(unet, loss, export, preview, {"stride": unet.stride, "scale": unet.scale})
+        return Trainee(unet, unet.scale, loss, export, preview, {"stride": unet.stride})
 
     return trainer.fit(config, folder, resume, make, "train-ddpm")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ddpm.checks import check_whole, is_number
+from ddpm.degradation import Degradation
 from ddpm.errors import ConfigError
 from ddpm.unet import UNet
 from skipdiff_env.metrics import MetricLike
@@ -28,6 +29,9 @@ class TaskConfig:
         checkpoint: name of a shipped checkpoint, a folder, or a Hub id.
         images: target pictures: None, crops of photographs that scikit-image carries; a folder, file or pattern; a
             uint8 array (height, width, 3); or several of them. The low-resolution input is made from the target.
+        degradation: how the low-resolution inputs are made: "bicubic", or as photographs that people enlarge: "photo",
+            or "photo2" for all of it twice; with a strength in 0 … 1, as in "photo:0.5", or without, and then drawn for
+            each picture. What is drawn is a function of the picture's pixels, whatever the noise seed.
         split: of scikit-image's photographs "train" or "test", which share no photograph; None: all of them.
         image_size: side of the target in pixels; of larger pictures the centre is taken.
         scale: how many times to enlarge; None: what the checkpoint does.
@@ -70,6 +74,7 @@ class TaskConfig:
 
     checkpoint: str | Path = "natural-x4"
     images: Any = None
+    degradation: str = "bicubic"
     split: str | None = None
     image_size: int = 128
     scale: int | None = None
@@ -94,6 +99,7 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.checkpoint, str | Path):
             raise ConfigError(f"checkpoint must be a name, a folder or a Hub id, got {self.checkpoint!r}")
+        Degradation.parse(self.degradation)
         for name in ("image_size", "batch_size"):
             check_whole(**{name: getattr(self, name)})
         for name in ("noise_seeds", "first_step", "scale"):

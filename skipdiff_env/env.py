@@ -93,6 +93,7 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     | `noise_seed`      | always | noise seed of the episode                                                             |
     | `metrics`         | at end | name → value: the reward's metric and those of `report_metrics`; NaN where one failed |
     | `nfe_penalty`     | always | what the reward pays for each fine forward                                            |
+    | `degradation`     | always | strengths of "blur", "shrink", "noise" and "jpeg"; missing where it is "bicubic"      |
     | `start`           | at end | diffusion step at which the surviving chain began                                     |
     | `levels`          | at end | diffusion steps at which the net was asked on the surviving chain                     |
     | `reward_failures` | at end | episodes of this environment whose reward's metric failed, so far                     |
@@ -152,10 +153,10 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     `skipdiff_env.vector_env.SkipDiffVectorEnv`.
 
     ## Arguments
-    `gym.make` takes the attributes of `skipdiff_env.config.TaskConfig` as keywords: `checkpoint`, `images`, `split`,
-    `image_size`, `scale`, `steps`, `coarse_sampler`, `fine_sampler`, `skip_mode`, `first_step`, `observation`,
-    `metric`, `report_metrics`, `reward`, `nfe_penalty`, `noise_seeds`, `obs_dtype`, `cache_mb`, `cache_dir`,
-    `cache_dir_mb`, `device` and `batch_size`. Its documentation says what each means.
+    `gym.make` takes the attributes of `skipdiff_env.config.TaskConfig` as keywords: `checkpoint`, `images`,
+    `degradation`, `split`, `image_size`, `scale`, `steps`, `coarse_sampler`, `fine_sampler`, `skip_mode`, `first_step`,
+    `observation`, `metric`, `report_metrics`, `reward`, `nfe_penalty`, `noise_seeds`, `obs_dtype`, `cache_mb`,
+    `cache_dir`, `cache_dir_mb`, `device` and `batch_size`. Its documentation says what each means.
 
     ## Version history
     * v0: initial version

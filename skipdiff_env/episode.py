@@ -1,5 +1,6 @@
 """One episode, what is observed of it, and what every start would have given."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,8 @@ class Episode:
         metrics: name → value, NaN where a metric failed; empty until the end.
         reward: terminal reward; 0 until the end.
         coarse_estimate: the picture that the net sees in the coarse latent; only where episodes are rendered.
+        strengths: of the operations that made the input, each 0 … 1, see `ddpm.degradation.Recipe`; empty where it was
+            only shrunk.
     """
 
     image_index: int
@@ -47,6 +50,7 @@ class Episode:
     metrics: dict[str, float] = field(default_factory=dict)
     reward: float = 0.0
     coarse_estimate: Tensor | None = None
+    strengths: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -63,6 +67,8 @@ class Episode:
             "noise_seed": state.noise_seed,
             "nfe_penalty": self.price,
         }
+        if self.strengths:
+            info["degradation"] = dict(self.strengths)
         if self.ended:
             info |= {"metrics": dict(self.metrics), "start": state.start, "levels": state.levels}
         return info

@@ -69,8 +69,8 @@ class Table:
     """What schedules give for pictures under noises, as `skipdiff tabulate` computes it.
 
     Attributes:
-        description: plain data: checkpoint, `plan`, `metrics` (name → whether a lower value is better; the first is the
-            one that rewards by default), `schedules`, `pictures` (names), `splits`, `noise_seeds`.
+        description: plain data: checkpoint, `degradation`, `plan`, `metrics` (name → whether a lower value is better;
+            the first is the one that rewards by default), `schedules`, `pictures` (names), `splits`, `noise_seeds`.
         features: of the pictures' conditions, float32 (pictures, 42).
         metrics: name → float32 (pictures, noise seeds, schedules); NaN where the metric failed.
     """

@@ -95,6 +95,7 @@ def tabulate(
         "net": fingerprint(task.unet),
         "plan": task.plan.settings(),
         "image_size": config.image_size,
+        "degradation": str(task.degradation),
         "metrics": {name: metric.lower_better for name, metric in task.metrics.items()},
         "noise_seeds": noise_seeds,
         "schedules": [list(levels) for levels in wanted],
@@ -117,6 +118,8 @@ def _begun(out: Path, description: dict[str, Any]) -> dict[str, NDArray[Any]] | 
     if not (out / DESCRIPTION).exists():
         return None
     known = read_json(out / DESCRIPTION)
+    if isinstance(known, dict):
+        known = {"degradation": "bicubic", **known}  # tables of the time when there was no other
     if known != description:
         names = [name for name in description if not isinstance(known, dict) or known.get(name) != description[name]]
         raise ConfigError(f"{out} holds a table of another {', '.join(names)}; name another folder, or remove it")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddpm.checkpoints import load_unet, resolve_checkpoint
 from ddpm.checks import is_whole
-from ddpm.degradation import downsample
+from ddpm.degradation import PLAIN, Degradation, picture_key
 from ddpm.errors import ConfigError
 from ddpm.images import to_tensor, to_uint8
 from ddpm.unet import UNet
@@ -88,6 +88,7 @@ class Task:
             )
         self._make_metrics()
         self.pictures = Pictures(config.images, config.image_size, config.split)
+        self.degradation = Degradation.parse(config.degradation)
         self._digests: dict[int, bytes] = {}
         self.memo = Memo(config.cache_mb, self._store())
         self.process = RefinementProcess(self.unet, self.plan, self.memo, config.batch_size, config.device)
@@ -200,11 +201,12 @@ class Task:
             [int(seed) for seed in noise_seeds],
             [key for _, key, _ in pictures],
         )
+        prices = [self.price] * len(images) if prices is None else prices
         return [
-            Episode(index, hr, state, price, None if isinstance(image, int | np.integer) else np.asarray(image))
-            for (index, _, (hr, _)), state, price, image in zip(
-                pictures, states, [self.price] * len(images) if prices is None else prices, images, strict=True
+            Episode(
+                index, hr, state, price, None if is_whole(image) else np.asarray(image), strengths=self._strengths(hr)
             )
+            for (index, _, (hr, _)), state, price, image in zip(pictures, states, prices, images, strict=True)
         ]
 
     def step(self, episodes: Sequence[Episode], actions: Sequence[int]) -> None:
@@ -290,6 +292,7 @@ class Task:
                 index, hr, state, saved["price"], saved["image"] if index < 0 else None,
                 [Action(action) for action in saved["actions"]],
                 None if saved["sr"] is None else tensor(saved["sr"]), dict(saved["metrics"]), saved["reward"],
+                strengths=self._strengths(hr),
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"this is no state that get_state() gave ({error!r})") from None
@@ -302,7 +305,7 @@ class Task:
             episode.coarse_estimate = self.process.estimate(beginning)
         estimate = self.process.estimate(state) if episode.actions else episode.coarse_estimate
         panels = {
-            f"input, {self.config.image_size // self.unet.scale} px": downsample(episode.hr[None], self.unet.scale)[0],
+            f"input, {self.config.image_size // self.unet.scale} px": self.low_resolution(episode.hr),
             "coarse estimate": episode.coarse_estimate,
             f"estimate at t = {state.t}": estimate,
             "result": episode.sr,
@@ -374,17 +377,32 @@ class Task:
             np.reshape(rewards, shape), {name: np.reshape(column, shape) for name, column in values.items()}
         )
 
+    def low_resolution(self, hr: Tensor) -> Tensor:
+        """The low-resolution input of a target (3, H, W), (3, H / scale, W / scale) in [-1, 1]."""
+        return self.degradation(hr[None], self.unet.scale)[0]
+
+    def _strengths(self, hr: Tensor) -> Mapping[str, float]:
+        """The strengths of what made the input of a target (3, H, W); none where it was only shrunk."""
+        return {} if self.degradation == PLAIN else self.degradation.recipe(picture_key(hr)).strengths
+
+    def _digest(self, rgb: Rgb) -> bytes:
+        """What tells a picture and its input from all others."""
+        digest = hashlib.blake2b(rgb.tobytes(), digest_size=16)
+        if self.degradation != PLAIN:
+            digest.update(str(self.degradation).encode())
+        return digest.digest()
+
     def _picture(self, image: int | Rgb) -> tuple[int, Hashable, Tensor]:
         """Index, memo key, and target and condition as one tensor (2, 3, H, W)."""
         rgb: Rgb | None = None
         if isinstance(image, np.ndarray) and image.ndim:
             index, rgb = -1, crop(image, self.config.image_size)
-            key = _digest(rgb)
+            key = self._digest(rgb)
         elif is_whole(image) and 0 <= image < len(self.pictures):
             index = int(image)
             if index not in self._digests:
                 rgb = self.pictures[index]
-                self._digests[index] = _digest(rgb)
+                self._digests[index] = self._digest(rgb)
             key = self._digests[index]
         else:
             raise ConfigError(
@@ -393,8 +411,8 @@ class Task:
             )
         known = self.memo.get(("picture", key))
         if known is None:
-            hr = to_tensor(self.pictures[index] if rgb is None else rgb)[None].to(self.config.device)
-            known = torch.cat([hr, self.unet.condition(downsample(hr, self.unet.scale))])
+            hr = to_tensor(self.pictures[index] if rgb is None else rgb).to(self.config.device)
+            known = torch.stack([hr, self.unet.condition(self.low_resolution(hr)[None])[0]])
             self.memo.put(("picture", key), known)
         return index, key, known
 
@@ -417,7 +435,3 @@ class Task:
                 found[i] = {**found[i], **{name: float(column[place]) for name, column in columns.items()}}
                 self.memo.put(keys[i], found[i], lasting)
         return [{name: known[name] for name in self.metrics} for known in found]
-
-
-def _digest(rgb: Rgb) -> bytes:
-    return hashlib.blake2b(rgb.tobytes(), digest_size=16).digest()

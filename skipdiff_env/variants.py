@@ -79,6 +79,22 @@ class SkipDiffJumpEnv(SkipDiffEnv):
     """
 
 
+class SkipDiffPhotoEnv(SkipDiffJumpEnv):
+    """SkipDiffPhoto-v0: `SkipDiffJump-v0` with inputs as people have them, blurred, noisy and compressed.
+
+    ## Description
+    Everything is as the page of `SkipDiffJumpEnv` says, but for `degradation="photo"`: each picture has a blur, a
+    kernel of shrinking, noise and a quality of JPEG of its own, in an order of its own, as
+    `ddpm.degradation.Degradation` says. They are drawn once for each picture and are the same under every noise seed,
+    and `info["degradation"]` holds their strengths. `degradation="photo:0.5"` gives all pictures the same strength.
+
+    The net is still natural-x4, which was trained on inputs that are only shrunk.
+
+    ## Version history
+    * v0: initial version
+    """
+
+
 class SkipDiffJump128Env(SkipDiffJumpEnv):
     """SkipDiffJump128-v0: `SkipDiffJump-v0` with pictures of 128 x 128 pixels.
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import skipdiff_env
+from ddpm.degradation import Degradation
 from ddpm.errors import CheckpointError, ConfigError, ImageError, SkipDiffError
 from ddpm.noise import KeyedNoise
 from ddpm.sampling import COARSE_SAMPLERS, coarse_sampler, refine, sample, to_image
@@ -565,7 +566,7 @@ def test_a_second_epoch_computes_nothing(
     ]
     first = [(play(env, actions, options=options), result(env)) for actions, options in episodes]
     monkeypatch.setattr(Metric, "__call__", lambda *args: pytest.fail("a metric was measured again"))
-    monkeypatch.setattr("skipdiff_env.task.downsample", lambda *args: pytest.fail("a picture was made again"))
+    monkeypatch.setattr(Degradation, "__call__", lambda *args: pytest.fail("a picture was made again"))
     with counting(env.task.unet) as forwards:
         second = [(play(env, actions, options=options), result(env)) for actions, options in episodes]
     assert forwards == []

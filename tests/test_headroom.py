@@ -1,5 +1,6 @@
 """The benchmark of what there is to learn."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from agents.study import load_crops
 from benchmarks.headroom import Levels, Outcomes, choose, local_search, main, neighbours
+from ddpm.degradation import Degradation, picture_key
 from skipdiff_env.metrics import Metric
 from skipdiff_env.task import Task, TaskConfig
 
@@ -111,3 +114,29 @@ def test_command(
     assert any("best fixed schedule 4" in name for name in rows) == (skip_mode == "jump")
     assert "not luck" in run.output
     assert {"dists", "lpips-vgg"} <= set(measured)
+
+
+def test_degradations(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    """A table each, the comparison of what is best, and all of it as JSON."""
+    file = tmp_path / "numbers.json"
+    arguments = [
+        f"--checkpoint={short_checkpoint}", f"--images={photos}", f"--train-images={photos}", "--limit=2",
+        "--image-size=32", "--steps=1,3", "--metric=colour", "--noise-seeds=2", "--prices=0,1", "--search-minutes=0",
+        "--degradation=bicubic", "--degradation=photo:1", "--degradation=photo", f"--json={file}",
+    ]  # fmt: skip
+    run = CliRunner().invoke(main, arguments)
+    assert run.exit_code == 0, (run.output, run.exception)
+    *_, first, second, third = (line.strip("| ").split(" | ") for line in run.output.splitlines() if line)
+    assert [cells[0] for cells in (first, second, third)] == ["bicubic", "photo:1", "photo"]
+    assert [cells[2] for cells in (first, second, third)] == ["1 / 1 / 1.0"] * 3, "at that price one forward is best"
+    plain, strong, drawn = json.loads(file.read_text(encoding="utf-8"))
+    assert [each["degradation"] for each in (plain, strong, drawn)] == ["bicubic", "photo:1", "photo"]
+    assert [picture["strengths"]["noise"] for picture in plain["pictures"] + strong["pictures"]] == [0, 0, 1, 1]
+    target = load_crops([photos], 32)[2]
+    expected = Degradation("photo").recipe(picture_key(target)).strengths
+    assert drawn["pictures"][1] == {"name": str(photos / "2.png"), "strengths": expected}
+    assert plain["rows"][0]["name"] == "fixed n = 1"
+    assert plain["rows"][0]["nfe"] == 1
+    assert plain["rows"][0]["psnr"] != strong["rows"][0]["psnr"]
+    choice = strong["choices"][1]
+    assert (choice["price"], choice["fixed"], choice["fixed_here"], choice["own"]) == (1, 1, 1, [[1, 1], [1, 1]])

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddpm.degradation import Degradation
 from skipdiff_env import SkipDiffEnv
 from skipdiff_env.memo import BLOCK, OVERHEAD, Memo, Store
 from skipdiff_env.metrics import Metric
@@ -174,7 +175,7 @@ def test_a_second_run_starts_warm(short_checkpoint: str, tmp_path: Path, monkeyp
     arguments = {**ENV, "checkpoint": short_checkpoint, "cache_dir": str(tmp_path)}
     cold = episodes(SkipDiffEnv(**arguments))
     monkeypatch.setattr(Metric, "__call__", lambda *args: pytest.fail("a metric was measured again"))
-    monkeypatch.setattr("skipdiff_env.task.downsample", lambda *args: pytest.fail("a picture was made again"))
+    monkeypatch.setattr(Degradation, "__call__", lambda *args: pytest.fail("a picture was made again"))
     for cache_mb in (64, 0):
         env = SkipDiffEnv(**arguments, cache_mb=cache_mb)
         with counting(env.task.unet) as forwards:
@@ -184,7 +185,7 @@ def test_a_second_run_starts_warm(short_checkpoint: str, tmp_path: Path, monkeyp
 
 
 def test_others_do_not_see_it(short_checkpoint: str, tmp_path: Path) -> None:
-    """Another net, plan or picture is another entry; so is a function, whose name says nothing."""
+    """Another net, plan, picture or degradation is another entry; so is a function, whose name says nothing."""
     arguments = {**ENV, "checkpoint": short_checkpoint, "cache_dir": str(tmp_path / "cache")}
     episodes(SkipDiffEnv(**arguments))
     tiny_unet(seed=1, diffusion_steps=12, coarse_steps=3, start=None).save_pretrained(tmp_path / "net")
@@ -197,6 +198,7 @@ def test_others_do_not_see_it(short_checkpoint: str, tmp_path: Path) -> None:
         {"fine_sampler": "ddim"},
         {"steps": (1, 6)},
         {"split": "test"},
+        {"degradation": "photo"},
     ):
         env = SkipDiffEnv(**{**arguments, **change})
         with counting(env.task.unet) as forwards:

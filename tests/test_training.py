@@ -23,6 +23,7 @@ from ddpm import training
 from ddpm.checkpoints import load_unet
 from ddpm.configs import DDPMConfig
 from ddpm.crops import CropDataset
+from ddpm.degradation import Degradation, downsample
 from ddpm.errors import ConfigError, ImageError
 from ddpm.images import to_tensor
 from ddpm.runs import lock_run
@@ -143,17 +144,17 @@ def test_loss_falls(prediction: str, target: str, photo: Callable[..., np.ndarra
     unet = tiny_unet(prediction=prediction, target=target).requires_grad_(True).train()
     optimizer = torch.optim.Adam(unet.parameters(), 5e-3)
     hr = torch.stack([to_tensor(photo(32, 32, seed=i)) for i in range(8)])
-    alphas_cumprod = cosine_alphas_cumprod(100)
+    lr_image, many, alphas_cumprod = downsample(hr, 4), hr.repeat(8, 1, 1, 1), cosine_alphas_cumprod(100)
 
     def fixed_loss() -> float:
         torch.manual_seed(1)
         with torch.no_grad():
-            return training_loss(unet, unet, alphas_cumprod, hr.repeat(8, 1, 1, 1)).item()
+            return training_loss(unet, unet, alphas_cumprod, many, downsample(many, 4)).item()
 
     before = fixed_loss()
     for _ in range(40):
         optimizer.zero_grad()
-        training_loss(unet, unet, alphas_cumprod, hr).backward()
+        training_loss(unet, unet, alphas_cumprod, hr, lr_image).backward()
         optimizer.step()
     assert fixed_loss() < 0.95 * before
 
@@ -171,7 +172,7 @@ def test_perceptual_distance_is_of_the_pictures(prediction: str, photo: Callable
 
     def loss(*args: Any) -> torch.Tensor:
         torch.manual_seed(0)
-        return training_loss(unet, unet, cosine_alphas_cumprod(100), hr, *args)
+        return training_loss(unet, unet, cosine_alphas_cumprod(100), hr, downsample(hr, 4), *args)
 
     plain, weighed, twice = loss(), loss(distance, 0.5), loss(distance, 1.0)
     assert weighed > plain
@@ -218,11 +219,12 @@ def test_command_line_begins_with_a_checkpoint(photos: Path, checkpoint: str, tm
 
 def test_crops_depend_on_seed_and_number_alone(photos: Path) -> None:
     paths = sorted(photos.iterdir())
-    one = CropDataset(paths, 32, 100, seed=1, cache_mb=0)
-    same = CropDataset(paths, 32, 100, seed=1, cache_mb=10)
-    other = CropDataset(paths, 32, 100, seed=2, cache_mb=0)
-    assert all(torch.equal(one[n], same[n]) for n in (17, 3, 99))
-    assert not all(torch.equal(one[n], other[n]) for n in (17, 3, 99))
+    one = CropDataset(paths, 32, 100, seed=1, cache_mb=0, degradation=Degradation("photo"), scale=4)
+    same = CropDataset(paths, 32, 100, seed=1, cache_mb=10, degradation=Degradation("photo"), scale=4)
+    other = CropDataset(paths, 32, 100, seed=2, cache_mb=0, degradation=Degradation("photo"), scale=4)
+    for n in (17, 3, 99):
+        assert all(torch.equal(a, b) for a, b in zip(one[n], same[n], strict=True))
+        assert not any(torch.equal(a, b) for a, b in zip(one[n], other[n], strict=True))
     assert len(same.cache) > 0
 
 

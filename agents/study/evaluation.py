@@ -9,7 +9,7 @@ from torch import Tensor
 
 from agents.agent import Agent
 from agents.study import methods as ways
-from agents.study.methods import Batch, Method
+from agents.study.methods import Method
 from agents.study.rows import Row, with_rewards
 from agents.study.running import Keep, Runner, default_metrics
 from ddpm.checkpoints import load_unet
@@ -99,7 +99,7 @@ def find_best_start(runner: Runner, plan: Plan, crops: Sequence[Tensor], metric:
     batches = range(0, len(crops), runner.batch_size)
     for first in progress(batches, desc="best fixed start", unit="batch", leave=False):
         hr = torch.stack(list(crops[first : first + runner.batch_size])).to(runner.device)
-        batch = Batch(runner.unet, hr, batch_size=runner.batch_size)
+        batch = runner.batch(hr)
         chains = batch.process(plan).run_all_starts(batch.coarse(plan)[0])
         for index in range(plan.first):
             sr = torch.stack([chain[index][1] for chain in chains])
@@ -121,6 +121,7 @@ def evaluate(
     train_crops: Sequence[Tensor] | None = None,
     device: str = "cpu",
     batch_size: int = 16,
+    degradation: str = "bicubic",
     keep: Keep | None = None,
 ) -> list[Row]:
     """Runs every method on every picture under every noise seed.
@@ -138,6 +139,7 @@ def evaluate(
         train_crops: photographs that the best fixed start is chosen on; None: `crops`.
         device: where to compute.
         batch_size: pictures per batch.
+        degradation: how the low-resolution pictures are made, as `ddpm.degradation.Degradation.parse` takes it.
         keep: told of each result.
 
     Returns:
@@ -145,12 +147,12 @@ def evaluate(
         reference.
 
     Raises:
-        ConfigError: a metric, a part of the plan, a schedule or an agent does not fit.
+        ConfigError: a metric, the degradation, a part of the plan, a schedule or an agent does not fit.
         CheckpointError: the checkpoint is unknown or damaged.
     """
     refuse_judge(reward)
     unet = load_unet(checkpoint, device)
-    runner = Runner(unet, default_metrics() if metrics is None else metrics, device, batch_size)
+    runner = Runner(unet, default_metrics() if metrics is None else metrics, device, batch_size, degradation)
     runner.check_size(crops[0].shape[-1])
     if reward is not None and reward not in runner.metrics:
         raise ConfigError(f"the reward's metric {reward} must be one of the metrics {', '.join(runner.metrics)}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from agents.agent import Agent
 from agents.playing import AgentPolicy
 from agents.study.rows import AGENT, BICUBIC, CHAIN, COARSE, EARLY, ORIGINALS, PEER, PREDICTOR, RANDOM, SCHEDULE, START
-from ddpm.degradation import downsample, upsample
+from ddpm.degradation import PLAIN, Degradation, upsample
 from ddpm.elbo import best_levels, jump_costs, x0_errors
 from ddpm.errors import ConfigError
 from ddpm.noise import KeyedNoise, Stage
@@ -78,10 +78,20 @@ class Batch:
         seed: noise seed of all.
         first: index of the first picture.
         batch_size: largest batch of one UNet forward.
+        degradation: how the low-resolution pictures are made.
     """
 
-    def __init__(self, unet: UNet, hr: Tensor, seed: int = 0, first: int = 0, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        unet: UNet,
+        hr: Tensor,
+        seed: int = 0,
+        first: int = 0,
+        batch_size: int = 32,
+        degradation: Degradation = PLAIN,
+    ) -> None:
         self.unet, self.hr, self.seed, self.first, self.batch_size = unet, hr, seed, first, batch_size
+        self.degradation = degradation
         self.seeds = [seed] * len(hr)
         # method → mean forwards, of those that have run
         self.forwards: dict[str, float] = {}
@@ -90,7 +100,7 @@ class Batch:
     @cached_property
     def lr_image(self) -> Tensor:
         """The low-resolution pictures, (B, 3, h, w) in [-1, 1]."""
-        return downsample(self.hr, self.unet.scale)
+        return self.degradation(self.hr, self.unet.scale)
 
     @cached_property
     def condition(self) -> tuple[Tensor, float]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from agents.plots import contact_sheet, perception_distortion, quality_against_steps, save
 from agents.study import methods as ways
-from agents.study.methods import Batch, Method
+from agents.study.methods import Method
 from agents.study.rows import AGENT, ORIGINALS, SCHEDULE, Row, by_method, domination_note, summarise
 from agents.study.running import picture_path
 from agents.study.section import NO_PEERS, Page, Section, best_by_metric, better
@@ -116,7 +116,7 @@ class Figures36(Section):
         if path.exists():
             return
         schedules = cosine_alphas_cumprod(study.T), cosine_alphas_cumprod(plan.S)
-        batch = Batch(study.unet, study.crops[0][None].to(study.config.device))
+        batch = study.runner.batch(study.crops[0][None].to(study.config.device))
         seen: list[torch.Tensor] = []
         hook = study.unet.register_forward_hook(lambda module, args, out: seen.append(args[1]))
         with torch.inference_mode():

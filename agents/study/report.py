@@ -18,6 +18,7 @@ from agents.study.running import save_pictures, settle
 from agents.study.section import Page, Section
 from agents.study.study import Study
 from agents.study.tables import write_csv
+from ddpm.degradation import PLAIN
 from ddpm.errors import ConfigError
 from ddpm.files import atomic_path
 
@@ -80,6 +81,8 @@ class Report:
         options = [f"--images {shlex.quote(str(path))}" for path in config.images]
         options += [f"--checkpoint {config.checkpoint}", f"--seeds {config.seeds}", f"--image-size {config.image_size}"]
         options += [f"--limit {config.limit}"] if config.limit else []
+        plain = study.runner.degradation == PLAIN
+        options += [] if plain else [f"--degradation {config.degradation}"]
         names = [section.name for section in self.sections]
         options += [f"--sections {','.join(names)}"] if set(names) != set(SECTIONS) else []
         options += [f"--agent {name}={shlex.quote(str(path))}" for name, path in config.agents.items()]
@@ -91,7 +94,7 @@ class Report:
             "# The paper's tables and figures on this net\n\n"
             f"`skipdiff reproduce {' '.join(options)}`\n\n"
             f"{len(study.crops)} pictures of {config.image_size} px ({source}), shrunk and enlarged {study.unet.scale} "
-            f"times; "
+            f"times{'' if plain else f' (degradation {config.degradation})'}; "
             f"T = {study.T}, S = {plan.S}, N = {plan.N}, coarse stage by {plan.coarse_sampler}. Figures are means over "
             f"pictures ± "
             f"the standard deviation of that mean over noise seeds ({config.seeds}). All methods have the same net, "

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from agents.study.methods import Batch, Method, Result
 from agents.study.rows import BICUBIC, ORIGINALS, Row, read_rows, write_rows
+from ddpm.degradation import Degradation
 from ddpm.errors import ConfigError
 from ddpm.files import read_json, write_json
 from ddpm.images import Picture, to_tensor, to_uint8, write_picture
@@ -58,14 +59,27 @@ class Runner:
         metrics: names of metrics.
         device: where the net is, and metrics are computed.
         batch_size: pictures per batch.
+        degradation: how the low-resolution pictures are made, as `ddpm.degradation.Degradation.parse` takes it.
 
     Raises:
-        ConfigError: a metric is unknown.
+        ConfigError: a metric or the degradation is unknown.
     """
 
-    def __init__(self, unet: UNet, metrics: Sequence[str], device: str = "cpu", batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        unet: UNet,
+        metrics: Sequence[str],
+        device: str = "cpu",
+        batch_size: int = 16,
+        degradation: str = "bicubic",
+    ) -> None:
         self.unet, self.device, self.batch_size = unet, device, batch_size
+        self.degradation = Degradation.parse(degradation)
         self.metrics = {name: make_metric(name, device) for name in metrics}
+
+    def batch(self, hr: Tensor, seed: int = 0, first: int = 0) -> Batch:
+        """Targets (B, 3, H, W) under one noise seed; `first` is the index of the first."""
+        return Batch(self.unet, hr, seed, first, self.batch_size, self.degradation)
 
     def check_size(self, size: int) -> None:
         """Checks the side of the pictures.
@@ -115,7 +129,7 @@ class Runner:
             for job in jobs:
                 seed, first = job
                 hr = torch.stack(list(crops[first : first + self.batch_size])).to(self.device)
-                batch = Batch(self.unet, hr, seed, first, self.batch_size)
+                batch = self.batch(hr, seed, first)
                 for method in methods if seed == seeds[0] else noisy:
                     path = None if parts is None else part_path(parts, method.name, seed, first)
                     if method in todo[job]:

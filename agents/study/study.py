@@ -17,9 +17,10 @@ from torch import Tensor
 from agents.agent import Agent, find_agent, has_agent, load_agent
 from agents.study import methods as ways
 from agents.study.evaluation import training_of
-from agents.study.methods import PEERS, Batch, Method
+from agents.study.methods import PEERS, Method
 from agents.study.running import Runner, default_metrics, load_crops
 from ddpm.checkpoints import load_unet, resolve_checkpoint
+from ddpm.degradation import PLAIN, Degradation
 from ddpm.errors import ConfigError
 from ddpm.progress import progress
 from ddpm.sampling import COARSE_SAMPLERS
@@ -57,6 +58,7 @@ class ReportConfig:
         seeds: number of noise seeds; picture i under seed k has the noise of key k.
         limit: take only so many pictures, evenly spread.
         image_size: side of the centre crops.
+        degradation: how the low-resolution pictures are made, as `ddpm.degradation.Degradation.parse` takes it.
         sections: what is reported, of `agents.study.sections.SECTIONS`; empty: all.
         batch_size: pictures per batch.
         device: where to compute.
@@ -71,12 +73,14 @@ class ReportConfig:
     seeds: int = 3
     limit: int | None = None
     image_size: int = 128
+    degradation: str = "bicubic"
     sections: Sequence[str] = ()
     batch_size: int = 16
     device: str = "cpu"
     trust_pickle: bool = False
 
     def __post_init__(self) -> None:
+        Degradation.parse(self.degradation)
         for name in self.agents:
             if not re.fullmatch(r"[\w.-]+", name):  # it becomes the name of a folder
                 raise ConfigError(f"an agent's name has letters, digits, '.', '-' and '_', got {name!r}")
@@ -97,7 +101,7 @@ class Study:
         self.unet = load_unet(config.checkpoint, config.device)
         self.T = self.unet.diffusion_steps
         self.crops = load_crops(config.images, config.image_size, config.limit)
-        self.runner = Runner(self.unet, default_metrics(), config.device, config.batch_size)
+        self.runner = Runner(self.unet, default_metrics(), config.device, config.batch_size, config.degradation)
         self.runner.check_size(config.image_size)
         self.metrics = self.runner.metrics
         self.agents: dict[str, Agent] = {}
@@ -250,12 +254,17 @@ class Study:
         """What each jump costs in the evidence lower bound, on the training photographs."""
         size = self.config.batch_size
         groups = [self.train_crops[i : i + size] for i in range(0, len(self.train_crops), size)]
-        batches = [Batch(self.unet, torch.stack(list(group)).to(self.config.device)) for group in groups]
+        batches = [self.runner.batch(torch.stack(list(group)).to(self.config.device)) for group in groups]
         return ways.elbo_costs(progress(batches, desc="ELBO", unit="batch", leave=False), self.T)
 
     def budget_chains(self) -> list[Method]:
         """The ancestral chain at the peers' budgets."""
         return [ways.chain(self.T, forwards) for forwards in BUDGETS if forwards <= self.T]
+
+    def pictures(self) -> str:
+        """Number, size, contents and degradation of the pictures."""
+        made = "" if self.runner.degradation == PLAIN else f", {self.runner.degradation}"
+        return f"{len(self.crops)} of {self.config.image_size} px, {_digest(map(_bytes, self.crops))}{made}"
 
     def settings(self) -> dict[str, Any]:
         """What two runs into one folder must have in common."""
@@ -265,7 +274,7 @@ class Study:
             "weights": _digest(
                 [json.dumps(self.unet.settings, sort_keys=True).encode(), *map(_bytes, weights.values())]
             ),
-            "pictures": f"{len(self.crops)} of {self.config.image_size} px, {_digest(map(_bytes, self.crops))}",
+            "pictures": self.pictures(),
             "seeds": self.config.seeds,
             "batch_size": self.config.batch_size,
             "device": self.config.device,
