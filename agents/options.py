@@ -148,8 +148,8 @@ COARSE = click.option(
 FINE_SAMPLER = click.option(
     "--fine-sampler",
     callback=sampler,
-    metavar="[ddpm|ddim|ddim:ETA]",
-    help="Sampler of the fine stage.  [default: the agent's, or ddpm]",
+    metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
+    help="Sampler of the fine stage; dpmsolver++ with --skip-mode jump.  [default: the agent's, or ddpm]",
 )
 
 

@@ -240,7 +240,11 @@ def reproduce(out: Path, agents: tuple[str, ...], sections: str | None, **option
 @click.option("--skip-mode", type=click.Choice(["restart", "jump"]), default="jump", help="What SKIP does.")
 @COARSE
 @click.option(
-    "--fine-sampler", callback=sampler, default="ddim", metavar="[ddpm|ddim|ddim:ETA]", help="Of the fine stage."
+    "--fine-sampler",
+    callback=sampler,
+    default="ddim",
+    metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
+    help="Of the fine stage.",
 )
 @click.option("--image-size", type=click.IntRange(min=16), default=64, help="Side of the pictures' centre crops.")
 @click.option("--degradation", default="bicubic", **DEGRADATION)

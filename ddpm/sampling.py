@@ -198,6 +198,28 @@ def coarse_approximation(
     return latents
 
 
+def extrapolation(alphas_cumprod: FloatArray, earlier: Step, t: Step, to: Step) -> FloatArray:
+    """How far DPM-Solver++(2M) extrapolates the estimates of x_0 at steps `earlier` and `t`, on the way from t to `to`.
+
+    The step takes x_0(t) + share·(x_0(t) - x_0(earlier)), with share = (λ_to - λ_t) / (λ_t - λ_earlier) / 2 and λ the
+    logarithm of the signal-to-noise ratio √(ᾱ/(1 - ᾱ)); even steps of the cosine schedule have a share below 0.86. Here
+    it is at most 1, since a long step behind a short one would extrapolate far, and 0 on the way to the clean image,
+    where λ is infinite.
+
+    Args:
+        alphas_cumprod: (T + 1,), index 0 is the clean image.
+        earlier: the step at which the net was asked before, above `t`; one or an array (B,).
+        t: the step at which it is asked now.
+        to: the step that is gone to, below `t`.
+
+    Returns:
+        The share, one for each.
+    """
+    noisy = np.maximum(to, 1)
+    before, now, after = (np.log(alphas_cumprod[i] / (1 - alphas_cumprod[i])) / 2 for i in (earlier, t, noisy))
+    return np.where(np.equal(to, 0), 0.0, np.minimum((after - now) / (now - before) / 2, 1.0))
+
+
 def dpmsolver_chain(alphas_cumprod: FloatArray, latents: X, estimate: Callable[[int, X], X]) -> X:
     """The first S - 1 of the S steps of a schedule by DPM-Solver++(2M), which solves the probability-flow ODE.
 
@@ -215,8 +237,7 @@ def dpmsolver_chain(alphas_cumprod: FloatArray, latents: X, estimate: Callable[[
         x0 = estimate(t, latents)
         extrapolated = x0
         if before is not None:
-            lambdas = np.log(alphas_cumprod[t - 1 : t + 2] / (1 - alphas_cumprod[t - 1 : t + 2])) / 2
-            ahead = float((lambdas[0] - lambdas[1]) / (lambdas[1] - lambdas[2]) / 2)
+            ahead = float(extrapolation(alphas_cumprod, t + 1, t, t - 1))
             extrapolated = x0 * (1 + ahead) - before * ahead
         latents, before = extrapolated * float(of_x0) + latents * float(of_x_t), x0
     return latents

@@ -42,7 +42,8 @@ class TaskConfig:
             "ddim" or "dpmsolver++", or "ddim:ETA" with the share ETA of ddpm's noise, 0 … 1; the coarse latent stands
             at the same noise level, after as many forwards. None: what the checkpoint says under "restart", "ddpm"
             under "jump".
-        fine_sampler: what runs the fine steps: "ddpm" (the paper), "ddim", or "ddim:ETA".
+        fine_sampler: what runs the fine steps: "ddpm" (the paper), "ddim", "ddim:ETA", or with `skip_mode="jump"` also
+            "dpmsolver++".
         skip_mode: what SKIP does, "restart" (the paper) or "jump".
         first_step: the diffusion step that is decided first, N … T; None: N. The coarse latent stands at the noise
             level of step N all the same: with T this is case 4 of the paper's Table 4, which decides on all T steps.

@@ -19,7 +19,8 @@ class Plan:
         S: coarse steps; the coarse stage does the first S - 1 of them. With S = 1 there is no coarse stage.
         N: diffusion steps that a coarse step spans.
         coarse_sampler: runs the coarse stage: "ddpm" (Eq. 8-12), "ddim", "ddim:ETA" or "dpmsolver++".
-        fine_sampler: runs the fine stage: "ddpm" (Eq. 13-15), "ddim" or "ddim:ETA", see `ddpm.sampling.coarse_eta`.
+        fine_sampler: runs the fine stage: "ddpm" (Eq. 13-15), "ddim" or "ddim:ETA", see `ddpm.sampling.coarse_eta`;
+            with "jump" also "dpmsolver++", which looks back at the estimate of the step before.
         skip_mode: what SKIP does: "restart", back to the coarse latent (Eq. 14), or "jump", nothing, so that the next
             step that is performed covers what was skipped.
         first_step: the diffusion step that is decided first, N … S·N; None: N. With "restart" the coarse latent stands
@@ -40,8 +41,10 @@ class Plan:
         check_whole(**{f"{name} of steps S,N": getattr(self, name) for name in ("S", "N")})
         check_one_of(SKIP_MODES, skip_mode=self.skip_mode)
         coarse_eta(self.coarse_sampler)
-        if coarse_eta(self.fine_sampler, "fine_sampler") is None:
-            raise ConfigError(f"fine_sampler must be ddpm, ddim, or ddim:ETA, got {self.fine_sampler!r}")
+        if coarse_eta(self.fine_sampler, "fine_sampler") is None and self.skip_mode != "jump":
+            raise ConfigError(
+                f"fine_sampler must be ddpm, ddim, or ddim:ETA unless skip_mode is jump, got {self.fine_sampler!r}"
+            )
         first = self.N if self.first_step is None else self.first_step
         if not is_whole(first) or not self.N <= first <= self.length:
             raise ConfigError(

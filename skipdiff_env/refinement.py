@@ -20,6 +20,7 @@ from ddpm.sampling import (
     coarse_eta,
     coarse_sampler,
     dpmsolver_chain,
+    extrapolation,
     p_sample,
     predict_x0,
     reverse_weights,
@@ -53,6 +54,8 @@ class Refinement:
         path: the diffusion steps that the surviving fine chain has stood at, from the one the net was told first to the
             one the latent has reached; empty before the first step that is performed. With the picture and the seed it
             determines `latent`.
+        before: what the net last estimated x_0 to be on the surviving chain, (3, H, W), where the fine sampler looks
+            back at it; else None.
         picture: of a tile, the picture as it began; None for a whole picture.
         box: of a tile, its place in that picture.
     """
@@ -66,6 +69,7 @@ class Refinement:
     level: int
     nfe: int
     path: tuple[int, ...] = ()
+    before: Tensor | None = None
     picture: "Refinement | None" = None
     box: Box | None = None
 
@@ -132,8 +136,9 @@ class RefinementProcess:
         self.alphas_cumprod = cosine_alphas_cumprod(plan.length)
         self.coarse_alphas_cumprod = cosine_alphas_cumprod(plan.S)
         fine_eta = coarse_eta(plan.fine_sampler)
-        assert fine_eta is not None, "the plan refuses other fine samplers"
-        self.fine_eta = fine_eta
+        # DPM-Solver++(2M) adds no noise, and looks back at the estimate of the step before
+        self.looks_back = fine_eta is None
+        self.fine_eta = 0.0 if fine_eta is None else fine_eta
 
     @torch.inference_mode()
     def begin(
@@ -215,8 +220,18 @@ class RefinementProcess:
             return float(bounds[0])
         for to in range(first - 1, -1, -1):  # from any level above
             above = range(to + 1, first + 1)
-            bounds[to] = max(self._after(self.alphas_cumprod, t, to, self.fine_eta, bounds[t]) for t in above)
+            bounds[to] = max(self._after_jump(t, to, bounds[t]) for t in above)
         return float(bounds.max())
+
+    def _after_jump(self, t: int, to: int, bound: float) -> float:
+        """Bound of the latent after a jump from t, where it was `bound`."""
+        after = self._after(self.alphas_cumprod, t, to, self.fine_eta, bound)
+        if not self.looks_back or t == self.plan.first:
+            return after
+        # the nearer the step before, the farther the extrapolation: x_0 + share·(x_0 - before)
+        share = float(extrapolation(self.alphas_cumprod, t + 1, t, to))
+        of_x0, _, _ = reverse_weights(self.alphas_cumprod, t, self.fine_eta, to)
+        return after + 2 * share * float(abs(of_x0)) * self._x0_bound
 
     @property
     def _x0_bound(self) -> float:
@@ -337,17 +352,24 @@ class RefinementProcess:
             if known is None:
                 missing.append((state, path))
             else:
-                state.latent, state.path, state.level = known, path, state.t - 1
+                self._arrive(state, path, known)
 
         @lru_cache(maxsize=1)  # the tiles of a picture stand one after the other, and take their parts of one noise
         def noise_of(seed: int, t: int, shape: tuple[int, ...]) -> Tensor:
             return KeyedNoise([seed], shape, self.device)(Stage.FINE, t)[0]
 
         for chunk in self._chunks(missing):
-            latents = self._advance([state for state, _ in chunk], noise_of)
-            for (state, path), latent in zip(chunk, latents, strict=True):
-                state.latent, state.path, state.level = latent, path, state.t - 1
-                self._remember(state.key, state.noise_seed, path, latent)
+            advance = self._advance_looking_back if self.looks_back else self._advance
+            results = advance([state for state, _ in chunk], noise_of)
+            for (state, path), result in zip(chunk, results, strict=True):
+                self._arrive(state, path, result)
+                self._remember(state.key, state.noise_seed, path, result)
+
+    def _arrive(self, state: Refinement, path: tuple[int, ...], result: Tensor) -> None:
+        """Puts a state where a forward has led: `result` is the latent, and behind it the estimate to look back at."""
+        state.latent, state.path, state.level = result[:3], path, state.t - 1
+        if self.looks_back:
+            state.before = result[3:]
 
     def _advance(self, states: Sequence[Refinement], noise_of: NoiseOf) -> Tensor:
         """The latents (B, 3, H, W) after one forward for each, from its level to t - 1."""
@@ -366,6 +388,28 @@ class RefinementProcess:
             self.fine_eta,
             _one_if_same(arrivals - 1),
         )
+
+    def _advance_looking_back(self, states: Sequence[Refinement], noise_of: NoiseOf) -> Tensor:
+        """The latents after one forward of DPM-Solver++(2M) for each, and the estimates of x_0; (B, 6, H, W)."""
+        latents = _batch([s.latent for s in states])
+        levels = np.array([s.level for s in states])
+        arrivals = np.array([s.t - 1 for s in states])
+        x0 = predict_x0(
+            self.unet, self.alphas_cumprod, _one_if_same(levels), latents, _batch([s.lr_up for s in states])
+        )
+        shares = np.zeros(len(states))
+        begun = [i for i, s in enumerate(states) if s.before is not None]  # elsewhere there is nothing to look back at
+        if begun:
+            earlier = np.array([states[i].path[-2] for i in begun])
+            shares[begun] = extrapolation(self.alphas_cumprod, earlier, levels[begun], arrivals[begun])
+        before = _batch([estimate if s.before is None else s.before for s, estimate in zip(states, x0, strict=True)])
+        of_x0, of_x_t, _ = reverse_weights(self.alphas_cumprod, levels, 0.0, arrivals)
+        share, of_estimate, of_latent = (
+            torch.as_tensor(each, dtype=x0.dtype, device=x0.device)[:, None, None, None]
+            for each in (shares, of_x0, of_x_t)
+        )
+        moved = (x0 + share * (x0 - before)) * of_estimate + latents * of_latent
+        return torch.cat([moved, x0], dim=1)
 
     def _chunks(self, items: Sequence[T]) -> list[Sequence[T]]:
         return [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]

@@ -263,6 +263,7 @@ class Task:
             "price": episode.price,
             "coarse_latent": state.coarse_latent.cpu().numpy(),
             "latent": state.latent.cpu().numpy(),
+            "before": None if state.before is None else state.before.cpu().numpy(),
             **{name: getattr(state, name) for name in ("t", "level", "nfe", "path")},
             "actions": [int(action) for action in episode.actions],
             "sr": None if episode.sr is None else episode.sr.cpu().numpy(),
@@ -287,6 +288,7 @@ class Task:
             state = Refinement(
                 lr_up, saved["noise_seed"], key, tensor(saved["coarse_latent"]), tensor(saved["latent"]),
                 saved["t"], saved["level"], saved["nfe"], tuple(saved["path"]),
+                None if saved["before"] is None else tensor(saved["before"]),
             )  # fmt: skip
             return Episode(
                 index, hr, state, saved["price"], saved["image"] if index < 0 else None,

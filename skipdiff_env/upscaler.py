@@ -91,8 +91,8 @@ class Upscaler:
             nor `start`, `steps` or a policy is given, the checkpoint's own schedule, or else its start, is taken.
         coarse_sampler: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++";
             None: what the checkpoint says.
-        fine_sampler: what runs the fine steps, "ddpm", "ddim" or "ddim:ETA"; None: the checkpoint's for `levels`, else
-            "ddpm".
+        fine_sampler: what runs the fine steps, "ddpm", "ddim", "ddim:ETA", or for `levels` also "dpmsolver++"; None:
+            the checkpoint's for `levels`, else "ddpm".
         first_step: the diffusion step that is decided first, N … T; None: N.
         policy: decides step by step instead of `start` or `levels`, on the episodes of `plan`. Under "jump" it decides
             for each tile of a picture that is larger than `tile`; such tiles run one by one, by the picture's noise,

@@ -198,7 +198,7 @@ def test_any_episode(data: st.DataObject, short_checkpoint: str, steps: tuple[in
 
 
 @quick
-@given(data=st.data(), fine_sampler=st.sampled_from(["ddpm", "ddim", "ddim:0.5"]))
+@given(data=st.data(), fine_sampler=st.sampled_from(["ddpm", "ddim", "ddim:0.5", "dpmsolver++"]))
 def test_any_episode_of_jumps(data: st.DataObject, short_checkpoint: str, fine_sampler: str) -> None:
     """Dictionary, price and reward follow the decisions, and the decisions are a schedule."""
     actions = data.draw(st.lists(st.integers(0, 1), min_size=5, max_size=5), label="actions")

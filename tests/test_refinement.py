@@ -42,7 +42,7 @@ PLANS = [
     *(
         Plan(S, N, fine_sampler=sampler, skip_mode="jump")
         for S, N in ((1, 6), (1, 12), (1, 9), (3, 4))
-        for sampler in ("ddpm", "ddim", "ddim:0.5")
+        for sampler in ("ddpm", "ddim", "ddim:0.5", "dpmsolver++")
     ),
 ]
 
@@ -74,15 +74,21 @@ def restart_by_hand(plan: Plan, actions: Sequence[int], lr_up: Tensor, seed: int
 
 
 def jump_by_hand(plan: Plan, actions: Sequence[int], lr_up: Tensor, seed: int) -> Tensor:
-    """Section "jump" for one picture, written out with the formula of the DDIM family."""
+    """Section "jump" for one picture, written out with the formula of the DDIM family, or of DPM-Solver++(2M)."""
     schedule = cosine_alphas_cumprod(plan.length)
-    eta = {"ddpm": 1.0, "ddim": 0.0}.get(plan.fine_sampler, 0.5)
+    eta = {"ddpm": 1.0, "ddim": 0.0, "dpmsolver++": 0.0}.get(plan.fine_sampler, 0.5)
     u, level = begin_by_hand(plan, lr_up, seed), plan.N
+    before = None
     for t, action in zip(range(plan.N, 0, -1), [*actions, DENOISE], strict=True):
         if action == SKIP:
             continue
         a, b = schedule[level], schedule[t - 1]
-        x0 = predict_x0(UNET, schedule, level, u[None], lr_up[None])[0]
+        x0 = estimate = predict_x0(UNET, schedule, level, u[None], lr_up[None])[0]
+        if plan.fine_sampler == "dpmsolver++":
+            if before is not None and t > 1:
+                earlier, now, to = (0.5 * np.log(schedule[i] / (1 - schedule[i])) for i in (before[0], level, t - 1))
+                x0 = x0 + min((to - now) / (now - earlier) / 2, 1) * (x0 - before[1])
+            before = level, estimate
         variance = eta**2 * (1 - b) / (1 - a) * (1 - a / b)
         u = np.sqrt(b) * x0 + np.sqrt(1 - b - variance) * (u - np.sqrt(a) * x0) / np.sqrt(1 - a)
         if t > 1:
@@ -223,13 +229,14 @@ def test_a_schedule(inner: set[int], sampler: str) -> None:
     torch.testing.assert_close(played, sr, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "dpmsolver++"])
 @pytest.mark.parametrize("forwards", [1, 4, 5, 10, 20])
-def test_even_schedules_are_diffusers_ddim(forwards: int) -> None:
-    process = RefinementProcess(UNET, Plan(1, 20, fine_sampler="ddim", skip_mode="jump"))
+def test_even_schedules_are_those_of_diffusers(forwards: int, sampler: str) -> None:
+    process = RefinementProcess(UNET, Plan(1, 20, fine_sampler=sampler, skip_mode="jump"))
     (state,) = process.begin([condition()], [5])
     (sr,) = process.run_schedule([state], even_steps(20, forwards)[:0:-1].tolist())
     noise = KeyedNoise([5], (3, 16, 16))
-    theirs, _ = peer_sample("ddim", UNET, process.alphas_cumprod, condition()[None], noise, forwards)
+    theirs, _ = peer_sample(sampler, UNET, process.alphas_cumprod, condition()[None], noise, forwards)
     torch.testing.assert_close(sr, to_image(UNET, theirs, condition()[None])[0], atol=1e-4, rtol=0)
 
 

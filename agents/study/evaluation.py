@@ -79,7 +79,7 @@ def evaluation_methods(
     if unet.settings["levels"] is not None:
         found.append(ways.schedule(tuple(unet.settings["levels"]), unet.settings["fine_sampler"]))
     found += [ways.parse_schedule(text, sampler) for text in levels]
-    decided = [ways.by_agent(name, agent, own[name]) for name, agent in agents.items()]
+    decided = [method for name, agent in agents.items() for method in ways.agent_curve(name, agent, own[name])]
     found += decided
     if decided:
         found.append(ways.random_skipping(decided[0]))

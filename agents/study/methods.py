@@ -34,6 +34,8 @@ PEERS = {
     "heun": "Heun",
 }
 NULL_SPACE = "DDNM"
+# Qualities at which an agent is shown that is told the price of a forward.
+QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -247,15 +249,29 @@ def all_starts(plan: Plan) -> list[Method]:
     return [from_start(plan, start) for start in range(plan.first, 0, -1)]
 
 
-def by_agent(name: str, agent: Agent, plan: Plan) -> Method:
+def by_agent(name: str, agent: Agent, plan: Plan, quality: float | None = None) -> Method:
     """A coarse stage and a fine stage that an agent decides.
 
+    Args:
+        name: of the agent.
+        agent: decides.
+        plan: the episodes.
+        quality: 0 … 1, for an agent that is told the price of a forward; None: one half.
+
     Raises:
-        ConfigError: the agent was trained for the episodes of another plan.
+        ConfigError: the agent was trained for the episodes of another plan, or for one price.
     """
     agent.check(plan)
-    policy = AgentPolicy(agent)
-    return Method(f"agent {name}", AGENT, plan, lambda batch: decided(batch, plan, policy), plan.first)
+    policy = AgentPolicy(agent, quality)
+    heading = f"agent {name}" if quality is None else f"agent {name}, quality {quality:g}"
+    return Method(heading, AGENT, plan, lambda batch: decided(batch, plan, policy), plan.first)
+
+
+def agent_curve(name: str, agent: Agent, plan: Plan) -> list[Method]:
+    """An agent at several qualities from few forwards to many, or once if it has learnt one price."""
+    if agent.config.price_range is None:
+        return [by_agent(name, agent, plan)]
+    return [by_agent(name, agent, plan, quality) for quality in QUALITIES]
 
 
 def skipping_policy(fine_forwards: float, steps: int, rng: np.random.Generator) -> Policy:

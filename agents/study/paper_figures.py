@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from agents.plots import contact_sheet, perception_distortion, quality_against_steps, save
 from agents.study import methods as ways
 from agents.study.methods import Method
-from agents.study.rows import AGENT, ORIGINALS, SCHEDULE, Row, by_method, domination_note, summarise
+from agents.study.rows import ORIGINALS, Row, by_method, domination_note, summarise
 from agents.study.running import picture_path
 from agents.study.section import NO_PEERS, Page, Section, best_by_metric, better
-from agents.study.study import JUMPS, pair_name, penalty_of
+from agents.study.study import pair_name, penalty_of
 from agents.study.tables import COLUMNS
 from ddpm.images import read_picture, to_uint8
 from ddpm.sampling import coarse_sampler, predict_x0, sample, to_image
@@ -62,21 +62,20 @@ class Figure5(Section):
     def _lines(self) -> dict[str, list[Method]]:
         """Heading → methods."""
         study = self.study
-        agents = [*study.agents_of(5), *study.agents_of(JUMPS)]
         return {
             f"DDPM-{study.T}": [study.full_chain()],
             pair_name(study.plan): study.own_starts(),
             **study.pairs(),
-            **{method.name: [method] for method in (*agents, *study.schedules)},
+            **{method.name: [method] for method in (*study.agents_of(5), *study.schedules)},
+            **study.jump_curves(),
             **study.peers(),
         }
 
     def write(self, page: Page) -> str:
         """Plot and table."""
         study, lines = self.study, self._lines()
-        alone = (AGENT, SCHEDULE)
         points = {
-            heading: [("", page.entries[heading])] if methods[0].family in alone else page.series(methods)
+            heading: [("", page.entries[heading])] if heading in page.entries else page.series(methods)
             for heading, methods in lines.items()
         }
         notes = []
@@ -167,7 +166,10 @@ class Peers(Section):
     def needs(self) -> list[Method]:
         """None without diffusers."""
         peers = [method for methods in self.study.peers().values() for method in methods]
-        return [self.study.skipdiff(), *self.study.budget_chains(), *self.study.schedules, *peers] if peers else []
+        if not peers:
+            return []
+        curves = [method for methods in self.study.jump_curves().values() for method in methods]
+        return [self.study.skipdiff(), *curves, *self.study.budget_chains(), *self.study.schedules, *peers]
 
     def write(self, page: Page) -> str:
         """Verdicts, table and plot."""
@@ -175,7 +177,7 @@ class Peers(Section):
         peers = self.study.peers()
         if not peers:
             return f"{title}\n\n{NO_PEERS}"
-        others = {"DDPM of S steps": self.study.budget_chains(), **peers}
+        others = {"DDPM of S steps": self.study.budget_chains(), **peers, **self.study.jump_curves()}
         others |= {method.name: [method] for method in self.study.schedules}
         rows = page.of(self.methods)
         entries = [{**entry, "method": page.label(entry["method"])} for entry in summarise(rows)]

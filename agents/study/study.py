@@ -194,6 +194,15 @@ class Study:
         """Methods of the agents of a case of Table 4."""
         return [self.agent(name) for name in self.agent_names(case)]
 
+    def jump_curves(self) -> dict[str, list[Method]]:
+        """Heading → methods of the agents of jumps, from few forwards to many."""
+        found = {}
+        for name in self.agent_names(JUMPS):
+            plan = self.agents[name].config.plan
+            assert plan is not None
+            found[f"agent {name} of jumps"] = ways.agent_curve(name, self.agents[name], plan)
+        return found
+
     def skipdiff(self) -> Method:
         """The paper's method: the main agent, or the checkpoint's fixed start."""
         return self.agent(MAIN) if MAIN in self.agents else ways.from_start(self.plan, self.start)
