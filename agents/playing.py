@@ -1,6 +1,6 @@
 """Playing: episodes of a task, and an agent as a policy of the refinement process."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from skipdiff_env.pictures import Rgb
 from skipdiff_env.refinement import Policy, Refinement
 from skipdiff_env.rules import Action
 from skipdiff_env.task import Task
+
+# Pictures that are encoded at once.
+TOGETHER = 8
 
 
 def play(
@@ -154,18 +157,20 @@ class _Whole:
     def observe(self, states: Sequence[Refinement]) -> dict[str, Tensor]:
         """The observations of the episodes, conditions and latents as their features."""
         first, extractor = self.agent.config.decisions + 1, self.agent.extractor
+        pairs = [(state, self._seen.get(id(state)) if state.t < first else None) for state in states]
+        young = [state for state, known in pairs if known is None]
+        for state in young:
+            _check_age(self.agent, state, 0)
+        conditions = iter(_encoded(extractor.encode, [state.lr_up for state in young]))
+        moved = [
+            state for state, known in pairs
+            if extractor.latent is not None and (known is None or known[1] != state.path)
+        ]  # fmt: skip
+        latents = dict(zip(map(id, moved), _encoded(extractor.encode_latent, [s.latent for s in moved]), strict=True))
         seen = {}
-        for state in states:
-            known = self._seen.get(id(state)) if state.t < first else None
-            if known is None:
-                _check_age(self.agent, state, 0)
-                condition = extractor.encode(state.lr_up[None])[0]
-            else:
-                condition = known[2]
-            latent = None
-            if extractor.latent is not None:
-                unchanged = known is not None and known[1] == state.path
-                latent = known[3] if known and unchanged else extractor.encode_latent(state.latent[None])[0]
+        for state, known in pairs:
+            condition = next(conditions) if known is None else known[2]
+            latent = latents.get(id(state), None if known is None else known[3])
             seen[id(state)] = state, state.path, condition, latent
         self._seen = seen
         length = first if self.agent.config.plan is None else self.agent.config.plan.length
@@ -198,21 +203,28 @@ class _Schedules:
         self._chosen: dict[int, tuple[Refinement, frozenset[int]]] = {}
 
     @torch.inference_mode()
-    def _choose(self, state: Refinement) -> frozenset[int]:
-        _check_age(self.agent, state, 0)
+    def _choose(self, states: Sequence[Refinement]) -> list[frozenset[int]]:
+        for state in states:
+            _check_age(self.agent, state, 0)
         predictor = self.agent.policy
-        condition = state.lr_up[None].to(predictor.device)
-        return predictor.schedule(predictor.encode(condition), torch.tensor([[self.price]], device=predictor.device))
+        price = torch.tensor([[self.price]], device=predictor.device)
+        predicted = _encoded(predictor.encode, [state.lr_up.to(predictor.device) for state in states])
+        return [predictor.schedule(row[None], price) for row in predicted]
 
     def scores(self, states: Sequence[Refinement]) -> Tensor:
         """See `AgentPolicy.scores`."""
-        chosen = {}
-        for state in states:
-            known = self._chosen.get(id(state)) if state.t <= self.agent.config.decisions else None
-            chosen[id(state)] = known or (state, self._choose(state))
+        known = [self._chosen.get(id(s)) if s.t <= self.agent.config.decisions else None for s in states]
+        new = iter(self._choose([state for state, old in zip(states, known, strict=True) if old is None]))
+        chosen = {id(state): old or (state, next(new)) for state, old in zip(states, known, strict=True)}
         self._chosen = {} if all(state.t == 2 for state in states) else chosen
         actions = [Action.DENOISE if state.t - 1 in levels else Action.SKIP for state, levels in chosen.values()]
         return torch.eye(len(Action))[[int(action) for action in actions]]
+
+
+def _encoded(encode: Callable[[Tensor], Tensor], pictures: Sequence[Tensor]) -> list[Tensor]:
+    """The features of each picture (3, H, W); several are computed at once, which halves the time for small ones."""
+    chunks = [list(pictures[i : i + TOGETHER]) for i in range(0, len(pictures), TOGETHER)]
+    return [row for chunk in chunks for row in encode(chunk[0][None] if len(chunk) == 1 else torch.stack(chunk))]
 
 
 def _column(numbers: Sequence[float]) -> Tensor:

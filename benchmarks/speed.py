@@ -1,6 +1,7 @@
 """How much faster SkipDiff is, and the net beside its alternatives: ratios, measured in turns in one run.
 
 python -m benchmarks.speed [--checkpoint natural-x4] [--only skipdiff,unet,backends,memory,startup]
+python -m benchmarks.speed --only tiles --agent DIR [--quality 0.5] [--photograph rocket]
 """
 
 import statistics
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,18 +18,23 @@ from typing import Any
 import click
 import torch
 
+from agents.agent import has_agent, load_agent
+from agents.playing import AgentPolicy
 from agents.study.paper_tables import count_flops
 from agents.study.tables import markdown
-from ddpm.checkpoints import load_unet
+from ddpm.checkpoints import load_unet, resolve_checkpoint
 from ddpm.degradation import downsample
+from ddpm.images import to_tensor
 from ddpm.noise import KeyedNoise
 from ddpm.sampling import sample, to_image
-from ddpm.schedule import cosine_alphas_cumprod
+from ddpm.schedule import cosine_alphas_cumprod, even_levels
 from ddpm.torchvision_ops import ensure_torchvision
 from ddpm.training import training_loss
 from ddpm.unet import UNet
+from skipdiff_env.metrics import make_metric
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import RefinementProcess, fixed_start
+from skipdiff_env.refinement import RefinementProcess, fixed_levels, fixed_start
+from skipdiff_env.upscaler import Upscaled, Upscaler
 
 SIDE = 128
 
@@ -262,11 +269,57 @@ gymnasium.make("SkipDiff-v0", checkpoint={checkpoint!r}).reset(seed=0)
     print_table("Start-up", ("what", "s"), list(in_turns(works, repeats).items()))
 
 
+def tiles(checkpoint: str, agent: str | None, quality: float | None, photograph: str, repeats: int) -> None:
+    """An agent of jumps that decides for each tile of a photograph, beside even schedules in the same tiles.
+
+    And the same agent where it decides once, and the net sees the whole picture. The photograph, one of scikit-image's,
+    is shrunk, then enlarged again.
+    """
+    from skimage import data
+
+    source = agent or str(Path(resolve_checkpoint(checkpoint)) / "agent")
+    loaded = load_agent(source) if agent or has_agent(source) else None
+    if loaded is None or loaded.config.plan is None or loaded.config.plan.skip_mode != "jump":
+        click.echo("\ntiles: left out, no agent of jumps decides; name one by --agent")
+        return
+    plan, policy = loaded.config.plan, AgentPolicy(loaded, quality)
+    ways = {
+        "agent, tile by tile": Upscaler(checkpoint, policy=policy, plan=plan),
+        "agent, once": Upscaler(checkpoint, policy=policy, plan=plan, tile=0),
+    }
+    for forwards in sorted({min(n, plan.first) for n in (3, 5, 9, 18)}):
+        even = fixed_levels(even_levels(plan.first, forwards))
+        ways[f"even:{forwards}"] = Upscaler(checkpoint, policy=even, plan=plan, tile=policy.tile)
+    hr = to_tensor(getattr(data, photograph)()[..., :3])
+    scale = ways["agent, once"].scale
+    height, width = (side // scale * scale for side in hr.shape[-2:])
+    hr = hr[None, :, :height, :width]
+    lr = downsample(hr, scale)[0]
+    results: dict[str, Upscaled] = {}
+
+    def upscale(name: str) -> None:
+        results[name] = ways[name].upscale([lr], [0])[0]
+
+    seconds = in_turns({name: partial(upscale, name) for name in ways}, repeats)
+    rows = []
+    for name, result in results.items():
+        numbers = [tile.nfe for tile in result.tiles]
+        measured = [float(make_metric(metric)(result.sr[None], hr)[0]) for metric in ("psnr", "lpips")]
+        rows.append((name, f"{min(numbers)} … {max(numbers)}", result.nfe, seconds[name], *measured))
+    print_table(
+        f"{photograph}, {width} x {height}, tiles of {policy.tile}",
+        ("", "forwards of a tile", "mean", "s", "PSNR", "LPIPS"), rows,
+    )  # fmt: skip
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--checkpoint", default="natural-x4")
 @click.option("--repeats", default=5)
-@click.option("--only", default="skipdiff,unet,backends,memory,startup", help="Parts, separated by commas.")
-def main(checkpoint: str, repeats: int, only: str) -> None:
+@click.option("--agent", help="Agent of jumps, for the part tiles.  [default: the checkpoint's]")
+@click.option("--quality", type=click.FloatRange(0, 1), help="What that agent is told.  [default: 0.5]")
+@click.option("--photograph", default="rocket", help="For the part tiles, by its name in skimage.data.")
+@click.option("--only", default="skipdiff,unet,backends,memory,startup,tiles", help="Parts, separated by commas.")
+def main(checkpoint: str, repeats: int, only: str, agent: str | None, quality: float | None, photograph: str) -> None:
     """Prints the tables."""
     unet = load_unet(checkpoint)
     parts: dict[str, Callable[[], None]] = {
@@ -275,6 +328,7 @@ def main(checkpoint: str, repeats: int, only: str) -> None:
         "backends": lambda: backends(unet, repeats),
         "memory": lambda: memory(checkpoint),
         "startup": lambda: startup(checkpoint, repeats),
+        "tiles": lambda: tiles(checkpoint, agent, quality, photograph, repeats),
     }
     unknown = [name for name in only.split(",") if name not in parts]
     if unknown:

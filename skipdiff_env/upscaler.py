@@ -147,8 +147,8 @@ class Upscaler:
         if tile is None:
             tile = getattr(policy, "tile", TILE) if chooses else TILE
         self.scale, self.device, self.tile = self.unet.scale, device, tile
-        # tiles that decide for themselves cost so much more as they overlap
-        overlap = tile // 8 if chooses else min(32, tile // 4)
+        # results fade into each other sooner than predictions, and overlaps cost time
+        overlap = min(max(8, tile // 8) if chooses else 32, tile // 4)
         self.denoiser: UNet | TiledUNet = TiledUNet(self.unet, tile, overlap) if tile else self.unet
         # how pictures are cut where the policy decides for each tile
         self.choosing = self.denoiser.tiling if chooses and isinstance(self.denoiser, TiledUNet) else None

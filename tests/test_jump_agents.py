@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from gymnasium import spaces
+from PIL import Image
 
 from agents.agent import Agent, AgentConfig, load_agent
 from agents.algorithms import ALGORITHMS, RECURRENT, SUPERVISED
@@ -19,12 +20,14 @@ from agents.playing import AgentPolicy, play
 from agents.supervised import SchedulePredictor, SupervisedConfig, fit, train_supervised
 from agents.vec_env import VecPictureBaseline, make_env
 from ddpm.errors import ConfigError
+from ddpm.images import to_tensor
 from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, RefinementProcess
 from skipdiff_env.task import Task
-from tests.conftest import counting
+from skipdiff_env.upscaler import Upscaler
+from tests.conftest import Photo, counting
 
 N = 6
 PLAN = Plan(1, N, fine_sampler="ddim", skip_mode="jump")
@@ -145,6 +148,22 @@ def test_policy_sees_what_the_environment_shows(algorithm: str, settings: dict[s
         np.testing.assert_array_equal(actions, scores.argmax(dim=1))
         seen, _, _, _ = env.step(np.array(actions))
         task.step(episodes, actions)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", RECURRENT, SUPERVISED])
+def test_agents_decide_tile_by_tile(
+    algorithm: str, checkpoint: str, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the size they were trained on; a group of tiles is decided about as each of them alone."""
+    agent, lr = jump_agent(algorithm), to_tensor(photo(10, 40))
+    lr[:, :, :20] = 0
+    together = Upscaler(checkpoint, policy=AgentPolicy(agent, price=0.01), plan=PLAN)
+    assert together.tile == agent.config.image_size
+    result = together.upscale([lr], [0])[0]
+    assert len(result.tiles) == 2 * 7
+    monkeypatch.setattr("skipdiff_env.upscaler.GROUP_PIXELS", 1)
+    alone = Upscaler(checkpoint, policy=AgentPolicy(agent, price=0.01), plan=PLAN, batch_size=1)
+    assert alone.upscale([lr], [0])[0].tiles == result.tiles
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", RECURRENT, SUPERVISED])
@@ -312,11 +331,17 @@ def test_train_supervised_and_enjoy(settings: dict[str, Any], photos: Path, tmp_
     assert result.exit_code == 0, (result.output, result.exception)
     assert result.output.count("probability 1.000") == N - 1
     forwards = []
+    small = tmp_path / "small.png"
+    with Image.open(photos / "0.png") as photograph:
+        photograph.resize((64, 24)).save(small)
     for quality in (0, 1):
-        enlarge = ["upscale", str(photos / "0.png"), f"--checkpoint={settings['checkpoint']}", f"--agent={out}"]
+        enlarge = ["upscale", str(small), f"--checkpoint={settings['checkpoint']}", f"--agent={out}"]
+        enlarge += [f"--map={tmp_path / f'map{quality}.png'}"]
         result = CliRunner().invoke(main, [*enlarge, "-o", str(tmp_path / f"{quality}.png"), f"--quality={quality}"])
         assert result.exit_code == 0, (result.output, result.exception)
         forwards.append(float(result.output.split(" forwards each")[0].split()[-1]))
+        with Image.open(tmp_path / f"map{quality}.png") as drawn:
+            assert drawn.size == (288, 96 + 54)
     assert 1 <= forwards[0] <= forwards[1] <= N, "the highest price wants the fewest forwards"
     result = CliRunner().invoke(main, ["upscale", str(photos / "0.png"), "-o", str(tmp_path / "y.png"), "--quality=1"])
     assert result.exit_code == 2

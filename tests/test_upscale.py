@@ -20,7 +20,9 @@ from agents.cli import main
 from ddpm.checkpoints import is_hub_id
 from ddpm.errors import CheckpointError, ConfigError, ImageError
 from ddpm.images import Animation, Picture, from_pil, read_animation, read_picture, to_tensor
-from skipdiff_env.upscaler import LIVE_PICTURES, Upscaler
+from ddpm.tiling import Box
+from skipdiff_env.rendering import draw_map
+from skipdiff_env.upscaler import LIVE_PICTURES, Tile, Upscaler
 from tests.conftest import Photo, counting, tiny_unet
 from tests.test_images import BAD_FILES
 
@@ -701,3 +703,65 @@ def test_a_name_of_the_hub_is_looked_up() -> None:
     assert is_hub_id("owner/some-net.v2")
     assert not any(is_hub_id(name) for name in ("natural-x4", "./net", "~/net", "a/b/c", "runs/"))
     assert not is_hub_id(Path("owner/net"))
+
+
+def test_the_map_shows_forwards_over_the_grey_picture() -> None:
+    """Where tiles overlap each is drawn up to the middle; below lies a legend of all numbers from fewest to most."""
+    picture = np.full((100, 180, 3), (255, 0, 0), dtype=np.uint8)
+    tiles = [
+        Tile(Box(left, top, left + 100, top + 60), (2,) * nfe, nfe)
+        for (left, top), nfe in {(0, 0): 2, (80, 0): 5, (0, 40): 3, (80, 40): 2}.items()
+    ]
+    drawn = draw_map(picture, tiles).astype(int)
+    assert drawn.shape == (100 + 54, 288, 3)
+    corners = {2: (2, 2), 5: (2, 177), 3: (97, 2)}
+    colours = {nfe: drawn[place] for nfe, place in corners.items()}
+    assert len({tuple(colour) for colour in colours.values()}) == 3
+    np.testing.assert_array_equal(drawn[97, 177], colours[2])
+    np.testing.assert_array_equal(drawn[2, 89], colours[2])
+    np.testing.assert_array_equal(drawn[2, 90], colours[5])
+    np.testing.assert_array_equal(drawn[49, 2], colours[2])
+    np.testing.assert_array_equal(drawn[50, 2], colours[3])
+    legend = drawn[-1, [2, 100, 180, 285]]  # of 2, 3, 4 and 5 forwards
+    for nfe, colour in colours.items():
+        np.testing.assert_allclose((legend[nfe - 2] + 76) / 2, colour, atol=1)  # 76: red in grey
+    assert tuple(drawn[2, 200]) == tuple(drawn[-40, 200]), "beside the picture there is nothing"
+
+
+def test_map(checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    options = ("-o", tmp_path / "x.png", f"--map={tmp_path / 'maps' / 'map.png'}")
+    assert upscale(checkpoint, photos / "0.png", *options, "--size=50x").exit_code == 0
+    assert size(tmp_path / "maps" / "map.png") == (288, 64 + 54)
+    again = upscale(checkpoint, photos / "0.png", "-o", tmp_path / "y.png", options[-1])
+    assert again.exit_code == 2
+    assert "map.png exists; replace it with --overwrite" in " ".join(again.output.split())
+    assert upscale(checkpoint, photos / "0.png", *options, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([".", "--map=m.png"], "--map is for a single result, got 4; enlarge one picture"),
+        (["0.png", "--map=m.png", "--samples=2"], "--map is for a single result, got 2"),
+        (["x.gif", "--map=m.png"], "--map is for a single result, got 4"),
+        (["0.png", "--map=m.xyz"], "unknown file extension '.xyz'"),
+        (["0.png", "--map=0.png"], "reads or writes 0.png already"),
+        (["0.png", "--map=out/0_x4.png"], "reads or writes out/0_x4.png already"),
+        (["0.png", "--map=1.png"], "the map 1.png exists"),
+        (["0.png", "--map=folder.png"], "folder.png is a folder"),
+        (["0.png", "--map=1.png/m.png"], "is a file, not a folder"),
+    ],
+)
+def test_maps_that_cannot_be_drawn(
+    arguments: list[str], message: str, checkpoint: str, photos: Path, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    Path("folder.png").mkdir()
+    if "x.gif" in arguments:
+        moving(Path("x.gif"), photo)
+    before = names(photos)
+    monkeypatch.setattr(Upscaler, "enlarge", lambda *args: pytest.fail("computed although there can be no map"))
+    result = upscale(checkpoint, *arguments, "-o", "out")
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert names(photos) == before
