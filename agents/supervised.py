@@ -37,7 +37,8 @@ class SchedulePredictor(nn.Module):
 
     Args:
         first: the plan's first step, of which the schedules have their levels.
-        forwards: numbers of even steps that are predicted, rising; those between are interpolated.
+        forwards: numbers of even steps that it chooses among, rising. Those that divide `first` are spaced exactly
+            evenly, which samplers that look back want.
         crop_size: side of the crops of the condition that are looked at; of a larger one the predictions for up to 3 x
             3 evenly spread crops are averaged, as the metric itself is an average over the picture.
         channels: of the convolutions.
@@ -47,13 +48,12 @@ class SchedulePredictor(nn.Module):
 
     mean: Tensor
     scale: Tensor
-    weights: Tensor
     asked: Tensor
 
     def __init__(
         self,
         first: int,
-        forwards: Sequence[int] = (2, 3, 5, 9, 18),
+        forwards: Sequence[int] = (2, 3, 5, 7, 10),
         crop_size: int = 64,
         channels: Sequence[int] = (24, 48, 64),
         hidden: int = 64,
@@ -71,15 +71,10 @@ class SchedulePredictor(nn.Module):
             self.members.append(nn.Sequential(encoder, *layers))
         self.register_buffer("mean", torch.zeros(len(numbers)))
         self.register_buffer("scale", torch.ones(()))
-        self.choices = np.arange(numbers[0], numbers[-1] + 1)
-        # the weights of the predicted numbers in each choice: linear in the logarithm
-        rows = np.eye(len(numbers))
-        weights = [np.interp(np.log(self.choices), np.log(numbers), row) for row in rows]
-        self.register_buffer("weights", torch.tensor(np.array(weights), dtype=torch.float32), persistent=False)
         # whether the net is asked at each level, for each choice
-        asked = np.zeros((len(self.choices), first + 1), dtype=bool)
-        for row, n in zip(asked, self.choices, strict=True):
-            row[list(even_levels(first, int(n)))] = True
+        asked = np.zeros((len(numbers), first + 1), dtype=bool)
+        for row, n in zip(asked, numbers, strict=True):
+            row[list(even_levels(first, n))] = True
         self.register_buffer("asked", torch.from_numpy(asked), persistent=False)
 
     @property
@@ -99,19 +94,19 @@ class SchedulePredictor(nn.Module):
         return self.mean + self.scale * predicted.unflatten(0, crops.shape[:2]).mean(dim=1)
 
     def choose(self, predicted: Tensor, price: Tensor) -> Tensor:
-        """The best number of even steps, (B,), as its place in `choices`.
+        """The best number of even steps, (B,), as its place in `forwards`.
 
         Args:
             predicted: what `encode` gave, (B, len(forwards)).
             price: of a forward, (B, 1).
         """
-        numbers = torch.as_tensor(self.choices, device=predicted.device)
-        return (predicted @ self.weights + price * numbers).argmin(dim=1)
+        numbers = torch.as_tensor(self.forwards, device=predicted.device)
+        return (predicted + price * numbers).argmin(dim=1)
 
     def schedule(self, predicted: Tensor, price: Tensor) -> frozenset[int]:
         """The levels at which the best schedule of one picture asks the net; arguments as for `choose`."""
         choice = int(self.choose(predicted, price))
-        return frozenset(even_levels(self.first, int(self.choices[choice])))
+        return frozenset(even_levels(self.first, self.forwards[choice]))
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
         """Scores (B, 2) of the two actions: 1 for the one that the best schedule takes.
@@ -142,7 +137,7 @@ class SupervisedConfig:
         minutes: for the table; training the net takes a minute or two more.
         crops: most crops that are tabulated; None: as many as there is time for.
         noises: noises of each crop.
-        forwards: numbers of even steps that are tabulated.
+        forwards: numbers of even steps that are tabulated, and that the agent chooses among.
         epochs: passes over the table at most; each net keeps the weights of its best one.
         learning_rate: of Adam, falling to 0 by a cosine.
         weight_decay: of the weights.
@@ -156,7 +151,7 @@ class SupervisedConfig:
     minutes: float | None = 15.0
     crops: int | None = None
     noises: int = 1
-    forwards: Sequence[int] = (2, 3, 5, 9, 18)
+    forwards: Sequence[int] = (2, 3, 5, 7, 10)
     epochs: int = 40
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
