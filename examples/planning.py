@@ -7,7 +7,7 @@ and noise are chosen, so a node is worth the best reward that was found below it
 
 It prints the schedule that was found beside those of even steps: the levels at which the net is asked, LPIPS, forwards,
 the reward, and the mean reward of the same schedule under other noises. What is gained under the planner's own noise
-alone is luck. It takes about a minute on one CPU core.
+alone is luck. It takes one or two minutes on one CPU core.
 """
 
 import math
@@ -107,7 +107,7 @@ class Planner:
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
-@click.option("--picture", default=3, help="Place among the crops of the test split.")
+@click.option("--picture", default=3, type=click.IntRange(min=0), help="Place among the crops of the test split.")
 @click.option("--noise-seed", default=0, type=click.IntRange(min=0))
 @click.option("--other-noises", default=3, type=click.IntRange(min=1), help="Noises that the planner does not see.")
 @click.option("--episodes", default=300, type=click.IntRange(min=1), help="Episodes that the planner plays.")

@@ -40,8 +40,9 @@ def train(iterations: int, num_envs: int, learning_rate: float, seed: int, **set
         .environment("skipdiff", env_config={**settings, "split": "train"})
         .env_runners(num_env_runners=0, num_envs_per_env_runner=num_envs)
         .training(
-            train_batch_size_per_learner=batch, minibatch_size=batch // 4, num_epochs=4, lr=learning_rate, gamma=1.0,
-            entropy_coeff=0.01,
+            train_batch_size_per_learner=batch, minibatch_size=batch // 4, num_epochs=4, gamma=1.0, lambda_=0.95,
+            lr=[[0, learning_rate], [batch * iterations, 0.0]], clip_param=0.2, use_kl_loss=False,
+            vf_loss_coeff=0.5, entropy_coeff=0.01, grad_clip=0.5,
         )
         .rl_module(model_config={"fcnet_hiddens": [64, 64], "vf_share_layers": False})
         .debugging(seed=seed)
@@ -69,7 +70,7 @@ def play(algorithm: PPO, split: str, pictures: int, noises: int, **settings: Any
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
-@click.option("--iterations", default=60, type=click.IntRange(min=1), help="Each of four episodes per environment.")
+@click.option("--iterations", default=100, type=click.IntRange(min=1), help="Each of four episodes per environment.")
 @click.option("--num-envs", default=64, type=click.IntRange(min=1), help="Environments that are played together.")
 @click.option("--learning-rate", default=1e-3)
 @click.option("--nfe-penalty", default=0.002, help="What a forward of the net costs.")

@@ -5,9 +5,9 @@ the two others, beside fixed numbers of even steps on these same crops, so that 
 there can be. "Best number for each picture" tries all of them on each picture and looks at the results, which no agent
 can.
 
-It prints how the training goes, and then a table of means: reward, LPIPS (lower is better), forwards of the
-net. On one CPU core it takes about half an hour; results of the net are kept in --cache-dir, so that further runs are
-faster. --env-steps 10000 --test-pictures 16 is a quick look.
+It prints how the training goes, and then a table of means: reward, LPIPS (lower is better), forwards of the net. On one
+CPU core it takes about half an hour; results of the net are kept in --cache-dir, so that further runs are faster.
+--env-steps 10000 --test-pictures 16 is a quick look.
 """
 
 from typing import Any
@@ -29,10 +29,10 @@ NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
 class Report(BaseCallback):
     """Prints how the training goes, after every eighth collection of episodes."""
 
+    rollouts = 0
+
     def _on_step(self) -> bool:
         return True
-
-    rollouts = 0
 
     def _on_rollout_end(self) -> None:
         if self.rollouts % 8 == 0:
@@ -70,8 +70,10 @@ def play(model: PPO, env: gym.Env[Any, Any], picture: int) -> tuple[float, float
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
-@click.option("--env-steps", default=50_000, help="Decisions to learn from; an episode has 19.")
-@click.option("--num-envs", default=8, help="Environments that are played in turn.")
+@click.option(
+    "--env-steps", default=50_000, type=click.IntRange(min=1), help="Decisions to learn from; an episode has 19."
+)
+@click.option("--num-envs", default=8, type=click.IntRange(min=1), help="Environments that are played in turn.")
 @click.option("--test-pictures", default=88, type=click.IntRange(min=1), help="Crops of the test split to play.")
 @click.option("--nfe-penalty", default=0.002, help="What a forward of the net costs.")
 @click.option("--cache-dir", default="runs/sb3-cache", help="Folder for what was computed.")
@@ -81,12 +83,8 @@ def main(
     env_steps: int, num_envs: int, test_pictures: int, nfe_penalty: float, cache_dir: str, checkpoint: str, seed: int
 ) -> None:
     """Trains and compares."""
-    settings: dict[str, Any] = {
-        "nfe_penalty": nfe_penalty,
-        "cache_dir": cache_dir,
-        "cache_mb": 64,
-        "checkpoint": checkpoint,
-    }
+    settings: dict[str, Any] = {"nfe_penalty": nfe_penalty, "checkpoint": checkpoint}
+    settings |= {"cache_dir": cache_dir, "cache_mb": 64}  # all share the folder, and each has a memory of its own
     model = train(env_steps, num_envs, seed, **settings)
 
     env: Any = gym.make(ENV, split="test", **settings).unwrapped
