@@ -150,7 +150,8 @@ def _draw_decisions(out: Path, checkpoint: str, agent: Agent, device: str) -> No
         if split == "test":
             rgb = getattr(data, name)()[..., :3]
             height, width = (side - side % upscaler.scale for side in rgb.shape[:2])
-            (result,) = upscaler.upscale(downsample(to_tensor(rgb[:height, :width])[None], upscaler.scale), [0])
+            small = downsample(to_tensor(rgb[:height, :width])[None], upscaler.scale)
+            (result,) = upscaler.upscale(list(small), [0])
             maps.append(draw_map(to_uint8(result.sr), result.tiles))
     height = max(len(one) for one in maps)
     padded = [np.pad(one, ((0, height - len(one)), (0, 0), (0, 0)), constant_values=255) for one in maps]
