@@ -41,7 +41,8 @@ def _upscale_policy(
 ) -> dict[str, Any]:
     """The agent that decides, as arguments of the upscaler.
 
-    None if a start or a schedule is given or the checkpoint has no agent.
+    None if a start or a schedule is given, if the checkpoint has no agent, or if it has a schedule and no quality is
+    asked for.
     """
     policy = _agent_policy(agent, quality, trust_pickle, options)
     if quality is not None and not policy:
@@ -61,14 +62,15 @@ def _agent_policy(
     own = Path(source) / "agent"
     if agent is None and (fixed or not own.is_dir()):
         return {}
+    settings = load_unet(source).settings
+    if agent is None and quality is None and settings["levels"] is not None:
+        return {}  # the checkpoint's schedule
     from agents.agent import load_agent
     from agents.playing import AgentPolicy
     from skipdiff_env.plan import Plan
 
     loaded = load_agent(agent or own, options["device"], trust_pickle)
-    plan = Plan.resolve(
-        load_unet(source).settings, loaded.config.plan, **{name: options.get(name) for name in PLAN_OPTIONS}
-    )
+    plan = Plan.resolve(settings, loaded.config.plan, **{name: options.get(name) for name in PLAN_OPTIONS})
     if agent is None and loaded.config.plan != plan:
         return {}  # other settings than those of the checkpoint's agent
     loaded.check(plan)
@@ -125,7 +127,11 @@ def _agent_policy(
 @click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.option("--skip-existing", is_flag=True, help="Keep results that exist, and do the others.")
 @click.option("--json", is_flag=True, help="Print a JSON object for each result, one a line, and one for all.")
-@click.option("--agent", help="Agent that decides instead of --start.  [default: the checkpoint's, if it has one]")
+@click.option(
+    "--agent",
+    help="Agent that decides instead of --start.  [default: the checkpoint's, if it has one, and either --quality is "
+    "given or the checkpoint names no schedule]",
+)
 @click.option(
     "--quality",
     type=click.FloatRange(0, 1),
