@@ -24,7 +24,7 @@ from ddpm.images import (
     to_uint8,
     write_picture,
 )
-from ddpm.progress import orderly_end, progress, say
+from ddpm.progress import progress, say
 from skipdiff_env.rendering import draw_map
 from skipdiff_env.upscaler import Upscaled, Upscaler, check_room
 
@@ -251,7 +251,7 @@ def upscale_files(upscaler: Upscaler, options: UpscaleOptions) -> bool:
     if options.map is not None:
         _check_map(Path(options.map), jobs, options.overwrite)
     total = upscaler.expected_nfe * sum(len(job.targets) * job.frames for job in jobs)
-    with orderly_end(), progress(total=total, unit="forward", desc="upscale") as bar:
+    with progress(total=total, unit="forward", desc="upscale") as bar:
         bar.bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}]"
         run = _Run(upscaler, options, report, lambda part: bar.update(min(part, float(bar.total or 0) - bar.n)))
         for job in jobs:
