@@ -1,7 +1,7 @@
 """The command line, `skipdiff`. Heavy imports happen inside the commands, so that `--help` is quick."""
 
 import errno
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import click
@@ -13,9 +13,12 @@ from agents.options import (
     DEVICE,
     FINE_SAMPLER,
     FIRST_STEP,
-    PLAN_OPTIONS,
+    RAY,
     STEPS,
     TRUST_PICKLE,
+    WORKERS,
+    absolute_paths,
+    make_cluster,
     numbers,
 )
 from ddpm.errors import SkipDiffError, out_of_memory
@@ -35,7 +38,7 @@ class Group(click.Group):
         except SkipDiffError as error:
             raise click.UsageError(_one_line(error)) from None
         except click.ClickException as error:
-            error.message = _one_line(error.message)
+            vars(error)["message"] = _one_line(error.message)
             raise
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever reads the output has gone
@@ -64,45 +67,6 @@ def _of_system(error: OSError) -> str:
 @click.version_option(package_name="skipdiff")
 def main() -> None:
     """SkipDiff: learn which denoising steps a diffusion model can skip."""
-
-
-def _upscale_policy(
-    agent: str | None, quality: float | None, trust_pickle: bool, options: dict[str, Any]
-) -> dict[str, Any]:
-    """The agent that decides, as arguments of the upscaler.
-
-    None if a start or a schedule is given or the checkpoint has no agent.
-    """
-    policy = _agent_policy(agent, quality, trust_pickle, options)
-    if quality is not None and not policy:
-        raise click.UsageError("--quality is for an agent, and none decides here; give --agent, or leave --quality out")
-    return policy
-
-
-def _agent_policy(
-    agent: str | None, quality: float | None, trust_pickle: bool, options: dict[str, Any]
-) -> dict[str, Any]:
-    fixed = options["start"] is not None or options["levels"] is not None
-    if agent is not None and fixed:
-        raise click.UsageError("--agent, --start and --levels all say which steps are done; give one of them")
-    from ddpm.checkpoints import load_unet, resolve_checkpoint
-
-    source = resolve_checkpoint(options["checkpoint"])
-    own = Path(source) / "agent"
-    if agent is None and (fixed or not own.is_dir()):
-        return {}
-    from agents.agent import load_agent
-    from agents.playing import AgentPolicy
-    from skipdiff_env.plan import Plan
-
-    loaded = load_agent(agent or own, options["device"], trust_pickle)
-    plan = Plan.resolve(
-        load_unet(source).settings, loaded.config.plan, **{name: options.get(name) for name in PLAN_OPTIONS}
-    )
-    if agent is None and loaded.config.plan != plan:
-        return {}  # other settings than those of the checkpoint's agent
-    loaded.check(plan)
-    return {"policy": AgentPolicy(loaded, quality), "plan": plan}
 
 
 @main.command()
@@ -167,22 +131,31 @@ def _agent_policy(
     help="Also draw how many forwards each tile got over the result, into this file; for one still picture.",
 )
 @TRUST_PICKLE
-def upscale(agent: str | None, quality: float | None, trust_pickle: bool, **options: Any) -> None:
+@RAY
+@WORKERS
+def upscale(ray: str | None, workers: int | None, **options: Any) -> None:
     """Enlarge photographs: files, folders and patterns.
 
     Results are named <stem>_x4.png, below folders with their subfolder; what lies below --out is not taken for a
     photograph. Of an animation (GIF, WebP, APNG, AVIF) all frames are enlarged, with the same noise, so that it does
     not flicker. An agent that was trained with --skip-mode jump decides for each tile of a large picture.
-    """
-    from dataclasses import fields
 
+    With --ray the workers of a cluster enlarge them, which must see the same files. After the loss of a worker the
+    others go on; after any other end, --skip-existing does what is left.
+    """
+    from dataclasses import asdict, fields
+
+    from agents.upscale_jobs import make_upscaler, make_worker
     from agents.upscale_options import UpscaleOptions
     from agents.upscaling import upscale_files
-    from skipdiff_env.upscaler import Upscaler
 
+    cluster = make_cluster(ray, workers, options["device"])
     what = UpscaleOptions(**{each.name: options.pop(each.name) for each in fields(UpscaleOptions)})
-    options |= _upscale_policy(agent, quality, trust_pickle, options)
-    if not upscale_files(Upscaler(**options), what):
+    spread = None
+    if cluster is not None:
+        what, options = what.absolute(), options | absolute_paths(options, "checkpoint", "agent")
+        spread = partial(cluster.spread, make_worker, {"upscaler": options, "options": asdict(what)})
+    if not upscale_files(make_upscaler(**options), what, spread):
         raise click.exceptions.Exit(2)
 
 

@@ -105,7 +105,10 @@ def tabulate(
         "digest": digest.hexdigest(),
     }
     with lock_run(out):
-        arrays = {"done": np.zeros(1, np.int64), "features": np.zeros((count, FEATURES), np.float32)}
+        arrays: dict[str, NDArray[Any]] = {
+            "done": np.zeros(1, np.int64),
+            "features": np.zeros((count, FEATURES), np.float32),
+        }
         arrays |= {f"metrics.{name}": np.full(shape, np.nan, np.float32) for name in task.metrics}
         if not _begun(out, description, arrays):
             write_json(out / DESCRIPTION, description)
