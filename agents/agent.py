@@ -16,7 +16,8 @@ from torch import Tensor
 
 from agents.algorithms import RECURRENT, SUPERVISED, algorithm_class, policy_alias
 from agents.frames import frames_of
-from ddpm.checkpoints import hub_folder, is_hub_id, shipped_checkpoints
+from ddpm.checkpoints import check_device, hub_folder, is_hub_id, shipped_checkpoints
+from ddpm.checks import check_types, shown
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.files import atomic_path, read_json, write_json
 from skipdiff_env.config import OBSERVATIONS
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from gymnasium import spaces
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# Pixels of all latents of an episode.
+LARGEST_EPISODE = 2**28
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,14 @@ class AgentConfig:
     price_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.algorithm != SUPERVISED:
             algorithm_class(self.algorithm)
         if self.observation not in OBSERVATIONS:
             raise ConfigError(f"observation must be {' or '.join(OBSERVATIONS)}, got {self.observation!r}")
         if self.price_range is not None:
-            lowest, highest = self.price_range
-            if not 0 < lowest <= highest:
+            lowest, highest = self.price_range[0], self.price_range[-1]
+            if len(self.price_range) != 2 or not 0 < lowest <= highest:
                 raise ConfigError(f"price_range must be two rising numbers above 0, got {self.price_range}")
             object.__setattr__(self, "price_range", (float(lowest), float(highest)))
         if self.decisions < 1 or self.image_size < 1 or not self.latent_bound > 0:
@@ -71,6 +75,13 @@ class AgentConfig:
                 "decisions, image_size and latent_bound must be positive, got "
                 f"{self.decisions}, {self.image_size} and {self.latent_bound}"
             )
+        if self.decisions * self.image_size**2 > LARGEST_EPISODE:
+            raise ConfigError(
+                f"{self.decisions} decisions on latents of {self.image_size} pixels a side are more than any memory "
+                "holds; lower decisions or image_size"
+            )
+        if not isinstance(self.training.get("env", {}), Mapping):
+            raise ConfigError(f"env of training must be a mapping, got {shown(self.training['env'])}")
         if self.plan is not None and self.plan.decisions != self.decisions:
             raise ConfigError(f"the plan has {self.plan.decisions} decisions, got decisions {self.decisions}")
 
@@ -200,18 +211,23 @@ class Agent:
 
             make: Any = SchedulePredictor
             arguments: tuple[Any, ...] = (config.decisions + 1,)
-            settings = dict(config.policy_kwargs)
+            settings: dict[str, Any] | None = dict(config.policy_kwargs)
         else:
             from gymnasium import spaces
 
             alias = policy_alias(config.algorithm, config.observation)
             make = algorithm_class(config.algorithm).policy_aliases[alias]
             arguments = (config.observation_space(), spaces.Discrete(2), lambda _: 0.0)
-            settings = policy_settings(config.algorithm, config.policy_kwargs, config.observation)
+            settings = None
         try:
+            if settings is None:
+                settings = policy_settings(config.algorithm, config.policy_kwargs, config.observation)
             policy: Any = make(*arguments, **settings)
-        except TypeError as error:
-            raise ConfigError(f"policy_kwargs do not fit {make.__name__} ({error})") from None
+        except ConfigError:
+            raise
+        except Exception as error:  # of odd settings, policies raise nearly anything
+            reason = (str(error).splitlines() or [""])[0]
+            raise ConfigError(f"policy_kwargs do not fit {make.__name__} ({type(error).__name__}: {reason})") from None
         return cls(config, policy.to(device))
 
     @property
@@ -366,8 +382,9 @@ def load_agent(path: str | Path, device: str = "cpu", trust_pickle: bool = False
     Raises:
         CheckpointError: there is no agent, its files are damaged or do not fit together, or it is a .zip that is
             not trusted.
-        ConfigError: its configuration holds an unknown setting.
+        ConfigError: its configuration holds an unknown setting, or there is no such device.
     """
+    check_device(device)
     found = find_agent(path)
     if found.is_file():
         return _load_zip(found, device, trust_pickle)

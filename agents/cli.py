@@ -1,6 +1,7 @@
 """The command line, `skipdiff`. Heavy imports happen inside the commands, so that `--help` is quick."""
 
-from pathlib import Path
+import errno
+from functools import partial
 from typing import Any
 
 import click
@@ -12,69 +13,60 @@ from agents.options import (
     DEVICE,
     FINE_SAMPLER,
     FIRST_STEP,
-    PLAN_OPTIONS,
+    RAY,
     STEPS,
     TRUST_PICKLE,
+    WORKERS,
+    absolute_paths,
+    make_cluster,
     numbers,
 )
-from ddpm.errors import SkipDiffError
+from ddpm.errors import SkipDiffError, out_of_memory
+from ddpm.progress import orderly_end
 
 
 class Group(click.Group):
-    """Turns an input error into one line and exit code 2."""
+    """Turns errors that a user or the machine causes into one line: of input exit code 2, of the machine 1.
+
+    A signal to end ends a command in order, so that temporary files are removed.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with orderly_end():
+                return super().invoke(ctx)
         except SkipDiffError as error:
-            raise click.UsageError(" ".join(str(error).split())) from None
+            raise click.UsageError(_one_line(error)) from None
+        except click.ClickException as error:
+            vars(error)["message"] = _one_line(error.message)
+            raise
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever reads the output has gone
+                raise
+            raise click.ClickException(_one_line(_of_system(error))) from None
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise click.ClickException(
+                "the memory does not hold what this computes; lower the size of pictures, batches or nets"
+            ) from None
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def _of_system(error: OSError) -> str:
+    """What an error of the operating system says, with the file that it is about."""
+    files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{files}: {reason}" if files else reason
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="skipdiff")
 def main() -> None:
     """SkipDiff: learn which denoising steps a diffusion model can skip."""
-
-
-def _upscale_policy(
-    agent: str | None, quality: float | None, trust_pickle: bool, options: dict[str, Any]
-) -> dict[str, Any]:
-    """The agent that decides, as arguments of the upscaler.
-
-    None if a start or a schedule is given, if the checkpoint has no agent, or if it has a schedule and no quality is
-    asked for.
-    """
-    policy = _agent_policy(agent, quality, trust_pickle, options)
-    if quality is not None and not policy:
-        raise click.UsageError("--quality is for an agent, and none decides here; give --agent, or leave --quality out")
-    return policy
-
-
-def _agent_policy(
-    agent: str | None, quality: float | None, trust_pickle: bool, options: dict[str, Any]
-) -> dict[str, Any]:
-    fixed = options["start"] is not None or options["levels"] is not None
-    if agent is not None and fixed:
-        raise click.UsageError("--agent, --start and --levels all say which steps are done; give one of them")
-    from ddpm.checkpoints import load_unet, resolve_checkpoint
-
-    source = resolve_checkpoint(options["checkpoint"])
-    own = Path(source) / "agent"
-    if agent is None and (fixed or not own.is_dir()):
-        return {}
-    settings = load_unet(source).settings
-    if agent is None and quality is None and settings["levels"] is not None:
-        return {}  # the checkpoint's schedule
-    from agents.agent import load_agent
-    from agents.playing import AgentPolicy
-    from skipdiff_env.plan import Plan
-
-    loaded = load_agent(agent or own, options["device"], trust_pickle)
-    plan = Plan.resolve(settings, loaded.config.plan, **{name: options.get(name) for name in PLAN_OPTIONS})
-    if agent is None and loaded.config.plan != plan:
-        return {}  # other settings than those of the checkpoint's agent
-    loaded.check(plan)
-    return {"policy": AgentPolicy(loaded, quality), "plan": plan}
 
 
 @main.command()
@@ -143,22 +135,31 @@ def _agent_policy(
     help="Also draw how many forwards each tile got over the result, into this file; for one still picture.",
 )
 @TRUST_PICKLE
-def upscale(agent: str | None, quality: float | None, trust_pickle: bool, **options: Any) -> None:
+@RAY
+@WORKERS
+def upscale(ray: str | None, workers: int | None, **options: Any) -> None:
     """Enlarge photographs: files, folders and patterns.
 
     Results are named <stem>_x4.png, below folders with their subfolder; what lies below --out is not taken for a
     photograph. Of an animation (GIF, WebP, APNG, AVIF) all frames are enlarged, with the same noise, so that it does
     not flicker. An agent that was trained with --skip-mode jump decides for each tile of a large picture.
-    """
-    from dataclasses import fields
 
+    With --ray the workers of a cluster enlarge them, which must see the same files. After the loss of a worker the
+    others go on; after any other end, --skip-existing does what is left.
+    """
+    from dataclasses import asdict, fields
+
+    from agents.upscale_jobs import make_upscaler, make_worker
     from agents.upscale_options import UpscaleOptions
     from agents.upscaling import upscale_files
-    from skipdiff_env.upscaler import Upscaler
 
+    cluster = make_cluster(ray, workers, options["device"])
     what = UpscaleOptions(**{each.name: options.pop(each.name) for each in fields(UpscaleOptions)})
-    options |= _upscale_policy(agent, quality, trust_pickle, options)
-    if not upscale_files(Upscaler(**options), what):
+    spread = None
+    if cluster is not None:
+        what, options = what.absolute(), options | absolute_paths(options, "checkpoint", "agent")
+        spread = partial(cluster.spread, make_worker, {"upscaler": options, "options": asdict(what)})
+    if not upscale_files(make_upscaler(**options), what, spread):
         raise click.exceptions.Exit(2)
 
 

@@ -1,15 +1,15 @@
 """What an agent achieves on fixed pictures and noises, beside what schedules and starts would have given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from agents.agent import Agent
 from agents.learning_curve import CurvePoint
 from agents.outcomes import Outcomes, even_outcomes
 from agents.playing import AgentPolicy, play
+from ddpm.progress import progress
 from skipdiff_env.episode import StartOutcomes
 from skipdiff_env.rules import quality
 from skipdiff_env.task import Task
@@ -40,7 +40,9 @@ class Evaluator:
         if oracle and task.plan.skip_mode == "restart":
             self.outcomes = tabulate(task, seeds)
         elif oracle:
-            self.outcomes = even_outcomes(task, pictures, seeds, range(1, task.plan.first + 1))
+            forwards = range(1, task.plan.first + 1)
+            groups = _groups(task, len(seeds), "every number of steps")
+            self.outcomes = Outcomes.join([even_outcomes(task, group, seeds, forwards) for group in groups])
 
     def _rewards(self, price: float) -> NDArray[np.float64] | None:
         """Rewards of everything tabulated, (pictures, noises, starts or schedules)."""
@@ -76,15 +78,19 @@ class Evaluator:
         )
 
 
+def _groups(task: Task, seeds: int, title: str) -> Iterator[range]:
+    """The pictures of a task in groups that make a batch under so many noises, with a progress bar."""
+    size, count = max(1, task.config.batch_size // seeds), len(task.pictures)
+    with progress(total=count, desc=title, unit="picture", leave=False) as bar:
+        for first in range(0, count, size):
+            group = range(first, min(first + size, count))
+            yield group
+            bar.update(len(group))
+
+
 def tabulate(task: Task, seeds: Sequence[int]) -> StartOutcomes:
     """Outcomes of every start for each picture of a task under each noise seed, with a progress bar."""
-    group = max(1, task.config.batch_size // len(seeds))
-    parts = []
-    with tqdm(total=len(task.pictures), desc="every start", unit="picture", dynamic_ncols=True, leave=False) as bar:
-        for first in range(0, len(task.pictures), group):
-            pictures = range(first, min(first + group, len(task.pictures)))
-            parts.append(task.start_outcomes(pictures, seeds))
-            bar.update(len(pictures))
+    parts = [task.start_outcomes(group, seeds) for group in _groups(task, len(seeds), "every start")]
     return StartOutcomes(
         np.concatenate([part.rewards for part in parts]),
         {name: np.concatenate([part.metrics[name] for part in parts]) for name in task.metrics},

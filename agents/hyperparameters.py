@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 
 from agents.algorithms import algorithm_class, frame_stacked, policy_alias
+from ddpm.checks import check_most, check_types
 from ddpm.errors import ConfigError
 
 ENV_ID = "SkipDiff-v0"
+MOST_ENVS = 2**16
 # The section of an algorithm's file for each kind of observation.
 SECTIONS = {"latent": ENV_ID, "dict": "SkipDiffJump-v0"}
 OFF_POLICY = frozenset({"dqn", "qrdqn"})
@@ -77,9 +79,11 @@ class Hyperparameters:
     algorithm: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("env_steps", "n_envs", "episodes_per_rollout"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_most(MOST_ENVS, n_envs=self.n_envs, episodes_per_rollout=self.episodes_per_rollout)
         if self.lr_schedule not in ("constant", "linear"):
             raise ConfigError(f"lr_schedule must be constant or linear, got {self.lr_schedule!r}")
         if self.undone_price is not None and self.undone_price < 0:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import inspect
+import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -14,6 +15,7 @@ from ddpm.errors import ConfigError
 
 if TYPE_CHECKING:
     from agents.agent import Agent
+    from agents.cluster import Cluster
 
 Command = Callable[..., Any]
 
@@ -166,6 +168,40 @@ DEVICE = click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps â€
 TRUST_PICKLE = click.option(
     "--trust-pickle", is_flag=True, help="Load a .zip of Stable-Baselines3: it can run any code."
 )
+
+
+RAY = click.option(
+    "--ray",
+    metavar="[ADDRESS]",
+    is_flag=False,
+    flag_value="",
+    help="Spread the work over a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; without an address over a new one on "
+    "this machine.",
+)
+
+
+WORKERS = click.option(
+    "--workers", type=click.IntRange(min=1), help="Workers on the cluster.  [default: one for each CPU, or GPU]"
+)
+
+
+def make_cluster(ray: str | None, workers: int | None, device: str) -> "Cluster | None":
+    """The cluster that --ray and --workers ask for; None without --ray."""
+    if ray is None:
+        if workers is not None:
+            raise ConfigError("--workers is for --ray; give --ray as well, or leave --workers out")
+        return None
+    from agents.cluster import Cluster
+
+    return Cluster(ray, workers, device)
+
+
+def absolute_paths(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Those of some options that are paths of this machine, as absolute ones; names of checkpoints are none."""
+    from ddpm.checkpoints import shipped_checkpoints
+
+    given = {name: options[name] for name in names if options[name] not in (None, *shipped_checkpoints())}
+    return {name: os.path.abspath(value) for name, value in given.items() if Path(value).exists()}
 
 
 PLAN_OPTIONS = ("steps", "coarse_sampler", "fine_sampler", "skip_mode", "first_step")

@@ -70,10 +70,20 @@ class Outcomes:
 
     @classmethod
     def load(cls, path: Path) -> "Outcomes":
-        """Reads what `save` wrote."""
-        with np.load(path) as file:
-            metrics = {name: file[name] for name in file.files if name != "forwards"}
-            return cls(tuple(int(n) for n in file["forwards"]), metrics)
+        """Reads what `save` wrote.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        try:
+            with np.load(path) as file:
+                metrics = {name: file[name] for name in file.files if name != "forwards"}
+                table = cls(tuple(int(n) for n in file["forwards"]), metrics)
+        except Exception as error:  # of damaged archives, NumPy raises nearly anything
+            raise ConfigError(f"{path} is no table of outcomes ({' '.join(str(error).split())})") from None
+        if any(values.ndim != 3 or values.shape[2] != len(table.forwards) for values in metrics.values()):
+            raise ConfigError(f"{path} is no table of outcomes: its arrays do not fit together")
+        return table
 
 
 def even_outcomes(

@@ -22,14 +22,18 @@ from agents.agent import Agent, AgentConfig
 from agents.algorithms import SUPERVISED
 from agents.jump_extractor import CropEncoder, even_crops
 from agents.outcomes import Outcomes, crops_of, gather
+from ddpm.checks import check_most, check_types, check_whole
 from ddpm.errors import ConfigError
 from ddpm.files import read_json
 from ddpm.progress import progress
-from ddpm.runs import start_run
+from ddpm.runs import check_new_run, lock_run, start_run
 from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.refinement import Action
 from skipdiff_env.task import Task
+
+# Nets of one agent at most.
+MOST_MEMBERS = 64
 
 
 class SchedulePredictor(nn.Module):
@@ -60,6 +64,8 @@ class SchedulePredictor(nn.Module):
         members: int = 1,
     ) -> None:
         super().__init__()
+        check_whole(crop_size=crop_size, hidden=hidden, members=members)
+        check_most(MOST_MEMBERS, members=members)
         numbers = list(forwards)
         if not numbers or sorted(set(numbers)) != numbers or not 1 <= numbers[0] <= numbers[-1] <= first:
             raise ConfigError(f"forwards must be rising whole numbers in 1 … {first}, got {numbers}")
@@ -161,6 +167,7 @@ class SupervisedConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("noises", "epochs", "members"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -248,10 +255,10 @@ def resumed_supervised(folder: Path, changes: Mapping[str, Any]) -> SupervisedCo
     """The configuration of the run in `folder` with some settings changed.
 
     Raises:
-        ConfigError: there is no table, or a setting may not change.
+        ConfigError: there is no run, or a setting may not change.
     """
-    if not (folder / TABLE).is_file():
-        raise ConfigError(f"nothing to resume in {folder}: it holds no {TABLE}")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"nothing to resume in {folder}: it holds no config.json")
     fixed = sorted(changes.keys() - RESUMABLE)
     if fixed:
         raise ConfigError(
@@ -270,7 +277,7 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
     Args:
         config: settings.
         folder: of the run; the agent goes to `best`, the table to `outcomes.npz`.
-        resume: train on the table that is there.
+        resume: train on the table that is there; without one, begin anew.
 
     Returns:
         Folder of the agent.
@@ -278,8 +285,7 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
     Raises:
         ConfigError: the folder holds a run already, the plan is not one of jumps, or no range of prices is given.
     """
-    if not resume and (folder / TABLE).exists():
-        raise ConfigError(f"{folder} holds a run; go on with --resume, or choose another folder")
+    check_new_run(folder, resume)
     settings = dict(config.env)
     images = settings.pop("images", None)
     first = next(_crops(images, settings), None)
@@ -307,42 +313,59 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
         late = config.minutes is not None and time.monotonic() - began > 60 * config.minutes
         return late or (config.crops is not None and done >= config.crops)
 
-    start_run(folder, asdict(config))
-    crops = _crops(images, settings)
-    if resume:
-        table = Outcomes.load(folder / TABLE)
-        pictures = list(itertools.islice(crops, len(table.metrics[task.metric.name])))
-    else:
-        pictures, table = gather(task, crops, config.noises, config.forwards, enough, config.seed)
-        table.save(folder / TABLE)
-    conditions = torch.stack([episode.refinement.lr_up for episode in task.begin(pictures, [0] * len(pictures))])
-    losses = fit(predictor, conditions, table.metrics[task.metric.name], config)
+    with lock_run(folder):
+        start_run(folder, asdict(config))
+        if not (folder / TABLE).exists():
+            crops = _crops(images, settings)
+            gather(task, crops, config.noises, config.forwards, enough, config.seed)[1].save(folder / TABLE)
+        values = _values(folder / TABLE, task, config)
+        pictures = list(itertools.islice(_crops(images, settings), len(values)))
+        if len(pictures) < len(values):
+            raise ConfigError(
+                f"{folder / TABLE} was made from other photographs; remove it, and --resume makes it anew"
+            )
+        conditions = torch.stack([episode.refinement.lr_up for episode in task.begin(pictures, [0] * len(pictures))])
+        losses = fit(predictor, conditions, values, config)
+        Agent(_agent_config(config, settings, task, prices, losses, len(pictures)), predictor).save(folder / "best")
+    return folder / "best"
+
+
+def _values(path: Path, task: Task, config: SupervisedConfig) -> NDArray[np.float64]:
+    """What the metric comes to in the table of a run, (pictures, noises, schedules).
+
+    Raises:
+        ConfigError: the table is damaged, or one of other settings.
+    """
+    table = Outcomes.load(path)
+    if task.metric.name not in table.metrics or table.forwards != tuple(config.forwards):
+        raise ConfigError(f"{path} holds a table of other forwards or metrics; remove it, and --resume makes it anew")
+    return table.metrics[task.metric.name]
+
+
+def _agent_config(
+    config: SupervisedConfig,
+    settings: Mapping[str, Any],
+    task: Task,
+    prices: tuple[float, float],
+    losses: list[float],
+    crops: int,
+) -> AgentConfig:
+    """The configuration of the run's agent."""
     training = {
         "env": {**{k: v for k, v in settings.items() if k != "images"}, "checkpoint": str(settings.get("checkpoint"))},
-        "crops": len(pictures), "noises": config.noises, "seed": config.seed, "unexplained": losses,
+        "crops": crops, "noises": config.noises, "seed": config.seed, "unexplained": losses,
     }  # fmt: skip
     space = task.observation_space
     latent = space["latent"] if isinstance(space, spaces.Dict) else space
     assert isinstance(latent, spaces.Box)
-    bound = float(latent.high.max())
-    agent_config = AgentConfig(
-        SUPERVISED,
-        task.decisions,
-        task.config.image_size,
-        bound,
-        task.plan,
-        {
-            "forwards": list(config.forwards),
-            "crop_size": task.config.image_size,
-            "channels": list(config.channels),
-            "members": config.members,
-        },
-        training,
-        "dict",
-        prices,
+    size = task.config.image_size
+    kwargs = {
+        "forwards": list(config.forwards), "crop_size": size, "channels": list(config.channels),
+        "members": config.members,
+    }  # fmt: skip
+    return AgentConfig(
+        SUPERVISED, task.decisions, size, float(latent.high.max()), task.plan, kwargs, training, "dict", prices
     )
-    Agent(agent_config, predictor).save(folder / "best")
-    return folder / "best"
 
 
 def _crops(images: Any, settings: Mapping[str, Any]) -> Any:

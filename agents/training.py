@@ -36,12 +36,13 @@ from agents.evaluator import Evaluator, tabulate
 from agents.hyperparameters import OFF_POLICY
 from agents.learning_curve import CurvePoint, read_curve, write_curve
 from agents.outcomes import Outcomes
-from agents.training_config import AgentTrainingConfig
+from agents.training_config import STATE, AgentTrainingConfig
 from agents.vec_env import VecPictureBaseline, check_buffer, get_state, make_env, set_state
 from ddpm.checkpoints import check_device
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.files import atomic_path
-from ddpm.runs import start_run
+from ddpm.progress import progress
+from ddpm.runs import check_new_run, lock_run, start_run
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import StartOutcomes
 from skipdiff_env.memo import Memo
@@ -187,7 +188,7 @@ class TrainingCallback(BaseCallback):
         path = _state_file(self.folder, self.num_timesteps)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             pickle.dump(state, file)
-        with atomic_path(self.folder / "state.zip") as temporary:
+        with atomic_path(self.folder / STATE) as temporary:
             self.model.save(temporary)
         for other in self.folder.glob("state-*.pkl"):  # those of earlier states
             if other != path:
@@ -258,10 +259,18 @@ def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
     settings = h.algorithm_settings(config.algorithm, env.unwrapped.get_attr("decisions")[0], seen)
     algorithm: Any = algorithm_class(config.algorithm)
     policy_kwargs = policy_settings(config.algorithm, h.policy_settings(seen), seen)
-    model = algorithm(
-        policy_alias(config.algorithm, seen), env, policy_kwargs=policy_kwargs, seed=config.seed, device=config.device,
-        **settings,
-    )  # fmt: skip
+    try:
+        model = algorithm(
+            policy_alias(config.algorithm, seen), env, policy_kwargs=policy_kwargs, seed=config.seed,
+            device=config.device, **settings,
+        )  # fmt: skip
+    except ConfigError:
+        raise
+    except Exception as error:  # of odd settings, algorithms raise nearly anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"{config.algorithm} does not take these hyperparameters ({type(error).__name__}: {reason})"
+        ) from None
     if h.skip_probability is not None:
         with torch.no_grad():
             model.policy.action_net.bias[Action.SKIP] += math.log(h.skip_probability / (1 - h.skip_probability))
@@ -287,10 +296,7 @@ def train_agent(
         ConfigError: the folder holds a run already, a setting does not fit, or memory is short.
         CheckpointError: the checkpoint, or the state to go on from, is unknown or damaged.
     """
-    if not resume and (folder / "state.zip").exists():
-        raise ConfigError(f"{folder} holds a run; go on with --resume, or choose another folder")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out must be a folder, but {folder} is a file; give another name")
+    check_new_run(folder, resume)
     check_device(config.device)
     h = config.hyperparameters
     noise_seeds = config.env.get("noise_seeds")
@@ -334,26 +340,41 @@ def train_agent(
         ):
             rewards = evaluator.outcomes.rewards
 
-    start_run(folder, asdict(config))
-    _write_outcomes(folder / "outcomes.npz", evaluator.outcomes)
     agent_config = _agent_config(config, env, task)
-    model, curve = _resumed(config, folder, env) if resume else (make_model(config, env), [])
-    model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
-    left = h.env_steps - model.num_timesteps
-    title = f"train-agent {config.algorithm}"
-    with tqdm(total=h.env_steps, initial=model.num_timesteps, desc=title, unit="step", dynamic_ncols=True) as bar:
-        callback = TrainingCallback(config, folder, evaluator, agent_config, rewards, curve, bar)
-        interval = {} if config.algorithm in OFF_POLICY else {"log_interval": 1}
-        if left > 0:
-            with _interruptible(callback), suppress(_StoppedError):
-                model.learn(left, callback, reset_num_timesteps=not resume, **interval)
-            if callback.stopping:
-                callback.save_state()
-                raise KeyboardInterrupt
-            if callback.evaluated < model.num_timesteps:
-                callback.evaluate()
+    with lock_run(folder):
+        begun = (folder / STATE).exists()
+        model, curve = _resumed(config, folder, env) if begun else (make_model(config, env), [])
+        start_run(folder, asdict(config))
+        _write_outcomes(folder / "outcomes.npz", evaluator.outcomes)
+        model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
+        title = f"train-agent {config.algorithm}"
+        with progress(total=h.env_steps, initial=model.num_timesteps, desc=title, unit="step") as bar:
+            callback = TrainingCallback(config, folder, evaluator, agent_config, rewards, curve, bar)
+            _learn(model, callback, h.env_steps - model.num_timesteps, begun)
     env.close()
     return folder / "best"
+
+
+def _learn(model: Any, callback: TrainingCallback, left: int, begun: bool) -> None:
+    """Trains for so many decisions, or until the callback stops it."""
+    if left <= 0:
+        return
+    interval = {} if callback.config.algorithm in OFF_POLICY else {"log_interval": 1}
+    try:
+        with _interruptible(callback), suppress(_StoppedError):
+            model.learn(left, callback, reset_num_timesteps=not begun, **interval)
+    except ValueError as error:  # of distributions
+        if "invalid values" not in str(error):
+            raise
+        raise ConfigError(
+            f"after {model.num_timesteps} decisions the policy gives numbers that are not finite; train with a lower "
+            "-p learning_rate"
+        ) from None
+    if callback.stopping:
+        callback.save_state()
+        raise KeyboardInterrupt
+    if callback.evaluated < model.num_timesteps:
+        callback.evaluate()
 
 
 def _write_outcomes(path: Path, outcomes: StartOutcomes | Outcomes | None) -> None:
@@ -392,10 +413,10 @@ def _resumed(config: AgentTrainingConfig, folder: Path, env: VecEnv) -> tuple[An
     """The model and the learning curve of a run that goes on."""
     try:
         model: Any = algorithm_class(config.algorithm).load(
-            folder / "state.zip", env=env, device=config.device, force_reset=False
+            folder / STATE, env=env, device=config.device, force_reset=False
         )
     except Exception as error:  # pickles raise anything
-        raise CheckpointError(f"{folder}/state.zip is damaged ({error}); start a new run") from None
+        raise CheckpointError(f"{folder / STATE} is damaged ({error}); start a new run") from None
     curve = read_curve(folder / "evaluations.csv")
     path = _state_file(folder, model.num_timesteps)
     try:

@@ -7,11 +7,14 @@ from typing import Any
 
 from agents.algorithms import algorithm_class
 from agents.hyperparameters import Hyperparameters
+from ddpm.checks import check_types
 from ddpm.errors import ConfigError
 from ddpm.files import read_json
 
 # Stable-Baselines3 hands it to NumPy's old generator, which takes no larger one.
 MAX_SEED = 2**32 - 1
+# The file of Stable-Baselines3's own state, which is there once a run can go on.
+STATE = "state.zip"
 # What may change when a run goes on.
 RESUMABLE = frozenset({"env_steps", "minutes", "eval_every", "cache_mb", "cache_dir", "device"})
 
@@ -57,6 +60,7 @@ class AgentTrainingConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        check_types(self)
         algorithm_class(self.algorithm)
         for name in ("eval_noise_seeds", "eval_every"):
             if getattr(self, name) < 1:
@@ -92,8 +96,8 @@ def resumed_config(folder: Path, changes: Mapping[str, Any]) -> AgentTrainingCon
     Raises:
         ConfigError: there is no run, or a setting may not change.
     """
-    if not (folder / "state.zip").is_file():
-        raise ConfigError(f"nothing to resume in {folder}: it holds no state.zip")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"nothing to resume in {folder}: it holds no config.json")
     stored = read_json(folder / "config.json")
     fixed = sorted(changes.keys() - RESUMABLE)
     if fixed:

@@ -1,8 +1,9 @@
 """What `skipdiff upscale` is asked for: what to enlarge, where to, and how results are written."""
 
 import math
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddpm.errors import ConfigError
@@ -85,6 +86,15 @@ class UpscaleOptions:
                 f"cannot write {self.out}: unknown file extension {ending!r}; known are {', '.join(sorted(OUTPUTS))}; "
                 "if a folder is meant, end its name with a slash"
             )
+
+    def absolute(self) -> "UpscaleOptions":
+        """The same with absolute paths, which mean the same in another process."""
+
+        def place(path: str) -> str:  # a slash at the end stays, and an empty path
+            return os.path.join(os.getcwd(), path) if path.strip() else path
+
+        paths = tuple(place(path) for path in self.paths)
+        return replace(self, paths=paths, out=place(self.out), map=None if self.map is None else place(self.map))
 
     @property
     def to_file(self) -> bool:

@@ -1,128 +1,27 @@
-"""What `skipdiff upscale` does: finds pictures, enlarges them in batches, and tells what became of each."""
+"""What `skipdiff upscale` does: finds pictures, plans their results, and has them enlarged."""
 
-import json
 import re
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import click
-
+from agents.upscale_jobs import Job, Run, chunks
 from agents.upscale_options import UpscaleOptions
+from agents.upscale_report import Report
 from ddpm.errors import ConfigError, SkipDiffError
-from ddpm.formats import OUTPUTS, check_output, output_format
-from ddpm.images import (
-    Picture,
-    check_folder,
-    expand,
-    read_animation,
-    read_header,
-    read_picture,
-    resized,
-    to_uint8,
-    write_picture,
-)
-from ddpm.progress import orderly_end, progress, say
-from skipdiff_env.rendering import draw_map
-from skipdiff_env.upscaler import Upscaled, Upscaler, check_room
+from ddpm.formats import OUTPUTS, output_format
+from ddpm.images import check_folder, expand, read_header
+from ddpm.progress import progress
+from skipdiff_env.upscaler import Upscaler
 
+# Has chunks of jobs done elsewhere; gives what the work of `agents.upscale_jobs.make_worker` gives for each.
+Spread = Callable[[list[list[Any]]], Iterator[dict[str, Any]]]
 # How names of results end: _x4, _x2.5, _1920x, _x1080 or _1920x1080, and the number of the sample.
 _RESULT = re.compile(r"_(x\d+(\.\d+)?|\d+x\d*)(_\d+)?$")
 _MAY_MOVE = frozenset({".gif", ".png", ".apng", ".webp", ".avif", ".avifs"})
 
 
-@dataclass
-class _Job:
-    """One source with the results that are wanted of it.
-
-    Attributes:
-        source: the file.
-        targets: where each result goes, and its noise seed.
-        frames: number of frames that are enlarged; 1 for a still picture.
-    """
-
-    source: Path
-    targets: list[tuple[Path, int]]
-    frames: int = 1
-
-
-@dataclass
-class _Report:
-    """What became of the pictures so far; tells it on the way, and all of it at the end."""
-
-    as_json: bool
-    done: int = 0
-    skipped: int = 0
-    forwards: float = 0
-    failures: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)
-
-    def _emit(self, **content: Any) -> None:
-        if self.as_json:
-            click.echo(json.dumps(content))
-
-    def note(self, message: str) -> None:
-        say(f"Note: {_one_line(message)}")
-
-    def fail(self, source: object, error: object, target: Path | None = None) -> None:
-        """Tells of a picture that cannot be done; `error` names it."""
-        message = _one_line(error)
-        self.failures.append(message)
-        say(f"Error: {message}")
-        self._emit(status="failed", source=str(source), target=None if target is None else str(target), error=message)
-
-    def skip(self, source: Path, target: Path) -> None:
-        self.skipped += 1
-        self._emit(status="skipped", source=str(source), target=str(target))
-
-    def finish(
-        self,
-        source: Path,
-        target: Path,
-        size: tuple[int, int],
-        frames: int,
-        result: Upscaled,
-        notes: list[str],
-    ) -> None:
-        self.done += 1
-        self.forwards += result.nfe
-        for note in notes:
-            self.note(f"{target}: {note}")
-        self._emit(
-            status="done", source=str(source), target=str(target), width=size[0], height=size[1], frames=frames,
-            start=result.start, forwards=round(result.nfe, 3), seconds=round(result.seconds, 3), notes=notes,
-        )  # fmt: skip
-
-    def close(self) -> None:
-        """The summary, failures last."""
-        seconds = time.perf_counter() - self.began
-        self._emit(
-            status="summary", done=self.done, skipped=self.skipped, failed=len(self.failures),
-            forwards=round(self.forwards, 3), seconds=round(seconds, 3),
-        )  # fmt: skip
-        if not self.as_json and (self.done or self.skipped):
-            parts = []
-            if self.done:
-                parts = [
-                    f"{self.done} pictures, {self.forwards / self.done:g} forwards each",
-                    f"{seconds / self.done:.2f} s each",
-                ]
-            if self.skipped:
-                parts.append(f"{self.skipped} skipped, as they exist")
-            click.echo(", ".join(parts))
-        if self.failures and self.done + self.skipped:
-            say(f"{len(self.failures)} failed:")
-            for message in self.failures:
-                say(f"  {message}")
-
-
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())
-
-
-def _sources(options: UpscaleOptions, report: _Report) -> list[tuple[Path, Path]]:
+def _sources(options: UpscaleOptions, report: Report) -> list[tuple[Path, Path]]:
     """The pictures to enlarge, each with its folder below `out`; results of this and earlier runs are none of them."""
     out = options.folder.resolve()
     resolved: dict[Path, Path] = {}
@@ -175,7 +74,7 @@ def _literal_root(pattern: str) -> Path:
     return Path(*[part for i, part in enumerate(parts) if not any(set("*?[") & set(p) for p in parts[: i + 1])])
 
 
-def _plan(options: UpscaleOptions, scale: int, report: _Report) -> list[_Job]:
+def _plan(options: UpscaleOptions, scale: int, report: Report) -> list[Job]:
     """The jobs that can be done, as far as names and headers tell; tells of the others."""
     jobs = []
     taken: set[Path] = set()
@@ -219,7 +118,7 @@ def _plan(options: UpscaleOptions, scale: int, report: _Report) -> list[_Job]:
                 break
             targets.append((target, options.seed + k))
         if targets:
-            jobs.append(_Job(source, targets, frames))
+            jobs.append(Job(source, targets, frames))
             taken.update(target for target, _ in targets)
     return jobs
 
@@ -232,11 +131,16 @@ def _ending(options: UpscaleOptions, source: Path, frames: int) -> str:
     return f".{options.format or 'png'}"
 
 
-def upscale_files(upscaler: Upscaler, options: UpscaleOptions) -> bool:
+def upscale_files(upscaler: Upscaler, options: UpscaleOptions, spread: Spread | None = None) -> bool:
     """Enlarges files, folders and patterns, and prints what became of them.
 
     What cannot be done is told in one line on standard error as soon as it is known, and again at the end; the rest is
     done.
+
+    Args:
+        upscaler: enlarges.
+        options: what to enlarge, and where to.
+        spread: has the work done elsewhere; None: it is done here.
 
     Returns:
         Whether all pictures were done.
@@ -246,24 +150,34 @@ def upscale_files(upscaler: Upscaler, options: UpscaleOptions) -> bool:
         ConfigError: a map is asked for of several results, or would replace a file.
     """
     check_folder(options.folder)
-    report = _Report(options.json)
+    report = Report(options.json)
     jobs = _plan(options, upscaler.scale, report)
     if options.map is not None:
         _check_map(Path(options.map), jobs, options.overwrite)
-    total = upscaler.expected_nfe * sum(len(job.targets) * job.frames for job in jobs)
-    with orderly_end(), progress(total=total, unit="forward", desc="upscale") as bar:
+    total = upscaler.expected_nfe * sum(job.results for job in jobs)
+    with progress(total=total, unit="forward", desc="upscale") as bar:
         bar.bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}]"
-        run = _Run(upscaler, options, report, lambda part: bar.update(min(part, float(bar.total or 0) - bar.n)))
-        for job in jobs:
-            run.add(job)
-        run.flush()
+
+        def advance(part: float) -> None:
+            bar.update(min(part, float(bar.total or 0) - bar.n))
+
+        if spread is None:
+            run = Run(upscaler, options, report, advance)
+            for job in jobs:
+                run.add(job)
+            run.flush()
+        else:
+            for chunk in spread(chunks(jobs, upscaler.batch_size)):
+                for event in chunk["events"]:
+                    report.tell(event)
+                advance(upscaler.expected_nfe * chunk["results"])
     report.close()
     return not report.failures
 
 
-def _check_map(place: Path, jobs: list[_Job], overwrite: bool) -> None:
+def _check_map(place: Path, jobs: list[Job], overwrite: bool) -> None:
     """Refuses a map that cannot be drawn, before anything is computed."""
-    results = sum(len(job.targets) * job.frames for job in jobs)
+    results = sum(job.results for job in jobs)
     if results > 1:
         raise ConfigError(f"--map is for a single result, got {results}; enlarge one picture, or leave --map out")
     used = [path for job in jobs for path in (job.source, *(target for target, _ in job.targets))]
@@ -274,123 +188,3 @@ def _check_map(place: Path, jobs: list[_Job], overwrite: bool) -> None:
     if place.exists() and not overwrite:
         raise ConfigError(f"the map {place} exists; replace it with --overwrite, or give --map another name")
     check_folder(place.parent)
-
-
-@dataclass
-class _Waiting:
-    """A decoded picture that waits for others of its size."""
-
-    source: Path
-    target: Path
-    seed: int
-    picture: Picture
-    notes: list[str]
-
-
-class _Run:
-    """Enlarges jobs one after the other, pictures of one size together."""
-
-    def __init__(
-        self, upscaler: Upscaler, options: UpscaleOptions, report: _Report, advance: Callable[[float], object]
-    ) -> None:
-        self.upscaler, self.options, self.report, self.advance = upscaler, options, report, advance
-        self.waiting: list[_Waiting] = []
-
-    def add(self, job: _Job) -> None:
-        """Reads a source; it is computed once enough of its size are there."""
-        if job.frames > 1:
-            self.flush()
-            self._animation(job)
-            return
-        try:
-            header = read_header(job.source)
-            picture = read_picture(job.source)
-            height, width = picture.rgb.shape[:2]
-            largest = self.upscaler.largest_batch(height * self.upscaler.scale, width * self.upscaler.scale)
-            self._check(job.targets[0][0], width, height)
-        except SkipDiffError as error:
-            self.report.fail(job.source, _naming(job.source, error))
-            return
-        notes = []
-        if header.frames > 1:
-            notes = [f"the first of {header.frames} pictures in {job.source} is taken"]
-        for target, seed in job.targets:
-            if self.waiting and (
-                len(self.waiting) >= largest or self.waiting[0].picture.rgb.shape != picture.rgb.shape
-            ):
-                self.flush()
-            self.waiting.append(_Waiting(job.source, target, seed, picture, notes))
-
-    def _check(self, target: Path, width: int, height: int) -> None:
-        """Raises ImageError where the result of a picture of this size could not be written, before it is computed."""
-        size = self.options.final_size(width, height, self.upscaler.scale)
-        check_output(target, *size)
-        check_room(1, *size)
-
-    def _animation(self, job: _Job) -> None:
-        """Reads, enlarges and writes all frames of an animation."""
-        try:
-            header = read_header(job.source)
-            self._check(job.targets[0][0], header.width, header.height)
-            # before the frames are decoded, all of which are held
-            check_room(header.frames, header.width * self.upscaler.scale, header.height * self.upscaler.scale)
-            animation = read_animation(job.source)
-        except SkipDiffError as error:
-            self.report.fail(job.source, _naming(job.source, error))
-            return
-        for target, seed in job.targets:
-            try:
-                check_folder(target.parent)
-                large, result = self.upscaler.enlarge_animation(animation, seed, self.advance)
-                frames = [
-                    self._finished(frame, small) for frame, small in zip(large.frames, animation.frames, strict=True)
-                ]
-                notes = write_picture(replace(large, frames=frames), target, self.options.jpeg_quality)
-            except SkipDiffError as error:
-                self.report.fail(job.source, _naming(job.source, error), target)
-                continue
-            height, width = frames[0].rgb.shape[:2]
-            self.report.finish(job.source, target, (width, height), len(frames), result, notes)
-
-    def flush(self) -> None:
-        """Computes and writes what waits."""
-        batch, self.waiting = self.waiting, []
-        ready = []
-        for item in batch:
-            try:
-                check_folder(item.target.parent)
-                ready.append(item)
-            except SkipDiffError as error:
-                self.report.fail(item.source, _naming(item.source, error), item.target)
-        if not ready:
-            return
-        try:
-            results = self.upscaler.enlarge([i.picture for i in ready], [i.seed for i in ready], self.advance)
-        except SkipDiffError as error:
-            for item in ready:
-                self.report.fail(item.source, _naming(item.source, error), item.target)
-            return
-        for item, (large, result) in zip(ready, results, strict=True):
-            try:
-                large = self._finished(large, item.picture)
-                notes = item.notes + write_picture(large, item.target, self.options.jpeg_quality)
-                if self.options.map is not None:
-                    write_picture(Picture(draw_map(to_uint8(result.sr), result.tiles)), self.options.map)
-            except SkipDiffError as error:
-                self.report.fail(item.source, _naming(item.source, error), item.target)
-                continue
-            height, width = large.rgb.shape[:2]
-            self.report.finish(item.source, item.target, (width, height), 1, result, notes)
-
-    def _finished(self, large: Picture, small: Picture) -> Picture:
-        """The enlarged picture in the size and with the metadata that are wanted."""
-        height, width = small.rgb.shape[:2]
-        size = self.options.final_size(width, height, self.upscaler.scale)
-        if size != (large.rgb.shape[1], large.rgb.shape[0]):
-            large = resized(large, *size)
-        return replace(large, exif=None, xmp=None) if self.options.strip_metadata else large
-
-
-def _naming(source: Path, error: SkipDiffError) -> str:
-    """The error with the file that it is about."""
-    return str(error) if str(source) in str(error) else f"{source}: {error}"

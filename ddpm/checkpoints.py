@@ -9,7 +9,9 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 
+from ddpm.checks import shown
 from ddpm.errors import CheckpointError, ConfigError
+from ddpm.files import read_json
 from ddpm.unet import WEIGHTS, UNet
 
 # What is downloaded of a repository: settings and weights of a net, its predictor and its agent.
@@ -128,6 +130,8 @@ def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
     """
     check_device(device)
     source = resolve_checkpoint(checkpoint)
+    if Path(source).is_dir():
+        _check_settings(Path(source) / "config.json")
     try:
         unet = UNet.from_pretrained(source)
     except CheckpointError:
@@ -136,15 +140,25 @@ def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
         raise ConfigError(f"{source}/config.json: {error}") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:  # its predictor may be on the Hub
         raise CheckpointError(f"the checkpoint {source} cannot be read ({error})") from None
-    except (ValueError, TypeError, AttributeError) as error:  # JSON that does not parse, or is no object
+    except (ValueError, TypeError, AttributeError) as error:  # whatever odd values make of it
         raise CheckpointError(f"{source}/config.json is damaged ({error})") from None
     return unet.eval().requires_grad_(False).to(device)
+
+
+def _check_settings(file: Path) -> None:
+    """Raises CheckpointError where a configuration does not parse, or is no mapping."""
+    try:
+        settings = read_json(file)
+    except ConfigError as error:
+        raise CheckpointError(f"{file} is damaged ({error})") from None
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{file} is damaged (expected settings by name, got {shown(settings)})")
 
 
 def check_device(device: str) -> None:
     """Raises ConfigError where torch has no such device."""
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which the device "meta" does not give
     except (RuntimeError, AssertionError, NotImplementedError):
         found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         if torch.backends.mps.is_available():

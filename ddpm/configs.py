@@ -2,26 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
-from ddpm.checks import check_one_of
+from ddpm.checks import check_most, check_types
 from ddpm.errors import ConfigError
 
-# torch.manual_seed takes no larger one.
-MAX_SEED = 2**63 - 1
-
-
-def check_choices(config: Any) -> None:
-    """Checks each field of a dataclass whose type is a `Literal`.
-
-    Raises:
-        ConfigError: a value is none of those that its type lists.
-    """
-    hints = get_type_hints(type(config))
-    for each in fields(config):
-        if get_origin(hints[each.name]) is Literal:
-            check_one_of(get_args(hints[each.name]), **{each.name: getattr(config, each.name)})
+# Of iterations and what is counted like them; all samples of a run together must be a number that C knows.
+MOST, MOST_WORKERS = 10**9, 256
 
 
 def check_least(config: Any, least: int, *names: str) -> None:
@@ -85,12 +73,12 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         from ddpm.degradation import Degradation  # which needs torch
 
-        check_choices(self)
+        check_types(self)
         Degradation.parse(self.degradation)
         check_least(self, 1, "crop", "batch_size", "iterations", "save_every")
         check_least(self, 0, "warmup", "seed", "workers", "cache_mb")
-        if self.seed > MAX_SEED:
-            raise ConfigError(f"seed must be at most {MAX_SEED}, got {self.seed}")
+        check_most(MOST, **{name: getattr(self, name) for name in ("crop", "batch_size", "iterations", "save_every")})
+        check_most(MOST_WORKERS, workers=self.workers)
         if not (self.lr > 0 and self.clip > 0 and 0 <= self.ema_decay < 1):
             raise ConfigError(
                 f"lr and clip must be positive and ema_decay in [0, 1), got {self.lr}, {self.clip}, {self.ema_decay}"

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ddpm.degradation import Degradation
 from ddpm.errors import ImageError
 from ddpm.images import read_picture, to_tensor
+from ddpm.progress import progress
 
 # Of the pictures that cannot be trained on, the error names this many.
 NAMED = 3
@@ -49,7 +49,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         self.cache: dict[Path, np.ndarray] = {}
         self.cache_left = cache_mb * 2**20
         faults = []
-        for path in tqdm(paths, desc="checking pictures", leave=False, delay=2):
+        for path in progress(paths, desc="checking pictures", unit="picture", leave=False, delay=2):
             try:
                 height, width = self._read(path).shape[:2]
             except ImageError as error:

@@ -15,3 +15,12 @@ class CheckpointError(SkipDiffError):
 
 class ImageError(SkipDiffError):
     """A picture cannot be read, or has a size that does not fit its use."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of Python, NumPy or torch, says that the memory is used up."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )

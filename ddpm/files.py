@@ -1,7 +1,8 @@
-"""Files that are whole or not there: written under a temporary name and renamed; and JSON."""
+"""Files and folders that are whole or not there: written under a temporary name and renamed; and JSON."""
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.errors import ConfigError
+
+# How temporary names begin.
+TEMPORARY = ".skipdiff-"
 
 
 @contextmanager
@@ -18,7 +22,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # the name does not repeat that of `path`, which may be as long as the file system takes
     suffix = path.suffix if len(os.fsencode(path.suffix)) <= 16 else ""
-    handle, name = tempfile.mkstemp(prefix=".skipdiff-", suffix=suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -29,6 +33,33 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Gives a temporary folder beside `path`; renames it to `path`, which must not exist, when the block ends well."""
+    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(path.parent.stat().st_mode)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder that is at no time there in part: it is renamed first."""
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent, ignore_cleanup_errors=True) as temporary:
+        path.rename(Path(temporary, path.name))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes have left under temporary names, below a folder that nobody else writes into."""
+    for path in folder.rglob(f"{TEMPORARY}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -47,5 +78,5 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no such file: {path}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not readable JSON ({error})") from None

@@ -1,5 +1,6 @@
 """Grey levels and transparency as files store them: numbers of any range and width become 8 bits."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def to_8_bit(values: NDArray[np.generic], white: float | None = None) -> NDArray
         values: numbers, of any shape.
         white: the value that stands for white; None: found from the values.
     """
-    numbers = np.asarray(values, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # of signalling NaN
+        numbers = np.asarray(values, dtype=np.float64)
     if white is None:
         white = _white(numbers[np.isfinite(numbers)], whole=values.dtype.kind in "iub")
     numbers = np.nan_to_num(numbers, nan=0.0, posinf=white, neginf=0.0)
@@ -67,7 +69,7 @@ def grey_levels(image: Image.Image, stored: str) -> NDArray[np.uint8]:
     """
     values = np.asarray(image)
     white: float | None = None
-    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         white = 65535.0  # the range of these formats
     elif stored in ("I;16S", "I;16BS"):
         white = 32767.0
@@ -118,6 +120,7 @@ def deep_tiff(path: str | Path) -> Image.Image | None:
             return None
     import tifffile
 
+    tifffile.logger().setLevel(logging.CRITICAL)  # it would print what it finds wrong, which the error says
     try:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ddpm.errors import CheckpointError
+from ddpm.files import atomic_path
 from ddpm.torchvision_ops import ensure_torchvision
 
 # What the file is called inside a checkpoint's folder.
@@ -68,7 +69,8 @@ class Predictor(nn.Module):
     def save(self, path: Path) -> None:
         """Copies the file it was loaded from, byte for byte."""
         if path.resolve() != self.file.resolve():
-            shutil.copyfile(self.file, path)
+            with atomic_path(path) as temporary:
+                shutil.copyfile(self.file, temporary)
 
 
 def load_predictor(file: str | Path, scale: int | None = None) -> Predictor:

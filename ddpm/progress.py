@@ -59,7 +59,7 @@ def progress(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm[Any
         "delay": SECONDS,
         "ascii": True,
     }
-    return _Lines(iterable, **seldom, **options)
+    return _Lines(iterable, **{**options, **seldom})
 
 
 def say(message: object) -> None:

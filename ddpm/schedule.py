@@ -6,9 +6,12 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.checks import shown
 from ddpm.errors import ConfigError
 
 FloatArray = NDArray[np.float64]
+# The largest number of diffusion steps.
+LONGEST = 100_000
 
 
 def cosine_alphas_cumprod(T: int, s: float = 0.008, max_beta: float = 0.999) -> FloatArray:
@@ -23,10 +26,10 @@ def cosine_alphas_cumprod(T: int, s: float = 0.008, max_beta: float = 0.999) -> 
         `alphas_cumprod`, float64, shape (T + 1,). Index 0 is the clean image (exactly 1.0), index T is pure noise.
 
     Raises:
-        ConfigError: T is not a positive whole number.
+        ConfigError: T is no whole number in 1 … 100 000.
     """
-    if not isinstance(T, int | np.integer) or T < 1:
-        raise ConfigError(f"the number of diffusion steps must be a whole number of at least 1, got {T!r}")
+    if not isinstance(T, int | np.integer) or not 1 <= T <= LONGEST:
+        raise ConfigError(f"the number of diffusion steps must be a whole number in 1 … {LONGEST}, got {shown(T)}")
     f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
     betas = np.minimum(1 - f[1:] / f[:-1], max_beta)
     return np.concatenate([[1.0], np.cumprod(1 - betas)])
@@ -58,6 +61,7 @@ def check_levels(levels: Sequence[int], T: int) -> tuple[int, ...]:
     Raises:
         ConfigError: they are no falling whole numbers from T on, the last of them at least 1.
     """
+    levels = levels if isinstance(levels, tuple | list) else []
     whole = all(isinstance(level, int | np.integer) and not isinstance(level, bool) for level in levels)
     falling = whole and all(a > b for a, b in pairwise([*levels, 0]))
     if not levels or not falling or levels[0] != T:

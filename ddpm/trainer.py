@@ -5,7 +5,7 @@ not.
 """
 
 import math
-import shutil
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,15 +17,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
+from ddpm.checks import shown
 from ddpm.configs import TrainingConfig
 from ddpm.crops import CropDataset
 from ddpm.degradation import Degradation
-from ddpm.errors import ConfigError
-from ddpm.files import read_json
+from ddpm.errors import CheckpointError, ConfigError
+from ddpm.files import atomic_folder, read_json, remove_folder
 from ddpm.images import find_images
-from ddpm.runs import lock_run, start_run
+from ddpm.progress import progress
+from ddpm.runs import check_new_run, lock_run, start_run
 
 C = TypeVar("C", bound="TrainingConfig")
 
@@ -60,8 +61,12 @@ class Trainee:
 
 def latest_state(folder: Path) -> Path | None:
     """The newest whole training state in a run's folder."""
-    states = sorted(p for p in folder.glob("state-*") if p.suffix != ".tmp")
+    states = _states(folder)
     return states[-1] if states else None
+
+
+def _states(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("state-*") if re.fullmatch(r"state-\d+", path.name))
 
 
 def resumed_config(kind: type[C], folder: Path, given: Mapping[str, Any]) -> C:
@@ -78,6 +83,8 @@ def resumed_config(kind: type[C], folder: Path, given: Mapping[str, Any]) -> C:
     if not (folder / "config.json").exists():
         raise ConfigError(f"nothing to resume: {folder} holds no config.json; leave out --resume to start a run")
     saved = read_json(folder / "config.json")
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{folder / 'config.json'} does not hold the settings of a run, got {shown(saved)}")
     unknown = sorted(set(saved) - {f.name for f in fields(kind)})
     if unknown:
         raise ConfigError(f"unknown settings in {folder / 'config.json'}: {', '.join(unknown)}")
@@ -114,6 +121,26 @@ def _accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
     )
 
 
+@dataclass(frozen=True)
+class _Samples(Sequence[int]):
+    """Numbers of samples: those of one batch after the other.
+
+    Attributes:
+        batches: the numbers of the batches.
+        size: samples of a batch.
+    """
+
+    batches: range
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.batches) * self.size
+
+    def __getitem__(self, place: Any) -> Any:
+        batch, sample = divmod(place, self.size)
+        return self.batches[batch] * self.size + sample
+
+
 class Training:
     """A run of `fit`, once its pictures are checked.
 
@@ -131,10 +158,8 @@ class Training:
         self.config, self.folder, self.kind = config, folder, kind
         self.accelerator = _accelerator(config, folder)
         self.main = self.accelerator.is_main_process
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"--out must be a folder, but {folder} is a file; give another name")
-        if self.main and not resume and folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty; go on with its run by --resume, or give another folder")
+        if self.main:
+            check_new_run(folder, resume)
         self.state = latest_state(folder)
         self.first = int(self.state.name.removeprefix("state-")) if self.state else 0
         torch.manual_seed(config.seed)
@@ -161,8 +186,7 @@ class Training:
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)).to(accelerator.device)
         wrapped, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters(), lr=config.lr))
         accelerator.register_for_checkpointing(ema)
-        if self.state:
-            accelerator.load_state(str(self.state))
+        self._load_state()
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.first}})
         samples = [self.dataset[n] for n in range(min(4, len(self.dataset.paths)))]
         preview = [torch.stack(pictures).to(accelerator.device) for pictures in zip(*samples, strict=True)]
@@ -171,9 +195,9 @@ class Training:
         # 3. the iterations
         wrapped.train()
         losses: list[Tensor] = []
-        with tqdm(
+        with progress(
             self._batches(), desc=self.kind, initial=self.first, total=config.iterations, disable=not self.main,
-            smoothing=0.02, dynamic_ncols=True,
+            smoothing=0.02,
         ) as bar:  # fmt: skip
             for iteration, batch in enumerate(bar, start=self.first):
                 losses.append(self._iterate(iteration, wrapped, optimizer, batch))
@@ -186,16 +210,28 @@ class Training:
                     self._save(done, ema.module, preview)
         accelerator.end_training()
 
+    def _load_state(self) -> None:
+        """Brings everything to where it was when the state was written, if there is one."""
+        if self.state is None:
+            return
+        try:
+            self.accelerator.load_state(str(self.state))
+        except Exception as error:  # of damaged files, torch, safetensors and Accelerate raise nearly anything
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"the state {self.state} is damaged ({reason[:120]}); remove it, and --resume begins the run anew"
+            ) from None
+
     def _batches(self) -> Iterator[Sequence[Tensor]]:
         """The batches of this process, targets and inputs, from the first iteration that is left."""
-        process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        size = self.config.batch_size
-        order = [
-            n
-            for i in range(self.first, self.config.iterations)
-            for n in range((i * processes + process) * size, (i * processes + process + 1) * size)
-        ]
-        return iter(DataLoader(Subset(self.dataset, order), size, num_workers=self.config.workers))
+        accelerator, config = self.accelerator, self.config
+        turns = range(
+            self.first * accelerator.num_processes + accelerator.process_index,
+            config.iterations * accelerator.num_processes,
+            accelerator.num_processes,
+        )
+        order = _Samples(turns, config.batch_size)
+        return iter(DataLoader(Subset(self.dataset, order), config.batch_size, num_workers=config.workers))
 
     def _iterate(
         self, iteration: int, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Sequence[Tensor]
@@ -225,16 +261,15 @@ class Training:
         return mean
 
     def _save(self, done: int, averaged: nn.Module, preview: Sequence[Tensor]) -> None:
-        """Writes the state and renames it, drops the one before, and exports the averaged weights."""
+        """Writes the state, drops the one before, and exports the averaged weights."""
         self.accelerator.wait_for_everyone()
         if self.main:
-            temporary = self.folder / f"state-{done:08d}.tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            self.accelerator.save_state(str(temporary))
-            previous = latest_state(self.folder)
-            temporary.rename(temporary.with_suffix(""))
-            if previous and previous.name != temporary.stem:
-                shutil.rmtree(previous)
+            state = self.folder / f"state-{done:08d}"
+            with atomic_folder(state) as temporary:
+                self.accelerator.save_state(str(temporary))
+            for other in _states(self.folder):
+                if other != state:
+                    remove_folder(other)
             self._export(averaged)
             was_training = averaged.training
             grid = self.trainee.preview(averaged.eval(), *preview)

@@ -12,14 +12,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ddpm.blocks import Block, NoiseLevelEmbedding, Upsample, linear_estimate
-from ddpm.checks import check_one_of, check_positive, check_whole, is_whole
+from ddpm.checks import check_most, check_one_of, check_positive, check_whole, is_whole, shown
 from ddpm.degradation import upsample
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.predictor import PREDICTOR, Predictor, load_predictor, refuse_not_finite
 from ddpm.sampling import coarse_eta
-from ddpm.schedule import check_levels
+from ddpm.schedule import LONGEST, check_levels
 
 WEIGHTS = "model.safetensors"
+# More than any net has: limits that keep nonsense from filling the memory.
+MOST_BLOCKS, MOST_LEVELS, MOST_TIMES = 64, 10, 64
 
 
 def tensor_mismatch(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> str:
@@ -72,16 +74,18 @@ def _check_architecture(
     patch_size: Any,
 ) -> None:
     check_whole(width=width, blocks=blocks, image_size=image_size, norm_groups=norm_groups, patch_size=patch_size)
+    check_most(MOST_BLOCKS, blocks=blocks, patch_size=patch_size)
     for name, numbers in (("multipliers", multipliers), ("attention_resolutions", attention_resolutions)):
         if not isinstance(numbers, list | tuple) or not all(is_whole(number) and number >= 1 for number in numbers):
-            raise ConfigError(f"{name} must be a list of whole numbers of at least 1, got {numbers!r}")
-    if not multipliers:
-        raise ConfigError("multipliers must name at least one level, got none")
+            raise ConfigError(f"{name} must be a list of whole numbers of at least 1, got {shown(numbers)}")
+    if not 1 <= len(multipliers) <= MOST_LEVELS:
+        raise ConfigError(f"multipliers must name 1 … {MOST_LEVELS} levels, got {len(multipliers)}")
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ConfigError(f"dropout must be a number of at least 0 and below 1, got {dropout!r}")
+        raise ConfigError(f"dropout must be a number of at least 0 and below 1, got {shown(dropout)}")
     if width % 2 or width % norm_groups:
         raise ConfigError(
-            f"width must be even and divisible by norm_groups, got width {width} and norm_groups {norm_groups}"
+            f"width must be even and divisible by norm_groups, got width {shown(width)} and norm_groups "
+            f"{shown(norm_groups)}"
         )
 
 
@@ -97,24 +101,27 @@ def _check_meaning(
     check_one_of(("eps", "v"), prediction=prediction)
     check_one_of(("image", "residual"), target=target)
     check_whole(scale=scale)
+    check_most(MOST_TIMES, scale=scale)
     check_positive(noise_level_scale=noise_level_scale, residual_scale=residual_scale)
     if not isinstance(local_variance, bool):
-        raise ConfigError(f"local_variance must be true or false, got {local_variance!r}")
+        raise ConfigError(f"local_variance must be true or false, got {shown(local_variance)}")
     if predictor is not None and not (isinstance(predictor, str) and predictor):
-        raise ConfigError(f"predictor must be the name of a file, got {predictor!r}")
+        raise ConfigError(f"predictor must be the name of a file, got {shown(predictor)}")
 
 
 def _check_sampling(
     diffusion_steps: Any, coarse_steps: Any, coarse_sampler: Any, start: Any, levels: Any, fine_sampler: Any
 ) -> None:
     check_whole(diffusion_steps=diffusion_steps, coarse_steps=coarse_steps)
+    check_most(LONGEST, diffusion_steps=diffusion_steps)
     if diffusion_steps % coarse_steps:
         raise ConfigError(f"coarse_steps must divide the {diffusion_steps} diffusion_steps, got {coarse_steps}")
     N = diffusion_steps // coarse_steps
     if start is not None and not (is_whole(start) and 1 <= start <= N):
-        raise ConfigError(f"start must be a whole number in 1 … {N}, got {start!r}")
+        raise ConfigError(f"start must be a whole number in 1 … {N}, got {shown(start)}")
     if levels is not None:
-        check_levels(levels, levels[0] if levels else 1)
+        check_levels(levels, levels[0] if isinstance(levels, list | tuple) and levels else 1)
+        check_most(LONGEST, levels=levels[0])
     for name, sampler in (("coarse_sampler", coarse_sampler), ("fine_sampler", fine_sampler)):
         coarse_eta(sampler, name)  # refuses what is no sampler
 
@@ -210,11 +217,34 @@ class UNet(
         # Sides of an input must be multiples of this.
         self.stride = patch_size * 2 ** (len(multipliers) - 1)
 
+        try:
+            self._build(
+                width, multipliers, blocks, attention_resolutions, image_size, dropout, norm_groups, noise_level_scale
+            )
+        except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+            raise ConfigError(
+                "a net of these settings does not fit into memory "
+                f"({(str(error).splitlines() or [type(error).__name__])[0][:120]}); lower width, multipliers or blocks"
+            ) from None
+
+    def _build(
+        self,
+        width: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention_resolutions: Sequence[int],
+        image_size: int,
+        dropout: float,
+        norm_groups: int,
+        noise_level_scale: float,
+    ) -> None:
+        """Makes the layers."""
+
         def block(channels_in: int, channels_out: int, attend: bool) -> Block:
             return Block(channels_in, channels_out, width, norm_groups, dropout, attend)
 
-        pixels = patch_size**2
-        resolution = image_size // patch_size
+        pixels = self.patch_size**2
+        resolution = image_size // self.patch_size
         channels = width
         self.embedding = NoiseLevelEmbedding(width, noise_level_scale)
         self.first = nn.Conv2d(6 * pixels, width, 3, padding=1)
@@ -239,7 +269,7 @@ class UNet(
                 self.up.append(Upsample(channels))
                 resolution *= 2
         self.last_norm = nn.GroupNorm(norm_groups, channels)
-        self.last = nn.Conv2d(channels, (6 if local_variance else 3) * pixels, 3, padding=1)
+        self.last = nn.Conv2d(channels, (6 if self.local_variance else 3) * pixels, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
@@ -269,17 +299,18 @@ class UNet(
         }
         for name in ("proxies", "resume_download"):  # older versions of huggingface_hub pass them
             settings.pop(name, None)
-        unet = cls(**settings)
+        with torch.device("meta"):  # without memory: the settings may be nonsense
+            weights = cls(**settings).state_dict()
         file = _file_of(model_id, WEIGHTS, hub)
         try:
             tensors = load_file(file)
         except SafetensorError as error:
             raise CheckpointError(f"{file} is damaged ({error}); copy or download it again") from None
-        weights = unet.state_dict()
         mismatch = tensor_mismatch({k: v.shape for k, v in weights.items()}, {k: v.shape for k, v in tensors.items()})
         if mismatch:
             raise CheckpointError(f"{file} does not fit its config.json: {mismatch}")
         refuse_not_finite(tensors, str(file))
+        unet = cls(**settings)
         unet.load_state_dict(tensors)
         name = unet.settings["predictor"]
         if name is not None:

@@ -31,6 +31,9 @@ MIN_SIDE = {
     "niqe": 96, "niqe_matlab": 96, "ilniqe": 96, "piqe": 16, "ssim": 11, "lpips": 32, "dists": 16, "lpips-vgg": 16,
 }  # fmt: skip
 
+# What metrics raise for pictures that they are not defined on.
+FAILURES = RuntimeError, ValueError, AssertionError, np.linalg.LinAlgError
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -45,7 +48,7 @@ class Metric:
         needs_reference: whether the target picture must be given.
         min_side: smallest side, in pixels, that it is defined on.
         measure: (results, targets or None), both (B, 3, H, W) float32 in [0, 1] on the 256 levels of a file on disk →
-            (B,). What it raises as RuntimeError, ValueError or LinAlgError counts as failed on that picture.
+            (B,). What it raises of `FAILURES` counts as failed on that picture.
         device: where `make_metric` made it; None: it was not made there.
     """
 
@@ -91,11 +94,11 @@ class Metric:
                 return self._measure_finite(sr, hr)
             except SkipDiffError:
                 raise
-            except (RuntimeError, ValueError, np.linalg.LinAlgError):
+            except FAILURES:
                 # one bad picture makes some metrics give up on a whole batch
                 values = np.full(len(sr), np.nan)
                 for i in range(len(sr)):
-                    with contextlib.suppress(RuntimeError, ValueError, np.linalg.LinAlgError):
+                    with contextlib.suppress(*FAILURES):
                         values[i] = self._measure_finite(sr[i : i + 1], None if hr is None else hr[i : i + 1])[0]
                 return values
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from ddpm.checks import check_one_of, check_whole, is_whole
+from ddpm.checks import check_most, check_one_of, check_whole, is_whole
 from ddpm.errors import ConfigError
 from ddpm.sampling import coarse_eta
+from ddpm.schedule import LONGEST
 
 SKIP_MODES = ("restart", "jump")
 
@@ -39,6 +40,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_whole(**{f"{name} of steps S,N": getattr(self, name) for name in ("S", "N")})
+        check_most(LONGEST, **{"steps S,N, multiplied,": self.length})
         check_one_of(SKIP_MODES, skip_mode=self.skip_mode)
         coarse_eta(self.coarse_sampler)
         if coarse_eta(self.fine_sampler, "fine_sampler") is None and self.skip_mode != "jump":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ddpm.checks import check_whole
@@ -104,26 +105,44 @@ def tabulate(
         "digest": digest.hexdigest(),
     }
     with lock_run(out):
-        arrays = _begun(out, description)
-        if arrays is None:
-            arrays = {"done": np.zeros(1, np.int64), "features": np.zeros((count, FEATURES), np.float32)}
-            arrays |= {f"metrics.{name}": np.full(shape, np.nan, np.float32) for name in task.metrics}
+        arrays: dict[str, NDArray[Any]] = {
+            "done": np.zeros(1, np.int64),
+            "features": np.zeros((count, FEATURES), np.float32),
+        }
+        arrays |= {f"metrics.{name}": np.full(shape, np.nan, np.float32) for name in task.metrics}
+        if not _begun(out, description, arrays):
             write_json(out / DESCRIPTION, description)
         _fill(task, arrays, pictures, wanted, out)
     return Table.load(out)
 
 
-def _begun(out: Path, description: dict[str, Any]) -> dict[str, NDArray[Any]] | None:
-    """The arrays of an unfinished table of the same description."""
+def _begun(out: Path, description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> bool:
+    """Fills in the arrays of an unfinished table of the same description; whether there is one.
+
+    Raises:
+        ConfigError: the table is another one, or damaged.
+    """
     if not (out / DESCRIPTION).exists():
-        return None
+        return False
     known = read_json(out / DESCRIPTION)
     if isinstance(known, dict):
         known = {"degradation": "bicubic", **known}  # tables of the time when there was no other
     if known != description:
         names = [name for name in description if not isinstance(known, dict) or known.get(name) != description[name]]
         raise ConfigError(f"{out} holds a table of another {', '.join(names)}; name another folder, or remove it")
-    return load_file(out / ARRAYS) if (out / ARRAYS).exists() else None
+    if not (out / ARRAYS).exists():
+        return False
+    try:
+        found = load_file(out / ARRAYS)
+        for name, array in arrays.items():
+            if found[name].shape != array.shape or found[name].dtype != array.dtype:
+                raise ValueError(f"{name} is {found[name].dtype} {found[name].shape}")
+            array[...] = found[name]
+        if not 0 <= arrays["done"][0] <= len(description["pictures"]):
+            raise ValueError(f"{arrays['done'][0]} pictures are done")
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"the unfinished table {out} is damaged ({error}); remove {out / ARRAYS}") from None
+    return True
 
 
 def _fill(

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.checkpoints import load_unet
-from ddpm.errors import ConfigError, ImageError
+from ddpm.errors import CheckpointError, ConfigError, ImageError, out_of_memory
 from ddpm.formats import check_output, output_format
 from ddpm.images import (
     Animation,
@@ -187,6 +187,7 @@ class Upscaler:
         Raises:
             ImageError: the result of a single picture would not fit into memory.
             ConfigError: a seed lies outside its range.
+            CheckpointError: the net gives numbers that are not finite.
         """
         if not all(0 <= seed <= MAX_SEED for seed in seeds):
             raise ConfigError(f"noise seeds must lie in 0 … {MAX_SEED}, got {', '.join(map(str, seeds))}")
@@ -212,7 +213,7 @@ class Upscaler:
                 try:
                     results += self._batch(lr_images[done : done + size], seeds[done : done + size], padding)
                 except (RuntimeError, MemoryError) as error:
-                    if not _out_of_memory(error):
+                    if not out_of_memory(error):
                         raise
                     if size == 1:
                         raise ImageError(
@@ -239,6 +240,8 @@ class Upscaler:
         else:
             images = self.process.run(states, self.policy)
             tiles = [[Tile(canvas, state.levels, state.nfe)] for state in states]
+        if not all(bool(image.isfinite().all()) for image in images):
+            raise CheckpointError("the net gives numbers that are not finite; its weights are damaged, take another")
         seconds = (time.perf_counter() - began) / len(lr_images)
         results = []
         for sr, state, own in zip(images, states, tiles, strict=True):
@@ -365,7 +368,3 @@ def check_room(pictures: int, width: int, height: int) -> None:
             f"{pictures} x {width} x {height} pixels need about {needed / 2**30:.1f} GiB of memory, "
             f"{available / 2**30:.1f} GiB are free; ask for less"
         )
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

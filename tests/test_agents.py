@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from gymnasium import spaces
+from safetensors.torch import load_file
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from torch import Tensor
@@ -30,6 +31,7 @@ from agents.training_config import AgentTrainingConfig, resumed_config
 from agents.vec_env import make_env
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
 from ddpm.files import read_json
+from ddpm.runs import lock_run
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import StartOutcomes
 from skipdiff_env.memo import Memo
@@ -179,7 +181,7 @@ def test_train_save_load_resume(
     before = Agent.build(agent.config).policy.state_dict()
     assert any(not torch.equal(before[name], value) for name, value in agent.policy.state_dict().items())
 
-    with pytest.raises(ConfigError, match="holds a run; go on with --resume"):
+    with pytest.raises(ConfigError, match="is not empty; go on with its run by --resume"):
         train_agent(config(algorithm), run)
     train_agent(resumed_config(run, {"env_steps": 16 * DECISIONS}), run, resume=True)
     longer = read_curve(run / "evaluations.csv")
@@ -822,3 +824,60 @@ def test_shipped_agents(name: str) -> None:
         assert 3 <= start < task.plan.N
         assert episode.actions == [Action.SKIP] * (task.plan.N - start) + [Action.DENOISE] * (start - 1)
         assert episode.refinement.nfe == 9 + start
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decisions": 10**12}, "more than any memory holds"),
+        ({"image_size": "x"}, "image_size must be a whole number, got 'x'"),
+        ({"price_range": [1]}, "price_range must be two rising numbers"),
+        ({"training": {"env": 3}}, "env of training must be a mapping, got 3"),
+        ({"policy_kwargs": {"net_arch": "x"}}, "policy_kwargs do not fit"),
+        ({"policy_kwargs": {"features_extractor_kwargs": 3}}, "policy_kwargs do not fit"),
+        ({"policy_kwargs": {"features_extractor_kwargs": {"hidden_size": 2**40}}}, "policy_kwargs do not fit"),
+    ],
+)
+def test_damaged_configurations_of_agents(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    kwargs = {"features_extractor_kwargs": {"hidden_size": 8}}
+    Agent.build(AgentConfig("ppo", 4, 32, 9.0, policy_kwargs=kwargs)).save(tmp_path)
+    content = read_json(tmp_path / "config.json") | changes
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_agent(tmp_path)
+
+
+def test_agents_on_devices_that_do_not_exist(tmp_path: Path) -> None:
+    for device in ("even:0", "cuda:99", "meta"):
+        with pytest.raises(ConfigError, match=f"no such device: '{device}'"):
+            load_agent("natural-x4", device)
+
+
+def test_a_run_that_was_killed_before_its_first_state_begins_anew(
+    config: Callable[..., AgentTrainingConfig], tmp_path: Path
+) -> None:
+    train_agent(config(), tmp_path / "whole")
+    train_agent(config(), tmp_path / "run")
+    for name in ("state.zip", "evaluations.csv"):
+        (tmp_path / "run" / name).unlink()
+    train_agent(resumed_config(tmp_path / "run", {}), tmp_path / "run", resume=True)
+    whole, run = (load_file(tmp_path / name / "agent" / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(value, run[name]) for name, value in whole.items())
+
+
+def test_one_training_in_a_folder(config: Callable[..., AgentTrainingConfig], tmp_path: Path) -> None:
+    train_agent(config(), tmp_path / "run")
+    again = resumed_config(tmp_path / "run", {"env_steps": 100})
+    with lock_run(tmp_path / "run"), pytest.raises(ConfigError, match="another process is at work in"):
+        train_agent(again, tmp_path / "run", resume=True)
+
+
+def test_hyperparameters_that_the_algorithm_refuses(config: Callable[..., AgentTrainingConfig], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ppo does not take these hyperparameters \(ValueError: .*learning rate"):
+        train_agent(config(overrides={"learning_rate": -1.0, "lr_schedule": "constant"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_that_diverges(config: Callable[..., AgentTrainingConfig], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"numbers that are not finite; train with a lower -p learning_rate"):
+        train_agent(config(overrides={"learning_rate": 1e30, "lr_schedule": "constant"}), tmp_path / "run")

@@ -1,12 +1,15 @@
 """The command line as a whole."""
 
+import errno
 import subprocess
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from agents.cli import main
+from agents.cli import Group, main
+from ddpm.errors import ConfigError
 
 HEAVY = {"torch", "torchvision", "pyiqa", "lpips", "stable_baselines3", "matplotlib", "skimage", "accelerate", "scipy"}
 
@@ -41,3 +44,32 @@ def test_train_ddpm_wants_pictures(tmp_path: object) -> None:
     result = CliRunner().invoke(main, ["train-ddpm", f"--out={tmp_path}/run", "--images=x", "--multipliers=1,b"])
     assert result.exit_code == 2
     assert "whole numbers" in result.output
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("two\nlines"), 2, "Error: two lines"),
+        (click.UsageError("two\n\nlines"), 2, "Error: two lines"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.png"), 1, "Error: a.png: No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "Error: No space left on device"),
+        (OSError("odd\nerror"), 1, "Error: odd error"),
+        (MemoryError(), 1, "Error: the memory does not hold what this computes"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 1, "Error: the memory does not"),
+    ],
+)
+def test_an_error_is_one_line(error: Exception, code: int, line: str) -> None:
+    def fail() -> None:
+        raise error
+
+    result = CliRunner().invoke(Group(commands={"fail": click.Command("fail", callback=fail)}), ["fail"])
+    assert result.exit_code == code
+    assert result.stderr.splitlines()[-1].startswith(line)
+
+
+def test_a_mistake_of_ours_is_no_error_of_the_user() -> None:
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    result = CliRunner().invoke(Group(commands={"fail": click.Command("fail", callback=fail)}), ["fail"])
+    assert isinstance(result.exception, RuntimeError)

@@ -467,3 +467,26 @@ def test_from_pil_does_not_touch_its_argument(photo: Photo) -> None:
     image = Image.fromarray(photo(4, 4))
     from_pil(image).rgb[:] = 0
     assert np.array_equal(np.asarray(image), photo(4, 4))
+
+
+def test_floats_of_a_portable_map(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "x.pfm", format="PPM")
+    assert np.abs(read_picture(tmp_path / "x.pfm").rgb[..., 0] - 255.0 * values).max() <= 0.5
+
+
+def test_bits_that_are_no_number(tmp_path: Path) -> None:
+    """A signalling NaN raises a warning where it is converted."""
+    values = np.full((4, 4), 0.5, np.float32)
+    values.view(np.uint32)[0, 0] = 0x7FA00000
+    Image.fromarray(values).save(tmp_path / "x.pfm", format="PPM")
+    assert read_picture(tmp_path / "x.pfm").rgb[:, :, 0].tolist()[0] == [0, 128, 128, 128]
+
+
+def test_a_damaged_tiff_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((8, 8, 3), np.float32), photometric="rgb")
+    whole = (tmp_path / "x.tif").read_bytes()
+    (tmp_path / "x.tif").write_bytes(whole[:20] + bytes(4) + whole[24:])
+    with pytest.raises(ImageError):
+        read_picture(tmp_path / "x.tif")
+    assert capfd.readouterr() == ("", "")

@@ -350,7 +350,7 @@ def test_train_supervised_and_enjoy(settings: dict[str, Any], photos: Path, tmp_
         (["-p", "gamma=0.9"], "supervised has no setting gamma; known for -p are channels, crops"),
         (["--warm-cache"], "supervised has no setting --warm-cache"),
         (["--resume"], "cannot change when a run goes on"),
-        ([], "holds a run; go on with --resume"),
+        ([], "is not empty; go on with its run by --resume"),
     ):
         result = CliRunner().invoke(main, [*arguments, *more])
         assert result.exit_code == 2

@@ -138,6 +138,13 @@ def test_a_flat_picture_fails_alone() -> None:
     assert values[0] == pytest.approx(make_metric("niqe")(good)[0], rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["psnr", "ssim", "lpips", "colour"])
+def test_numbers_that_are_not_finite_fail_alone(name: str) -> None:
+    sr, hr = torch.rand(3, 3, 64, 64) * 2 - 1, torch.rand(3, 3, 64, 64) * 2 - 1
+    sr[1] = torch.nan
+    assert np.isnan(make_metric(name)(sr, hr)).tolist() == [False, True, False]
+
+
 def test_too_small_for_niqe() -> None:
     with pytest.raises(ConfigError, match=r"niqe needs pictures of at least 96 pixels.*got 128 x 64"):
         make_metric("niqe")(torch.zeros(1, 3, 64, 128))

@@ -17,6 +17,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from agents.cli import main
 from ddpm.errors import ConfigError
@@ -417,6 +418,29 @@ def test_damaged_tables(tables: dict[str, tuple[Path, dict[str, Any]]], tmp_path
     with pytest.raises(ConfigError, match="has format 99" if damage == "format" else "is damaged") as raised:
         Table.load(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("damage", ["bytes", "shape", "name", "count"])
+def test_a_damaged_table_is_not_gone_on_with(damage: str, short_checkpoint: str, tmp_path: Path, photo: Photo) -> None:
+    config = TaskConfig(
+        checkpoint=short_checkpoint, images=[photo(32, 32)], image_size=32, steps=(1, 4), skip_mode="jump",
+        metric="psnr",
+    )  # fmt: skip
+    tabulate(config, tmp_path)
+    arrays = load_file(tmp_path / ARRAYS)
+    if damage == "shape":
+        arrays["metrics.psnr"] = arrays["metrics.psnr"][:, :1]
+    if damage == "name":
+        del arrays["features"]
+    if damage == "count":
+        arrays["done"][0] = 7
+    save_file(arrays, tmp_path / ARRAYS)
+    if damage == "bytes":
+        (tmp_path / ARRAYS).write_bytes(b"nonsense")
+    with pytest.raises(ConfigError, match=r"the unfinished table .* is damaged .*; remove .*table\.safetensors"):
+        tabulate(config, tmp_path)
+    (tmp_path / ARRAYS).unlink()
+    assert np.isfinite(tabulate(config, tmp_path).metrics["psnr"]).all()
 
 
 # --- the command, and Minari ---

@@ -24,11 +24,11 @@ from ddpm.checkpoints import load_unet
 from ddpm.configs import DDPMConfig
 from ddpm.crops import CropDataset
 from ddpm.degradation import Degradation, downsample
-from ddpm.errors import ConfigError, ImageError
+from ddpm.errors import CheckpointError, ConfigError, ImageError
 from ddpm.images import to_tensor
 from ddpm.runs import lock_run
 from ddpm.schedule import cosine_alphas_cumprod
-from ddpm.trainer import latest_state, resumed_config
+from ddpm.trainer import _Samples, latest_state, resumed_config
 from ddpm.training import train, training_loss
 from tests.conftest import TINY, tiny_unet
 
@@ -374,3 +374,35 @@ def test_a_run_goes_on_from_any_folder(photos: Path, tmp_path: Path, monkeypatch
     result = CliRunner().invoke(main, ["train-ddpm", "--resume", f"--out={tmp_path / 'run'}", "--iterations=4"])
     assert result.exit_code == 0, result.output
     assert latest_state(tmp_path / "run") == tmp_path / "run" / "state-00000004"
+
+
+def test_a_damaged_state_is_named(config: DDPMConfig, tmp_path: Path) -> None:
+    train(config, tmp_path / "run")
+    state = latest_state(tmp_path / "run")
+    assert state is not None
+    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"):
+        whole = (state / name).read_bytes()
+        (state / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(CheckpointError, match=f"the state {state} is damaged .*; remove it, and --resume"):
+            train(resumed_config(DDPMConfig, tmp_path / "run", {"iterations": 6}), tmp_path / "run", resume=True)
+        (state / name).write_bytes(whole)
+    shutil.rmtree(state)
+    (tmp_path / "run" / "state-other").mkdir()  # is none
+    train(resumed_config(DDPMConfig, tmp_path / "run", {"iterations": 2}), tmp_path / "run", resume=True)
+    assert latest_state(tmp_path / "run") == tmp_path / "run" / "state-00000002"
+
+
+def test_the_samples_of_any_number_of_iterations() -> None:
+    """Process 1 of 2, batches of 3, from iteration 2 on; and nothing of the size of the whole is made."""
+    order = _Samples(range(2 * 2 + 1, 10**9 * 2, 2), 3)
+    assert [order[i] for i in range(7)] == [15, 16, 17, 21, 22, 23, 27]
+    assert len(order) == 3 * (10**9 - 2)
+
+
+def test_a_run_that_was_killed_before_its_first_state(config: DDPMConfig, tmp_path: Path) -> None:
+    """What is left under temporary names stands in the way of nothing."""
+    for left in (".skipdiff-x.json", ".skipdiff-state/model.safetensors", ".lock"):
+        (tmp_path / "run" / left).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / left).touch()
+    train(config, tmp_path / "run")
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]

@@ -191,7 +191,7 @@ def test_attention_sees_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> No
         ("width", "8", "width must be a whole number of at least 1, got '8'"),
         ("blocks", 1.5, "blocks must be a whole number"),
         ("blocks", True, "blocks must be a whole number"),
-        ("multipliers", (), "at least one level"),
+        ("multipliers", (), "multipliers must name 1 … 10 levels, got 0"),
         ("multipliers", (1, 0), "multipliers must be a list of whole numbers"),
         ("multipliers", (1, 2.5), "multipliers must be a list of whole numbers"),
         ("multipliers", 3, "multipliers must be a list of whole numbers"),
@@ -345,3 +345,32 @@ def test_save_checkpoint_replaces_and_keeps(folder: Path) -> None:
 def test_save_checkpoint_without_a_place(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
         save_checkpoint(tiny_unet(), folder / "config.json" / "net")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 2**40}, "does not fit into memory"),
+        ({"width": 2**70}, "does not fit into memory"),
+        ({"multipliers": [2**40]}, "does not fit into memory"),
+        ({"multipliers": [1] * 100}, "multipliers must name 1 … 10 levels, got 100"),
+        ({"blocks": 10**9}, "blocks must be at most 64, got 1000000000"),
+        ({"patch_size": 10**9}, "patch_size must be at most 64"),
+        ({"scale": 10**6}, "scale must be at most 64"),
+        ({"diffusion_steps": 10**12, "coarse_steps": 1}, "diffusion_steps must be at most 100000"),
+        ({"levels": [10**12, 1]}, "levels must be at most 100000"),
+        ({"levels": 3}, "levels must be falling whole numbers"),
+    ],
+)
+def test_sizes_beyond_all_reason(settings: dict[str, Any], message: str, folder: Path) -> None:
+    """They are refused at once, and not when the memory is used up."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | settings
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_unet(folder)
+
+
+def test_a_large_net_needs_no_memory_until_its_weights_fit(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"width": 2**16}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert "does not fit its config.json" in message_of(folder)

@@ -765,3 +765,15 @@ def test_maps_that_cannot_be_drawn(
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert names(photos) == before
+
+
+def test_a_net_that_gives_no_numbers(checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    """Weights can be finite and far too large."""
+    unet = tiny_unet()
+    for parameter in unet.parameters():
+        parameter.fill_(1e30)
+    unet.save_pretrained(tmp_path / "net")
+    result = upscale(str(tmp_path / "net"), photos / "0.png", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "the net gives numbers that are not finite" in errors(result)[0]
+    assert not list((tmp_path / "out").glob("*"))

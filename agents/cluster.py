@@ -1,0 +1,148 @@
+"""Work whose parts are independent, spread over a pool of workers on a Ray cluster."""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ddpm.checks import check_whole
+from ddpm.errors import ConfigError, SkipDiffError
+from ddpm.progress import orderly_end
+
+# Bytes that a cluster on this machine keeps for what workers hand over, which are a few lines of text; Ray's least.
+STORE = 80 * 2**20
+# What a worker does with one chunk of the work: plain data to plain data.
+Work = Callable[[list[Any]], Any]
+
+
+class ClusterError(SkipDiffError):
+    """There is no such cluster, or its workers cannot do the work."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster, and how many of its workers are wanted.
+
+    Attributes:
+        address: of a cluster that runs, "auto", HOST:PORT or ray://HOST:PORT; "": one is started on this machine for as
+            long as the work takes.
+        workers: how many; None: one for each GPU if `device` is one, else one for each CPU.
+        device: where each worker computes.
+
+    Raises:
+        ConfigError: the address is none, the number is below 1, or Ray is not installed.
+    """
+
+    address: str = ""
+    workers: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.address and not re.fullmatch(r"auto|(ray://)?[\w.-]+:\d+", self.address):
+            raise ConfigError(
+                f"--ray takes the address of a cluster, auto, HOST:PORT or ray://HOST:PORT, got {self.address!r}; "
+                "without one, put it last"
+            )
+        if self.workers is not None:
+            check_whole(workers=self.workers)
+        try:
+            import ray.data  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(f"Ray is not installed ({error}); pip install 'skipdiff[ray]'") from None
+
+    def spread(
+        self, make: Callable[..., Work], arguments: Mapping[str, Any], chunks: Sequence[list[Any]]
+    ) -> Iterator[Any]:
+        """Does the work on every chunk, in any order; what a worker had not handed over when it was lost is done again.
+
+        Args:
+            make: makes the work, once in each worker; a function of a module that all nodes can import.
+            arguments: of `make`, plain data; their paths must mean the same on all nodes.
+            chunks: what the work is called with, plain data.
+
+        Yields:
+            What the work gives for each chunk.
+
+        Raises:
+            ClusterError: the cluster cannot be reached, or a worker fails for another reason than its loss.
+        """
+        with self._connected() as ray:
+            count = min(self.workers or self._units(ray), len(chunks))
+            items = [{"chunk": json.dumps(chunk)} for chunk in chunks]
+            results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+                _Worker,
+                fn_constructor_kwargs={"make": make, "arguments": dict(arguments)},
+                batch_size=None,  # a block, which is one chunk
+                compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
+                num_gpus=int(self._on_gpu) or None,
+                num_cpus=None if self._on_gpu else 1,
+            )
+            try:
+                for row in results.iter_rows():
+                    yield json.loads(row["result"])
+            except ray.exceptions.RayError as error:
+                raise ClusterError(f"a worker of the cluster failed: {_cause(error)}") from None
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    def _units(self, ray: Any) -> int:
+        """How many workers the cluster has room for."""
+        return max(1, int(ray.cluster_resources().get("GPU" if self._on_gpu else "CPU", 1)))
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        """Gives Ray, connected; leaves the cluster in the end, and ends one that was started here."""
+        import ray.data
+
+        _quiet(ray)
+        options: dict[str, Any] = {"address": self.address}
+        if not self.address:
+            cpus = self.workers or len(os.sched_getaffinity(0))
+            options = {
+                "address": "local", "num_cpus": cpus, "include_dashboard": False, "object_store_memory": STORE,
+            }  # fmt: skip
+        try:
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # of addresses that nobody answers at, Ray raises nearly anything
+            where = f"at {self.address}" if self.address else "on this machine"
+            raise ClusterError(f"no Ray cluster {where} ({_cause(error)})") from None
+        try:
+            with orderly_end():  # in place of Ray's own handler
+                yield ray
+        finally:
+            ray.shutdown()
+
+
+class _Worker:
+    """What runs in a worker of the pool."""
+
+    def __init__(self, make: Callable[..., Work], arguments: dict[str, Any]) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # as there is a worker for each CPU
+        self.work = make(**arguments)
+
+    def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
+        return {"result": [json.dumps(self.work(json.loads(chunk))) for chunk in block["chunk"]]}
+
+
+def _quiet(ray: Any) -> None:
+    """No usage statistics, no bars and no notes of Ray's, whose place is taken by those of the command."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL)
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of an error, which for errors of workers is that of their traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

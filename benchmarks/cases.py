@@ -1,0 +1,232 @@
+"""What `benchmarks.fuzz` gives to the commands: valid material, and cases in which some of it is mutated."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import click
+import torch
+
+from agents.cli import main as skipdiff
+from benchmarks import tiny
+from benchmarks.mutations import Rng, damaged, damaged_json, damaged_picture, damaged_safetensors, pick
+from ddpm.formats import OUTPUTS
+
+ODD_TEXTS = (
+    "", " ", "0", "1", "-1", "2", "3", "7", "0.5", "-0.5", "nan", "inf", "-inf", "1e400", "1" + "0" * 30, "abc",
+    "ä\u2028", "9223372036854775807", "9223372036854775808", "18446744073709551615", "1000000000", "a" * 300,
+    "a/" * 300 + "a",
+    "1,2", "1,0", "3,4", "4,3", "1,4", "12,1", "0,0", ",", "1,", "1,2,3", "4,2,1", "even:2", "even:0", "even:x",
+    "ddim:0.5", "ddim:2", "ddim:nan", "ddim/even:3", "ddim", "ddpm", "dpmsolver++", "jump", "restart", "no/such",
+    "a/b/c", "~/x", "owner/name", "[", "*", "**", "photo", "psnr", "niqe", "psnr,psnr", "x=1", "=", "a=b=c",
+    "n_envs=0", "learning_rate=-1", "policy_kwargs={a: 1}", "jpg", "same", "1920x", "x33", "0x0", "x", "40x40",
+    "cuda", "cuda:9", "meta", "mps", "cpu:3", "0.1,0.2", "0.2,0.1", "-1,1", "fig1", "table5,table5", "x.png", "x.jpg",
+    "x.xyz", ".", "..", "file", "file/below", "folder",
+)  # fmt: skip
+NAMES = (
+    "x.png", "ü ñ.png", "a b.jpg", "-x.png", "x", "x.PNG", "[1].png", "n" * 240 + ".png", "a\nb.png", "x_x4.png",
+    "x.gif", "x.webp", "x.tif", "x.heic", "x.apng", "\udcff.png", "x.bmp", "x.jp2", "x.tga", "x.avif", "x.txt",
+)  # fmt: skip
+
+NET, PHOTOS, LARGE = "--checkpoint={net}", "--images={photos}", "--images={large}"
+ENJOY = ("-o", "out.png", NET, PHOTOS, "--image-size=16", "--metric=psnr")
+# A good command line of each command; {net} and so on stand for material.
+GOOD_LINES = (
+    ["upscale", "{photos}/0.png", "-o", "out", NET],
+    ["upscale", "{photos}", "-o", "out", NET, "--agent={jump}"],
+    ["train-ddpm", "--out=out", PHOTOS, *tiny.TRAIN_DDPM],
+    ["train-predictor", "--out=out", PHOTOS, *tiny.TRAIN_PREDICTOR],
+    ["train-agent", "--out=out", NET, PHOTOS, *tiny.TRAIN_AGENT],
+    ["train-agent", "--out=out", NET, PHOTOS, *tiny.TRAIN_SUPERVISED],
+    ["import-sr3", "{sr3}", "out"],
+    ["evaluate", "--out=out", LARGE, NET, *tiny.EVALUATE],
+    ["reproduce", "--out=out", LARGE, NET, "--image-size=96", "--sections=table5", "--seeds=1"],
+    ["enjoy", "--agent={agent}", *ENJOY],
+    ["plot", "--run={agent}", "--evaluation={evaluation}", "--out=out"],
+    ["demo", "--no-agent", "-o", "out.png", NET],
+    ["tabulate", "--out=out", PHOTOS, NET, *tiny.TABULATE],
+    ["fetch-judge", "--packages=folder", "-o", "out"],
+)
+# Command lines that read a kind of material, of which a copy is in the folder "run".
+READERS: dict[str, list[list[str]]] = {
+    "run": [
+        ["train-ddpm", "--out=run", "--resume", "--iterations=3"],
+        ["upscale", "{photos}/0.png", "-o", "out", "--checkpoint=run/checkpoint"],
+    ],
+    "agent": [
+        ["train-agent", "--out=run", "--resume", "--env-steps=18"],
+        ["enjoy", "--agent=run", *ENJOY],
+        ["plot", "--run=run", "--out=out"],
+        ["upscale", "{photos}/0.png", "-o", "out", NET, "--agent=run"],
+        ["evaluate", LARGE, NET, *tiny.EVALUATE, "--agent=run"],
+    ],
+    "jump": [
+        ["train-agent", "--algo=supervised", "--out=run", "--resume"],
+        ["upscale", "{photos}/0.png", "-o", "out", NET, "--agent=run", "--quality=0.3"],
+    ],
+    "table": [["tabulate", "--out=run", PHOTOS, NET, *tiny.TABULATE]],
+    "evaluation": [["plot", "--evaluation=run", "--out=out"]],
+}
+
+
+class Stock(Mapping[str, str]):
+    """Valid material: kind → its path. What is not asked for is not made.
+
+    Args:
+        folder: where it is made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.makers: dict[str, Callable[[Path], object]] = {
+            "net": tiny.net,
+            "photos": lambda out: tiny.photographs(out, 4, 32),
+            "large": lambda out: tiny.photographs(out, 2, 96),
+            "agent": lambda out: self._run("train-agent", out, NET, PHOTOS, *tiny.TRAIN_AGENT),
+            "jump": lambda out: self._run("train-agent", out, NET, PHOTOS, *tiny.TRAIN_SUPERVISED),
+            "run": lambda out: self._run("train-ddpm", out, PHOTOS, *tiny.TRAIN_DDPM),
+            "predictor": lambda out: self._run("train-predictor", out, PHOTOS, *tiny.TRAIN_PREDICTOR),
+            "started": self._started,
+            "table": lambda out: self._run("tabulate", out, NET, PHOTOS, *tiny.TABULATE),
+            "evaluation": lambda out: self._run("evaluate", out, NET, LARGE, *tiny.EVALUATE),
+            "sr3": lambda out: torch.save({"a": torch.zeros(3)}, out),
+        }
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.makers)
+
+    def __len__(self) -> int:
+        return len(self.makers)
+
+    def __getitem__(self, kind: str) -> str:
+        path = self.folder / kind
+        if not path.exists():
+            self.makers[kind](path)
+        return str(path)
+
+    def line(self, arguments: Sequence[str]) -> list[str]:
+        """Arguments in which {kind} stands for a path."""
+        return [argument.format_map(self) if "{" in argument else argument for argument in arguments]
+
+    def _run(self, command: str, out: Path, *arguments: str) -> None:
+        tiny.run(command, f"--out={out}", *self.line(arguments))
+
+    def _started(self, out: Path) -> None:
+        """A net that starts from a predictor."""
+        predictor = "--predictor={predictor}/checkpoint/predictor.safetensors"
+        run = out.with_name("started-run")
+        self._run("train-ddpm", run, PHOTOS, predictor, *tiny.TRAIN_DDPM, "--iterations=1")
+        (run / "checkpoint").rename(out)
+
+
+# --- cases: each writes what is mutated into the current folder and gives a command line ---
+
+
+def of_pictures(rng: Rng, given: Stock) -> list[str]:
+    """Odd and damaged pictures for `upscale`, and now and then for the other commands."""
+    Path("in").mkdir()
+    names = list(dict.fromkeys(pick(rng, NAMES) for _ in range(int(rng.integers(1, 3)))))
+    for name in names:
+        damaged_picture(Path("in", name), rng)
+    if rng.random() < 0.15:
+        shutil.copy(Path(given["large"], "0.png"), "in/good.png")
+        return given.line(
+            pick(
+                rng,
+                (
+                    ["tabulate", "--out=out", "--images=in", NET, *tiny.TABULATE],
+                    ["train-ddpm", "--out=out", "--images=in", *tiny.TRAIN_DDPM],
+                    ["evaluate", "--out=out", "--images=in", NET, *tiny.EVALUATE],
+                ),
+            )
+        )
+    where = pick(rng, ("in", f"in/{names[0]}", "in/*"))
+    out = pick(rng, ("out", "out", "out/", "in", ".", f"out/result{pick(rng, OUTPUTS)}"))
+    return [*given.line(["upscale", where, "-o", out, NET]), *_ways_of_enlarging(rng)]
+
+
+def _ways_of_enlarging(rng: Rng) -> list[str]:
+    ways = (
+        f"--format={pick(rng, ('png', 'jpg', 'webp', 'avif', 'tiff', 'same'))}", "--outscale=2.5", "--size=20x",
+        "--size=x9", "--size=30x20", "--samples=2", "--tile=16", "--tile=0", "--strip-metadata", "--seed=3", "--json",
+        "--batch-size=1", "--start=1", "--levels=4,2", "--overwrite", "--skip-existing", "--outscale=0.1",
+        "--jpeg-quality=1",
+    )  # fmt: skip
+    return sorted({pick(rng, ways) for _ in range(int(rng.integers(0, 4)))})
+
+
+def _damage(file: Path, rng: Rng) -> None:
+    """Damages a file in the way that fits its kind."""
+    data = file.read_bytes()
+    if rng.random() < 0.04:
+        file.unlink()
+    elif file.suffix == ".json":
+        file.write_bytes(damaged_json(json.loads(data), rng))
+    elif file.suffix == ".safetensors":
+        file.write_bytes(damaged_safetensors(data, rng))
+    elif file.suffix in (".pkl", ".zip", ".bin"):  # what flipped bits of pickles would do, nobody knows
+        file.write_bytes(data[: int(rng.integers(len(data)))])
+    else:
+        file.write_bytes(damaged(data, rng))
+
+
+def of_checkpoints(rng: Rng, given: Stock) -> list[str]:
+    """A damaged net, with a predictor or without, for the commands that load one."""
+    shutil.copytree(given[pick(rng, ("net", "started"))], "net")
+    files = [file for file in sorted(Path("net").iterdir()) if file.suffix in (".json", ".safetensors")]
+    _damage(pick(rng, [*files, Path("net/config.json")]), rng)
+    checkpoint = "--checkpoint=net"
+    return given.line(
+        pick(
+            rng,
+            (
+                *[["upscale", "{photos}/0.png", "-o", "out", checkpoint, "--tile=64"]] * 4,
+                ["tabulate", "--out=out", PHOTOS, checkpoint, *tiny.TABULATE, "--limit=1"],
+                ["train-ddpm", "--out=out", PHOTOS, "--init=net", *tiny.TRAIN_DDPM[-5:], "--iterations=1"],
+                ["evaluate", LARGE, checkpoint, *tiny.EVALUATE],
+            ),
+        )
+    )
+
+
+def of_configurations(rng: Rng, given: Stock) -> list[str]:
+    """A run, an agent or a table in whose folder a file is damaged, for the commands that go on with it or read it."""
+    kind = pick(rng, ("run", "run", "agent", "agent", "agent", "jump", "table", "evaluation"))
+    shutil.copytree(given[kind], "run")
+    files = [file for file in sorted(Path("run").rglob("*")) if file.is_file()]
+    files = [file for file in files if "tfevents" not in file.name and file.suffix != ".md"]
+    settings = [file for file in files if file.name in ("config.json", "table.json")]
+    _damage(pick(rng, settings if settings and rng.random() < 0.7 else files), rng)
+    return given.line(pick(rng, READERS[kind]))
+
+
+def of_command_lines(rng: Rng, given: Stock) -> list[str]:
+    """A good command line with one to three arguments that are odd, missing, doubled or exchanged."""
+    Path("folder").mkdir()
+    Path("file").write_text("hello", encoding="utf-8")
+    line = given.line(pick(rng, GOOD_LINES))
+    options = [p for p in skipdiff.commands[line[0]].params if isinstance(p, click.Option)]
+    for _ in range(int(rng.integers(1, 4))):
+        way, place = rng.random(), int(rng.integers(1, len(line))) if len(line) > 1 else 0
+        if way < 0.75:
+            option = pick(rng, options)
+            flag = pick(rng, option.opts + option.secondary_opts)
+            choices = list(option.type.choices) if isinstance(option.type, click.Choice) else []
+            value = pick(rng, choices) if choices and rng.random() < 0.5 else pick(rng, ODD_TEXTS)
+            line += [flag] if option.is_flag else [flag, str(value)]
+        elif place and way < 0.85:
+            del line[place]
+        elif place and way < 0.92:
+            line.insert(place, line[place])
+        elif place:
+            line[place] = pick(rng, ODD_TEXTS)
+    return line
+
+
+KINDS: dict[str, tuple[float, Callable[[Rng, Stock], list[str]]]] = {
+    "pictures": (0.4, of_pictures),
+    "checkpoints": (0.2, of_checkpoints),
+    "configurations": (0.2, of_configurations),
+    "command lines": (0.2, of_command_lines),
+}

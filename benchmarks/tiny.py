@@ -1,0 +1,65 @@
+"""A tiny net, photographs, and options of runs that take a second, for benchmarks that are not about quality."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from agents.cli import main
+from ddpm.checkpoints import save_checkpoint
+from ddpm.unet import UNet
+
+NET: dict[str, Any] = {
+    "width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (), "norm_groups": 4, "patch_size": 2,
+    "dropout": 0.0, "noise_level_scale": 1000.0, "prediction": "v", "target": "residual", "diffusion_steps": 12,
+    "coarse_steps": 3,
+}  # fmt: skip
+# Options of a training of such a net that takes a second.
+TRAIN_DDPM = (
+    "--width=8", "--multipliers=1,2", "--norm-groups=4", "--patch-size=2", "--attention-resolutions=999", "--crop=16",
+    "--batch-size=2", "--warmup=1", "--iterations=2", "--save-every=1",
+)  # fmt: skip
+TRAIN_AGENT = (
+    "--steps=3,4", "--image-size=16", "--metric=psnr", "--env-steps=12", "--eval-every=2", "-p", "n_envs=2", "-p",
+    "episodes_per_minibatch=1", "-p", "hidden_size=8", "-p", "norm=group",
+)  # fmt: skip
+TRAIN_SUPERVISED = (
+    "--env=SkipDiffJump-v0", "--algo=supervised", "--steps=1,4", "--image-size=32", "--metric=lpips",
+    "--nfe-penalty=0.001,0.1", "-p", "forwards=[1, 2]", "-p", "channels=[4]", "-p", "crops=6", "-p", "epochs=1", "-p",
+    "members=1",
+)  # fmt: skip
+TRAIN_PREDICTOR = ("--channels=4", "--crop=16", "--batch-size=1", "--iterations=1", "--warmup=0")
+EVALUATE = ("--metrics=psnr", "--image-size=96")
+TABULATE = ("--steps=1,4", "--image-size=16", "--metrics=psnr,colour", "--noise-seeds=1")
+
+
+def net(folder: Path, **changes: Any) -> Path:
+    """Writes a checkpoint with random weights."""
+    torch.manual_seed(0)
+    save_checkpoint(UNet(**{**NET, **changes}), folder)
+    return folder
+
+
+def pixels(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A smooth picture with some noise, uint8 (H, W, 3)."""
+    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    smooth = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).astype(float)
+    return (smooth + rng.normal(0, 8, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+def photographs(folder: Path, count: int, side: int) -> Path:
+    """Writes pictures of one size, 0.png and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.fromarray(pixels(np.random.default_rng(i), side, side)).save(folder / f"{i}.png")
+    return folder
+
+
+def run(*arguments: object) -> None:
+    """Runs a command in this process; it must end well."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exit_code:
+        raise RuntimeError(f"skipdiff {' '.join(map(str, arguments))}: {result.output}") from result.exception
