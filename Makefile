@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs films figures format wheel sdist clean
+.PHONY: demo test lint docs films figures screenshot format wheel sdist clean
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -52,6 +52,9 @@ $(GENERATED)/%.md: .venv/installed
 	printf '`%s` printed:\n\n' '$(strip python -m benchmarks.$* $(OPTIONS_$*))' > $@.tmp
 	$(BIN)/python -m benchmarks.$* $(OPTIONS_$*) >> $@.tmp
 	mv $@.tmp $@
+
+screenshot: .venv/installed  ## how the page of `skipdiff web` looks; needs chromium and chromium-driver
+	$(BIN)/python -m benchmarks.screenshot -o $(GENERATED)/web.webp
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -223,8 +223,8 @@ def make_upscaler(
     """The upscaler that options of the command ask for.
 
     Args:
-        agent: the agent that decides; None: the checkpoint's own where neither a start nor a schedule is given and it
-            was trained for these options.
+        agent: the agent that decides; None: the checkpoint's own where neither a start nor a schedule is given, it
+            was trained for these options, and a quality is given or the checkpoint names no schedule.
         quality: what it shall aim at, 0 … 1.
         trust_pickle: whether it may be a .zip of Stable-Baselines3.
         options: arguments of `Upscaler`.
@@ -257,7 +257,7 @@ def _agent_policy(
 
     loaded = load_agent(agent or own, options["device"], trust_pickle)
     asked = {name: options.get(name) for name in PLAN_OPTIONS}
-    plan = Plan.resolve(load_unet(source).settings, loaded.config.plan, **asked)
+    plan = Plan.resolve(settings, loaded.config.plan, **asked)
     if agent is None and loaded.config.plan != plan:
         return {}  # other settings than those of the checkpoint's agent
     loaded.check(plan)

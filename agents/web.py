@@ -26,7 +26,7 @@ from skipdiff_env.episode import Episode
 from skipdiff_env.pictures import PHOTOGRAPHS, Pictures, Rgb
 from skipdiff_env.rendering import draw_map
 from skipdiff_env.rules import Action
-from skipdiff_env.task import Task
+from skipdiff_env.task import Task, shared_unet
 from skipdiff_env.upscaler import Upscaled, Upscaler, check_room
 
 # Levels of the schedules of even steps that the slider chooses from.
@@ -92,7 +92,7 @@ class Workshop:
         episodes: arguments of the environment of the episodes, beside those of the agent that plays.
 
     Raises:
-        SkipDiffError: a checkpoint is unknown or damaged, or there is no such device.
+        SkipDiffError: a checkpoint is unknown, the first is damaged, or there is no such device.
     """
 
     def __init__(
@@ -105,9 +105,8 @@ class Workshop:
         self.folders = {name: resolve_checkpoint(name) for name in checkpoints}
         self.device, self.max_pixels, self._episodes = device, max_pixels, episodes
         self._tasks: dict[str, Task] = {}
-        for name in checkpoints:
-            self.knob(name)
-        Upscaler(checkpoints[0], device=device)
+        # the page opens with it; the others are loaded when they are chosen
+        Upscaler(self.folders[checkpoints[0]], device=device)
 
     def agent(self, checkpoint: str) -> Agent | None:
         """The agent that comes with the checkpoint.
@@ -196,14 +195,15 @@ class Workshop:
         """The middle of one of scikit-image's photographs, shrunk as often as the checkpoint enlarges.
 
         Raises:
-            ConfigError: there is no such photograph.
+            ConfigError: there is no such photograph or checkpoint.
         """
         from skimage import data
 
+        self.agent(checkpoint)  # refuses what may not be chosen
         if name not in PHOTOGRAPHS:
             raise ConfigError(f"unknown sample {name!r}; known are {', '.join(PHOTOGRAPHS)}")
         rgb = getattr(data, name)()[..., :3]
-        scale = self.task(checkpoint).unet.scale
+        scale = shared_unet(self.folders[checkpoint], self.device).scale
         sides = [min(side, SAMPLE_SIDE) // scale * scale for side in rgb.shape[:2]]
         top, left = ((whole - side) // 2 for whole, side in zip(rgb.shape[:2], sides, strict=True))
         middle = np.ascontiguousarray(rgb[top : top + sides[0], left : left + sides[1]])

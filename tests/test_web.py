@@ -1,0 +1,300 @@
+"""The page of `skipdiff web`: what it does without a browser, and the whole of it in headless Chromium."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from agents.agent import Agent, AgentConfig
+from agents.algorithms import SUPERVISED
+from agents.cli import main
+from agents.web import EVEN_STEPS, QUALITY, Visits, Workshop, chain
+from benchmarks import screenshot
+from benchmarks.screenshot import find, press, read, wait_for, widths
+from ddpm.errors import CheckpointError, ConfigError, ImageError
+from ddpm.images import Picture
+from skipdiff_env import Upscaler
+from skipdiff_env.plan import Plan
+from skipdiff_env.rules import Action
+from tests.conftest import Photo, tiny_unet
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def jumping(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny checkpoint whose agent chooses schedules of jumps for its price, and whose reward is quick."""
+    folder = tmp_path_factory.mktemp("jumping") / "tiny"
+    tiny_unet().save_pretrained(folder)
+    plan = Plan(1, 6, fine_sampler="ddim", skip_mode="jump")
+    settings = {"forwards": [1, 3, 5], "crop_size": 32, "channels": [4, 4], "hidden": 4}
+    training = {"env": {"metric": "psnr", "nfe_penalty": [0.01, 0.1]}}
+    config = AgentConfig(SUPERVISED, 5, 32, 12.0, plan, settings, training, "dict", (0.01, 0.1))
+    Agent.build(config).save(folder / "agent")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def shop(checkpoint: str, jumping: str) -> Workshop:
+    return Workshop([jumping, checkpoint], max_pixels=1000, image_size=64)
+
+
+def test_slider_is_the_price_or_the_number_of_steps(shop: Workshop, checkpoint: str, jumping: str) -> None:
+    assert shop.knob(jumping) is QUALITY
+    assert shop.knob(checkpoint) is EVEN_STEPS
+    with pytest.raises(ConfigError, match="0 … 1, got 7"):
+        shop.upscaler(jumping, 7)
+    with pytest.raises(ConfigError, match="unknown checkpoint 'other'"):
+        shop.knob("other")
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_result_is_the_upscalers(shop: Workshop, checkpoint: str, photo: Photo, steps: int) -> None:
+    picture = Picture(photo(12, 16))
+    parts: list[float] = []
+    result = shop.enlarge(checkpoint, picture, steps, 5, parts.append)
+    upscaler = Upscaler(checkpoint, levels=(20, 13, 7)) if steps else Upscaler(checkpoint)
+    ((expected, upscaled),) = upscaler.enlarge([picture], [5])
+    np.testing.assert_array_equal(result.picture.rgb, expected.rgb)
+    assert result.before.shape == (48, 64, 3)
+    assert result.summary.startswith("16 x 12 → 64 x 48 pixels, ")
+    assert f"{upscaled.nfe:g} forwards (NFE)\n" in result.summary
+    if steps:
+        assert result.summary.endswith("Schedule 20 → 13 → 7 → 0")
+    assert parts[-1] == pytest.approx(1)
+
+
+def test_tiles_have_schedules_of_their_own(shop: Workshop, jumping: str, photo: Photo) -> None:
+    result = shop.enlarge(jumping, Picture(photo(16, 24)), 1, 0)
+    assert re.search(r"forwards \(NFE\) on average over (\d+) tiles\n", result.summary)
+    assert re.search(r"^Schedule 6 → .*0, \d+ of \d+ tiles$", result.summary, re.MULTILINE)
+    assert result.map.shape[0] > 64
+
+
+def test_what_cannot_be_enlarged(shop: Workshop, checkpoint: str, tmp_path: Path, photo: Photo) -> None:
+    Image.fromarray(photo(32, 32)).save(tmp_path / "large.png")
+    with pytest.raises(ImageError, match=r"32 x 32 pixels, more than the 1000 of --max-pixels"):
+        shop.read(tmp_path / "large.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        shop.read(tmp_path / "broken.png")
+    with pytest.raises(ConfigError, match="the seed is empty"):
+        shop.enlarge(checkpoint, Picture(photo(8, 8)), 1, None)
+    with pytest.raises(ConfigError, match="seeds must lie in"):
+        shop.enlarge(checkpoint, Picture(photo(8, 8)), 1, -1)
+    with pytest.raises(ConfigError, match="unknown sample"):
+        shop.sample("../secret", checkpoint)
+    with pytest.raises(CheckpointError):
+        Workshop(["no-such-checkpoint"])
+
+
+def test_samples_are_shrunk(shop: Workshop, checkpoint: str) -> None:
+    assert shop.sample("chelsea", checkpoint).rgb.shape == (75, 96, 3)
+
+
+def test_a_person_who_follows_the_agent_gets_its_reward(shop: Workshop, jumping: str) -> None:
+    name = shop.pictures()[3]
+    game = shop.game(jumping, name, 0.8, 1)
+    assert "Decision 1 of 5, at step t = 6" in game.describe()
+    assert "The agent would " in game.describe()
+    assert game.frames()[1] is None
+    game.follow()
+    rival = game.rival
+    assert rival is not None
+    assert game.episode.actions == rival.actions
+    assert game.episode.reward == rival.reward != 0
+    mine, agents = game.frames()
+    np.testing.assert_array_equal(mine, agents)
+    with pytest.raises(ConfigError, match="the episode has ended"):
+        game.step(Action.SKIP)
+
+
+def test_a_person_who_decides_otherwise(shop: Workshop, jumping: str) -> None:
+    """The agent is asked at every decision, whoever took those before."""
+    game = shop.game(jumping, shop.pictures()[0], 0.5, 0)
+    rival = game.rival
+    assert rival is not None
+    for theirs in rival.actions:
+        assert game.advice is not None
+        game.step(Action(1 - theirs))
+    assert game.episode.refinement.levels != rival.refinement.levels
+    you, agent = game.describe().splitlines()
+    assert you.startswith(f"You: reward {game.episode.reward:.4f}, psnr ")
+    assert agent.startswith(f"The agent: reward {rival.reward:.4f}, psnr ")
+    assert agent.endswith(f"schedule {chain(rival.refinement.levels)}")
+
+
+def test_without_an_agent(checkpoint: str) -> None:
+    shop = Workshop([checkpoint], image_size=64, metric="psnr")
+    game = shop.game(checkpoint, shop.pictures()[0], 0, 0)
+    assert game.task.plan.skip_mode == "jump"
+    assert "agent" not in game.describe()
+    with pytest.raises(ConfigError, match="no agent"):
+        game.follow()
+    with pytest.raises(ConfigError, match="unknown picture"):
+        shop.game(checkpoint, "another", 0, 0)
+
+
+def test_files_of_a_page_are_removed_when_it_is_closed(tmp_path: Path) -> None:
+    visits = Visits(tmp_path / "root")
+    visits.root.mkdir()
+    (tmp_path / "photo.png").write_bytes(b"1")
+    visit = visits.of("one")
+    moved = Path(visit.adopt(tmp_path / "photo.png"))
+    assert moved.read_bytes() == b"1"
+    assert not (tmp_path / "photo.png").exists()
+    with pytest.raises(ImageError, match="drop it again"):
+        visit.adopt(tmp_path / "photo.png")
+    first = visit.fresh()
+    assert visits.of("one").fresh().is_dir()
+    assert not first.exists()
+    other = visits.of("../two").fresh()
+    visits.end("one")
+    visits.end("one")
+    assert not moved.exists()
+    assert other.is_relative_to(visits.root)
+    assert other.is_dir()
+
+
+def test_without_gradio(monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "agents.web_page", raising=False)
+    result = CliRunner().invoke(main, ["web", "--checkpoint", checkpoint])
+    assert result.exit_code == 2
+    assert 'pip install "skipdiff[web]"' in result.output.splitlines()[-1]
+
+
+@pytest.mark.filterwarnings("ignore")  # of Gradio
+def test_handlers_tell_errors_in_a_line(shop: Workshop, jumping: str, tmp_path: Path, photo: Photo) -> None:
+    pytest.importorskip("gradio")
+    from agents.web_page import Handlers
+
+    handlers, request = Handlers(shop, Visits(tmp_path)), SimpleNamespace(session_hash="one")
+    empty: tuple[Any, ...] = (None, None, None)
+    assert handlers.enlarge(None, None, jumping, 0.5, 0, request) == (
+        *empty, "Error: no photograph; drop one, or choose a sample"
+    )  # fmt: skip
+    *none, line = handlers.skip(request)
+    assert none == [None, None]
+    assert line.startswith("Error: no episode has begun")
+    Image.fromarray(photo(8, 8)).save(tmp_path / "my photo.png")
+    (before, _), _, whole, _ = handlers.enlarge(str(tmp_path / "my photo.png"), None, jumping, 0.5, 0, request)
+    assert Image.open(before).size == Image.open(whole).size == (32, 32)
+    assert Path(whole).name == "my photo_x4.png"
+    handlers.begin(shop.pictures()[0], jumping, 0.5, 0, request)
+    assert "Decision 2 of 5" in handlers.denoise(request)[-1]
+    handlers.leave(request)
+    assert [path.name for path in tmp_path.rglob("*")] == ["my photo.png"]
+
+
+# In the browser
+
+
+@pytest.fixture
+def page(jumping: str, tmp_path: Path) -> Iterator[tuple[str, Path, "subprocess.Popen[str]"]]:
+    """The address of a page, the folder of its temporary files, and its process."""
+    pytest.importorskip("gradio")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "agents.cli", "web", "--checkpoint", jumping, "--max-mb", "0.05"]
+    environment = os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "no_proxy": "127.0.0.1,localhost"}
+    with (tmp_path / "errors").open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
+        )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    address = re.search(r"http://127\.0\.0\.1:\d+", line)
+    if address is None:
+        process.kill()
+        raise AssertionError((line, (tmp_path / "errors").read_text(encoding="utf-8")))
+    try:
+        yield address[0], temporary, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    pytest.importorskip("selenium")
+    if not all(map(shutil.which, screenshot.PROGRAMS)):
+        pytest.skip("no Chromium: apt-get install chromium chromium-driver")
+    with screenshot.browser() as driver:
+        yield driver
+
+
+def asked_of_others(browser: Any) -> list[str]:
+    """The addresses beyond this machine that the page asked for."""
+    entries = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [e["params"]["request"]["url"] for e in entries if e["method"] == "Network.requestWillBeSent"]
+    assert urls
+    return [url for url in urls if urlparse(url).scheme in ("http", "https", "ws") and "//127.0.0.1" not in url]
+
+
+@pytest.mark.filterwarnings("ignore")  # of Selenium
+def test_in_the_browser(
+    browser: Any, page: tuple[str, Path, "subprocess.Popen[str]"], shop: Workshop, jumping: str, tmp_path: Path,
+    photo: Photo,
+) -> None:  # fmt: skip
+    address, temporary, process = page
+
+    def drop(path: Path) -> None:
+        find(browser, "#photograph input[type=file]").send_keys(str(path))
+        wait_for(lambda: path.stem in find(browser, "#photograph").text, path.name)
+
+    with urlopen(address) as response:
+        html = response.read().decode()
+    assert re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=[\"'](?:https?:)?//[^\"']*", html) == []
+
+    browser.get(address)
+    Image.fromarray(photo(12, 16)).save(tmp_path / "holiday.png")
+    drop(tmp_path / "holiday.png")
+    press(browser, "#enlarge")
+    assert "forwards (NFE)" in read(browser, "summary", "16 x 12 → 64 x 48 pixels")
+    link = wait_for(
+        lambda: find(browser, "a#download, #download a, a:has(#download)").get_attribute("href"), "download"
+    )
+    with urlopen(link) as response:
+        large = np.asarray(Image.open(response))
+    expected = shop.enlarge(jumping, Picture(photo(12, 16)), QUALITY.value, 0)
+    np.testing.assert_array_equal(large, expected.picture.rgb)
+    for name, width in (("slider", 64), ("map", expected.map.shape[1])):
+        wait_for(lambda name=name, width=width: width in widths(browser, name), name)
+
+    browser.refresh()
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    drop(tmp_path / "broken.png")
+    press(browser, "#enlarge")
+    assert "\n" not in read(browser, "summary", "Error: ")
+
+    press(browser, "button[role=tab]:nth-of-type(2)")
+    press(browser, "#begin")
+    read(browser, "status", "Decision 1 of 5")
+    press(browser, "#skip")
+    read(browser, "status", "Decision 2 of 5")
+    press(browser, "#follow")
+    assert "The agent: reward " in read(browser, "status", "You: reward ")
+    assert asked_of_others(browser) == []
+
+    assert [path for path in temporary.rglob("*") if path.is_file()] != []
+    browser.get("about:blank")
+    wait_for(lambda: not list(temporary.rglob("*.png")), "the files of the page to be removed")
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=300)
+    assert list(temporary.glob("skipdiff-web-*")) == []
