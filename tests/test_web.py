@@ -183,7 +183,8 @@ def test_handlers_tell_errors_in_a_line(shop: Workshop, jumping: str, tmp_path: 
     pytest.importorskip("gradio")
     from agents.web_page import Handlers
 
-    handlers, request = Handlers(shop, Visits(tmp_path)), SimpleNamespace(session_hash="one")
+    handlers = Handlers(shop, Visits(tmp_path))
+    request: Any = SimpleNamespace(session_hash="one")
     empty: tuple[Any, ...] = (None, None, None)
     assert handlers.enlarge(None, None, jumping, 0.5, 0, request) == (
         *empty, "Error: no photograph; drop one, or choose a sample"
@@ -275,7 +276,11 @@ def test_in_the_browser(
     expected = shop.enlarge(jumping, Picture(photo(12, 16)), QUALITY.value, 0)
     np.testing.assert_array_equal(large, expected.picture.rgb)
     for name, width in (("slider", 64), ("map", expected.map.shape[1])):
-        wait_for(lambda name=name, width=width: width in widths(browser, name), name)
+
+        def shown(name: str = name, width: int = width) -> bool:
+            return width in widths(browser, name)
+
+        wait_for(shown, name)
 
     browser.refresh()
     (tmp_path / "broken.png").write_bytes(b"no picture")
