@@ -361,19 +361,19 @@ class Visit:
     Attributes:
         folder: of its files.
         game: the episode that is played, if any.
-        shown: the folder of the result that is shown, if any.
+        shown: the folders of what is shown, by the part of the page.
     """
 
     folder: Path
     game: Game | None = None
-    shown: Path | None = None
+    shown: dict[str, Path] = field(default_factory=dict)
 
-    def fresh(self) -> Path:
-        """An empty folder for the files of a new result; those of the result before are removed."""
-        if self.shown is not None:
-            shutil.rmtree(self.shown, ignore_errors=True)
-        self.shown = Path(mkdtemp(dir=self.folder))
-        return self.shown
+    def fresh(self, part: str) -> Path:
+        """An empty folder for what is to be shown in a part of the page; what was shown there before is removed."""
+        if part in self.shown:
+            shutil.rmtree(self.shown[part], ignore_errors=True)
+        self.shown[part] = Path(mkdtemp(dir=self.folder))
+        return self.shown[part]
 
     def adopt(self, path: str | Path) -> str:
         """Moves an uploaded file into the folder, and gives its new place.
@@ -405,7 +405,7 @@ class Visits:
         """The visit of a session, which begins with its first request."""
         name = session or ""
         if name not in self.open:
-            self.open[name] = Visit(Path(mkdtemp(dir=self.root)))
+            self.open[name] = Visit(Path(mkdtemp(prefix="visit-", dir=self.root)))
         return self.open[name]
 
     def end(self, session: str | None) -> None:

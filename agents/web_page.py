@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from agents.web import PHOTOGRAPHS, Visits, Workshop
+from agents.web import PHOTOGRAPHS, Game, Visit, Visits, Workshop
 from ddpm.errors import ConfigError, SkipDiffError
 from ddpm.formats import SUFFIXES
 from ddpm.images import Picture, write_picture
@@ -30,32 +30,34 @@ except ImportError as error:
 
 # Files of pages whose end the server was not told are removed after a day, looked for every hour; in seconds.
 SWEEP = (3600, 86400)
+# Leaves an output as it is.
+KEEP = gr.skip()
 ABOUT = """# SkipDiff
 A photograph is enlarged with few steps of a diffusion model. Details that the photograph does not show are made up."""
 
 
-def in_one_line(handler: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """Makes a handler tell an error in its last output, a line of text, and leave the other outputs empty.
+def in_one_line(*others: Any) -> Callable[[Callable[..., tuple[Any, ...]]], Callable[..., tuple[Any, ...]]]:
+    """A decorator by which a handler tells an error in its last output, a line of text.
 
-    The handler has an attribute `outputs`, their number.
+    Args:
+        others: what the outputs before get then.
     """
 
-    @wraps(handler)
-    def guarded(self: "Handlers", *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        empty = [None] * (OUTPUTS[handler.__name__] - 1)
-        try:
-            return handler(self, *args, **kwargs)
-        except SkipDiffError as error:
-            return (*empty, f"Error: {' '.join(str(error).split())}")
-        except Exception as error:  # the page goes on; the terminal shows where it happened
-            traceback.print_exc()
-            return (*empty, f"Error: {type(error).__name__}: {' '.join(str(error).split())}")
+    def decorate(handler: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+        @wraps(handler)
+        def guarded(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+            try:
+                return handler(*args, **kwargs)
+            except Exception as error:
+                line = " ".join(str(error).split())
+                if not isinstance(error, SkipDiffError):  # the page goes on; the terminal shows where it happened
+                    traceback.print_exc()
+                    line = f"{type(error).__name__}: {line}"
+                return (*others, f"Error: {line}")
 
-    return guarded
+        return guarded
 
-
-# Number of outputs of each handler.
-OUTPUTS = {"enlarge": 4, "begin": 3, "decide": 3, "follow": 3}
+    return decorate
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Handlers:
         knob = self.workshop.knob(checkpoint)
         return gr.update(label=knob.label, maximum=knob.highest, step=knob.step, value=knob.value)
 
-    @in_one_line
+    @in_one_line(None, None, None)
     def enlarge(
         self,
         dropped: str | None,
@@ -96,7 +98,7 @@ class Handlers:
             raise ConfigError("no photograph; drop one, or choose a sample")
         picture = shop.sample(sample or "", checkpoint) if dropped is None else shop.read(dropped)
         result = shop.enlarge(checkpoint, picture, amount, None if seed is None else int(seed), progress)
-        folder = self.visits.of(request.session_hash).fresh()
+        folder = self.visits.of(request.session_hash).fresh("result")
         stem = (sample or "") if dropped is None else Path(dropped).stem[:64]
         scale = result.before.shape[0] // picture.rgb.shape[0]
         files = {
@@ -108,7 +110,7 @@ class Handlers:
         before, after, drawing, whole = (str(folder / f"{name}.png") for name in files)
         return (before, after), drawing, whole, result.summary
 
-    @in_one_line
+    @in_one_line(None, None)
     def begin(
         self, picture: str, checkpoint: str, amount: float, seed: float | None, request: gr.Request
     ) -> tuple[Any, ...]:
@@ -116,36 +118,43 @@ class Handlers:
         game = self.workshop.game(checkpoint, picture, amount, None if seed is None else int(seed))
         visit = self.visits.of(request.session_hash)
         visit.game = game
-        return *game.frames(), game.describe()
+        return _shown(visit, game)
 
-    @in_one_line
-    def decide(self, action: Action, request: gr.Request) -> tuple[Any, ...]:
-        """One decision."""
-        return self._play(request, lambda game: game.step(action))
-
-    @in_one_line
+    @in_one_line(KEEP, KEEP)
     def follow(self, request: gr.Request) -> tuple[Any, ...]:
         """The agent's decisions to the end."""
-        return self._play(request, lambda game: game.follow())
+        return self._play(request, Game.follow)
 
-    def _play(self, request: gr.Request, what: Callable[[Any], None]) -> tuple[Any, ...]:
-        game = self.visits.of(request.session_hash).game
-        if game is None:
+    def _play(self, request: gr.Request, what: Callable[[Game], None]) -> tuple[Any, ...]:
+        visit = self.visits.of(request.session_hash)
+        if visit.game is None:
             raise ConfigError("no episode has begun; choose a picture, and begin one")
-        what(game)
-        return *game.frames(), game.describe()
+        what(visit.game)
+        return _shown(visit, visit.game)
 
+    @in_one_line(KEEP, KEEP)
     def denoise(self, request: gr.Request) -> tuple[Any, ...]:
         """DENOISE was pressed."""
-        return self.decide(Action.DENOISE, request)
+        return self._play(request, lambda game: game.step(Action.DENOISE))
 
+    @in_one_line(KEEP, KEEP)
     def skip(self, request: gr.Request) -> tuple[Any, ...]:
         """SKIP was pressed."""
-        return self.decide(Action.SKIP, request)
+        return self._play(request, lambda game: game.step(Action.SKIP))
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
         self.visits.end(request.session_hash)
+
+
+def _shown(visit: Visit, game: Game) -> tuple[Any, ...]:
+    """The files of both drawings of an episode, and what is said of it."""
+    folder, files = visit.fresh("episode"), []
+    for name, frame in zip(("yours", "agents"), game.frames(), strict=True):
+        files.append(None if frame is None else str(folder / f"{name}.png"))
+        if frame is not None:
+            write_picture(Picture(frame), folder / f"{name}.png")
+    return *files, game.describe()
 
 
 def build(handlers: Handlers) -> gr.Blocks:
@@ -205,8 +214,8 @@ def _episode_tab(handlers: Handlers, settings: list[Any]) -> None:
         skip = gr.Button("SKIP", elem_id="skip")
         follow = gr.Button("Let the agent finish", elem_id="follow")
     status = gr.Textbox(label="Episode", lines=2, max_lines=4, interactive=False, elem_id="status")
-    yours = gr.Image(label="Your episode", interactive=False, buttons=[], elem_id="yours", format="png")
-    agents = gr.Image(label="The agent's episode", interactive=False, buttons=[], elem_id="agents", format="png")
+    yours = gr.Image(label="Your episode", interactive=False, type="filepath", buttons=[], elem_id="yours")
+    agents = gr.Image(label="The agent's episode", interactive=False, type="filepath", buttons=[], elem_id="agents")
     outputs = [yours, agents, status]
     inputs = {begin: [picture, *settings], denoise: None, skip: None, follow: None}
     for button, handler in zip(inputs, (handlers.begin, handlers.denoise, handlers.skip, handlers.follow), strict=True):
