@@ -22,7 +22,7 @@ from ddpm.files import atomic_path
 
 PROGRAMS = ("chromium", "chromedriver")
 # Seconds that a step of the page may take.
-PATIENCE = 900
+PATIENCE = 240
 ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-proxy-server")
 
 
