@@ -75,8 +75,8 @@ class Refinement:
 
     def tile(self, box: Box) -> "Refinement":
         """A tile of this picture, which goes on from here by decisions of its own; nothing is copied."""
-        parts = {name: getattr(self, name)[box.area] for name in ("lr_up", "coarse_latent", "latent")}
-        return replace(self, **parts, key=None, picture=self, box=box)
+        names = [name for name in ("lr_up", "coarse_latent", "latent", "before") if getattr(self, name) is not None]
+        return replace(self, **{name: getattr(self, name)[box.area] for name in names}, key=None, picture=self, box=box)
 
     def fine_noise(self, noise_of: NoiseOf) -> Tensor:
         """The noise (3, H, W) that the step to t - 1 adds; of a tile, its part of the picture's."""

@@ -153,10 +153,12 @@ def test_a_tile_is_its_part_of_the_picture_by_its_own_schedule(checkpoint: str, 
     torch.testing.assert_close(result.sr, blend.result()[0], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("sampler", ["ddim:0.5", "dpmsolver++"])
 def test_tiles_are_the_same_in_every_batch_and_group(
-    checkpoint: str, chooser: Upscaler, monkeypatch: pytest.MonkeyPatch
+    sampler: str, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = chooser.upscale([half_sky()], [3])[0]
+    plan = Plan(1, 6, fine_sampler=sampler, skip_mode="jump")
+    expected = Upscaler(checkpoint, policy=by_texture, plan=plan, tile=32).upscale([half_sky()], [3])[0]
     seen: list[int] = []
 
     def counted(states: Sequence[Refinement]) -> list[int]:
@@ -164,7 +166,7 @@ def test_tiles_are_the_same_in_every_batch_and_group(
         return by_texture(states)
 
     monkeypatch.setattr("skipdiff_env.upscaler.GROUP_PIXELS", 5 * 32 * 32)
-    small = Upscaler(checkpoint, policy=counted, plan=PLAN, tile=32, batch_size=2)
+    small = Upscaler(checkpoint, policy=counted, plan=plan, tile=32, batch_size=2)
     together = small.upscale([half_sky(), -half_sky()], [3, 4])
     assert max(seen) == 5, "what is in flight does not grow with the picture"
     assert together[0].tiles == expected.tiles
