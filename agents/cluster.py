@@ -15,6 +15,8 @@ from ddpm.progress import orderly_end
 
 # Bytes that a cluster on this machine keeps for what workers hand over, which are a few lines of text; Ray's least.
 STORE = 80 * 2**20
+# How often a cluster on this machine is started: Ray waits half a minute for it, which a busy machine exceeds.
+STARTS = 3
 # What a worker does with one chunk of the work: plain data to plain data.
 Work = Callable[[list[Any]], Any]
 
@@ -107,11 +109,15 @@ class Cluster:
             options = {
                 "address": "local", "num_cpus": cpus, "include_dashboard": False, "object_store_memory": STORE,
             }  # fmt: skip
-        try:
-            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:  # of addresses that nobody answers at, Ray raises nearly anything
-            where = f"at {self.address}" if self.address else "on this machine"
-            raise ClusterError(f"no Ray cluster {where} ({_cause(error)})") from None
+        for left in reversed(range(1 if self.address else STARTS)):
+            try:
+                ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+                break
+            except Exception as error:  # of addresses that nobody answers at, Ray raises nearly anything
+                ray.shutdown()
+                if not left:
+                    where = f"at {self.address}" if self.address else "on this machine"
+                    raise ClusterError(f"no Ray cluster {where} ({_cause(error)})") from None
         try:
             with orderly_end():  # in place of Ray's own handler
                 yield ray

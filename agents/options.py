@@ -200,8 +200,12 @@ def absolute_paths(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Those of some options that are paths of this machine, as absolute ones; names of checkpoints are none."""
     from ddpm.checkpoints import shipped_checkpoints
 
-    given = {name: options[name] for name in names if options[name] not in (None, *shipped_checkpoints())}
-    return {name: os.path.abspath(value) for name, value in given.items() if Path(value).exists()}
+    def place(value: Any) -> Any:
+        if isinstance(value, list):  # of files, folders and patterns
+            return [os.path.abspath(each) for each in value]
+        return os.path.abspath(value) if value not in shipped_checkpoints() and Path(value).exists() else value
+
+    return {name: place(options[name]) for name in names if options[name] is not None}
 
 
 PLAN_OPTIONS = ("steps", "coarse_sampler", "fine_sampler", "skip_mode", "first_step")

@@ -1,6 +1,7 @@
 """Commands that compare, show and tabulate."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from agents.options import (
     IMAGES,
     LEVELS,
     PLAN_OPTIONS,
+    RAY,
     STEPS,
     TRUST_PICKLE,
+    WORKERS,
+    absolute_paths,
     agents_episodes,
     environment,
     episode_settings,
     episodes,
+    make_cluster,
     named_agents,
     numbers,
     sampler,
@@ -259,6 +264,8 @@ def reproduce(out: Path, agents: tuple[str, ...], sections: str | None, **option
 @click.option("--minari", metavar="NAME", help="Also play episodes and write them as this Minari dataset.")
 @click.option("--episodes", type=click.IntRange(min=1), default=1000, help="Episodes of the dataset.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of these episodes.")
+@RAY
+@WORKERS
 def tabulate(
     out: Path | None,
     metrics: str,
@@ -268,26 +275,33 @@ def tabulate(
     minari: str | None,
     episodes: int,
     seed: int,
+    ray: str | None,
+    workers: int | None,
     **options: Any,
 ) -> None:
     """Compute what every schedule gives for every picture, so that SkipDiffTable-v0 plays without a net.
 
     With --skip-mode restart all starts, with jump all schedules of up to 10 levels, and of more the even ones and
     others at random. The same command goes on after an interruption. Without --out, --minari plays from the table that
-    is shipped.
+    is shipped. With --ray the workers of a cluster compute it, which must see the same files.
     """
+    from skipdiff_env.tabulate import make_rows, write_minari
     from skipdiff_env.tabulate import tabulate as run
-    from skipdiff_env.tabulate import write_minari
 
     if out is None and minari is None:
         raise click.UsageError("nothing to do; give --out, --minari, or both")
     if out is not None:
         from skipdiff_env.config import TaskConfig
 
+        cluster = make_cluster(ray, workers, options["device"])
         metric, *reported = metrics.split(",")
-        images = list(options.pop("images")) or None
-        config = TaskConfig(images=images, metric=metric, report_metrics=reported, **options)
-        table = run(config, out, noise_seeds, schedules, limit)
+        options |= {"images": list(options["images"]) or None, "metric": metric, "report_metrics": reported}
+        spread = None
+        if cluster is not None:
+            settings = options | absolute_paths(options, "checkpoint", "images")
+            arguments = {"settings": settings, "noise_seeds": noise_seeds, "schedules": schedules}
+            spread = partial(cluster.spread, make_rows, arguments)
+        table = run(TaskConfig(**options), out, noise_seeds, schedules, limit, spread)
         pictures, noises, count = next(iter(table.metrics.values())).shape
         click.echo(f"table: {out} ({pictures} pictures, {noises} noises, {count} schedules)")
     if minari is not None:

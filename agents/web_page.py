@@ -18,7 +18,6 @@ from agents.web import PHOTOGRAPHS, Game, Visit, Visits, Workshop
 from ddpm.errors import ConfigError, SkipDiffError
 from ddpm.formats import SUFFIXES
 from ddpm.images import Picture, write_picture
-from ddpm.progress import orderly_end
 from skipdiff_env.rules import Action
 
 # Read by Gradio when it is imported: it sends no statistics and asks for no newer version.
@@ -257,7 +256,7 @@ def served(workshop: Workshop, host: str, port: int | None, max_mb: float) -> It
 
 def run(workshop: Workshop, host: str, port: int | None, max_mb: float, browser: bool) -> None:
     """Serves the page until the program is ended by Ctrl+C or a signal."""
-    with orderly_end(), served(workshop, host, port, max_mb) as address:
+    with served(workshop, host, port, max_mb) as address:
         click.echo(f"SkipDiff is at {address} until Ctrl+C is pressed.")
         if browser:
             webbrowser.open(address)

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,19 @@ def family(plan: Plan, count: int = 512) -> list[tuple[int, ...]]:
     return list(found)
 
 
+# Plain data of the pictures that are done, from that of the pictures to do: what `make_rows` gives.
+Rows = Callable[[list[int]], list[dict[str, Any]]]
+# Has chunks of pictures done, in any order.
+Spread = Callable[[list[list[int]]], Iterable[list[dict[str, Any]]]]
+
+
 def tabulate(
-    config: TaskConfig, out: Path, noise_seeds: int = 2, schedules: int = 512, limit: int | None = None
+    config: TaskConfig,
+    out: Path,
+    noise_seeds: int = 2,
+    schedules: int = 512,
+    limit: int | None = None,
+    spread: Spread | None = None,
 ) -> Table:
     """Computes the table of a task's pictures, and writes it into a folder; goes on with one that is unfinished.
 
@@ -75,6 +87,7 @@ def tabulate(
         noise_seeds: noises of each picture.
         schedules: how many, where there are too many to hold all; see `family`.
         limit: take only so many pictures, evenly spread.
+        spread: has the work of `make_rows` done elsewhere; None: it is done here.
 
     Raises:
         ConfigError: the folder holds a table of other settings, or a setting is wrong.
@@ -112,8 +125,46 @@ def tabulate(
         arrays |= {f"metrics.{name}": np.full(shape, np.nan, np.float32) for name in task.metrics}
         if not _begun(out, description, arrays):
             write_json(out / DESCRIPTION, description)
-        _fill(task, arrays, pictures, wanted, out)
+        if spread is None:
+            rows = _rows(task, noise_seeds, wanted)
+            _fill(arrays, pictures, lambda chunks: map(rows, chunks), out)
+        else:
+            _fill(arrays, pictures, spread, out)
     return Table.load(out)
+
+
+def make_rows(settings: Mapping[str, Any], noise_seeds: int, schedules: int) -> Rows:
+    """What computes the rows of a table.
+
+    Args:
+        settings: of `TaskConfig`; their paths must mean the same wherever this is called.
+        noise_seeds: noises of each picture.
+        schedules: as of `tabulate`.
+
+    Returns:
+        A function of numbers of pictures. It gives for each "picture", "features", and "metrics", name → (noises,
+        schedules).
+    """
+    task = Task(TaskConfig.of({**settings, "noise_seeds": noise_seeds}))
+    return _rows(task, noise_seeds, family(task.plan, schedules))
+
+
+def _rows(task: Task, noise_seeds: int, schedules: list[tuple[int, ...]]) -> Rows:
+    """As `make_rows`."""
+
+    def row(index: int) -> dict[str, Any]:
+        if task.plan.skip_mode == "restart":
+            outcomes = task.start_outcomes([index], range(noise_seeds))
+        else:
+            outcomes = task.schedule_outcomes([index], range(noise_seeds), schedules)
+        (episode,) = task.begin([index], [0])
+        return {
+            "picture": index,
+            "features": features(episode.refinement.lr_up.cpu().numpy()).tolist(),
+            "metrics": {name: values[0].tolist() for name, values in outcomes.metrics.items()},
+        }
+
+    return lambda pictures: [row(index) for index in pictures]
 
 
 def _begun(out: Path, description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> bool:
@@ -145,31 +196,27 @@ def _begun(out: Path, description: dict[str, Any], arrays: dict[str, NDArray[Any
     return True
 
 
-def _fill(
-    task: Task, arrays: dict[str, NDArray[Any]], pictures: list[int], schedules: list[tuple[int, ...]], out: Path
-) -> None:
-    """Computes what is missing, picture by picture."""
-    seeds = range(arrays[f"metrics.{task.metric.name}"].shape[1])
+def _fill(arrays: dict[str, NDArray[Any]], pictures: list[int], spread: Spread, out: Path) -> None:
+    """Computes what is missing, picture by picture; what counts as done is what no earlier one is missing before."""
 
     def write() -> None:
         with atomic_path(out / ARRAYS) as temporary:
             save_file(arrays, temporary)
 
     written, done = time.monotonic(), int(arrays["done"][0])
+    ready = [place < done for place in range(len(pictures))] + [False]
+    places = {picture: place for place, picture in enumerate(pictures)}
     try:
         with progress(total=len(pictures), initial=done, desc="tabulate", unit="picture") as bar:
-            for place in range(done, len(pictures)):
-                index = pictures[place]
-                if task.plan.skip_mode == "restart":
-                    outcomes = task.start_outcomes([index], seeds)
-                else:
-                    outcomes = task.schedule_outcomes([index], seeds, schedules)
-                for name, values in outcomes.metrics.items():
-                    arrays[f"metrics.{name}"][place] = values[0]
-                (episode,) = task.begin([index], [0])
-                arrays["features"][place] = features(episode.refinement.lr_up.cpu().numpy())
-                arrays["done"][0] = place + 1
-                bar.update()
+            for rows in spread([[picture] for picture in pictures[done:]]):
+                for row in rows:
+                    place = places[row["picture"]]
+                    arrays["features"][place] = row["features"]
+                    for name, values in row["metrics"].items():
+                        arrays[f"metrics.{name}"][place] = values
+                    ready[place] = True
+                    bar.update()
+                arrays["done"][0] = ready.index(False)
                 if time.monotonic() - written > SECONDS:
                     write()
                     written = time.monotonic()
