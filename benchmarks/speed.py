@@ -1,6 +1,6 @@
 """How much faster SkipDiff is, and the net beside its alternatives: ratios, measured in turns in one run.
 
-python -m benchmarks.speed [--checkpoint natural-x4] [--only skipdiff,unet,backends,memory,startup]
+python -m benchmarks.speed [--checkpoint natural-x4] [--only skipdiff,unet,backends,memory,startup,cluster]
 python -m benchmarks.speed --only tiles --agent DIR [--quality 0.5] [--photograph rocket]
 """
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +20,13 @@ import click
 import torch
 
 from agents.agent import has_agent, load_agent
+from agents.cluster import Cluster
 from agents.playing import AgentPolicy
 from agents.study.paper_tables import count_flops
 from agents.study.tables import markdown
+from agents.upscale_jobs import Job, chunks, make_worker
+from agents.upscale_options import UpscaleOptions
+from benchmarks import tiny
 from ddpm.checkpoints import load_unet, resolve_checkpoint
 from ddpm.degradation import downsample
 from ddpm.images import to_tensor
@@ -312,13 +317,39 @@ def tiles(checkpoint: str, agent: str | None, quality: float | None, photograph:
     )  # fmt: skip
 
 
+def cluster(checkpoint: str, pictures: int = 24, side: int = 64) -> None:
+    """Pictures a second of `skipdiff upscale --ray` on this machine by one and by two workers."""
+    if find_spec("ray") is None:
+        click.echo('\ncluster: left out, Ray is not installed; pip install "skipdiff[ray]"')
+        return
+    upscaler = {"checkpoint": checkpoint, "start": None, "levels": None, "device": "cpu"}
+    rows: list[tuple[object, ...]] = []
+    with TemporaryDirectory() as temporary:
+        sources = sorted(tiny.photographs(Path(temporary, "in"), pictures, side).iterdir())
+        for workers in (1, 2):
+            out = Path(temporary, str(workers))
+            arguments = {"upscaler": upscaler, "options": asdict(UpscaleOptions((str(out),), str(out)))}
+            jobs = [Job(source, [(out / source.name, 0)]) for source in sources]
+            began = time.perf_counter()
+            results = Cluster(workers=workers).spread(make_worker, arguments, chunks(jobs, 1))
+            times = [time.perf_counter() - began for _ in results]
+            half = pictures // 2  # then all workers are there
+            rows.append((workers, times[0], (pictures - half) / (times[-1] - times[half - 1])))
+    print_table(
+        f"{pictures} pictures of {side} x {side} on a cluster of this machine",
+        ("workers", "until the first result, s", "pictures a second, second half"), rows,
+    )  # fmt: skip
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--checkpoint", default="natural-x4")
 @click.option("--repeats", default=5)
 @click.option("--agent", help="Agent of jumps, for the part tiles.  [default: the checkpoint's]")
 @click.option("--quality", type=click.FloatRange(0, 1), help="What that agent is told.  [default: 0.5]")
 @click.option("--photograph", default="rocket", help="For the part tiles, by its name in skimage.data.")
-@click.option("--only", default="skipdiff,unet,backends,memory,startup,tiles", help="Parts, separated by commas.")
+@click.option(
+    "--only", default="skipdiff,unet,backends,memory,startup,tiles,cluster", help="Parts, separated by commas."
+)
 def main(checkpoint: str, repeats: int, only: str, agent: str | None, quality: float | None, photograph: str) -> None:
     """Prints the tables."""
     unet = load_unet(checkpoint)
@@ -329,6 +360,7 @@ def main(checkpoint: str, repeats: int, only: str, agent: str | None, quality: f
         "memory": lambda: memory(checkpoint),
         "startup": lambda: startup(checkpoint, repeats),
         "tiles": lambda: tiles(checkpoint, agent, quality, photograph, repeats),
+        "cluster": lambda: cluster(checkpoint),
     }
     unknown = [name for name in only.split(",") if name not in parts]
     if unknown:

@@ -1,0 +1,96 @@
+"""A small part of what `benchmarks.fuzz` and `benchmarks.kills` do."""
+
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from benchmarks.cases import KINDS, Stock
+from benchmarks.fuzz import Case, fuzz, half_written, play, summary
+from benchmarks.mutations import damaged, damaged_json, damaged_safetensors, with_checksums
+
+
+@pytest.mark.parametrize("kind", ["pictures", "checkpoints", "command lines"])
+def test_mutated_input(kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # as they are outside of tests
+        cases = fuzz(range(8), seed=0, limit=5, kind=kind)
+    assert [(case.number, *case.faults, *case.half) for case in cases] == [(number,) for number in range(8)]
+    assert {case.kind for case in cases} == {kind}
+    assert f"| all | 8 | {sum(not c.stopped and c.code == 0 for c in cases)} |" in summary(cases)
+
+
+def test_a_case_depends_on_seed_and_number_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    lines = []
+    for number in (3, 4, 3):
+        rng = np.random.default_rng([1, number])
+        lines.append((damaged(b"x" * 100, rng), damaged_json({"a": [1, 2], "b": "c"}, rng)))
+    assert lines[0] == lines[2] != lines[1]
+
+
+def test_what_counts_as_a_fault(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback, an exit without an error, lines beside it, and files that cannot be read."""
+    import click
+
+    from agents.cli import main
+
+    def fail(how: str) -> None:
+        if how == "bug":
+            raise KeyError("x")
+        with open("x.json", "w", encoding="utf-8") as file:
+            file.write("{")
+        if how == "silent":
+            raise SystemExit(1)
+        click.echo("something went wrong", err=True)
+        raise click.ClickException("it did not work")
+
+    command = click.Command("fail", params=[click.Argument(["how"])], callback=fail)
+    monkeypatch.setitem(main.commands, "fail", command)
+    found: dict[str, Case] = {}
+    for how in ("bug", "silent", "loud"):
+        monkeypatch.setitem(KINDS, "failing", (0.0, lambda rng, given, how=how: ["fail", how]))
+        found[how] = play(0, 0, Stock(tmp_path_factory.mktemp("stock")), 5, "failing")
+    assert found["bug"].faults == ["KeyError: 'x'"]
+    assert found["silent"].faults == ["exit code 1 without an error: []"]
+    assert found["loud"].faults == ["a line that is no error: something went wrong"]
+    assert found["loud"].message == "Error: it did not work"
+    assert found["bug"].half == []
+    assert [line.split(":")[0] for line in found["silent"].half + found["loud"].half] == ["x.json", "x.json"]
+
+
+def test_damage_reaches_beyond_checksums(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Checksums of a mutated PNG are right again; a damaged file of tensors still has a header."""
+    import io
+
+    from PIL import Image
+    from safetensors.numpy import load, save
+
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, format="PNG")
+    broken = bytearray(file.getvalue())
+    broken[29:33] = b"\0\0\0\0"
+    assert with_checksums(bytes(broken)) == file.getvalue()
+    whole = save({"a": np.zeros(64, np.float32)})
+    changed = [damaged_safetensors(whole, np.random.default_rng(i)) for i in range(40)]
+    loaded = 0
+    for data in changed:
+        try:
+            loaded += not np.array_equal(load(data)["a"], np.zeros(64, np.float32))
+        except Exception:  # most are damaged
+            continue
+    assert loaded > 0, "some have other numbers"
+    path = tmp_path_factory.mktemp("files") / "x.safetensors"
+    path.write_bytes(whole[:-4])
+    assert half_written(path).startswith("SafetensorError")
+
+
+def test_kills() -> None:
+    """Each command goes on from a moment or two; in a process of its own, as it forks."""
+    command = [sys.executable, "-m", "benchmarks.kills", "--moments=4", "--seed=1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")][2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["train-ddpm", "train-agent", "upscale", "tabulate"]
+    assert sum(int(row.split("|")[4]) for row in rows) >= 2, "most moments met a running command"
