@@ -32,6 +32,7 @@ from agents.vec_env import make_env
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
 from ddpm.files import read_json
 from ddpm.runs import lock_run
+from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import StartOutcomes
 from skipdiff_env.memo import Memo
@@ -439,7 +440,7 @@ def test_plain_stable_baselines3_code(settings: dict[str, Any], tmp_path: Path) 
     assert (agent.config.plan, agent.config.decisions) == (None, DECISIONS)
     agent.check(Plan(20, N))
     # it does not say its coarse sampler: that of the checkpoint it plays on is taken, and no longer "ddpm"
-    assert Plan.resolve(shared_unet("natural-x4", "cpu").settings, agent.config.plan).coarse_sampler == "ddim:0.9"
+    assert Plan.resolve(shared_unet("natural-x4", "cpu").settings, agent.config.plan).coarse_sampler == "ddim:0.5"
     with pytest.raises(ConfigError, match="makes 4 decisions"):
         agent.check(Plan(10, 10))
     stacks = young_stacks(8)
@@ -812,18 +813,33 @@ def test_training_on_other_episodes(
     assert load_agent(tmp_path / "run").act(young_stacks(2)).shape == (2,)
 
 
-@pytest.mark.parametrize("name", ["natural-x4", "faces-x8"])
-def test_shipped_agents(name: str) -> None:
-    """A checkpoint's agent decides for its steps, and throws no fine forward away."""
-    agent, task = load_agent(name), Task(TaskConfig(checkpoint=name, cache_mb=0))
+def test_the_shipped_agent_of_restarts() -> None:
+    """It decides for its checkpoint's steps, and throws no fine forward away."""
+    agent, task = load_agent("faces-x8"), Task(TaskConfig(checkpoint="faces-x8", cache_mb=0))
     agent.check(task.plan)
-    assert agent.config.training["env"]["checkpoint"] == name
-    episodes = play(task, AgentPolicy(agent), [0, 20], [0, 0])
-    for episode in episodes:
+    assert agent.config.training["env"]["checkpoint"] == "faces-x8"
+    for episode in play(task, AgentPolicy(agent), [0, 20], [0, 0]):
         start = episode.refinement.start
         assert 3 <= start < task.plan.N
         assert episode.actions == [Action.SKIP] * (task.plan.N - start) + [Action.DENOISE] * (start - 1)
         assert episode.refinement.nfe == 9 + start
+
+
+def test_the_shipped_agent_of_jumps() -> None:
+    """It takes even steps, as many as the price of a forward allows."""
+    agent = load_agent("natural-x4")
+    plan = agent.config.plan
+    assert plan is not None
+    assert agent.config.training["env"]["checkpoint"] == "natural-x4"
+    settings = agent.config.training["env"] | {"image_size": 64, "nfe_penalty": 0.002, "cache_mb": 0}
+    task = Task(TaskConfig(**settings))
+    means = []
+    for level in (0.0, 1.0):
+        played = play(task, AgentPolicy(agent, quality=level), [0, 40, 90], [0, 0, 0])
+        for episode in played:
+            assert episode.refinement.levels == even_levels(plan.N, episode.refinement.nfe)
+        means.append(np.mean([episode.refinement.nfe for episode in played]))
+    assert 2 <= means[0] < means[1] <= 10
 
 
 @pytest.mark.parametrize(
