@@ -18,7 +18,6 @@ from agents.web import PHOTOGRAPHS, Game, Visit, Visits, Workshop
 from ddpm.errors import ConfigError, SkipDiffError
 from ddpm.formats import SUFFIXES
 from ddpm.images import Picture, write_picture
-from ddpm.progress import orderly_end
 from skipdiff_env.rules import Action
 
 # Read by Gradio when it is imported: it sends no statistics and asks for no newer version.
@@ -240,24 +239,25 @@ def served(workshop: Workshop, host: str, port: int | None, max_mb: float) -> It
     with TemporaryDirectory(prefix="skipdiff-web-") as root:
         os.environ["GRADIO_TEMP_DIR"] = root
         page = build(Handlers(workshop, Visits(Path(root))))
+        page.queue(max_size=32, default_concurrency_limit=1)
         try:
-            page.queue(max_size=32, default_concurrency_limit=1)
             _, address, _ = page.launch(
                 server_name=host, server_port=port, max_file_size=f"{max(1, round(max_mb * 1000))}kb",
                 share=False, run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
                 footer_links=[], show_error=True, quiet=True, inline=False, prevent_thread_lock=True,
                 theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             )  # fmt: skip
-            yield address
         except OSError as error:
             raise ConfigError(f"cannot listen at {host}, port {port or 'from 7860 on'} ({error})") from None
+        try:
+            yield address
         finally:
             page.close(verbose=False)
 
 
 def run(workshop: Workshop, host: str, port: int | None, max_mb: float, browser: bool) -> None:
     """Serves the page until the program is ended by Ctrl+C or a signal."""
-    with orderly_end(), served(workshop, host, port, max_mb) as address:
+    with served(workshop, host, port, max_mb) as address:
         click.echo(f"SkipDiff is at {address} until Ctrl+C is pressed.")
         if browser:
             webbrowser.open(address)
