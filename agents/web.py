@@ -16,6 +16,7 @@ from PIL import Image
 from agents.agent import Agent, has_agent, load_agent
 from agents.options import environment
 from agents.playing import AgentPolicy, play
+from agents.upscale_jobs import make_upscaler
 from ddpm.checkpoints import resolve_checkpoint
 from ddpm.degradation import downsample
 from ddpm.errors import ConfigError, ImageError
@@ -129,15 +130,14 @@ class Workshop:
         Raises:
             ConfigError: the position is out of range.
         """
-        knob, agent, folder = self.knob(checkpoint), self.agent(checkpoint), self.folders[checkpoint]
+        knob = self.knob(checkpoint)
         if not 0 <= amount <= knob.highest:
             raise ConfigError(f"the slider must stand in 0 … {knob.highest:g}, got {amount!r}")
-        if knob is EVEN_STEPS and amount:
-            return Upscaler(folder, levels=even_levels(LEVELS, round(amount)), device=self.device)
-        if agent is None:
-            return Upscaler(folder, device=self.device)
-        policy = AgentPolicy(agent, amount if knob is QUALITY else None)
-        return Upscaler(folder, policy=policy, plan=agent.config.plan, device=self.device)
+        steps = round(amount) if knob is EVEN_STEPS else 0
+        return make_upscaler(
+            checkpoint=self.folders[checkpoint], device=self.device, start=None,
+            levels=even_levels(LEVELS, steps) if steps else None, quality=amount if knob is QUALITY else None,
+        )  # fmt: skip
 
     def read(self, path: str | Path) -> Picture:
         """A photograph that was uploaded.

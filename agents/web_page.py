@@ -239,17 +239,18 @@ def served(workshop: Workshop, host: str, port: int | None, max_mb: float) -> It
     with TemporaryDirectory(prefix="skipdiff-web-") as root:
         os.environ["GRADIO_TEMP_DIR"] = root
         page = build(Handlers(workshop, Visits(Path(root))))
+        page.queue(max_size=32, default_concurrency_limit=1)
         try:
-            page.queue(max_size=32, default_concurrency_limit=1)
             _, address, _ = page.launch(
                 server_name=host, server_port=port, max_file_size=f"{max(1, round(max_mb * 1000))}kb",
                 share=False, run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
                 footer_links=[], show_error=True, quiet=True, inline=False, prevent_thread_lock=True,
                 theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             )  # fmt: skip
-            yield address
         except OSError as error:
             raise ConfigError(f"cannot listen at {host}, port {port or 'from 7860 on'} ({error})") from None
+        try:
+            yield address
         finally:
             page.close(verbose=False)
 
