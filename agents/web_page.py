@@ -260,7 +260,7 @@ def run(workshop: Workshop, host: str, port: int | None, max_mb: float, browser:
     with served(workshop, host, port, max_mb) as address:
         click.echo(f"SkipDiff is at {address} until Ctrl+C is pressed.")
         if browser:
-            webbrowser.open(address)
+            webbrowser.open_new_tab(address)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -128,14 +128,16 @@ def hub() -> Iterator[Hub]:
 def shared(tmp_path: Path) -> Path:
     """A folder with the run of a net, its agent, the run of another agent, an evaluation and a picture."""
     tiny_unet().save_pretrained(tmp_path / "run" / "checkpoint")
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"images": ["/home/me"], "loss": "l2", "unet": {}}))
+    (tmp_path / "run" / "config.json").write_text(
+        json.dumps({"images": ["/home/me"], "loss": "l2", "unet": {}}), encoding="utf-8"
+    )
     settings = {"features_extractor_kwargs": {"hidden_size": 8, "image_size": 32}}
     training = {"env": {"metric": "niqe"}, "evaluation": {"reward": 0.25, "nfe": 13.5}}
     agent = Agent.build(AgentConfig("ppo", 9, 32, 12.0, Plan(10, 10), settings, training))
     agent.save(tmp_path / "run" / "checkpoint" / "agent")
     agent.save(tmp_path / "agent-run" / "best")
     (tmp_path / "table").mkdir()
-    (tmp_path / "table" / "table.md").write_text("| method | LPIPS |\n|---|---|\n| ours | 0.1 |\n")
+    (tmp_path / "table" / "table.md").write_text("| method | LPIPS |\n|---|---|\n| ours | 0.1 |\n", encoding="utf-8")
     Image.new("RGB", (8, 8)).save(tmp_path / "film.gif")
     return tmp_path
 

@@ -255,14 +255,12 @@ def test_predictor_follows_the_best_even_schedule(settings: dict[str, Any]) -> N
     agent = jump_agent(SUPERVISED)
     predictor: SchedulePredictor = agent.policy
     predictor.mean.copy_(torch.tensor([0.5, 0.3, 0.1]))
-    for price, expected in ((0.001, 4), (0.1, 3), (10.0, 1)):
+    for price, expected in ((0.001, 4), (0.15, 2), (10.0, 1)):
         states = [e.refinement for e in task.begin([0, 1], [0, 0])]
         policy = AgentPolicy(jump_like(agent, (0.001, 10.0)), price=price)
         predictor.scale.zero_()
         task.process.run(states, policy)
         assert {state.levels for state in states} == {even_levels(N, expected)}
-    curve = np.interp(np.log([1, 2, 3, 4]), np.log([1, 2, 4]), [0.5, 0.3, 0.1])
-    assert (curve + 0.1 * np.arange(1, 5)).argmin() + 1 == 3
 
 
 def jump_like(agent: Agent, prices: tuple[float, float]) -> Agent:
@@ -343,7 +341,9 @@ def test_train_supervised_and_enjoy(settings: dict[str, Any], photos: Path, tmp_
         with Image.open(tmp_path / f"map{quality}.png") as drawn:
             assert drawn.size == (288, 96 + 54)
     assert 1 <= forwards[0] <= forwards[1] <= N, "the highest price wants the fewest forwards"
-    result = CliRunner().invoke(main, ["upscale", str(photos / "0.png"), "-o", str(tmp_path / "y.png"), "--quality=1"])
+    result = CliRunner().invoke(
+        main, ["upscale", str(photos / "0.png"), "-o", str(tmp_path / "y.png"), "--quality=1", "--checkpoint=faces-x8"]
+    )
     assert result.exit_code == 2
     assert "the agent has learnt one price" in " ".join(result.output.split())
     for more, message in (

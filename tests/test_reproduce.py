@@ -26,9 +26,9 @@ from skipdiff_env.plan import Plan
 from tests.conftest import counting, tiny_unet
 
 # Forwards for one picture and noise at T = 12, (S, N) = (3, 4): chains of 2, 3, 4 and 12 steps; starts 4 … 1; of case
-# 3, 11 and 8; of case 4, 8; S,N = 4,3 from 3 and 2; two coarse samplers with starts 4, 3, 2; four peers and Heun at 5
-# and 10; CCDF from 7; DDPM-5 and DDPM-10.
-FORWARDS = (2 + 3 + 4 + 12) + 10 + (11 + 8) + 8 + 5 + 2 * (2 + 9) + (4 * 15 + 5 + 9) + 5 + 15
+# 3, 11 and 8; of case 4, 8; S,N = 4,3 from 3 and 2; two coarse samplers with starts 4, 3, 2; four peers, DDNM and
+# Heun, which takes odd numbers, at 3, 5, 8 and 12; CCDF from 4 at 3, from 7 at 3 and 5; DDPM-5 and DDPM-8.
+FORWARDS = (2 + 3 + 4 + 12) + 10 + (11 + 8) + 8 + 5 + 2 * (2 + 9) + (5 * 28 + 3 + 5 + 7 + 11) + (3 + 3 + 5) + 13
 
 
 @pytest.fixture

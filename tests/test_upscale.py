@@ -143,7 +143,7 @@ def test_full_disk(checkpoint: str, photos: Path, tmp_path: Path, monkeypatch: p
             raise ImageError(f"cannot write {path}: No space left on device")
         return []
 
-    monkeypatch.setattr("agents.upscaling.write_picture", full)
+    monkeypatch.setattr("agents.upscale_jobs.write_picture", full)
     result = upscale(checkpoint, photos, "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert "1_x4.png: No space left" in result.output
@@ -575,7 +575,7 @@ def test_an_animation_that_does_not_fit(
     moving(tmp_path / "x.gif", photo)
     free_memory(monkeypatch, 8 * 32 * 32 * 3)
     monkeypatch.setattr(
-        "agents.upscaling.read_animation", lambda *args: pytest.fail("decoded although it does not fit")
+        "agents.upscale_jobs.read_animation", lambda *args: pytest.fail("decoded although it does not fit")
     )
     result = upscale(checkpoint, tmp_path / "x.gif", "-o", tmp_path / "out")
     assert result.exit_code == 2
