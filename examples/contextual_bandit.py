@@ -10,7 +10,7 @@ average for the crops of the train split, of the bandit, of the best number unde
 how much is due to the crop and not to luck), and of the oracle, the best number for each crop and noise; and which
 share of the way from the fixed number to the oracle the bandit goes.
 
-On one CPU core the outcomes take about five minutes; they are kept in --cache-dir, so that further runs take seconds.
+On one CPU core the outcomes take a few minutes; they are kept in --cache-dir, so that further runs take seconds.
 --pictures 16 is a quick look.
 """
 

@@ -7,7 +7,7 @@ and noise are chosen, so a node is worth the best reward that was found below it
 
 It prints the schedule that was found beside those of even steps: the levels at which the net is asked, LPIPS, forwards,
 the reward, and the mean reward of the same schedule under other noises. What is gained under the planner's own noise
-alone is luck. It takes one or two minutes on one CPU core.
+alone is luck. It takes about a minute on one CPU core.
 """
 
 import math
@@ -111,7 +111,7 @@ class Planner:
 @click.option("--noise-seed", default=0, type=click.IntRange(min=0))
 @click.option("--other-noises", default=3, type=click.IntRange(min=1), help="Noises that the planner does not see.")
 @click.option("--episodes", default=300, type=click.IntRange(min=1), help="Episodes that the planner plays.")
-@click.option("--exploration", default=0.3)
+@click.option("--exploration", default=1.0, help="How much a decision gains from having been tried seldom.")
 @click.option("--levels", default=20, type=click.IntRange(min=2), help="Noise levels, one decision at each but one.")
 @click.option("--checkpoint", default="natural-x4", help="The diffusion model.")
 @click.option("--seed", default=0)

@@ -6,7 +6,7 @@ there can be. "Best number for each picture" tries all of them on each picture a
 can.
 
 It prints how the training goes, and then a table of means: reward, LPIPS (lower is better), forwards of the net. On one
-CPU core it takes about half an hour; results of the net are kept in --cache-dir, so that further runs are faster.
+CPU core it takes about a quarter of an hour; what the net gives is kept in --cache-dir, and further runs are faster.
 --env-steps 10000 --test-pictures 16 is a quick look.
 """
 

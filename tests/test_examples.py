@@ -125,8 +125,8 @@ def test_the_planner_finds_the_best_of_all_schedules(checkpoint: str) -> None:
 
 def test_rllib_ppo() -> None:
     """In a process of its own, since ray starts servers."""
-    for module in ("ray", "tree", "tensorboardX", "lz4"):
-        pytest.importorskip(module, reason='RLlib is not installed; pip install "skipdiff[rllib]"')
+    for name in ("ray", "tree", "lz4", "ormsgpack", "tensorboardX"):  # RLlib itself takes long to import
+        pytest.importorskip(name, reason=f'{name} is not installed; pip install "skipdiff[rllib]"')
     command = [sys.executable, str(EXAMPLES / "rllib_ppo.py"), "--iterations", "2", "--num-envs", "4"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, check=False)
