@@ -380,7 +380,7 @@ def test_a_damaged_state_is_named(config: DDPMConfig, tmp_path: Path) -> None:
     train(config, tmp_path / "run")
     state = latest_state(tmp_path / "run")
     assert state is not None
-    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"):
+    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl"):
         whole = (state / name).read_bytes()
         (state / name).write_bytes(whole[: len(whole) // 2])
         with pytest.raises(CheckpointError, match=f"the state {state} is damaged .*; remove it, and --resume"):
