@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,17 @@ from agents.cli import main as skipdiff
 from agents.study.tables import markdown
 from benchmarks.cases import KINDS, Stock
 from ddpm.formats import OUTPUTS
+from ddpm.torchvision_ops import ensure_torchvision
 
 # Pixels that a picture may claim, so that no case takes long; it has to be refused as a decompression bomb.
 MAX_PIXELS = 2**14
 # Address space of this process, in bytes: whatever wants more fails as on a small machine.
 MEMORY = 12 * 2**30
+LATE = (
+    "accelerate", "agents.demo", "agents.enjoy", "agents.study", "agents.supervised", "agents.training", "diffusers",
+    "ddpm.predictor_training", "ddpm.sr3", "pyiqa", "sb3_contrib", "spandrel", "tensorboard", "tifffile",
+    "torch._dynamo",
+)  # fmt: skip
 # What a refused command may print beside its error: how it is used, notes, and what failed once more.
 ALLOWED = ("Usage: ", "Try ", "Error: ", "Note: ", "  ", "DISTS is left out")
 
@@ -186,6 +193,13 @@ def _fenced() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before[1]
 
 
+def _import_all() -> None:
+    """Imports what commands import when they run: an import that is stopped half-way spoils the later cases."""
+    ensure_torchvision()
+    for name in LATE:
+        import_module(name)
+
+
 def fuzz(
     numbers: Sequence[int],
     seed: int,
@@ -203,6 +217,7 @@ def fuzz(
         told: called with each case when it is done.
     """
     cases = []
+    _import_all()
     with tempfile.TemporaryDirectory() as folder:
         given = Stock(Path(folder))
         with _fenced():

@@ -16,7 +16,7 @@ from benchmarks.mutations import damaged, damaged_json, damaged_safetensors, wit
 def test_mutated_input(kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("default")  # as they are outside of tests
-        cases = fuzz(range(8), seed=0, limit=5, kind=kind)
+        cases = fuzz(range(8), seed=0, limit=30, kind=kind)
     assert [(case.number, *case.faults, *case.half) for case in cases] == [(number,) for number in range(8)]
     assert {case.kind for case in cases} == {kind}
     assert f"| all | 8 | {sum(not c.stopped and c.code == 0 for c in cases)} |" in summary(cases)
