@@ -1,13 +1,16 @@
 """Work whose parts are independent, spread over a pool of workers on a Ray cluster."""
 
+import io
 import json
 import logging
 import os
 import re
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from ddpm.checks import check_whole
 from ddpm.errors import ConfigError, SkipDiffError
@@ -119,10 +122,29 @@ class Cluster:
                     where = f"at {self.address}" if self.address else "on this machine"
                     raise ClusterError(f"no Ray cluster {where} ({_cause(error)})") from None
         try:
-            with orderly_end():  # in place of Ray's own handler
+            with orderly_end(), redirect_stdout(_OneThread(sys.stdout)):  # in place of Ray's own handler
                 yield ray
         finally:
-            ray.shutdown()
+            with redirect_stdout(sys.stderr):  # where Ray may print what it has held back
+                ray.shutdown()
+
+
+class _OneThread(io.TextIOBase):
+    """Standard output for the thread that makes it; what other threads print, Ray's of lost workers, is an error."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out, self.owner = out, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Writes to the stream of the thread."""
+        return (self.out if threading.get_ident() == self.owner else sys.stderr).write(text)
+
+    def flush(self) -> None:
+        """Flushes standard output."""
+        self.out.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.out, name)
 
 
 class _Worker:
@@ -141,6 +163,7 @@ class _Worker:
 def _quiet(ray: Any) -> None:
     """No usage statistics, no bars and no notes of Ray's, whose place is taken by those of the command."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     for handler in logging.getLogger("ray.data").handlers:

@@ -97,7 +97,7 @@ def test_few_jobs_make_many_chunks(checkpoint: str, small: Path, tmp_path: Path)
 
 
 def test_rows_of_a_table_in_any_order(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
-    given = {
+    given: dict[str, Any] = {
         "checkpoint": short_checkpoint, "images": [str(photos)], "image_size": 32, "steps": (1, 4), "skip_mode": "jump",
         "metric": "psnr",
     }  # fmt: skip
@@ -162,8 +162,8 @@ def test_a_worker_is_killed(checkpoint: str, tmp_path: Path, photo: Photo) -> No
     """One of two is killed after the first result: the results are those of a run without a cluster."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'skipdiff[ray]'")
     (tmp_path / "in").mkdir()
-    for i in range(12):
-        Image.fromarray(photo(48, 48, seed=i)).save(tmp_path / "in" / f"{i}.png")
+    for i in range(8):
+        Image.fromarray(photo(32, 32, seed=i)).save(tmp_path / "in" / f"{i}.png")
     command = ["upscale", str(tmp_path / "in"), f"--checkpoint={checkpoint}", *SLOW]
     expected = CliRunner().invoke(main, [*command, f"--out={tmp_path / 'here'}"])
     assert expected.exit_code == 0, expected.output
@@ -187,7 +187,7 @@ def test_a_worker_is_killed(checkpoint: str, tmp_path: Path, photo: Photo) -> No
         lines += process.stdout.readlines()
     assert process.returncode == 0
     events = [json.loads(line) for line in lines]
-    assert events.pop()["done"] == 12
-    assert sorted(Path(event["source"]).name for event in events) == sorted(f"{i}.png" for i in range(12))
+    assert events.pop()["done"] == 8
+    assert sorted(Path(event["source"]).name for event in events) == sorted(f"{i}.png" for i in range(8))
     assert all(event["status"] == "done" for event in events)
     assert_same(pixels(tmp_path / "there"), pixels(tmp_path / "here"))

@@ -50,7 +50,11 @@ def test_what_counts_as_a_fault(tmp_path_factory: pytest.TempPathFactory, monkey
     monkeypatch.setitem(main.commands, "fail", command)
     found: dict[str, Case] = {}
     for how in ("bug", "silent", "loud"):
-        monkeypatch.setitem(KINDS, "failing", (0.0, lambda rng, given, how=how: ["fail", how]))
+
+        def commands(rng: object, given: object, how: str = how) -> list[str]:
+            return ["fail", how]
+
+        monkeypatch.setitem(KINDS, "failing", (0.0, commands))
         found[how] = play(0, 0, Stock(tmp_path_factory.mktemp("stock")), 5, "failing")
     assert found["bug"].faults == ["KeyError: 'x'"]
     assert found["silent"].faults == ["exit code 1 without an error: []"]
