@@ -28,7 +28,7 @@ from skipdiff_env.tabulate import make_rows, tabulate
 from tests.conftest import Photo
 
 # Slow enough that a worker can be killed in the middle.
-SLOW = ("--steps=10,10", "--start=9", "--tile=0")
+SLOW = ("--steps=10,10", "--start=9", "--tile=0", "--batch-size=1")
 
 
 def settings(checkpoint: str) -> dict[str, Any]:
