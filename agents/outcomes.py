@@ -107,6 +107,8 @@ def even_outcomes(
 def crops_of(images: Sequence[str | Path], size: int, seed: int = 0) -> Iterator[Rgb]:
     """Crops that tile photographs, uint8 (size, size, 3): one of each photograph, then a second one of each, and so on.
 
+    After the crops that have nothing in common come those between them, half a crop further down, right, or both.
+
     Args:
         images: folders, files or patterns.
         size: side in pixels; photographs that are smaller are left out.
@@ -124,9 +126,12 @@ def crops_of(images: Sequence[str | Path], size: int, seed: int = 0) -> Iterator
                 continue
             rgb = read_picture(path).rgb
             if path not in orders:
-                rows, columns = (range(side % size // 2, side - size + 1, size) for side in rgb.shape[:2])
-                orders[path] = [(y, x) for y in rows for x in columns]
-                rng.shuffle(orders[path])
+                rows, columns = (range(side % size // 2, side - size + 1, size // 2) for side in rgb.shape[:2])
+                tiles = [(y, x) for y in rows[::2] for x in columns[::2]]
+                between = sorted({(y, x) for y in rows for x in columns} - set(tiles))
+                rng.shuffle(tiles)
+                rng.shuffle(between)
+                orders[path] = tiles + between
             if place < len(orders[path]):
                 y, x = orders[path][place]
                 found = True

@@ -30,6 +30,7 @@ class TrainingConfig:
             "photo2" for all of it twice; with a strength in 0 … 1, as in "photo:0.5", or without, and then drawn for
             each crop.
         crop: Side of the random crops, in pixels of the target.
+        turns: Also turn crops, by 90 degrees and upside down; without it, crops are only mirrored.
         batch_size: Crops per iteration and process.
         iterations: Optimizer steps in all.
         lr: Peak learning rate of Adam.
@@ -53,6 +54,7 @@ class TrainingConfig:
     init: str | None = None
     degradation: str = "bicubic"
     crop: int = 64
+    turns: bool = False
     batch_size: int = 16
     iterations: int = 10_000
     lr: float = 4e-4

@@ -29,6 +29,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         cache_mb: decoded pictures kept in memory.
         degradation: how the low-resolution pictures are made.
         scale: how many times they are smaller; the crop is a multiple of it.
+        turns: whether half of the crops are also turned by 90 degrees and half of them are also turned upside down.
 
     Raises:
         ImageError: some files are no pictures, are damaged, or are smaller than the crop; the message names them.
@@ -43,9 +44,10 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         cache_mb: int,
         degradation: Degradation,
         scale: int,
+        turns: bool = False,
     ) -> None:
         self.paths, self.crop, self.length, self.seed = paths, crop, length, seed
-        self.degradation, self.scale = degradation, scale
+        self.degradation, self.scale, self.turns = degradation, scale, turns
         self.cache: dict[Path, np.ndarray] = {}
         self.cache_left = cache_mb * 2**20
         faults = []
@@ -84,7 +86,11 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         rgb = self._read(self.paths[order[place]])
         y, x = (rng.integers(side - self.crop + 1) for side in rgb.shape[:2])
         rgb = rgb[y : y + self.crop, x : x + self.crop]
-        hr = to_tensor(rgb[:, ::-1] if rng.random() < 0.5 else rgb)
+        rgb = rgb[:, ::-1] if rng.random() < 0.5 else rgb
+        if self.turns:
+            rgb = rgb[::-1] if rng.random() < 0.5 else rgb
+            rgb = rgb.transpose(1, 0, 2) if rng.random() < 0.5 else rgb
+        hr = to_tensor(rgb)
         return hr, self.degradation(hr[None], self.scale, [self.degradation_key(n)])[0]
 
     def degradation_key(self, n: int) -> tuple[int, int, int]:

@@ -172,7 +172,7 @@ class Training:
         samples = config.iterations * self.accelerator.num_processes * config.batch_size
         degradation = Degradation.parse(config.degradation)
         self.dataset = CropDataset(
-            paths, config.crop, samples, config.seed, config.cache_mb, degradation, self.trainee.scale
+            paths, config.crop, samples, config.seed, config.cache_mb, degradation, self.trainee.scale, config.turns
         )
 
     def run(self) -> None:
@@ -184,7 +184,8 @@ class Training:
         accelerator, config = self.accelerator, self.config
         model = self.trainee.model
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)).to(accelerator.device)
-        wrapped, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters(), lr=config.lr))
+        adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=accelerator.device.type == "cuda")
+        wrapped, optimizer = accelerator.prepare(model, adam)
         accelerator.register_for_checkpointing(ema)
         self._load_state()
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.first}})
@@ -231,7 +232,10 @@ class Training:
             accelerator.num_processes,
         )
         order = _Samples(turns, config.batch_size)
-        return iter(DataLoader(Subset(self.dataset, order), config.batch_size, num_workers=config.workers))
+        pinned = accelerator.device.type == "cuda"
+        return iter(
+            DataLoader(Subset(self.dataset, order), config.batch_size, num_workers=config.workers, pin_memory=pinned)
+        )
 
     def _iterate(
         self, iteration: int, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Sequence[Tensor]
@@ -242,7 +246,8 @@ class Training:
         for group in optimizer.param_groups:
             group["lr"] = self.config.learning_rate(iteration)
         with self.accelerator.autocast():
-            loss = self.trainee.loss(model, *(pictures.to(self.accelerator.device) for pictures in batch))
+            pictures = (each.to(self.accelerator.device, non_blocking=True) for each in batch)
+            loss = self.trainee.loss(model, *pictures)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(model.parameters(), self.config.clip)
         optimizer.step()
