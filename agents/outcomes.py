@@ -1,5 +1,6 @@
 """What fixed schedules of jumps give for many pictures: the table that an agent is compared with, or learns from."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +105,10 @@ def even_outcomes(
     return Outcomes(tuple(forwards), found.metrics)
 
 
-def crops_of(images: Sequence[str | Path], size: int, seed: int = 0) -> Iterator[Rgb]:
-    """Crops that tile photographs, uint8 (size, size, 3): one of each photograph, then a second one of each, and so on.
+def crops_of(images: Sequence[str | Path], size: int, seed: int = 0) -> Iterator[tuple[int, Rgb]]:
+    """Crops that tile photographs: one of each photograph, then a second one of each, and so on.
+
+    Each comes as the number of its photograph and its pixels, uint8 (size, size, 3).
 
     After the crops that have nothing in common come those between them, half a crop further down, right, or both.
 
@@ -121,7 +124,7 @@ def crops_of(images: Sequence[str | Path], size: int, seed: int = 0) -> Iterator
     place = 0
     while True:
         found = False
-        for path in files:
+        for number, path in enumerate(files):
             if place and place >= len(orders[path]):
                 continue
             rgb = read_picture(path).rgb
@@ -135,7 +138,7 @@ def crops_of(images: Sequence[str | Path], size: int, seed: int = 0) -> Iterator
             if place < len(orders[path]):
                 y, x = orders[path][place]
                 found = True
-                yield np.ascontiguousarray(rgb[y : y + size, x : x + size])
+                yield number, np.ascontiguousarray(rgb[y : y + size, x : x + size])
         if not found:
             return
         place += 1
@@ -143,7 +146,7 @@ def crops_of(images: Sequence[str | Path], size: int, seed: int = 0) -> Iterator
 
 def gather(
     task: Task,
-    crops: Iterator[Rgb],
+    crops: Iterator[tuple[int, Rgb]],
     noises: int,
     forwards: Sequence[int],
     enough: Callable[[int], bool],
@@ -153,7 +156,7 @@ def gather(
 
     Args:
         task: process and metrics.
-        crops: where pictures come from.
+        crops: the number of a photograph and a picture of it, one after the other, as `crops_of` gives them.
         noises: noises of each picture.
         forwards: the schedules.
         enough: told the number of pictures that are done, says whether to stop; asked after each batch.
@@ -168,7 +171,7 @@ def gather(
     group = max(1, task.config.batch_size // noises)
     with progress(desc="outcomes", unit="crop") as bar:
         while True:
-            batch = [rgb for _, rgb in zip(range(group), crops, strict=False)]
+            batch = [rgb for _, rgb in itertools.islice(crops, group)]
             if batch:
                 seeds = [int(each) for each in rng.integers(2**20, 2**31, noises)]
                 parts.append(even_outcomes(task, batch, seeds, forwards))

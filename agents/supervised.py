@@ -6,7 +6,7 @@ it. The price of a forward comes in after the net, so one agent draws the whole 
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ddpm.progress import progress
 from ddpm.runs import check_new_run, lock_run, start_run
 from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
+from skipdiff_env.pictures import Pictures, Rgb
 from skipdiff_env.refinement import Action
 from skipdiff_env.task import Task
 
@@ -178,18 +179,23 @@ class SupervisedConfig:
 
 
 def fit(
-    predictor: SchedulePredictor, conditions: Tensor, values: NDArray[np.float64], config: SupervisedConfig
+    predictor: SchedulePredictor,
+    conditions: Tensor,
+    values: NDArray[np.float64],
+    photographs: Sequence[int],
+    config: SupervisedConfig,
 ) -> list[float]:
     """Trains the nets of a predictor on a table.
 
     Only differences between the schedules of a picture matter for the choice; its level, which varies far more, is
-    taken off. Each net leaves out a fifth of the pictures, every net another one, and keeps the weights of the epoch
-    that explained these best; the predictions of several are averaged.
+    taken off. Each net leaves out a fifth of the photographs, every net another one, and keeps the weights of the
+    epoch that explained these best; the predictions of several are averaged.
 
     Args:
-        predictor: changed in place.
+        predictor: changed in place, on the device where it is.
         conditions: (pictures, 3, H, W).
         values: the metric, (pictures, noises, len(forwards)); pictures where it failed are left out.
+        photographs: number of the photograph that each picture is a crop of.
         config: epochs, learning rate, weight decay and seed.
 
     Returns:
@@ -197,22 +203,24 @@ def fit(
     """
     curves = torch.tensor(values.mean(axis=1), dtype=torch.float32)
     good = curves.isfinite().all(dim=1)
-    conditions, curves = conditions[good], curves[good] - curves[good].mean(dim=1, keepdim=True)
+    conditions, folds = conditions[good], torch.tensor(photographs)[good] % FOLDS
+    curves = (curves[good] - curves[good].mean(dim=1, keepdim=True)).to(predictor.device)
     predictor.mean.copy_(curves.mean(dim=0))
     predictor.scale.copy_((curves - curves.mean(dim=0)).square().mean().sqrt().clamp(min=1e-8))
     targets = (curves - predictor.mean) / predictor.scale
     return [
-        _fit_member(member, conditions, targets, place, config)
+        _fit_member(member, conditions, targets, folds, place, config)
         for place, member in enumerate(progress(predictor.members, desc="nets", unit="net"))
     ]
 
 
-def _fit_member(member: nn.Module, conditions: Tensor, targets: Tensor, place: int, config: SupervisedConfig) -> float:
+def _fit_member(
+    member: nn.Module, conditions: Tensor, targets: Tensor, folds: Tensor, place: int, config: SupervisedConfig
+) -> float:
     """Trains one of the nets; see `fit`."""
-    number = torch.arange(len(targets))
-    held = number % FOLDS == place % FOLDS
-    rows, held_rows = number[~held], number[held]
-    if not len(rows):
+    held = folds == place % FOLDS
+    rows, held_rows = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+    if not len(rows) or not len(held_rows):
         raise ConfigError(
             f"a table of {len(targets)} pictures is too small to learn from; give it more minutes or crops"
         )
@@ -226,14 +234,15 @@ def _fit_member(member: nn.Module, conditions: Tensor, targets: Tensor, place: i
     best, weights = float("inf"), member.state_dict()
     for _ in range(config.epochs):
         for chunk in rows[torch.randperm(len(rows), generator=generator)][: per_epoch * batch].split(batch):
-            turned = _turned(conditions[chunk], int(torch.randint(8, (), generator=generator)))
+            turned = _turned(conditions[chunk].to(targets.device), int(torch.randint(8, (), generator=generator)))
             loss = mse_loss(member(turned), targets[chunk])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
         with torch.no_grad():
-            left = float(mse_loss(torch.cat([member(x) for x in conditions[held_rows].split(64)]), targets[held_rows]))
+            held_out = [member(conditions[chunk].to(targets.device)) for chunk in held_rows.split(64)]
+            left = float(mse_loss(torch.cat(held_out), targets[held_rows]))
         if left < best:
             best, weights = left, {name: value.clone() for name, value in member.state_dict().items()}
     member.load_state_dict(weights)
@@ -288,7 +297,7 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
     check_new_run(folder, resume)
     settings = dict(config.env)
     images = settings.pop("images", None)
-    first = next(_crops(images, settings), None)
+    _, first = next(_crops(images, settings), (0, None))
     if first is None:
         raise ConfigError("no photograph has a crop of image_size; lower it or name other photographs")
     task = Task(
@@ -306,7 +315,7 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
     torch.manual_seed(config.seed)
     predictor = SchedulePredictor(
         task.plan.first, config.forwards, task.config.image_size, config.channels, members=config.members
-    )
+    ).to(config.device)
     began = time.monotonic()
 
     def enough(done: int) -> bool:
@@ -319,14 +328,15 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
             crops = _crops(images, settings)
             gather(task, crops, config.noises, config.forwards, enough, config.seed)[1].save(folder / TABLE)
         values = _values(folder / TABLE, task, config)
-        pictures = list(itertools.islice(_crops(images, settings), len(values)))
-        if len(pictures) < len(values):
+        found = list(itertools.islice(_crops(images, settings), len(values)))
+        if len(found) < len(values):
             raise ConfigError(
                 f"{folder / TABLE} was made from other photographs; remove it, and --resume makes it anew"
             )
-        conditions = torch.stack([episode.refinement.lr_up for episode in task.begin(pictures, [0] * len(pictures))])
-        losses = fit(predictor, conditions, values, config)
-        Agent(_agent_config(config, settings, task, prices, losses, len(pictures)), predictor).save(folder / "best")
+        photographs, pictures = zip(*found, strict=True)
+        conditions = torch.stack([task.condition(picture).cpu() for picture in pictures])
+        losses = fit(predictor, conditions, values, photographs, config)
+        Agent(_agent_config(config, settings, task, prices, losses, len(found)), predictor).save(folder / "best")
     return folder / "best"
 
 
@@ -368,11 +378,9 @@ def _agent_config(
     )
 
 
-def _crops(images: Any, settings: Mapping[str, Any]) -> Any:
-    """Crops of the photographs named, or of scikit-image's."""
+def _crops(images: Any, settings: Mapping[str, Any]) -> Iterator[tuple[int, Rgb]]:
+    """Crops of the photographs named, or of scikit-image's, each with the number of its photograph."""
     size = int(settings.get("image_size", TaskConfig.image_size))
     if images is None:
-        from skipdiff_env.pictures import Pictures
-
-        return iter(Pictures(None, size, settings.get("split")))
+        return enumerate(Pictures(None, size, settings.get("split")))
     return crops_of([images] if isinstance(images, str | Path) else images, size)

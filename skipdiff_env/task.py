@@ -209,6 +209,10 @@ class Task:
             for (index, _, (hr, _)), state, price, image in zip(pictures, states, prices, images, strict=True)
         ]
 
+    def condition(self, image: int | Rgb) -> Tensor:
+        """The condition (3, H, W) of a picture, given as for `begin`."""
+        return self._picture(image)[2][1]
+
     def step(self, episodes: Sequence[Episode], actions: Sequence[int]) -> None:
         """One decision for each episode; those that made their last one run to the end and get their reward."""
         self.process.step([episode.refinement for episode in episodes], actions)

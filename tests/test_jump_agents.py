@@ -20,7 +20,7 @@ from agents.playing import AgentPolicy, play
 from agents.supervised import SchedulePredictor, SupervisedConfig, fit, train_supervised
 from agents.vec_env import VecPictureBaseline, make_env
 from ddpm.errors import ConfigError
-from ddpm.images import to_tensor
+from ddpm.images import find_images, read_picture, to_tensor
 from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
@@ -232,11 +232,15 @@ def test_outcomes_choose_by_the_other_noises(tmp_path: Path) -> None:
 
 
 def test_crops_come_from_all_photographs_first(photos: Path) -> None:
-    crops = list(crops_of([photos], 64))
-    assert len(crops) == 4 * 4
-    whole = {np.asarray(crop).tobytes() for crop in crops}
-    assert len(whole) == 16
-    assert [crop.shape for crop in crops] == [(64, 64, 3)] * 16
+    found = list(crops_of([photos], 64))
+    numbers, crops = zip(*found, strict=True)
+    assert len(crops) == 4 * (4 + 5)  # those that tile a photograph of 128 pixels, then those between them
+    assert numbers == (0, 1, 2, 3) * 9
+    assert len({np.asarray(crop).tobytes() for crop in crops}) == 36
+    assert {crop.shape for crop in crops} == {(64, 64, 3)}
+    tiles = [crop for number, crop in found[:16] if number == 0]
+    totals = [int(read_picture(path).rgb.sum()) for path in find_images([photos])]
+    assert sum(int(tile.sum()) for tile in tiles) in totals
 
 
 def test_gather_stops_and_uses_noises_of_its_own(settings: dict[str, Any], photos: Path) -> None:
@@ -276,7 +280,7 @@ def test_fit_learns_what_texture_wants() -> None:
     curves += np.random.default_rng(0).normal(0, 1, (160, 1))  # the level of a picture tells nothing
     predictor = SchedulePredictor(N, [1, 2, 4], 16, [4, 8], hidden=16)
     config = SupervisedConfig(crops=1, epochs=40, learning_rate=1e-2)
-    (left,) = fit(predictor, pictures[:128], curves[:128, None], config)
+    (left,) = fit(predictor, pictures[:128], curves[:128, None], range(128), config)
     assert left < 0.1
     predicted = predictor.encode(pictures[128:]).detach()
     chosen = np.array(predictor.forwards)[predictor.choose(predicted, torch.full((32, 1), 1e-6))]
