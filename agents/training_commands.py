@@ -51,7 +51,7 @@ UNET_OPTIONS = (
 @click.option("--scale", type=int, default=4, help="How many times the net shall enlarge.")
 @click.option("--width", type=int, default=96, help="Channels of the first level (paper: 64).")
 @click.option(
-    "--multipliers", callback=numbers(), default="1,1", help="Channels of each level over width (paper: 1,2,4,8,8)."
+    "--multipliers", callback=numbers(), default="1,1,1", help="Channels of each level over width (paper: 1,2,4,8,8)."
 )
 @click.option("--blocks", type=int, default=1, help="Residual blocks per level (paper: 2).")
 @click.option("--attention-resolutions", callback=numbers(), default="16", help="Sizes in pixels that attend.")

@@ -78,6 +78,8 @@ def _expanded(fused: nn.Module, span: nn.Module) -> dict[str, Tensor]:
 def train_predictor(config: PredictorConfig, folder: str | Path, resume: bool = False) -> Path:
     """Trains SPAN; its averaged weights go to `folder/checkpoint/predictor.safetensors`, which `train-ddpm` takes.
 
+    They are stored in half precision.
+
     Args:
         config: the settings.
         folder: the run's folder.
@@ -106,7 +108,7 @@ def train_predictor(config: PredictorConfig, folder: str | Path, resume: bool = 
             return distance(enlarge(model, lr_image), hr)
 
         def export(averaged: nn.Module, checkpoint: Path) -> None:
-            tensors = _expanded(averaged, _span(config))
+            tensors = {name: tensor.half() for name, tensor in _expanded(averaged, _span(config)).items()}
             refuse_not_finite(tensors, "the predictor")
             with atomic_path(checkpoint / PREDICTOR) as temporary:
                 save_file(tensors, temporary)

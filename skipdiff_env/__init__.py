@@ -57,7 +57,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "SkipDiffJump128-v0": ("variants:SkipDiffJump128Env", "vector_env:SkipDiffVectorEnv", {**_JUMP, "image_size": 128}),
     "SkipDiffPhoto-v0": (
         "variants:SkipDiffPhotoEnv", "vector_env:SkipDiffVectorEnv",
-        {**_JUMP, "image_size": 64, "degradation": "photo"},
+        {**_JUMP, "checkpoint": "photo-x4", "image_size": 64, "degradation": "photo"},
     ),
     "SkipDiffTable-v0": ("table_env:SkipDiffTableEnv", "table_env:SkipDiffTableVectorEnv", {}),
 }  # fmt: skip
