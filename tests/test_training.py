@@ -340,11 +340,9 @@ def test_all_bad_pictures_are_named_before_training(config: DDPMConfig, photos: 
 
 
 def test_trainings_of_different_precision_in_one_process(config: DDPMConfig, tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [{"mixed_precision": precision} for precision in ("no", "bf16", "no")]
     short = replace(config, iterations=1)
-    found = [
-        weights_of(train(replace(short, mixed_precision=precision), tmp_path / str(i)))
-        for i, precision in enumerate(("no", "bf16", "no"))
-    ]
+    found = [weights_of(train(replace(short, **each), tmp_path / str(i))) for i, each in enumerate(changes)]
     assert_same(found[0], found[2])
     assert any(not torch.equal(value, found[1][name]) for name, value in found[0].items()), "bf16 was not taken"
 
