@@ -201,7 +201,7 @@ def absolute_paths(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     from ddpm.checkpoints import shipped_checkpoints
 
     def place(value: Any) -> Any:
-        if isinstance(value, list):  # of files, folders and patterns
+        if isinstance(value, list | tuple):  # of files, folders and patterns
             return [os.path.abspath(each) for each in value]
         return os.path.abspath(value) if value not in shipped_checkpoints() and Path(value).exists() else value
 

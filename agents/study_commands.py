@@ -220,20 +220,36 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=16)
 @DEVICE
-def reproduce(out: Path, agents: tuple[str, ...], sections: str | None, **options: Any) -> None:
+@RAY
+@WORKERS
+def reproduce(
+    out: Path, agents: tuple[str, ...], sections: str | None, ray: str | None, workers: int | None, **options: Any
+) -> None:
     """Compute the paper's tables and figures on your pictures, and other samplers beside them, as one report.
 
     OUT/report.md holds the text and links the plots; each table is also a CSV file, and rows.csv has every single
     result. What is finished stays: the same command goes on after an interruption, and takes further sections and
-    agents.
+    agents. With --ray the workers of a cluster compute the batches, which must see the same files; a smaller
+    --batch-size gives more of them something to do.
     """
-    from agents.study import MAIN, Report, ReportConfig, Study
+    from dataclasses import asdict
 
+    from agents.study import MAIN, Report, ReportConfig, Study, make_work
+
+    cluster = make_cluster(ray, workers, options["device"])
     named = named_agents(agents, title=MAIN)
-    study = Study(ReportConfig(agents=named, sections=sections.split(",") if sections else (), **options))
+    config = ReportConfig(agents=named, sections=sections.split(",") if sections else (), **options)
+    study = Study(config)
     report = Report(study, out)
     _hint_at_judge(study.metrics)
-    report.compute()
+    spread = None
+    if cluster is not None:
+        there = asdict(config) | absolute_paths(options, "checkpoint", "images", "train_images")
+        there["agents"] = absolute_paths(named, *named)
+        spread = partial(
+            cluster.spread, make_work, {"config": there, "settings": study.settings(), "out": str(out.absolute())}
+        )
+    report.compute(spread)
     click.echo(f"report: {report.write()}")
 
 

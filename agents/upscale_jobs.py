@@ -22,7 +22,7 @@ from ddpm.images import (
     write_picture,
 )
 from skipdiff_env.plan import Plan
-from skipdiff_env.rendering import draw_map
+from skipdiff_env.rendering import draw_map, map_size
 from skipdiff_env.upscaler import Upscaler, check_room
 
 # Jobs are handed to workers in so many chunks at least, so that all workers have something to do.
@@ -95,9 +95,15 @@ class Run:
             self.waiting.append(_Waiting(job.source, target, seed, picture, notes))
 
     def _check(self, target: Path, width: int, height: int) -> None:
-        """Raises ImageError where the result of a picture of this size could not be written, before it is computed."""
-        size = self.options.final_size(width, height, self.upscaler.scale)
+        """Raises ImageError where the result of a picture of this size, or the map, could not be written.
+
+        This is asked before anything of the picture is computed.
+        """
+        scale = self.upscaler.scale
+        size = self.options.final_size(width, height, scale)
         check_output(target, *size)
+        if self.options.map is not None:
+            check_output(Path(self.options.map), *map_size(width * scale, height * scale))
         check_room(1, *size)
 
     def _animation(self, job: Job) -> None:

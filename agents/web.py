@@ -44,19 +44,21 @@ class Knob:
 
     Attributes:
         label: what it chooses.
-        highest: its largest value; the smallest is 0.
+        lowest: its smallest value.
+        highest: its largest value.
         step: distance of its values.
         value: where it stands at first.
     """
 
     label: str
+    lowest: float
     highest: float
     step: float
     value: float
 
 
-QUALITY = Knob("Quality: few forwards (0) … many (1)", 1, 0.05, 0.5)
-EVEN_STEPS = Knob("Number of even steps (0: as the checkpoint decides)", LEVELS, 1, 0)
+QUALITY = Knob("Quality: few forwards (0) … many (1)", 0, 1, 0.05, 0.5)
+EVEN_STEPS = Knob("Number of even steps", 1, LEVELS, 1, 8)
 
 
 @dataclass(frozen=True)
@@ -124,19 +126,19 @@ class Workshop:
         agent = self.agent(checkpoint)
         return EVEN_STEPS if agent is None or agent.config.price_range is None else QUALITY
 
-    def upscaler(self, checkpoint: str, amount: float) -> Upscaler:
-        """The upscaler for a position of the slider.
+    def upscaler(self, checkpoint: str, amount: float | None) -> Upscaler:
+        """The upscaler for a position of the slider; None: that of `skipdiff upscale` without options.
 
         Raises:
             ConfigError: the position is out of range.
         """
         knob = self.knob(checkpoint)
-        if not 0 <= amount <= knob.highest:
-            raise ConfigError(f"the slider must stand in 0 … {knob.highest:g}, got {amount!r}")
-        steps = round(amount) if knob is EVEN_STEPS else 0
+        if amount is not None and not knob.lowest <= amount <= knob.highest:
+            raise ConfigError(f"the slider must stand in {knob.lowest:g} … {knob.highest:g}, got {amount!r}")
+        steps = None if amount is None or knob is QUALITY else round(amount)
         return make_upscaler(
             checkpoint=self.folders[checkpoint], device=self.device, start=None,
-            levels=even_levels(LEVELS, steps) if steps else None, quality=amount if knob is QUALITY else None,
+            levels=None if steps is None else even_levels(LEVELS, steps), quality=amount if knob is QUALITY else None,
         )  # fmt: skip
 
     def read(self, path: str | Path) -> Picture:
@@ -157,7 +159,7 @@ class Workshop:
         self,
         checkpoint: str,
         picture: Picture,
-        amount: float,
+        amount: float | None,
         seed: int | None,
         progress: Callable[[float], object] = lambda part: None,
     ) -> Enlarged:
@@ -166,7 +168,7 @@ class Workshop:
         Args:
             checkpoint: one of those that may be chosen.
             picture: the source.
-            amount: position of the slider, see `knob`.
+            amount: position of the slider, see `knob`; None: as `skipdiff upscale` does without options.
             seed: of the noise.
             progress: told the part that is done, 0 … 1.
 
@@ -231,8 +233,8 @@ class Workshop:
         """The names of the pictures that episodes are about."""
         return Pictures(None, self._episodes.get("image_size", TaskConfig.image_size)).names
 
-    def game(self, checkpoint: str, picture: str, amount: float, seed: int | None) -> "Game":
-        """An episode at its first decision.
+    def game(self, checkpoint: str, picture: str, amount: float | None, seed: int | None) -> "Game":
+        """An episode at its first decision; the agent aims at the quality of the slider, without one at one half.
 
         Raises:
             ConfigError: an argument is out of range.

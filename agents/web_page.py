@@ -34,6 +34,8 @@ KEEP = gr.skip()
 ABOUT = """# SkipDiff
 A photograph is enlarged with few steps of a diffusion model. Details that the photograph does not show are made up."""
 
+OWN = "As skipdiff upscale takes them without options. Untick it to choose on the slider."
+
 
 def in_one_line(*others: Any) -> Callable[[Callable[..., tuple[Any, ...]]], Callable[..., tuple[Any, ...]]]:
     """A decorator by which a handler tells an error in its last output, a line of text.
@@ -78,7 +80,9 @@ class Handlers:
     def turn(self, checkpoint: str) -> Any:
         """Another checkpoint was chosen: the slider is its."""
         knob = self.workshop.knob(checkpoint)
-        return gr.update(label=knob.label, maximum=knob.highest, step=knob.step, value=knob.value)
+        return gr.update(
+            label=knob.label, minimum=knob.lowest, maximum=knob.highest, step=knob.step, value=knob.value
+        )  # fmt: skip
 
     @in_one_line(None, None, None)
     def enlarge(
@@ -86,6 +90,7 @@ class Handlers:
         dropped: str | None,
         sample: str | None,
         checkpoint: str,
+        own: bool,
         amount: float,
         seed: float | None,
         request: gr.Request,
@@ -96,7 +101,8 @@ class Handlers:
         if dropped is None and sample is None:
             raise ConfigError("no photograph; drop one, or choose a sample")
         picture = shop.sample(sample or "", checkpoint) if dropped is None else shop.read(dropped)
-        result = shop.enlarge(checkpoint, picture, amount, None if seed is None else int(seed), progress)
+        chosen = None if own else amount
+        result = shop.enlarge(checkpoint, picture, chosen, None if seed is None else int(seed), progress)
         folder = self.visits.of(request.session_hash).fresh("result")
         stem = (sample or "") if dropped is None else Path(dropped).stem[:64]
         scale = result.before.shape[0] // picture.rgb.shape[0]
@@ -111,10 +117,11 @@ class Handlers:
 
     @in_one_line(None, None)
     def begin(
-        self, picture: str, checkpoint: str, amount: float, seed: float | None, request: gr.Request
+        self, picture: str, checkpoint: str, own: bool, amount: float, seed: float | None, request: gr.Request
     ) -> tuple[Any, ...]:
         """A new episode."""
-        game = self.workshop.game(checkpoint, picture, amount, None if seed is None else int(seed))
+        chosen = None if own else amount
+        game = self.workshop.game(checkpoint, picture, chosen, None if seed is None else int(seed))
         visit = self.visits.of(request.session_hash)
         visit.game = game
         return _shown(visit, game)
@@ -165,10 +172,15 @@ def build(handlers: Handlers) -> gr.Blocks:
         gr.Markdown(ABOUT)
         with gr.Row():
             checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint")
-            amount = gr.Slider(0, knob.highest, knob.value, step=knob.step, label=knob.label)
+            own = gr.Checkbox(True, label="The checkpoint's own steps", info=OWN, elem_id="own")
+            amount = gr.Slider(
+                knob.lowest, knob.highest, knob.value, step=knob.step, label=knob.label, interactive=False,
+                elem_id="amount",
+            )  # fmt: skip
             seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0)
         checkpoint.change(handlers.turn, checkpoint, amount, api_visibility="private")
-        settings = [checkpoint, amount, seed]
+        own.input(lambda own: gr.update(interactive=not own), own, amount, api_visibility="private")
+        settings = [checkpoint, own, amount, seed]
         with gr.Tab("Enlarge"):
             _enlarge_tab(handlers, settings)
         with gr.Tab("Play an episode"):

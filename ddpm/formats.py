@@ -70,7 +70,8 @@ class Format:
 _PNG = Format("PNG", exif=True, icc=True, animated=True)
 _JPEG = Format("JPEG", ("L", "RGB"), 65_500, exif=True, icc=True)
 _TIFF = Format("TIFF", exif=True, icc=True)
-_AVIF = Format("AVIF", ("RGB", "RGBA"), 65_536, exif=True, icc=True, animated=True)
+# more can be written, but libavif, and so Pillow and browsers, reads no larger side unless it is told to
+_AVIF = Format("AVIF", ("RGB", "RGBA"), 32_768, exif=True, icc=True, animated=True)
 _PPM = Format("PPM", ("L", "RGB"))
 OUTPUTS = {
     ".png": _PNG,
@@ -154,8 +155,8 @@ def check_output(path: Path, width: int, height: int) -> None:
     wanted = output_format(path)
     if max(width, height) > wanted.max_side:
         raise ImageError(
-            f"cannot write {path}: {wanted.name} holds at most {wanted.max_side} pixels a side, the result has "
-            f"{width} x {height}; choose another format, such as png"
+            f"cannot write {path}: {wanted.name} holds at most {wanted.max_side} pixels a side, and this picture "
+            f"would have {width} x {height}; take another format, such as png"
         )
 
 

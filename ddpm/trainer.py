@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
@@ -115,6 +116,8 @@ def _accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
     precision = config.mixed_precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    # Accelerate keeps the precision of an earlier training of this process, and takes no other one beside it
+    AcceleratorState._reset_state()
     # without an accelerator, Accelerate joins the processes of torchrun only if it is told to use the CPU
     return Accelerator(
         cpu=not torch.accelerator.is_available(), mixed_precision=precision, log_with="tensorboard", project_dir=folder

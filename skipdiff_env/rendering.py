@@ -85,8 +85,8 @@ def draw_map(picture: NDArray[np.uint8], tiles: Sequence["Tile"]) -> NDArray[np.
     across = _apart((tile.box.left, tile.box.right) for tile in tiles)
     down = _apart((tile.box.top, tile.box.bottom) for tile in tiles)
     height, width = picture.shape[:2]
-    unit = max(18, width // 50)
-    image = Image.new("RGB", (max(width, 16 * unit), height + 3 * unit), BACKGROUND)
+    unit = _unit(width)
+    image = Image.new("RGB", map_size(width, height), BACKGROUND)
     image.paste(Image.fromarray(picture).convert("L"))
     draw = ImageDraw.Draw(image)
     for tile in tiles:
@@ -103,6 +103,16 @@ def draw_map(picture: NDArray[np.uint8], tiles: Sequence["Tile"]) -> NDArray[np.
         if right - left >= unit:
             _number(draw, forwards, ((left + right) // 2, height + 9 * unit // 4), 0.7 * unit)
     return np.asarray(image)
+
+
+def map_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of the map that `draw_map` makes of a result of this size, in pixels."""
+    return max(width, 16 * _unit(width)), height + 3 * _unit(width)
+
+
+def _unit(width: int) -> int:
+    """Height of the largest letters on the map of a result of this width, in pixels."""
+    return max(18, width // 50)
 
 
 def _colours(fewest: int, most: int) -> dict[int, tuple[int, int, int]]:

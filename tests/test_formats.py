@@ -134,10 +134,21 @@ def test_an_opaque_alpha_needs_no_note(tmp_path: Path, photo: Photo) -> None:
 
 
 def test_largest_sides() -> None:
-    check_output(Path("x.webp"), 16_383, 1)
-    for name in ("x.webp", "x.jpg", "x.gif"):
-        with pytest.raises(ImageError, match="holds at most"):
-            check_output(Path(name), 1, 70_000)
+    for name, largest in {"x.webp": 16_383, "x.jpg": 65_500, "x.avif": 32_768, "x.gif": 65_535}.items():
+        check_output(Path(name), largest, 1)
+        message = f"{largest} pixels a side, and this picture would have 1 x {largest + 1}; take .* such as png"
+        with pytest.raises(ImageError, match=message):
+            check_output(Path(name), 1, largest + 1)
+    check_output(Path("x.png"), 70_000, 1)
+
+
+def test_the_largest_avif_is_written_and_read(tmp_path: Path) -> None:
+    """Pillow writes larger ones, which it cannot read."""
+    write_picture(Picture(np.zeros((1, OUTPUTS[".avif"].max_side, 3), np.uint8)), tmp_path / "x.avif")
+    assert read_picture(tmp_path / "x.avif").rgb.shape == (1, 32_768, 3)
+
+
+def test_unknown_ending() -> None:
     with pytest.raises(ImageError, match=r"unknown file extension '\.xyz'; known are \.apng"):
         check_output(Path("x.xyz"), 1, 1)
 

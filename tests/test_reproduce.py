@@ -4,7 +4,10 @@ import csv
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from click.testing import CliRunner
 
 from agents.agent import Agent, AgentConfig
 from agents.cli import main
-from agents.study import SECTIONS, Report, ReportConfig, Study
+from agents.cluster import Cluster
+from agents.study import SECTIONS, Report, ReportConfig, Study, make_work
 from agents.study.methods import Method
 from agents.study.paper_figures import peer_verdicts
 from agents.study.paper_tables import count_flops
@@ -144,12 +148,77 @@ def test_going_on(config: Callable[..., ReportConfig], tmp_path: Path, monkeypat
         report.compute()
         report.write()
     assert again == []
-
-    def values(report: Report) -> list[Any]:
-        return [(row.method, row.image, row.nfe, row.start, row.levels, row.metrics) for row in report.rows]
-
     assert values(report) == values(whole)
     assert (tmp_path / "parts" / "report.md").exists()
+
+
+def values(report: Report) -> list[Any]:
+    """All that rows hold but seconds."""
+    return [(row.method, row.image, row.seed, row.nfe, row.start, row.levels, row.metrics) for row in report.rows]
+
+
+def test_batches_of_workers_in_any_order(config: Callable[..., ReportConfig], tmp_path: Path) -> None:
+    """What is spread is plain data; the rows and pictures are those of one process, which computes nothing itself."""
+    settings = config(sections=("fig1", "tables12", "pictures"), batch_size=1)
+    whole = compute(settings, tmp_path / "whole")
+    report = Report(Study(settings), tmp_path / "parts")
+    chunks: list[Any] = []
+
+    def spread(left: Sequence[Any], lost: bool = False) -> Iterator[int]:
+        work = make_work(asdict(settings), report.study.settings(), str(tmp_path / "parts"))
+        for chunk in reversed(json.loads(json.dumps(left))):
+            if lost and len(chunks) == 2:
+                raise KeyboardInterrupt
+            chunks.append(chunk)
+            yield work(chunk)
+
+    with pytest.raises(KeyboardInterrupt):
+        report.compute(partial(spread, lost=True))
+    with counting(report.study.unet) as sizes:
+        report.compute(spread)
+    assert chunks == [[[1, 1]], [[1, 0]], [[0, 1]], [[0, 0]]]
+    assert sum(sizes) == 12 + 2 + 2 * 3, "more than the latents of one picture"
+    assert values(report) == values(whole)
+    pictures = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / "pictures").rglob("*.png"))
+    assert pictures
+    for path in pictures:
+        assert (tmp_path / "parts" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes()
+    report.compute(lambda left: pytest.fail("nothing is left to do"))
+
+
+def test_workers_that_see_other_files(config: Callable[..., ReportConfig], tmp_path: Path) -> None:
+    settings = config(sections=("fig1",), limit=1, seeds=1)
+    report = Report(Study(settings), tmp_path / "out")
+    with pytest.raises(ConfigError, match="lacks rows of 1 batches that the workers have computed"):
+        report.compute(lambda left: [len(chunk) for chunk in left])
+    with pytest.raises(ConfigError, match="a worker has other metrics than the command"):
+        make_work(asdict(settings), report.study.settings() | {"metrics": ["psnr"]}, str(tmp_path / "out"))
+
+
+def test_on_a_cluster(short_checkpoint: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command gives workers paths that mean the same in another folder."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'skipdiff[ray]'")
+    save_agent(tmp_path / "agent")
+    shutil.copytree(short_checkpoint, tmp_path / "net")
+    (tmp_path / "elsewhere").mkdir()
+
+    def spread(cluster: Cluster, make: Any, arguments: Mapping[str, Any], chunks: Sequence[Any]) -> list[int]:
+        assert cluster.workers == 2
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path / "elsewhere")
+            work = make(**arguments)
+            return [work(chunk) for chunk in chunks]
+
+    monkeypatch.setattr(Cluster, "spread", spread)
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "reproduce", "--images=photos", "--checkpoint=net", "--agent=agent", "--out=out", "--sections=tables12",
+        "--limit=1", "--seeds=1", "--image-size=96", "--workers=2", "--ray",
+    ]  # fmt: skip
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "agent SkipDiff" in {row["method"] for row in read(tmp_path / "out" / "rows.csv")}
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_sections_and_agents_may_be_added(config: Callable[..., ReportConfig], tmp_path: Path) -> None:

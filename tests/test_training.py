@@ -339,6 +339,14 @@ def test_all_bad_pictures_are_named_before_training(config: DDPMConfig, photos: 
     assert not (tmp_path / "run").exists()
 
 
+def test_trainings_of_different_precision_in_one_process(config: DDPMConfig, tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [{"mixed_precision": precision} for precision in ("no", "bf16", "no")]
+    short = replace(config, iterations=1)
+    found = [weights_of(train(replace(short, **each), tmp_path / str(i))) for i, each in enumerate(changes)]
+    assert_same(found[0], found[2])
+    assert any(not torch.equal(value, found[1][name]) for name, value in found[0].items()), "bf16 was not taken"
+
+
 def test_losses_differ(config: DDPMConfig, tmp_path: Path) -> None:
     a, b = (weights_of(train(replace(config, loss=loss), tmp_path / loss)) for loss in ("l1", "l2"))
     assert not torch.equal(a["last.weight"], b["last.weight"])

@@ -423,6 +423,8 @@ def test_sizes(
         (["--overwrite", "--skip-existing"], "give one of them"),
         (["--outscale=100000"], "GiB of memory"),
         (["--size=20000x1", "--format=webp"], "holds at most 16383 pixels"),
+        (["--size=1x70000", "--format=jpg"], "JPEG holds at most 65500 pixels"),
+        (["--size=1x40000", "--format=avif"], "AVIF holds at most 32768 pixels"),
         (["--format=jpg", "-o", "y.png"], "contradicts the ending"),
         (["--jpeg-quality=0"], "jpeg-quality"),
         (["--format=bmp"], "format"),
@@ -750,6 +752,7 @@ def test_map(checkpoint: str, photos: Path, tmp_path: Path) -> None:
         (["0.png", "--map=1.png"], "the map 1.png exists"),
         (["0.png", "--map=folder.png"], "folder.png is a folder"),
         (["0.png", "--map=1.png/m.png"], "is a file, not a folder"),
+        (["high.png", "--map=m.webp"], "m.webp: WEBP holds at most 16383 pixels a side, and this picture would"),
     ],
 )
 def test_maps_that_cannot_be_drawn(
@@ -759,6 +762,9 @@ def test_maps_that_cannot_be_drawn(
     Path("folder.png").mkdir()
     if "x.gif" in arguments:
         moving(Path("x.gif"), photo)
+    if "high.png" in arguments:  # its result is a WebP, and the legend makes the map too high for one
+        Image.new("RGB", (1, 4090)).save("high.png")
+        arguments = [*arguments, "--format=webp"]
     before = names(photos)
     monkeypatch.setattr(Upscaler, "enlarge", lambda *args: pytest.fail("computed although there can be no map"))
     result = upscale(checkpoint, *arguments, "-o", "out")

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlparse
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -33,13 +34,15 @@ from skipdiff_env.rules import Action
 from tests.conftest import Photo, tiny_unet
 
 ROOT = Path(__file__).parents[1]
+# The schedule that the checkpoint with an agent names.
+LEVELS = (5, 2)
 
 
 @pytest.fixture(scope="module")
 def jumping(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny checkpoint whose agent chooses schedules of jumps for its price, and whose reward is quick."""
     folder = tmp_path_factory.mktemp("jumping") / "tiny"
-    tiny_unet().save_pretrained(folder)
+    tiny_unet(levels=LEVELS).save_pretrained(folder)
     plan = Plan(1, 6, fine_sampler="ddim", skip_mode="jump")
     settings = {"forwards": [1, 3, 5], "crop_size": 32, "channels": [4, 4], "hidden": 4}
     training = {"env": {"metric": "psnr", "nfe_penalty": [0.01, 0.1]}}
@@ -58,12 +61,28 @@ def test_slider_is_the_price_or_the_number_of_steps(shop: Workshop, checkpoint: 
     assert shop.knob(checkpoint) is EVEN_STEPS
     with pytest.raises(ConfigError, match="0 … 1, got 7"):
         shop.upscaler(jumping, 7)
+    with pytest.raises(ConfigError, match="1 … 20, got 0"):
+        shop.upscaler(checkpoint, 0)
     with pytest.raises(ConfigError, match="unknown checkpoint 'other'"):
         shop.knob("other")
 
 
-@pytest.mark.parametrize("steps", [0, 3])
-def test_result_is_the_upscalers(shop: Workshop, checkpoint: str, photo: Photo, steps: int) -> None:
+@pytest.mark.parametrize(("name", "schedule"), [("jumping", "5 → 2 → 0"), ("checkpoint", "5 → 4 → 3 → 2 → 1 → 0")])
+def test_the_default_is_that_of_the_command(
+    name: str, schedule: str, shop: Workshop, photo: Photo, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Also where the checkpoint names a schedule beside its agent, which decides where the slider is taken."""
+    chosen = request.getfixturevalue(name)
+    Image.fromarray(photo(16, 12)).save(tmp_path / "x.png")
+    command = ["upscale", str(tmp_path / "x.png"), "-o", str(tmp_path / "y.png"), f"--checkpoint={chosen}"]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    result = shop.enlarge(chosen, shop.read(tmp_path / "x.png"), None, 0)
+    np.testing.assert_array_equal(result.picture.rgb, np.asarray(Image.open(tmp_path / "y.png")))
+    assert result.summary.endswith(f"Schedule {schedule}")
+
+
+@pytest.mark.parametrize("steps", [None, 3])
+def test_result_is_the_upscalers(shop: Workshop, checkpoint: str, photo: Photo, steps: int | None) -> None:
     picture = Picture(photo(12, 16))
     parts: list[float] = []
     result = shop.enlarge(checkpoint, picture, steps, 5, parts.append)
@@ -186,20 +205,36 @@ def test_handlers_tell_errors_in_a_line(shop: Workshop, jumping: str, tmp_path: 
     handlers = Handlers(shop, Visits(tmp_path))
     request: Any = SimpleNamespace(session_hash="one")
     empty: tuple[Any, ...] = (None, None, None)
-    assert handlers.enlarge(None, None, jumping, 0.5, 0, request) == (
+    assert handlers.enlarge(None, None, jumping, True, 0.5, 0, request) == (
         *empty, "Error: no photograph; drop one, or choose a sample"
     )  # fmt: skip
     *none, line = handlers.skip(request)
     assert none == [KEEP, KEEP]
     assert line.startswith("Error: no episode has begun")
     Image.fromarray(photo(8, 8)).save(tmp_path / "my photo.png")
-    (before, _), _, whole, _ = handlers.enlarge(str(tmp_path / "my photo.png"), None, jumping, 0.5, 0, request)
+    (before, _), _, whole, _ = handlers.enlarge(str(tmp_path / "my photo.png"), None, jumping, True, 0.5, 0, request)
     assert Image.open(before).size == Image.open(whole).size == (32, 32)
     assert Path(whole).name == "my photo_x4.png"
-    handlers.begin(shop.pictures()[0], jumping, 0.5, 0, request)
+    handlers.begin(shop.pictures()[0], jumping, False, 0.5, 0, request)
     assert "Decision 2 of 5" in handlers.denoise(request)[-1]
     handlers.leave(request)
     assert [path.name for path in tmp_path.rglob("*")] == ["my photo.png"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of Gradio
+def test_the_box_chooses_between_default_and_slider(shop: Workshop, jumping: str, tmp_path: Path, photo: Photo) -> None:
+    pytest.importorskip("gradio")
+    from agents.web_page import Handlers, build
+
+    handlers = Handlers(shop, Visits(tmp_path))
+    request: Any = SimpleNamespace(session_hash="one")
+    parts: dict[Any, Any] = {part.elem_id: part for part in build(handlers).blocks.values()}
+    assert parts["own"].value is True
+    assert parts["amount"].interactive is False
+    for own, schedule in ((True, "Schedule 5 → 2 → 0"), (False, "Schedule 6 → ")):
+        Image.fromarray(photo(8, 8)).save(tmp_path / "x.png")
+        *_, summary = handlers.enlarge(str(tmp_path / "x.png"), None, jumping, own, 0.5, 0, request)
+        assert schedule in summary
 
 
 # In the browser
@@ -228,6 +263,22 @@ def page(jumping: str, tmp_path: Path) -> Iterator[tuple[str, Path, "subprocess.
     finally:
         process.kill()
         process.wait()
+
+
+def test_uploads_above_the_limit(page: tuple[str, Path, "subprocess.Popen[str]"]) -> None:
+    """Of a program that is no browser; the limit is 50 times 1024 bytes."""
+
+    def upload(size: int) -> int:
+        body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        body += bytes(size) + b"\r\n--x--\r\n"
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        try:
+            with urlopen(Request(f"{page[0]}/gradio_api/upload", body, headers)) as response:
+                return int(response.status)
+        except HTTPError as error:
+            return error.code
+
+    assert [upload(size) for size in (40_000, 60_000)] == [200, 413]
 
 
 @pytest.fixture
@@ -272,7 +323,7 @@ def test_in_the_browser(
     press(browser, "#download")
     wait_for((tmp_path / "holiday_x4.png").is_file, "the download")
     large = np.asarray(Image.open(tmp_path / "holiday_x4.png"))
-    expected = shop.enlarge(jumping, Picture(photo(12, 16)), QUALITY.value, 0)
+    expected = shop.enlarge(jumping, Picture(photo(12, 16)), None, 0)
     np.testing.assert_array_equal(large, expected.picture.rgb)
     for name, width in (("slider", 64), ("map", expected.map.shape[1])):
 
@@ -280,7 +331,21 @@ def test_in_the_browser(
             return width in widths(browser, name)
 
         wait_for(shown, name)
+    slider = find(browser, "#amount input[type=range]")
+    assert not slider.is_enabled()
+    press(browser, "#own input[type=checkbox]")
+    wait_for(slider.is_enabled, "the slider")
+    press(browser, "#enlarge")
+    read(browser, "summary", "Schedule 6 → ")  # the agent's, whose schedules begin at 6
 
+    browser.refresh()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save(tmp_path / "large.png")
+    find(browser, "#photograph input[type=file]").send_keys(str(tmp_path / "large.png"))
+    said = find(browser, ".toast-body")
+    wait_for(lambda: "Kb" in said.text, "the refusal")
+    title, _, *lines = said.text.splitlines()  # between them is the button that closes it
+    assert (title, lines) == ("Error", ['File(s) exceed the maximum allowed size of 50.0 Kb: "large.png"'])
+    assert list(temporary.rglob("large.png")) == []
     browser.refresh()
     (tmp_path / "broken.png").write_bytes(b"no picture")
     drop(tmp_path / "broken.png")

@@ -6,7 +6,7 @@ report is one object that names the methods it needs (`agents.study.section`).
 
 from agents.study.evaluation import default_reward, evaluate
 from agents.study.figures import plot_evaluation
-from agents.study.report import SECTIONS, Report
+from agents.study.report import SECTIONS, Report, make_work
 from agents.study.rows import to_markdown, write_tables
 from agents.study.running import default_metrics, load_crops, save_pictures
 from agents.study.study import MAIN, ReportConfig, Study
@@ -21,6 +21,7 @@ __all__ = [
     "default_reward",
     "evaluate",
     "load_crops",
+    "make_work",
     "plot_evaluation",
     "save_pictures",
     "to_markdown",

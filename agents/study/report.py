@@ -7,20 +7,26 @@ goes on where it was.
 import platform
 import shlex
 import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from agents.study.paper import DATA
 from agents.study.paper_figures import SHOWN, Figure1, Figure5, Figures36, Peers
 from agents.study.paper_tables import Table3, Table4, Table5, Table6, Tables12
 from agents.study.rows import Row, flat
-from agents.study.running import save_pictures, settle
+from agents.study.running import Place, save_pictures, settle
 from agents.study.section import Page, Section
-from agents.study.study import Study
+from agents.study.study import ReportConfig, Study
 from agents.study.tables import write_csv
 from ddpm.degradation import PLAIN
 from ddpm.errors import ConfigError
 from ddpm.files import atomic_path
+from ddpm.progress import progress
+
+# Has chunks of batches done elsewhere, in any order; gives what the work of `make_work` gives for each.
+Spread = Callable[[list[list[Place]]], Iterable[int]]
 
 # In the order of the report.
 SECTIONS: dict[str, type[Section]] = {
@@ -47,22 +53,53 @@ class Report:
         if unknown:
             raise ConfigError(f"unknown section {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
         self.sections = [SECTIONS[name](study) for name in wanted]
+        self.methods = [method for section in self.sections for method in section.methods]
         self.rows: list[Row] = []
 
-    def compute(self) -> None:
+    def compute(self, spread: Spread | None = None) -> None:
         """Does what is left to do, with a bar that counts UNet forwards.
 
+        Args:
+            spread: has the work of `make_work` done elsewhere; None: it is done here.
+
         Raises:
-            ConfigError: the folder holds a report with other settings.
+            ConfigError: the folder holds a report with other settings, or not what was to be done elsewhere.
         """
-        study, config = self.study, self.study.config
-        settle(self.out / "settings.json", study.settings())
-        methods = [method for section in self.sections for method in section.methods]
-        # kept even where the pictures are not shown yet: the section may be added
-        keep = save_pictures(self.out / "pictures", SHOWN, Figures36(study).methods)
-        self.rows = study.runner.run(methods, study.crops, range(config.seeds), self.out / "parts", keep, "reproduce")
+        settle(self.out / "settings.json", self.study.settings())
+        if spread is not None:
+            self._spread(spread)
+        self.rows = self.run()
         for section in self.sections:
             section.prepare(self.out)
+
+    def run(self, only: Collection[Place] | None = None) -> list[Row]:
+        """The rows of some batches, or of all; those that are not there yet are computed and written."""
+        study = self.study
+        # kept even where the pictures are not shown yet: the section may be added
+        keep = save_pictures(self.out / "pictures", SHOWN, Figures36(study).methods)
+        seeds = range(study.config.seeds)
+        return study.runner.run(self.methods, study.crops, seeds, self.out / "parts", keep, "reproduce", only)
+
+    def _left(self) -> list[Place]:
+        """The batches of which something is left to do."""
+        study = self.study
+        left = study.runner.left(self.methods, study.crops, range(study.config.seeds), self.out / "parts")
+        return [place for place, methods in left.items() if methods]
+
+    def _spread(self, spread: Spread) -> None:
+        """Has what is left to do done elsewhere, batch by batch."""
+        left = self._left()
+        if not left:
+            return
+        with progress(total=len(left), desc="reproduce", unit="batch") as bar:
+            for done in spread([[place] for place in left]):
+                bar.update(done)
+        left = self._left()
+        if left:
+            raise ConfigError(
+                f"{self.out} lacks rows of {len(left)} batches that the workers have computed; all nodes must see the "
+                "same files, and have the same packages"
+            )
 
     def write(self) -> Path:
         """Writes report.md, rows.csv, and a CSV file and the plots of each section; after `compute`."""
@@ -107,3 +144,30 @@ class Report:
             f"{packages}, Python {platform.python_version()}, {config.device}, {sys.platform}. Every single result: "
             f"[rows.csv](rows.csv)."
         )
+
+
+def make_work(config: Mapping[str, Any], settings: Mapping[str, Any], out: str) -> Callable[[list[list[int]]], int]:
+    """What computes batches of a report, and writes their rows into its folder.
+
+    Args:
+        config: arguments of `ReportConfig`; their paths must mean the same wherever this is called.
+        settings: what `Study.settings` gives where the report is made.
+        out: folder of the report, which all share.
+
+    Returns:
+        A function of batches, each (noise seed, index of the first picture). It gives how many they were.
+
+    Raises:
+        ConfigError: pictures, weights or metrics are others here.
+    """
+    report = Report(Study(ReportConfig(**config)), Path(out))
+    own = report.study.settings()
+    others = [name for name in settings if name != "checkpoint" and own[name] != settings[name]]  # which is a path
+    if others:
+        raise ConfigError(f"a worker has other {', '.join(others)} than the command; all nodes must see the same files")
+
+    def work(places: list[list[int]]) -> int:
+        report.run([(seed, first) for seed, first in places])
+        return len(places)
+
+    return work

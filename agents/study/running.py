@@ -1,7 +1,7 @@
 """The runner: every method on every picture under every noise seed, measured, in parts that can stay on disk."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from skipdiff_env.refinement import Refinement
 
 # Told of what a method made of a batch.
 Keep = Callable[[Batch, Method, Result], None]
+# A batch: its noise seed, and the index of its first picture.
+Place = tuple[int, int]
 
 
 def default_metrics() -> list[str]:
@@ -101,6 +103,7 @@ class Runner:
         parts: Path | None = None,
         keep: Keep | None = None,
         title: str = "evaluate",
+        only: Collection[Place] | None = None,
     ) -> list[Row]:
         """Runs every method on every picture under every noise seed.
 
@@ -112,6 +115,7 @@ class Runner:
                 where it was; None: they are kept in memory alone.
             keep: told of each result that is computed.
             title: what the bar is called.
+            only: the batches that are run; None: all.
 
         Returns:
             One row for each method, picture and seed, by method; of the originals, which have no noise, one a picture
@@ -120,9 +124,8 @@ class Runner:
         methods = list({method.name: method for method in reversed(methods)}.values())[::-1]
         rows: dict[str, list[Row]] = {method.name: [] for method in methods}
         seeds = list(seeds)
-        noisy = [method for method in methods if method.family != ORIGINALS]
-        jobs = [(seed, first) for seed in seeds for first in range(0, len(crops), self.batch_size)]
-        todo = {job: _todo(methods if job[0] == seeds[0] else noisy, parts, *job) for job in jobs}
+        todo = self.left(methods, crops, seeds, parts)
+        jobs = [job for job in todo if only is None or job in only]
         sizes = {job: min(self.batch_size, len(crops) - job[1]) for job in jobs}
         left = sum(_forwards(todo[job]) * sizes[job] for job in jobs)
         with self._bar(title, left) as bar:
@@ -130,7 +133,7 @@ class Runner:
                 seed, first = job
                 hr = torch.stack(list(crops[first : first + self.batch_size])).to(self.device)
                 batch = self.batch(hr, seed, first)
-                for method in methods if seed == seeds[0] else noisy:
+                for method in _under(seed, seeds, methods):
                     path = None if parts is None else part_path(parts, method.name, seed, first)
                     if method in todo[job]:
                         bar.set_postfix_str(method.name, refresh=False)
@@ -143,6 +146,17 @@ class Runner:
                 left -= _forwards(todo[job]) * sizes[job]
                 bar.total = bar.n + left  # agents take fewer forwards than they might
         return [row for own in rows.values() for row in own]
+
+    def left(
+        self, methods: Sequence[Method], crops: Sequence[Tensor], seeds: Sequence[int], parts: Path | None
+    ) -> dict[Place, list[Method]]:
+        """What `run`, called with the same, would have left to do of each batch."""
+        batches = range(0, len(crops), self.batch_size)
+        return {
+            (seed, first): _todo(_under(seed, seeds, methods), parts, seed, first)
+            for seed in seeds
+            for first in batches
+        }
 
     def _run(self, method: Method, batch: Batch, path: Path | None, keep: Keep | None) -> list[Row]:
         """Runs one method on one batch, and writes its rows where they are to stay."""
@@ -187,6 +201,11 @@ class Runner:
                 yield bar
             finally:
                 hook.remove()
+
+
+def _under(seed: int, seeds: Sequence[int], methods: Sequence[Method]) -> list[Method]:
+    """The methods that run under a noise seed: the originals, which have no noise, under the first alone."""
+    return [method for method in methods if seed == seeds[0] or method.family != ORIGINALS]
 
 
 def _todo(methods: Sequence[Method], parts: Path | None, seed: int, first: int) -> list[Method]:
