@@ -813,24 +813,13 @@ def test_training_on_other_episodes(
     assert load_agent(tmp_path / "run").act(young_stacks(2)).shape == (2,)
 
 
-def test_the_shipped_agent_of_restarts() -> None:
-    """It decides for its checkpoint's steps, and throws no fine forward away."""
-    agent, task = load_agent("faces-x8"), Task(TaskConfig(checkpoint="faces-x8", cache_mb=0))
-    agent.check(task.plan)
-    assert agent.config.training["env"]["checkpoint"] == "faces-x8"
-    for episode in play(task, AgentPolicy(agent), [0, 20], [0, 0]):
-        start = episode.refinement.start
-        assert 3 <= start < task.plan.N
-        assert episode.actions == [Action.SKIP] * (task.plan.N - start) + [Action.DENOISE] * (start - 1)
-        assert episode.refinement.nfe == 9 + start
-
-
-def test_the_shipped_agent_of_jumps() -> None:
-    """It takes even steps, as many as the price of a forward allows."""
-    agent = load_agent("natural-x4")
+@pytest.mark.parametrize("name", ["natural-x4", "photo-x4", "faces-x8"])
+def test_the_agents_that_ship(name: str) -> None:
+    """They take even steps, as many as the price of a forward allows."""
+    agent = load_agent(name)
     plan = agent.config.plan
     assert plan is not None
-    assert agent.config.training["env"]["checkpoint"] == "natural-x4"
+    assert agent.config.training["env"]["checkpoint"] == name
     settings = agent.config.training["env"] | {"image_size": 64, "nfe_penalty": 0.002, "cache_mb": 0}
     task = Task(TaskConfig(**settings))
     means = []
@@ -839,7 +828,7 @@ def test_the_shipped_agent_of_jumps() -> None:
         for episode in played:
             assert episode.refinement.levels == even_levels(plan.N, episode.refinement.nfe)
         means.append(np.mean([episode.refinement.nfe for episode in played]))
-    assert 2 <= means[0] < means[1] <= 10
+    assert 1 <= means[0] < means[1] <= 20
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def check(words: Sequence[str], place: str) -> None:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny nets with untrained agents under the names of those that ship."""
     found = {}
-    for name, scale in (("natural-x4", 4), ("faces-x8", 8)):
+    for name, scale in (("natural-x4", 4), ("photo-x4", 4), ("faces-x8", 8)):
         found[name] = tmp_path_factory.mktemp("checkpoints") / name
         tiny_unet(scale=scale).save_pretrained(found[name])
         settings = {"features_extractor_kwargs": {"hidden_size": 8, "image_size": 32}}

@@ -267,7 +267,7 @@ def test_predictor_follows_the_best_even_schedule(settings: dict[str, Any]) -> N
         assert {state.levels for state in states} == {even_levels(N, expected)}
 
 
-def jump_like(agent: Agent, prices: tuple[float, float]) -> Agent:
+def jump_like(agent: Agent, prices: tuple[float, float] | None) -> Agent:
     return Agent(replace(agent.config, price_range=prices), agent.policy)
 
 
@@ -345,9 +345,9 @@ def test_train_supervised_and_enjoy(settings: dict[str, Any], photos: Path, tmp_
         with Image.open(tmp_path / f"map{quality}.png") as drawn:
             assert drawn.size == (288, 96 + 54)
     assert 1 <= forwards[0] <= forwards[1] <= N, "the highest price wants the fewest forwards"
-    result = CliRunner().invoke(
-        main, ["upscale", str(photos / "0.png"), "-o", str(tmp_path / "y.png"), "--quality=1", "--checkpoint=faces-x8"]
-    )
+    one_price = tmp_path / "one price"
+    jump_like(load_agent(out), None).save(one_price)
+    result = CliRunner().invoke(main, [*enlarge[:-1], f"--agent={one_price}", "-o", "y.png", "--quality=1"])
     assert result.exit_code == 2
     assert "the agent has learnt one price" in " ".join(result.output.split())
     for more, message in (

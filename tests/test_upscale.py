@@ -162,7 +162,7 @@ def test_full_disk(checkpoint: str, photos: Path, tmp_path: Path, monkeypatch: p
         (["--device=toaster"], "no such device"),
         (["--tile=10"], "multiple of the net's stride"),
         (["--samples=0"], "samples"),
-        (["--checkpoint=nonsense"], "known are faces-x8, natural-x4, a folder"),
+        (["--checkpoint=nonsense"], "known are faces-x8, natural-x4, photo-x4, a folder"),
         (["--checkpoint=."], "lacks config.json"),
     ],
 )
