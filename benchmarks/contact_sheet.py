@@ -1,0 +1,91 @@
+"""Small, noisy and compressed photographs of other cameras, enlarged: a sheet for the eye, since there is no original.
+
+python -m benchmarks.contact_sheet -o sheet.webp [--checkpoint natural-x4 --checkpoint photo-x4]
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ddpm.files import atomic_path
+from ddpm.images import to_tensor, to_uint8
+from skipdiff_env.pictures import PHOTOGRAPHS, Rgb, crop
+from skipdiff_env.upscaler import Upscaler
+
+# Quality of JPEG, and standard deviation of Gaussian noise in grey levels: twelve cases with two photographs each.
+JPEG, NOISE = (30, 50, 70), (5, 10, 20)
+COLUMNS, LABEL = 3, 16
+
+
+def cases(side: int) -> list[tuple[str, Rgb]]:
+    """Twelve small pictures with what was done to them, uint8 (side, side, 3).
+
+    scikit-image's photographs are shrunk to half their size before, so that a crop shows something.
+    """
+    from skimage import data
+
+    found = []
+    treatments = [("JPEG", strength) for strength in JPEG] + [("noise", strength) for strength in NOISE]
+    names = list(PHOTOGRAPHS)
+    for place, (kind, strength) in enumerate([each for each in treatments for _ in range(2)]):
+        name = names[(place + place // len(names)) % len(names)]
+        with Image.fromarray(getattr(data, name)()[..., :3]) as photograph:
+            small = crop(np.asarray(photograph.reduce(2)), side, name)
+        found.append(
+            (f"{name}, {kind} {strength}", _jpeg(small, strength) if kind == "JPEG" else _noisy(small, strength))
+        )
+    return found
+
+
+def _jpeg(picture: Rgb, quality: int) -> Rgb:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=quality)
+    with Image.open(file) as image:
+        return np.array(image)
+
+
+def _noisy(picture: Rgb, sigma: int) -> Rgb:
+    noise = np.random.default_rng(sigma).normal(0, sigma, picture.shape)
+    return (picture + noise).round().clip(0, 255).astype(np.uint8)
+
+
+def draw(pictures: Sequence[tuple[str, Rgb]], upscalers: dict[str, Upscaler]) -> Image.Image:
+    """The sheet: of each case the bicubic enlargement, and what each upscaler makes of it, side by side."""
+    enlarged: list[list[Rgb]] = []
+    inputs = [to_tensor(picture) for _, picture in pictures]
+    results = [upscaler.upscale(inputs, range(len(inputs))) for upscaler in upscalers.values()]
+    for place, (_, picture) in enumerate(pictures):
+        ours = [to_uint8(each[place].sr) for each in results]
+        height, width = ours[0].shape[:2]
+        plain = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+        enlarged.append([plain, *ours])
+    height, width = enlarged[0][0].shape[:2]
+    block = width * (1 + len(upscalers)) + 8
+    rows = -(-len(pictures) // COLUMNS)
+    sheet = Image.new("RGB", (block * COLUMNS, (height + LABEL) * rows), "white")
+    pen = ImageDraw.Draw(sheet)
+    for place, ((label, _), row) in enumerate(zip(pictures, enlarged, strict=True)):
+        left, top = place % COLUMNS * block, place // COLUMNS * (height + LABEL)
+        pen.text((left + 2, top + 2), f"{label}: bicubic, {', '.join(upscalers)}", fill="black")
+        for i, each in enumerate(row):
+            sheet.paste(Image.fromarray(each), (left + i * width, top + LABEL))
+    return sheet
+
+
+@click.command()
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Picture to write.")
+@click.option("--checkpoint", multiple=True, default=["natural-x4", "photo-x4"], show_default=True)
+@click.option("--side", default=64, show_default=True, help="Side of the inputs, in pixels.")
+def main(out: Path, checkpoint: Sequence[str], side: int) -> None:
+    """Draws twelve noisy or compressed photographs, enlarged."""
+    sheet = draw(cases(side), {name: Upscaler(name) for name in checkpoint})
+    with atomic_path(out) as temporary:
+        sheet.save(temporary, format=Image.registered_extensions()[out.suffix.lower()], quality=85)
+
+
+if __name__ == "__main__":
+    main()
