@@ -5,6 +5,7 @@ import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -443,3 +444,10 @@ def _zip_algorithm(settings: Mapping[str, Any]) -> str:
     if "cg_max_steps" in settings:
         return "trpo"
     return "ppo" if "clip_range" in settings else "a2c"
+
+
+@lru_cache(maxsize=8)
+def own_agent(folder: str, device: str) -> Agent | None:
+    """The agent that comes with a checkpoint, or None; it is loaded once."""
+    agent = Path(folder) / "agent"
+    return load_agent(agent, device) if agent.is_dir() and has_agent(agent) else None

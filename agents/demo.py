@@ -21,7 +21,7 @@ from agents.study.methods import Batch, Method, Result
 from agents.study.rows import to_markdown
 from agents.study.running import Runner
 from agents.study.tables import markdown_table
-from ddpm.checkpoints import load_unet
+from ddpm.checkpoints import load_unet, resolve_checkpoint
 from ddpm.degradation import downsample
 from ddpm.images import Picture, to_tensor, to_uint8, write_picture
 from skipdiff_env.config import TaskConfig
@@ -87,7 +87,10 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
 
 
 def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str = "cpu") -> str:
-    """Trains an agent of jumps on two of scikit-image's photographs, and draws what it decides on the two others.
+    """Trains an agent of jumps on two of scikit-image's photographs, and plays it on the two others.
+
+    Two photographs teach little, so the agent that comes with the checkpoint plays beside it, and its decisions are
+    drawn; without one those of the agent that was trained.
 
     Args:
         out: picture to write: the two others with the forwards of each tile.
@@ -96,15 +99,16 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
         device: where to compute.
 
     Returns:
-        A table: fixed numbers of even steps, and the agent at three qualities, on crops it was not trained on.
+        A table: fixed numbers of even steps, and the agents at three qualities, on crops they were not trained on.
     """
-    from agents.agent import load_agent
+    from agents.agent import load_agent, own_agent
     from agents.supervised import SupervisedConfig, train_supervised
 
     began = time.monotonic()
     env: dict[str, Any] = {
-        "checkpoint": checkpoint, "steps": (1, 20), "skip_mode": "jump", "fine_sampler": "ddim", "observation": "dict",
-        "metric": "lpips", "reward": "negative", "nfe_penalty": (0.0005, 0.02), "image_size": TILE,
+        "checkpoint": checkpoint, "steps": (1, 20), "skip_mode": "jump", "observation": "dict", "metric": "lpips",
+        "fine_sampler": load_unet(checkpoint).settings["fine_sampler"], "reward": "negative",
+        "nfe_penalty": (0.0005, 0.02), "image_size": TILE,
     }  # fmt: skip
     with TemporaryDirectory() as temporary:
         config = SupervisedConfig(env={**env, "split": "train"}, seed=seed, device=device, **DEMO_AGENT)
@@ -115,21 +119,27 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
     even = even_outcomes(task, pictures, [0], config.forwards)
     fixed = [even.at(np.full((len(pictures), 1), place)) for place in range(len(config.forwards))]
     entries = [{"method": f"{row['nfe']:.0f} even steps", **row} for row in fixed]
-    for level in QUALITIES:
-        played = play(task, AgentPolicy(agent, quality=level), pictures, [0] * len(pictures))
-        row = {name: float(np.mean([one.metrics[name] for one in played])) for name in even.metrics}
-        row["nfe"] = float(np.mean([one.refinement.nfe for one in played]))
-        entries.append({"method": f"agent, quality {level:g}", **row, "even": _steps_for(row["lpips"], fixed)})
+    agents = {"agent of two photographs": agent}
+    shipped = own_agent(resolve_checkpoint(checkpoint), device)
+    if shipped is not None and shipped.config.plan == task.plan:
+        agents[f"agent of {Path(checkpoint).name}"] = agent = shipped
+    for name, each in agents.items():
+        for level in QUALITIES:
+            played = play(task, AgentPolicy(each, quality=level), pictures, [0] * len(pictures))
+            row = {metric: float(np.mean([one.metrics[metric] for one in played])) for metric in even.metrics}
+            row["nfe"] = float(np.mean([one.refinement.nfe for one in played]))
+            entries.append({"method": f"{name}, quality {level:g}", **row, "even": _steps_for(row["lpips"], fixed)})
     _draw_decisions(out, checkpoint, agent, device)
     columns = ["method", "psnr", "lpips", "nfe", "even"]
     return "\n".join(
         [
-            f"A supervised agent, trained in {seconds:.0f} s on astronaut and coffee; {len(pictures)} crops of chelsea "
-            f"and rocket, {TILE} px:",
+            f"A supervised agent, trained in {seconds:.0f} s on astronaut and coffee"
+            + (", and the one that comes with the checkpoint" if len(agents) > 1 else "")
+            + f"; {len(pictures)} crops of chelsea and rocket, {TILE} px:",
             "",
             markdown_table(entries, columns, {"even": ("even steps for this LPIPS", 1)}),
             "",
-            f"picture: {out}",
+            f"picture: {out}, the decisions of the {list(agents)[-1]}",
         ]
     )
 

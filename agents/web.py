@@ -4,7 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from agents.agent import Agent, has_agent, load_agent
+from agents.agent import Agent, own_agent
 from agents.options import environment
 from agents.playing import AgentPolicy, play
 from agents.upscale_jobs import make_upscaler
@@ -76,13 +76,6 @@ class Enlarged:
     before: Rgb
     map: Rgb
     summary: str
-
-
-@lru_cache(maxsize=8)
-def own_agent(folder: str, device: str) -> Agent | None:
-    """The agent that comes with a checkpoint, or None; it is loaded once."""
-    agent = Path(folder) / "agent"
-    return load_agent(agent, device) if agent.is_dir() and has_agent(agent) else None
 
 
 class Workshop:

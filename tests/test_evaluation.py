@@ -221,9 +221,10 @@ def test_demo(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with Image.open(tmp_path / "demo-agent.png") as image:  # chelsea and rocket
         assert image.width >= 448 + 640
     lines = [line.strip("| ").split(" | ") for line in result.output.splitlines()]
-    forwards = [float(line[3]) for line in lines if line[0].startswith("agent, quality")]
+    forwards = [float(line[3]) for line in lines if line[0].startswith("agent of two photographs, quality")]
     assert len(forwards) == 3
     assert all(2 <= number <= 4 for number in forwards)
+    assert "the decisions of the agent of two photographs" in result.output  # the checkpoint has none of its own
 
 
 def command(*arguments: object, code: int = 0) -> Result:
