@@ -24,6 +24,24 @@ ODD_TEXTS = (
     "cuda", "cuda:9", "meta", "mps", "cpu:3", "0.1,0.2", "0.2,0.1", "-1,1", "fig1", "table5,table5", "x.png", "x.jpg",
     "x.xyz", ".", "..", "file", "file/below", "folder",
 )  # fmt: skip
+NUMBERS = (
+    "0",
+    "1",
+    "2",
+    "3",
+    "4",
+    "5",
+    "8",
+    "12",
+    "13",
+    "16",
+    "100",
+    "-1",
+    "1000000000",
+    "9223372036854775807",
+    "0.5",
+    "nan",
+)
 NAMES = (
     "x.png", "ü ñ.png", "a b.jpg", "-x.png", "x", "x.PNG", "[1].png", "n" * 240 + ".png", "a\nb.png", "x_x4.png",
     "x.gif", "x.webp", "x.tif", "x.heic", "x.apng", "\udcff.png", "x.bmp", "x.jp2", "x.tga", "x.avif", "x.txt",
@@ -47,6 +65,7 @@ GOOD_LINES = (
     ["demo", "--no-agent", "-o", "out.png", NET],
     ["tabulate", "--out=out", PHOTOS, NET, *tiny.TABULATE],
     ["fetch-judge", "--packages=folder", "-o", "out"],
+    ["push-to-hub", "{net}", "owner/name"],
 )
 # Command lines that read a kind of material, of which a copy is in the folder "run".
 READERS: dict[str, list[list[str]]] = {
@@ -201,6 +220,17 @@ def of_configurations(rng: Rng, given: Stock) -> list[str]:
     return given.line(pick(rng, READERS[kind]))
 
 
+def _value(rng: Rng, option: click.Option) -> str:
+    """A value of an option, mostly one of its type."""
+    if rng.random() < 0.3:
+        return str(pick(rng, ODD_TEXTS))
+    if isinstance(option.type, click.Choice):
+        return str(pick(rng, option.type.choices))
+    if option.type.name in ("integer", "integer range", "float", "float range"):
+        return str(pick(rng, NUMBERS))
+    return str(pick(rng, ODD_TEXTS))
+
+
 def of_command_lines(rng: Rng, given: Stock) -> list[str]:
     """A good command line with one to three arguments that are odd, missing, doubled or exchanged."""
     Path("folder").mkdir()
@@ -212,9 +242,7 @@ def of_command_lines(rng: Rng, given: Stock) -> list[str]:
         if way < 0.75:
             option = pick(rng, options)
             flag = pick(rng, option.opts + option.secondary_opts)
-            choices = list(option.type.choices) if isinstance(option.type, click.Choice) else []
-            value = pick(rng, choices) if choices and rng.random() < 0.5 else pick(rng, ODD_TEXTS)
-            line += [flag] if option.is_flag else [flag, str(value)]
+            line += [flag] if option.is_flag else [flag, _value(rng, option)]
         elif place and way < 0.85:
             del line[place]
         elif place and way < 0.92:

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -24,9 +25,6 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-import agents.training
-import agents.upscaling
-import ddpm.training
 import skipdiff_env.tabulate
 from agents.cli import main as skipdiff
 from agents.learning_curve import read_curve
@@ -35,8 +33,13 @@ from benchmarks import tiny
 from benchmarks.fuzz import half_written
 from skipdiff_env.metrics import make_metric
 
-IMPORTED = agents.training, agents.upscaling, ddpm.training  # before the clock runs
-COMMANDS = ("train-ddpm", "train-agent", "upscale", "tabulate")
+# What each imports, so that it is there before the clock runs.
+COMMANDS = {
+    "train-ddpm": "ddpm.training",
+    "train-agent": "agents.training",
+    "upscale": "agents.upscaling",
+    "tabulate": "skipdiff_env.tabulate",
+}
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,7 @@ def kill_once(work: Work, out: Path, seconds: float, reference: dict[str, np.nda
 
 def series(name: str, work: Work, folder: Path, moments: int, seed: int) -> Tally:
     """Kills one command at so many moments."""
-    tally, rng = Tally(), np.random.default_rng([seed, COMMANDS.index(name)])
+    tally, rng = Tally(), np.random.default_rng([seed, list(COMMANDS).index(name)])
     out = folder / name
     began = time.perf_counter()
     code = finish(start([*work.first, f"--out={out}"], out.with_suffix(".log")))
@@ -207,14 +210,20 @@ def series(name: str, work: Work, folder: Path, moments: int, seed: int) -> Tall
 def main(moments: int, seed: int, only: str) -> None:
     """Prints how many kills each command went on from."""
     torch.set_num_threads(1)
-    make_metric("psnr"), make_metric("colour")
     wanted = only.split(",")
+    unknown = [name for name in wanted if name not in COMMANDS]
+    if unknown:
+        raise click.BadParameter(
+            f"unknown command {', '.join(unknown)}; known are {', '.join(COMMANDS)}", param_hint="--only"
+        )
+    for name in wanted:
+        import_module(COMMANDS[name])
+    if {"tabulate", "train-agent"} & set(wanted):
+        make_metric("psnr"), make_metric("colour")
     rows, bad = [], False
     with tempfile.TemporaryDirectory() as temporary:
         known = works(Path(temporary))
         for place, name in enumerate(wanted):
-            if name not in known:
-                raise click.BadParameter(f"unknown command {name}; known are {', '.join(known)}", param_hint="--only")
             count = moments * (place + 1) // len(wanted) - moments * place // len(wanted)
             tally = series(name, known[name], Path(temporary), count, seed)
             for line in (*tally.faults, *tally.half):

@@ -209,7 +209,7 @@ class Training:
                 done = iteration + 1
                 saving = done % config.save_every == 0 or done == config.iterations
                 if done % 20 == 0 or saving:
-                    bar.set_postfix(loss=f"{self._log(losses, done):.4f}", refresh=False)
+                    bar.set_postfix(loss=f"{self._log(losses, done):.4f}")
                 if saving:
                     self._save(done, ema.module, preview)
         accelerator.end_training()
