@@ -498,6 +498,15 @@ def test_command(short_checkpoint: str, tmp_path: Path, photos: Path, monkeypatc
         write_minari(tmp_path / "table", "no good name-v")
 
 
+@pytest.mark.parametrize("name", ["2", "-v0", "a/b"])
+def test_names_are_checked_before_a_table_is_made(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("minari")
+    run = CliRunner().invoke(main, ["tabulate", "--out", str(tmp_path / "a"), "--minari", name])
+    assert run.exit_code == 2
+    assert "is no name of a Minari dataset, expected one like skipdiff/table-v0" in " ".join(run.output.split())
+    assert not (tmp_path / "a").exists()
+
+
 def test_without_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(ConfigError, match=r"pip install 'skipdiff\[offline\]'"):
