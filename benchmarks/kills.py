@@ -52,12 +52,14 @@ class Work:
         begun: the file in its folder that says that there is something to go on with; "" for a command that is simply
             run again.
         load: what it leaves, as arrays that two runs are compared by.
+        rounding: by how much they may differ: what a run has remembered is computed anew in other batches.
     """
 
     first: list[str]
     again: list[str]
     begun: str
     load: Callable[[Path], dict[str, np.ndarray]]
+    rounding: float = 0.0
 
 
 @dataclass
@@ -116,7 +118,7 @@ def works(folder: Path) -> dict[str, Work]:
     table = ["tabulate", net, f"--images={tiny.photographs(folder / 'some', 12, 32)}", *tiny.TABULATE]
     return {
         "train-ddpm": Work(training, ["train-ddpm", "--resume"], "config.json", _weights),
-        "train-agent": Work(agent, ["train-agent", "--resume"], "state.zip", _agents),
+        "train-agent": Work(agent, ["train-agent", "--resume"], "config.json", _agents, 1e-6),
         "upscale": Work(enlarging, [*enlarging, "--skip-existing"], "", _pictures),
         "tabulate": Work(table, table, "", _table),
     }
@@ -161,7 +163,7 @@ def whole(work: Work, out: Path, reference: dict[str, np.ndarray] | None) -> lis
     return [
         f"{name} differs by up to {np.abs(value.astype(float) - reference[name].astype(float)).max():.3g}"
         for name, value in found.items()
-        if not np.array_equal(value, reference[name], equal_nan=True)
+        if not np.allclose(value, reference[name], rtol=0, atol=work.rounding, equal_nan=True)
     ][:3]
 
 
@@ -190,12 +192,14 @@ def series(name: str, work: Work, folder: Path, moments: int, seed: int) -> Tall
     """Kills one command at so many moments."""
     tally, rng = Tally(), np.random.default_rng([seed, list(COMMANDS).index(name)])
     out = folder / name
-    began = time.perf_counter()
-    code = finish(start([*work.first, f"--out={out}"], out.with_suffix(".log")))
-    tally.seconds = time.perf_counter() - began
-    if code:
-        text = out.with_suffix(".log").read_text(encoding="utf-8")
-        raise click.ClickException(f"{name} does not even run without a kill: {text}")
+    for _ in range(2):  # the first run is slower
+        shutil.rmtree(out, ignore_errors=True)
+        began = time.perf_counter()
+        code = finish(start([*work.first, f"--out={out}"], out.with_suffix(".log")))
+        tally.seconds = time.perf_counter() - began
+        if code:
+            text = out.with_suffix(".log").read_text(encoding="utf-8")
+            raise click.ClickException(f"{name} does not even run without a kill: {text}")
     reference = work.load(out)
     for _ in range(moments):
         shutil.rmtree(out)
