@@ -107,11 +107,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
 
 
-def absolute(path: str) -> str:
-    """A path that exists or is a pattern, as an absolute one, so that a run can be resumed from any folder."""
-    return str(Path(path).absolute())
-
-
 def _accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
     precision = config.mixed_precision
     if precision == "auto":

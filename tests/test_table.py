@@ -403,7 +403,7 @@ def test_wrong_steps(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
             env.set_state(state)
 
 
-@pytest.mark.parametrize("damage", ["format", "arrays", "json", "shape"])
+@pytest.mark.parametrize("damage", ["format", "arrays", "json", "shape", "endless"])
 def test_damaged_tables(tables: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path, damage: str) -> None:
     source = tables["jump"][0]
     description = json.loads((source / DESCRIPTION).read_text(encoding="utf-8"))
@@ -415,6 +415,8 @@ def test_damaged_tables(tables: dict[str, tuple[Path, dict[str, Any]]], tmp_path
     text = json.dumps(description)
     (tmp_path / DESCRIPTION).write_text(text[:50] if damage == "json" else text, encoding="utf-8")
     (tmp_path / ARRAYS).write_bytes(arrays[:1000] if damage == "arrays" else arrays)
+    if damage == "endless":
+        save_file({**load_file(source / ARRAYS), "done": np.array([np.inf])}, tmp_path / ARRAYS)
     with pytest.raises(ConfigError, match="has format 99" if damage == "format" else "is damaged") as raised:
         Table.load(tmp_path)
     assert "\n" not in str(raised.value)
