@@ -124,6 +124,8 @@ def test_damaged_runs_of_the_net(name: str, value: Any, message: str, tmp_path: 
         ({"env": [1]}, "env must be a mapping"),
         ({"hyperparameters": {"n_envs": None}}, "n_envs must be a whole number, got None"),
         ({"hyperparameters": {"n_envs": 10**9}}, "n_envs must be at most 65536"),
+        ({"hyperparameters": {"algorithm": {"n_epochs": 0}}}, "n_epochs must be a whole number of at least 1, got 0"),
+        ({"hyperparameters": {"algorithm": {"train_freq": []}}}, "train_freq must be a whole number of at least 1"),
         ({"hyperparameters": 3}, "does not hold the settings of a training"),
         ({"unknown": 3}, "does not hold the settings of a training"),
     ],
