@@ -100,7 +100,7 @@ class AgentConfig:
         plan = content.get("plan")
         try:
             return cls(**{**content, "plan": None if plan is None else Plan(**plan)})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"a setting is missing or of the wrong type ({error})") from None

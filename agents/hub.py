@@ -53,7 +53,8 @@ def find_shared(path: str | Path) -> Shared:
     if (folder / "checkpoint" / WEIGHTS).is_file():
         return _checkpoint(folder / "checkpoint")
     whole = (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
-    if whole and "algorithm" not in read_json(folder / CONFIG):
+    settings = read_json(folder / CONFIG) if whole else None
+    if whole and not (isinstance(settings, dict) and "algorithm" in settings):
         return _checkpoint(folder)
     return _agent(find_agent(folder))
 
@@ -70,8 +71,9 @@ def _checkpoint(folder: Path) -> Shared:
         files |= {f"agent/{file.name}": file for file in (folder / "agent").iterdir() if _belongs(file)}
     facts: dict[str, Mapping[str, Any]] = {"Settings": unet.settings}
     run = folder.parent / CONFIG
-    if folder.name == "checkpoint" and run.is_file():
-        facts["Training"] = {name: value for name, value in read_json(run).items() if name not in ("images", "unet")}
+    training = read_json(run) if folder.name == "checkpoint" and run.is_file() else {}
+    if isinstance(training, dict) and training:
+        facts["Training"] = {name: value for name, value in training.items() if name not in ("images", "unet")}
     return Shared("checkpoint", folder, files | _pictures(folder), facts)
 
 
@@ -89,7 +91,7 @@ def _agent(folder: Path) -> Shared:
         }
     }
     for heading, name in (("Environment", "env"), ("Evaluation in training", "evaluation")):
-        if config.training.get(name):
+        if isinstance(config.training.get(name), Mapping):
             facts[heading] = config.training[name]
     files = {name: folder / name for name in (CONFIG, WEIGHTS)}
     return Shared("agent", folder, files | _pictures(folder), facts)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from agents.algorithms import algorithm_class, frame_stacked, policy_alias
-from ddpm.checks import check_most, check_types
+from ddpm.checks import check_most, check_types, check_whole
 from ddpm.errors import ConfigError
 
 ENV_ID = "SkipDiff-v0"
@@ -20,6 +20,8 @@ SECTIONS = {"latent": ENV_ID, "dict": "SkipDiffJump-v0"}
 OFF_POLICY = frozenset({"dqn", "qrdqn"})
 # On-policy algorithms that learn in minibatches.
 MINIBATCHES = frozenset({"ppo", "trpo", "recurrent-ppo"})
+# Arguments of the algorithms that are counts: with none of it they fail in the midst of a training.
+COUNTS = frozenset({"n_epochs", "batch_size", "buffer_size", "train_freq", "n_critic_updates", "cg_max_steps"})
 OPTIONAL = frozenset({"hidden_size", "spn_size", "episodes_per_minibatch", "skip_probability", "undone_price"})
 # Arguments of the algorithms that training sets itself, or that mean nothing here.
 RESERVED = frozenset(
@@ -84,6 +86,7 @@ class Hyperparameters:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_most(MOST_ENVS, n_envs=self.n_envs, episodes_per_rollout=self.episodes_per_rollout)
+        check_whole(**{name: value for name, value in self.algorithm.items() if name in COUNTS})
         if self.lr_schedule not in ("constant", "linear"):
             raise ConfigError(f"lr_schedule must be constant or linear, got {self.lr_schedule!r}")
         if self.undone_price is not None and self.undone_price < 0:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 import click
 
 from ddpm.errors import ConfigError
+from ddpm.files import real_path
 
 if TYPE_CHECKING:
     from agents.agent import Agent
@@ -197,13 +198,17 @@ def make_cluster(ray: str | None, workers: int | None, device: str) -> "Cluster 
 
 
 def absolute_paths(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Those of some options that are paths of this machine, as absolute ones; names of checkpoints are none."""
+    """Those of some options that are paths of this machine, as absolute ones.
+
+    Names of checkpoints are none, nor are empty paths, which are to be refused.
+    """
     from ddpm.checkpoints import shipped_checkpoints
 
     def place(value: Any) -> Any:
         if isinstance(value, list | tuple):  # of files, folders and patterns
-            return [os.path.abspath(each) for each in value]
-        return os.path.abspath(value) if value not in shipped_checkpoints() and Path(value).exists() else value
+            return [os.path.abspath(each) if each.strip() else each for each in value]
+        found = value.strip() and value not in shipped_checkpoints() and Path(value).exists()
+        return os.path.abspath(value) if found else value
 
     return {name: place(options[name]) for name in names if options[name] is not None}
 
@@ -326,11 +331,11 @@ def named_agents(agents: Sequence[str], title: str | None = None) -> dict[str, s
     Such a one is called `title`, or else like its folder, or by all of its path where two folders are called the same.
     """
     pairs = [given.split("=", 1) if "=" in given and not Path(given).exists() else (None, given) for given in agents]
-    folders = [Path(path).resolve().name for name, path in pairs if name is None]
+    folders = [real_path(path).name for name, path in pairs if name is None]
     named: dict[str, str] = {}
     for name, path in pairs:
         if name is None:
-            folder = Path(path).resolve().name
+            folder = real_path(path).name
             name = title or (path if folders.count(folder) > 1 else folder)
         if name in named:
             raise ConfigError(f"two agents are named {name}; give each a name of its own, as in --agent NAME=DIR")

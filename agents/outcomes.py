@@ -84,6 +84,8 @@ class Outcomes:
             raise ConfigError(f"{path} is no table of outcomes ({' '.join(str(error).split())})") from None
         if any(values.ndim != 3 or values.shape[2] != len(table.forwards) for values in metrics.values()):
             raise ConfigError(f"{path} is no table of outcomes: its arrays do not fit together")
+        if any(not np.issubdtype(values.dtype, np.floating) or not values.size for values in metrics.values()):
+            raise ConfigError(f"{path} is no table of outcomes: it holds no numbers")
         return table
 
 
@@ -129,7 +131,8 @@ def crops_of(images: Sequence[str | Path], size: int, seed: int = 0) -> Iterator
                 continue
             rgb = read_picture(path).rgb
             if path not in orders:
-                rows, columns = (range(side % size // 2, side - size + 1, size // 2) for side in rgb.shape[:2])
+                step = max(size // 2, 1)
+                rows, columns = (range(side % size // 2, side - size + 1, step) for side in rgb.shape[:2])
                 tiles = [(y, x) for y in rows[::2] for x in columns[::2]]
                 between = sorted({(y, x) for y in rows for x in columns} - set(tiles))
                 rng.shuffle(tiles)

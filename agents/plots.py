@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from agents.learning_curve import CurvePoint, read_curve
 from ddpm.errors import ConfigError
-from ddpm.files import atomic_path
+from ddpm.files import atomic_path, real_path
 
 # name → axis label; ↑: larger is better
 LABELS = {"psnr": "PSNR-Y ↑ (dB)", "ssim": "SSIM-Y ↑", "niqe": "NIQE ↓", "lpips": "LPIPS ↓", "dists": "DISTS ↓"}
@@ -207,7 +207,7 @@ def plot_runs(runs: Sequence[Path], out: Path) -> list[Path]:
     Raises:
         ConfigError: a folder holds no run.
     """
-    names = [run.resolve().name for run in runs]
+    names = [real_path(run).name for run in runs]
     titles = names if len(set(names)) == len(names) else [str(run) for run in runs]
     curves = {title: read_curve(run / "evaluations.csv") for title, run in zip(titles, runs, strict=True)}
     for run, curve in curves.items():

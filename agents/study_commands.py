@@ -183,8 +183,8 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
     from agents.plots import plot_runs
     from agents.study import plot_evaluation
 
-    written = plot_evaluation(evaluation, out) if evaluation is not None else []
-    written += plot_runs(runs, out) if runs else []
+    written = plot_runs(runs, out) if runs else []
+    written += plot_evaluation(evaluation, out) if evaluation is not None else []
     for path in written:
         click.echo(path)
 
@@ -301,11 +301,13 @@ def tabulate(
     others at random. The same command goes on after an interruption. Without --out, --minari plays from the table that
     is shipped. With --ray the workers of a cluster compute it, which must see the same files.
     """
-    from skipdiff_env.tabulate import make_rows, write_minari
+    from skipdiff_env.tabulate import check_minari, make_rows, write_minari
     from skipdiff_env.tabulate import tabulate as run
 
     if out is None and minari is None:
         raise click.UsageError("nothing to do; give --out, --minari, or both")
+    if minari is not None:
+        check_minari(minari)  # before the table is computed
     if out is not None:
         from skipdiff_env.config import TaskConfig
 

@@ -5,9 +5,10 @@ it. The price of a forward comes in after the net, so one agent draws the whole 
 """
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from agents.agent import Agent, AgentConfig
 from agents.algorithms import SUPERVISED
 from agents.jump_extractor import CropEncoder, even_crops
 from agents.outcomes import Outcomes, crops_of, gather
-from ddpm.checks import check_most, check_types, check_whole
+from ddpm.checks import check_most, check_positive, check_types, check_whole, shown
+from ddpm.configs import MOST_CHANNELS, check_least
 from ddpm.errors import ConfigError
 from ddpm.files import read_json
 from ddpm.progress import progress
@@ -169,9 +171,11 @@ class SupervisedConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("noises", "epochs", "members"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_least(self, 1, "noises", "epochs", "members", *(() if self.crops is None else ("crops",)))
+        check_least(self, 0, "seed", "weight_decay")
+        check_positive(learning_rate=self.learning_rate)
+        if not self.channels or min(self.channels) < 1 or max(self.channels) > MOST_CHANNELS:
+            raise ConfigError(f"channels must be whole numbers in 1 … {MOST_CHANNELS}, got {shown(self.channels)}")
         if self.minutes is None and self.crops is None:
             raise ConfigError("give minutes or crops, or the table never ends")
         if self.minutes is not None and not self.minutes > 0:
@@ -243,6 +247,8 @@ def _fit_member(
         with torch.no_grad():
             held_out = [member(conditions[chunk].to(targets.device)) for chunk in held_rows.split(64)]
             left = float(mse_loss(torch.cat(held_out), targets[held_rows]))
+        if not math.isfinite(left):
+            raise ConfigError(f"the loss became {left}; train with a lower learning_rate, got {config.learning_rate}")
         if left < best:
             best, weights = left, {name: value.clone() for name, value in member.state_dict().items()}
     member.load_state_dict(weights)
@@ -292,19 +298,15 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
         Folder of the agent.
 
     Raises:
-        ConfigError: the folder holds a run already, the plan is not one of jumps, or no range of prices is given.
+        ConfigError: the folder holds a run already, a setting is wrong, the plan is not one of jumps, or no range of
+            prices is given.
     """
     check_new_run(folder, resume)
-    settings = dict(config.env)
-    images = settings.pop("images", None)
-    _, first = next(_crops(images, settings), (0, None))
+    env = TaskConfig.of({"batch_size": 16, "cache_mb": 256, **config.env, "device": config.device})
+    _, first = next(_crops(env), (0, None))
     if first is None:
         raise ConfigError("no photograph has a crop of image_size; lower it or name other photographs")
-    task = Task(
-        TaskConfig.of(
-            {"batch_size": 16, "cache_mb": 256, **settings, "split": None, "images": first, "device": config.device}
-        )
-    )
+    task = Task(replace(env, split=None, images=first))
     prices = task.config.price_range
     if prices is None:
         raise ConfigError("a supervised agent needs a range of prices; give nfe_penalty as lowest,highest")
@@ -325,10 +327,9 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
     with lock_run(folder):
         start_run(folder, asdict(config))
         if not (folder / TABLE).exists():
-            crops = _crops(images, settings)
-            gather(task, crops, config.noises, config.forwards, enough, config.seed)[1].save(folder / TABLE)
+            gather(task, _crops(env), config.noises, config.forwards, enough, config.seed)[1].save(folder / TABLE)
         values = _values(folder / TABLE, task, config)
-        found = list(itertools.islice(_crops(images, settings), len(values)))
+        found = list(itertools.islice(_crops(env), len(values)))
         if len(found) < len(values):
             raise ConfigError(
                 f"{folder / TABLE} was made from other photographs; remove it, and --resume makes it anew"
@@ -336,7 +337,7 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
         photographs, pictures = zip(*found, strict=True)
         conditions = torch.stack([task.condition(picture).cpu() for picture in pictures])
         losses = fit(predictor, conditions, values, photographs, config)
-        Agent(_agent_config(config, settings, task, prices, losses, len(found)), predictor).save(folder / "best")
+        Agent(_agent_config(config, task, prices, losses, len(found)), predictor).save(folder / "best")
     return folder / "best"
 
 
@@ -354,7 +355,6 @@ def _values(path: Path, task: Task, config: SupervisedConfig) -> NDArray[np.floa
 
 def _agent_config(
     config: SupervisedConfig,
-    settings: Mapping[str, Any],
     task: Task,
     prices: tuple[float, float],
     losses: list[float],
@@ -362,7 +362,8 @@ def _agent_config(
 ) -> AgentConfig:
     """The configuration of the run's agent."""
     training = {
-        "env": {**{k: v for k, v in settings.items() if k != "images"}, "checkpoint": str(settings.get("checkpoint"))},
+        "env": {k: v for k, v in config.env.items() if k != "images"}
+        | {"checkpoint": str(config.env.get("checkpoint"))},
         "crops": crops, "noises": config.noises, "seed": config.seed, "unexplained": losses,
     }  # fmt: skip
     space = task.observation_space
@@ -378,9 +379,18 @@ def _agent_config(
     )
 
 
-def _crops(images: Any, settings: Mapping[str, Any]) -> Iterator[tuple[int, Rgb]]:
-    """Crops of the photographs named, or of scikit-image's, each with the number of its photograph."""
-    size = int(settings.get("image_size", TaskConfig.image_size))
-    if images is None:
-        return enumerate(Pictures(None, size, settings.get("split")))
-    return crops_of([images] if isinstance(images, str | Path) else images, size)
+def _crops(env: TaskConfig) -> Iterator[tuple[int, Rgb]]:
+    """Crops of the photographs named, or of scikit-image's, each with the number of its photograph.
+
+    Raises:
+        ConfigError: `images` names no files.
+    """
+    if env.images is None:
+        return enumerate(Pictures(None, env.image_size, env.split))
+    given = [env.images] if isinstance(env.images, str | Path) else env.images
+    if not isinstance(given, list | tuple) or not all(isinstance(each, str | Path) for each in given):
+        raise ConfigError(
+            "a supervised agent needs images that are a folder, a file, a pattern, or several of them, got "
+            f"{shown(env.images)}"
+        )
+    return crops_of(given, env.image_size)

@@ -7,9 +7,12 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from agents.options import environment, episode_settings, episodes, numbers, options_of
+from agents.options import absolute_paths, environment, episode_settings, episodes, numbers, options_of
 from ddpm.configs import DDPMConfig, PredictorConfig
 from ddpm.errors import ConfigError
+
+# Options that may name files.
+PATHS = ("images", "eval_images", "checkpoint", "init", "predictor")
 
 
 def _given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
@@ -19,11 +22,14 @@ def _given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
 
 def _checked_training(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a new training, with paths that stay valid when it is resumed from another folder."""
-    from ddpm.trainer import absolute
-
     if not options["images"]:
         raise click.UsageError("--images is missing: name a folder of photographs to train on")
-    return options | {"images": [absolute(path) for path in options["images"]]}
+    return _settled(options)
+
+
+def _settled(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with paths that name the same files when a run goes on from another folder."""
+    return options | absolute_paths(options, *(name for name in PATHS if name in options))
 
 
 RUN = (
@@ -83,7 +89,7 @@ def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> N
 
     given = _given(ctx, options)
     if resume:
-        config = resumed_config(DDPMConfig, out, given)
+        config = resumed_config(DDPMConfig, out, _settled(given))
     else:
         options = _checked_training(options)
         unet = {k: options.pop(k) for k in UNET_OPTIONS}
@@ -112,7 +118,7 @@ def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any)
     from ddpm.trainer import resumed_config
 
     if resume:
-        config = resumed_config(PredictorConfig, out, _given(ctx, options))
+        config = resumed_config(PredictorConfig, out, _settled(_given(ctx, options)))
     else:
         config = PredictorConfig(**_checked_training(options))
     click.echo(f"predictor: {train(config, out, resume)}")
@@ -181,6 +187,7 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> 
         env_steps = options.pop("env_steps")
         if env_steps is not None:
             overrides["env_steps"] = env_steps
+        options = _settled(options)
         env = environment(env_id) | episode_settings(options)
         env |= {"noise_seeds": options.pop("noise_seeds") or None, "obs_dtype": options.pop("obs_dtype")}
         hyperparameters = load_hyperparameters(algorithm, overrides, env.get("observation", "latent"))
@@ -197,7 +204,7 @@ def _train_supervised(out: Path, resume: bool, env_id: str, given: dict[str, Any
     from agents.supervised import SupervisedConfig, resumed_supervised, train_supervised
 
     changes = parse_overrides(given.pop("overrides", ()))
-    episodes = episode_settings(given)
+    episodes = _settled(episode_settings(given))
     given.pop("algo")
     changes |= {name: given.pop(name) for name in ("minutes", "seed", "device") if name in given}
     known = sorted({f.name for f in fields(SupervisedConfig)} - {"env"})

@@ -1,13 +1,12 @@
 """What `skipdiff upscale` is asked for: what to enlarge, where to, and how results are written."""
 
-import math
 import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddpm.errors import ConfigError
-from ddpm.formats import OUTPUTS, SUFFIXES, output_format
+from ddpm.formats import OUTPUTS, SUFFIXES, Format, output_format
 from skipdiff_env.upscaler import MAX_SEED
 
 FORMATS = ("png", "jpg", "webp", "avif", "tiff", "same")
@@ -60,8 +59,11 @@ class UpscaleOptions:
             raise ConfigError("--overwrite and --skip-existing contradict each other; give one of them")
         if self.outscale is not None and self.size is not None:
             raise ConfigError("--outscale and --size both say how large results are; give one of them")
-        if self.outscale is not None and not 0 < self.outscale < math.inf:
-            raise ConfigError(f"--outscale must be a positive number, got {self.outscale}")
+        if self.outscale is not None and not 0 < self.outscale <= Format.max_side:
+            raise ConfigError(
+                f"--outscale must be a positive number, at most {Format.max_side} as no picture is larger, got "
+                f"{self.outscale}"
+            )
         self.final_size(1, 1, 1)
         if not self.out.strip():
             raise ConfigError("--out is empty; name a folder, or a file for one picture")

@@ -9,6 +9,7 @@ from agents.upscale_jobs import Job, Run, chunks
 from agents.upscale_options import UpscaleOptions
 from agents.upscale_report import Report
 from ddpm.errors import ConfigError, SkipDiffError
+from ddpm.files import real_path
 from ddpm.formats import OUTPUTS, output_format
 from ddpm.images import check_folder, expand, read_header
 from ddpm.progress import progress
@@ -56,7 +57,7 @@ def _sources(options: UpscaleOptions, report: Report) -> list[tuple[Path, Path]]
     for key, (path, folder, suspect) in found.items():
         match = _RESULT.search(path.stem)
         known = match is not None and path.stem[: match.start()] in goes_to.get(key.parent, ())
-        itself = options.to_file and len(found) > 1 and key == Path(options.out).resolve()
+        itself = options.to_file and len(found) > 1 and key == real_path(options.out)
         if known or itself or (suspect and match is not None):
             results.append(path)
         else:
@@ -181,10 +182,10 @@ def _check_map(place: Path, jobs: list[Job], overwrite: bool) -> None:
     if results > 1:
         raise ConfigError(f"--map is for a single result, got {results}; enlarge one picture, or leave --map out")
     used = [path for job in jobs for path in (job.source, *(target for target, _ in job.targets))]
-    if place.resolve() in [path.resolve() for path in used]:
+    if real_path(place) in [real_path(path) for path in used]:
         raise ConfigError(f"this run reads or writes {place} already; give --map another name")
     if place.is_dir():
         raise ConfigError(f"the map {place} is a folder; name a file, such as {place / 'map.png'}")
-    if place.exists() and not overwrite:
+    if (place.exists() or place.is_symlink()) and not overwrite:
         raise ConfigError(f"the map {place} exists; replace it with --overwrite, or give --map another name")
     check_folder(place.parent)

@@ -22,7 +22,22 @@ ODD_TEXTS = (
     "a/b/c", "~/x", "owner/name", "[", "*", "**", "photo", "psnr", "niqe", "psnr,psnr", "x=1", "=", "a=b=c",
     "n_envs=0", "learning_rate=-1", "policy_kwargs={a: 1}", "jpg", "same", "1920x", "x33", "0x0", "x", "40x40",
     "cuda", "cuda:9", "meta", "mps", "cpu:3", "0.1,0.2", "0.2,0.1", "-1,1", "fig1", "table5,table5", "x.png", "x.jpg",
-    "x.xyz", ".", "..", "file", "file/below", "folder",
+    "x.xyz", ".", "..", "file", "file/below", "folder", "circle", "circle.png", "circle/x.png", "nowhere.png",
+)  # fmt: skip
+NUMBERS = (
+    "0", "1", "2", "3", "4", "5", "8", "12", "13", "16", "100", "-1", "1000000000", "9223372036854775807", "0.5", "nan",
+    "1e308", "5e-324",
+)  # fmt: skip
+DEGRADATIONS = (
+    "bicubic", "photo", "photo2", "photo:0", "photo:0.5", "photo2:1", "photo:nan", "photo:2", "photo:-1", "photo:",
+    "photo2:1e400", "bicubic:0.5", ":", "photo:0.5:0.5",
+)  # fmt: skip
+OVERRIDES = (
+    "learning_rate=-1", "learning_rate=0", "learning_rate=1e30", "weight_decay=-1", "channels=[]", "channels=[0]",
+    "channels=[-1]", "channels=[4, x]", "channels=[9223372036854775807]", "epochs=0", "members=0", "members=100",
+    "noises=0", "crops=0", "seed=-1", "minutes=.nan", "minutes=0", "forwards=[2, 1]", "forwards=[]", "forwards=[0]",
+    "forwards=[1, 99]", "device=gpu", "crop_size=0", "hidden_size=0", "spn_size=-1", "gamma=2", "batch_size=0",
+    "n_envs=3", "norm=x", "n_epochs=0", "train_freq=0", "policy_kwargs={net_arch: [0]}", "unknown=1", "=1",
 )  # fmt: skip
 NAMES = (
     "x.png", "ü ñ.png", "a b.jpg", "-x.png", "x", "x.PNG", "[1].png", "n" * 240 + ".png", "a\nb.png", "x_x4.png",
@@ -35,24 +50,31 @@ ENJOY = ("-o", "out.png", NET, PHOTOS, "--image-size=16", "--metric=psnr")
 GOOD_LINES = (
     ["upscale", "{photos}/0.png", "-o", "out", NET],
     ["upscale", "{photos}", "-o", "out", NET, "--agent={jump}"],
+    ["upscale", "{photos}/0.png", "-o", "out", NET, "--agent={jump}", "--quality=0.3", "--map=map.png"],
+    ["upscale", "{photos}/0.png", "-o", "out", "--checkpoint=natural-x4", "--levels=20,5"],
+    ["upscale", "{photos}/0.png", "-o", "out", "--checkpoint=faces-x8", "--levels=20,5"],
+    ["upscale", "{photos}/0.png", "-o", "out", "--checkpoint=photo-x4", "--quality=0.3", "--map=map.jpg"],
+    ["train-ddpm", "--out=out", PHOTOS, "--init={started}", *tiny.TRAIN_DDPM[-5:], "--iterations=1"],
     ["train-ddpm", "--out=out", PHOTOS, *tiny.TRAIN_DDPM],
     ["train-predictor", "--out=out", PHOTOS, *tiny.TRAIN_PREDICTOR],
     ["train-agent", "--out=out", NET, PHOTOS, *tiny.TRAIN_AGENT],
     ["train-agent", "--out=out", NET, PHOTOS, *tiny.TRAIN_SUPERVISED],
     ["import-sr3", "{sr3}", "out"],
     ["evaluate", "--out=out", LARGE, NET, *tiny.EVALUATE],
-    ["reproduce", "--out=out", LARGE, NET, "--image-size=96", "--sections=table5", "--seeds=1"],
+    ["reproduce", "--out=out", LARGE, NET, *tiny.REPRODUCE],
     ["enjoy", "--agent={agent}", *ENJOY],
     ["plot", "--run={agent}", "--evaluation={evaluation}", "--out=out"],
     ["demo", "--no-agent", "-o", "out.png", NET],
     ["tabulate", "--out=out", PHOTOS, NET, *tiny.TABULATE],
     ["fetch-judge", "--packages=folder", "-o", "out"],
+    ["push-to-hub", "{net}", "owner/name"],
 )
 # Command lines that read a kind of material, of which a copy is in the folder "run".
 READERS: dict[str, list[list[str]]] = {
     "run": [
         ["train-ddpm", "--out=run", "--resume", "--iterations=3"],
         ["upscale", "{photos}/0.png", "-o", "out", "--checkpoint=run/checkpoint"],
+        ["push-to-hub", "run", "owner/name"],
     ],
     "agent": [
         ["train-agent", "--out=run", "--resume", "--env-steps=18"],
@@ -60,6 +82,7 @@ READERS: dict[str, list[list[str]]] = {
         ["plot", "--run=run", "--out=out"],
         ["upscale", "{photos}/0.png", "-o", "out", NET, "--agent=run"],
         ["evaluate", LARGE, NET, *tiny.EVALUATE, "--agent=run"],
+        ["push-to-hub", "run", "owner/name"],
     ],
     "jump": [
         ["train-agent", "--algo=supervised", "--out=run", "--resume"],
@@ -67,6 +90,12 @@ READERS: dict[str, list[list[str]]] = {
     ],
     "table": [["tabulate", "--out=run", PHOTOS, NET, *tiny.TABULATE]],
     "evaluation": [["plot", "--evaluation=run", "--out=out"]],
+    "predictor": [
+        ["train-predictor", "--out=run", "--resume", "--iterations=2"],
+        ["train-predictor", "--out=out", "--init=run/checkpoint/predictor.safetensors", PHOTOS, *tiny.TRAIN_PREDICTOR],
+        ["train-ddpm", "--out=out", "--predictor=run/checkpoint/predictor.safetensors", PHOTOS, *tiny.TRAIN_DDPM],
+    ],
+    "report": [["reproduce", "--out=run", LARGE, NET, *tiny.REPRODUCE]],
 }
 
 
@@ -90,6 +119,7 @@ class Stock(Mapping[str, str]):
             "started": self._started,
             "table": lambda out: self._run("tabulate", out, NET, PHOTOS, *tiny.TABULATE),
             "evaluation": lambda out: self._run("evaluate", out, NET, LARGE, *tiny.EVALUATE),
+            "report": lambda out: self._run("reproduce", out, NET, LARGE, *tiny.REPRODUCE),
             "sr3": lambda out: torch.save({"a": torch.zeros(3)}, out),
         }
 
@@ -151,7 +181,8 @@ def _ways_of_enlarging(rng: Rng) -> list[str]:
         f"--format={pick(rng, ('png', 'jpg', 'webp', 'avif', 'tiff', 'same'))}", "--outscale=2.5", "--size=20x",
         "--size=x9", "--size=30x20", "--samples=2", "--tile=16", "--tile=0", "--strip-metadata", "--seed=3", "--json",
         "--batch-size=1", "--start=1", "--levels=4,2", "--overwrite", "--skip-existing", "--outscale=0.1",
-        "--jpeg-quality=1",
+        "--jpeg-quality=1", "--outscale=1e308", "--map=map.png", "--map=out/map.jpg", "--map=in", "--map=map.gif",
+        "--quality=0.5",
     )  # fmt: skip
     return sorted({pick(rng, ways) for _ in range(int(rng.integers(0, 4)))})
 
@@ -192,19 +223,34 @@ def of_checkpoints(rng: Rng, given: Stock) -> list[str]:
 
 def of_configurations(rng: Rng, given: Stock) -> list[str]:
     """A run, an agent or a table in whose folder a file is damaged, for the commands that go on with it or read it."""
-    kind = pick(rng, ("run", "run", "agent", "agent", "agent", "jump", "table", "evaluation"))
+    kind = pick(rng, (*READERS, "run", "agent", "agent", "jump", "jump"))
     shutil.copytree(given[kind], "run")
     files = [file for file in sorted(Path("run").rglob("*")) if file.is_file()]
     files = [file for file in files if "tfevents" not in file.name and file.suffix != ".md"]
-    settings = [file for file in files if file.name in ("config.json", "table.json")]
+    settings = [file for file in files if file.name in ("config.json", "table.json", "settings.json")]
     _damage(pick(rng, settings if settings and rng.random() < 0.7 else files), rng)
     return given.line(pick(rng, READERS[kind]))
+
+
+def _value(rng: Rng, option: click.Option) -> str:
+    """A value of an option, mostly one of its type."""
+    if rng.random() < 0.3:
+        return str(pick(rng, ODD_TEXTS))
+    if option.name in ("overrides", "degradation"):
+        return str(pick(rng, OVERRIDES if option.name == "overrides" else DEGRADATIONS))
+    if isinstance(option.type, click.Choice):
+        return str(pick(rng, option.type.choices))
+    if option.type.name in ("integer", "integer range", "float", "float range"):
+        return str(pick(rng, NUMBERS))
+    return str(pick(rng, ODD_TEXTS))
 
 
 def of_command_lines(rng: Rng, given: Stock) -> list[str]:
     """A good command line with one to three arguments that are odd, missing, doubled or exchanged."""
     Path("folder").mkdir()
     Path("file").write_text("hello", encoding="utf-8")
+    for name, target in (("circle", "circle"), ("circle.png", "circle.png"), ("nowhere.png", "nothing")):
+        Path(name).symlink_to(target)
     line = given.line(pick(rng, GOOD_LINES))
     options = [p for p in skipdiff.commands[line[0]].params if isinstance(p, click.Option)]
     for _ in range(int(rng.integers(1, 4))):
@@ -212,9 +258,7 @@ def of_command_lines(rng: Rng, given: Stock) -> list[str]:
         if way < 0.75:
             option = pick(rng, options)
             flag = pick(rng, option.opts + option.secondary_opts)
-            choices = list(option.type.choices) if isinstance(option.type, click.Choice) else []
-            value = pick(rng, choices) if choices and rng.random() < 0.5 else pick(rng, ODD_TEXTS)
-            line += [flag] if option.is_flag else [flag, str(value)]
+            line += [flag] if option.is_flag else [flag, _value(rng, option)]
         elif place and way < 0.85:
             del line[place]
         elif place and way < 0.92:

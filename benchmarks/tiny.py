@@ -33,6 +33,7 @@ TRAIN_SUPERVISED = (
 )  # fmt: skip
 TRAIN_PREDICTOR = ("--channels=4", "--crop=16", "--batch-size=1", "--iterations=1", "--warmup=0")
 EVALUATE = ("--metrics=psnr", "--image-size=96")
+REPRODUCE = ("--image-size=96", "--sections=table5", "--seeds=1")
 TABULATE = ("--steps=1,4", "--image-size=16", "--metrics=psnr,colour", "--noise-seeds=1")
 
 

@@ -1,6 +1,7 @@
 """Checks of what a user gives; each error says what was got and what was expected."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral
@@ -16,8 +17,8 @@ def is_whole(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number of at least 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    """Whether it is a number of at least 0 that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def check_whole(least: int = 1, **numbers: Any) -> None:

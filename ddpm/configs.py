@@ -10,6 +10,8 @@ from ddpm.errors import ConfigError
 
 # Of iterations and what is counted like them; all samples of a run together must be a number that C knows.
 MOST, MOST_WORKERS = 10**9, 256
+# Of times that a net enlarges, and of a predictor's channels.
+MOST_TIMES, MOST_CHANNELS = 64, 4096
 
 
 def check_least(config: Any, least: int, *names: str) -> None:
@@ -135,3 +137,5 @@ class PredictorConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, 1, "scale", "channels")
+        check_most(MOST_TIMES, scale=self.scale)
+        check_most(MOST_CHANNELS, channels=self.channels)

@@ -47,6 +47,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def real_path(path: str | Path) -> Path:
+    """The absolute path without links; unlike `Path.resolve`, it takes links that lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def remove_folder(path: Path) -> None:
     """Removes a folder that is at no time there in part: it is renamed first."""
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent, ignore_cleanup_errors=True) as temporary:

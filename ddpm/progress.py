@@ -37,6 +37,10 @@ class _Lines(tqdm):
         self.sp = None
         super().close()
 
+    def set_postfix(self, *args: Any, **kwargs: Any) -> None:
+        """Remembers what the next status shall end with, without printing one."""
+        super().set_postfix(*args, **{**kwargs, "refresh": False})
+
     def refresh(self, nolock: bool = False, lock_args: Any = None) -> None:
         """Prints a status when it is due, and not whenever something else was written."""
         if not nolock:

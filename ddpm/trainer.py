@@ -107,11 +107,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
 
 
-def absolute(path: str) -> str:
-    """A path that exists or is a pattern, as an absolute one, so that a run can be resumed from any folder."""
-    return str(Path(path).absolute())
-
-
 def _accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
     precision = config.mixed_precision
     if precision == "auto":
@@ -209,7 +204,7 @@ class Training:
                 done = iteration + 1
                 saving = done % config.save_every == 0 or done == config.iterations
                 if done % 20 == 0 or saving:
-                    bar.set_postfix(loss=f"{self._log(losses, done):.4f}", refresh=False)
+                    bar.set_postfix(loss=f"{self._log(losses, done):.4f}")
                 if saving:
                     self._save(done, ema.module, preview)
         accelerator.end_training()

@@ -131,8 +131,10 @@ def train(config: DDPMConfig, folder: str | Path, resume: bool = False, perceptu
 
     def make(fresh: bool) -> Trainee:
         unet = UNet(**{**config.unet, "predictor": None})
-        init = load_unet(config.init) if config.init is not None and fresh else None
-        if init is not None:
+        # a run that was killed between its first state and its first checkpoint has no copy of the predictor yet
+        exported = (Path(folder) / "checkpoint" / "config.json").is_file()
+        init = load_unet(config.init) if config.init is not None and (fresh or not exported) else None
+        if init is not None and fresh:
             _copy_weights(init, unet, str(config.init))
         unet.start_from(_predictor(config, Path(folder), init))
 
@@ -149,9 +151,10 @@ def train(config: DDPMConfig, folder: str | Path, resume: bool = False, perceptu
             shipped = UNet(**{**config.unet, "predictor": None})
             shipped.load_state_dict(averaged.state_dict())
             shipped.half().start_from(unet.predictor)
-            save_checkpoint(shipped, checkpoint)
+            # before the checkpoint, which tells a run that goes on that the copy is there
             if unet.predictor is not None and not (checkpoint.parent / PREDICTOR).exists():
                 unet.predictor.save(checkpoint.parent / PREDICTOR)
+            save_checkpoint(shipped, checkpoint)
 
         def preview(averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> np.ndarray:
             assert isinstance(averaged, UNet)

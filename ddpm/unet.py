@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ddpm.blocks import Block, NoiseLevelEmbedding, Upsample, linear_estimate
 from ddpm.checks import check_most, check_one_of, check_positive, check_whole, is_whole, shown
+from ddpm.configs import MOST_TIMES
 from ddpm.degradation import upsample
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.predictor import PREDICTOR, Predictor, load_predictor, refuse_not_finite
@@ -21,7 +22,7 @@ from ddpm.schedule import LONGEST, check_levels
 
 WEIGHTS = "model.safetensors"
 # More than any net has: limits that keep nonsense from filling the memory.
-MOST_BLOCKS, MOST_LEVELS, MOST_TIMES = 64, 10, 64
+MOST_BLOCKS, MOST_LEVELS = 64, 10
 
 
 def tensor_mismatch(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> str:

@@ -111,10 +111,10 @@ class TaskConfig:
                 raise ConfigError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
         if not isinstance(self.cache_dir, str | Path | None):
             raise ConfigError(f"cache_dir must be the path of a folder, or None, got {self.cache_dir!r}")
-        with contextlib.suppress(TypeError):  # np.float16 is as good as "float16"
+        with contextlib.suppress(TypeError, ValueError, SyntaxError):  # np.float16 is as good as "float16"
             object.__setattr__(self, "obs_dtype", np.dtype(self.obs_dtype).name)
         for name, known in (("obs_dtype", DTYPES), ("observation", OBSERVATIONS), ("reward", REWARDS)):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in tuple(known):  # which takes values that have no hash as well
                 raise ConfigError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
         if self.split not in (None, "train", "test"):
             raise ConfigError(f"split must be train, test or None, got {self.split!r}")

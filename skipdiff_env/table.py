@@ -99,7 +99,9 @@ class Table:
             shape = pictures, description["noise_seeds"], len(description["schedules"])
             if arrays["features"].shape != (pictures, FEATURES) or any(m.shape != shape for m in metrics.values()):
                 raise ConfigError(f"the table {folder} is damaged: its arrays do not fit {DESCRIPTION}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, SafetensorError,
+        ) as error:  # fmt: skip
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"the table {folder} is damaged ({type(error).__name__}: {error})") from None

@@ -224,6 +224,26 @@ def _fill(arrays: dict[str, NDArray[Any]], pictures: list[int], spread: Spread, 
         write()
 
 
+def check_minari(name: str) -> None:
+    """Refuses a name that no new Minari dataset can have.
+
+    Raises:
+        ConfigError: Minari is not installed, the name is taken, or it is no name of a dataset.
+    """
+    try:
+        import h5py  # noqa: F401
+        import minari.storage.local
+        from minari.dataset.minari_dataset import parse_dataset_id
+    except ImportError as error:
+        raise ConfigError(f"Minari is not installed ({error}); pip install 'skipdiff[offline]'") from None
+    try:
+        parse_dataset_id(name)
+    except (ValueError, TypeError):
+        raise ConfigError(f"{name!r} is no name of a Minari dataset, expected one like skipdiff/table-v0") from None
+    if minari.storage.local.get_dataset_path(name).exists():
+        raise ConfigError(f"there is a Minari dataset {name} already; name another, or `minari delete {name}`")
+
+
 def write_minari(table: str | Path | None, name: str, episodes: int = 1000, seed: int = 0) -> Path:
     """Plays episodes from a table and writes them as a Minari dataset.
 
@@ -243,22 +263,12 @@ def write_minari(table: str | Path | None, name: str, episodes: int = 1000, seed
         ConfigError: Minari is not installed, the name is taken or no name of a dataset, or there is no such table.
     """
     check_whole(episodes=episodes)
-    try:
-        import h5py  # noqa: F401
-        import minari
-        from minari.data_collector import EpisodeBuffer
-        from minari.dataset.minari_dataset import parse_dataset_id
-        from minari.storage.local import get_dataset_path
-    except ImportError as error:
-        raise ConfigError(f"Minari is not installed ({error}); pip install 'skipdiff[offline]'") from None
+    check_minari(name)
     import gymnasium
+    import minari
+    from minari.data_collector import EpisodeBuffer
+    from minari.storage.local import get_dataset_path
 
-    try:
-        parse_dataset_id(name)
-    except ValueError as error:
-        raise ConfigError(f"{name!r} is no name of a Minari dataset ({error})") from None
-    if get_dataset_path(name).exists():
-        raise ConfigError(f"there is a Minari dataset {name} already; name another, or `minari delete {name}`")
     folder = None if table is None else str(Path(table).absolute())
     env: Any = gymnasium.make("SkipDiffTable-v0", table=folder)
     inner = env.unwrapped

@@ -1,6 +1,7 @@
 """`skipdiff train-agent`, `enjoy`, `plot`, and agents in `evaluate` and `upscale`."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -30,6 +31,24 @@ STEPS = "--steps=20,5"
 def small_task(checkpoint: str, images: Path, **changes: Any) -> Task:
     """A task of S, N = 20, 5."""
     return Task(TaskConfig.of({"checkpoint": checkpoint, "images": str(images), "steps": (20, 5), **changes}))
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "supervised"])
+def test_a_run_finds_its_files_from_any_folder(
+    algorithm: str, checkpoint: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths are kept as absolute ones."""
+    kept: list[Any] = []
+    monkeypatch.setattr("agents.training.train_agent", lambda config, *_: kept.append(config))
+    monkeypatch.setattr("agents.supervised.train_supervised", lambda config, *_: kept.append(config))
+    monkeypatch.chdir(photos.parent)
+    net = os.path.relpath(checkpoint)
+    more = [f"--eval-images={photos.name}/0.png"] if algorithm == "ppo" else []
+    run("train-agent", f"--algo={algorithm}", "--out=out", f"--images={photos.name}", f"--checkpoint={net}", *more)
+    assert kept[0].env["images"] == [str(photos)]
+    assert kept[0].env["checkpoint"] == checkpoint
+    if more:
+        assert kept[0].eval_images == [str(photos / "0.png")]
 
 
 def run(*arguments: object, code: int = 0) -> Result:
@@ -255,9 +274,9 @@ def test_an_agent_keeps_its_first_decision(episodes: list[str], checkpoint: str,
         (("-p", "gamma"), "expected key=value"),
         (("--metric=nique",), "unknown metric 'nique'"),
         (("--steps=3,7",), "steps S,N must multiply"),
-        (("--images=nowhere",), "no such file or folder: nowhere"),
+        (("--images=nowhere",), f"no such file or folder: {Path('nowhere').absolute()}"),
         (("--image-size=256",), "smaller than image_size 256"),
-        (("--eval-images=nowhere",), "no such file or folder: nowhere"),
+        (("--eval-images=nowhere",), f"no such file or folder: {Path('nowhere').absolute()}"),
         (("--split=test",), "give images or split, not both"),
         (("--checkpoint=nothing",), "unknown checkpoint 'nothing'"),
         (("--device=tpu9",), "no such device"),

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import pytest
 
+from agents.agent import AgentConfig
 from agents.hyperparameters import Hyperparameters
+from agents.options import named_agents
 from agents.supervised import SupervisedConfig, resumed_supervised
 from agents.training_config import AgentTrainingConfig, resumed_config
 from ddpm import trainer
-from ddpm.checks import check_types, shown
-from ddpm.configs import DDPMConfig
+from ddpm.checks import check_types, is_number, shown
+from ddpm.configs import DDPMConfig, PredictorConfig
 from ddpm.errors import ConfigError
 
 
@@ -71,6 +73,28 @@ def test_what_does_not_fit(changes: dict[str, Any], message: str) -> None:
     assert len(str(raised.value)) < 200
 
 
+def test_numbers_that_no_float_holds() -> None:
+    assert not any(map(is_number, (-1, float("inf"), float("nan"), 10**400, True, "1")))
+    assert all(map(is_number, (0, 1e308, 10**300)))
+
+
+@pytest.mark.parametrize("changes", [{"channels": 10**9}, {"scale": 65}, {"channels": 2**63 - 1}, {"scale": 0}])
+def test_sizes_of_a_predictor(changes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(changes))} must be at"):
+        PredictorConfig(images=["photos"], **changes)  # type: ignore[arg-type]
+
+
+def test_prices_of_an_agent_that_no_float_holds() -> None:
+    content = {"algorithm": "ppo", "decisions": 3, "image_size": 16, "latent_bound": 1.0, "price_range": [0.1, 10**400]}
+    with pytest.raises(ConfigError, match="a setting is missing or of the wrong type"):
+        AgentConfig.read(content)
+
+
+def test_names_of_agents_that_are_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    assert named_agents([str(tmp_path / "circle")]) == {"circle": str(tmp_path / "circle")}
+
+
 def test_long_values_are_cut() -> None:
     assert shown("a" * 300) == f"'{'a' * 76}..."
     assert shown(10**5000) == "a very large number"
@@ -100,6 +124,8 @@ def test_damaged_runs_of_the_net(name: str, value: Any, message: str, tmp_path: 
         ({"env": [1]}, "env must be a mapping"),
         ({"hyperparameters": {"n_envs": None}}, "n_envs must be a whole number, got None"),
         ({"hyperparameters": {"n_envs": 10**9}}, "n_envs must be at most 65536"),
+        ({"hyperparameters": {"algorithm": {"n_epochs": 0}}}, "n_epochs must be a whole number of at least 1, got 0"),
+        ({"hyperparameters": {"algorithm": {"train_freq": []}}}, "train_freq must be a whole number of at least 1"),
         ({"hyperparameters": 3}, "does not hold the settings of a training"),
         ({"unknown": 3}, "does not hold the settings of a training"),
     ],
@@ -116,6 +142,13 @@ def test_damaged_runs_of_agents(content: dict[str, Any], message: str, tmp_path:
     [
         ({"epochs": "x"}, "epochs must be a whole number, got 'x'"),
         ({"minutes": []}, "minutes must be a number or none"),
+        ({"crops": 0}, "crops must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"weight_decay": -1}, "weight_decay must be at least 0, got -1"),
+        ({"learning_rate": -1}, "learning_rate must be a number above 0, got -1"),
+        ({"channels": []}, r"channels must be whole numbers in 1 … 4096, got \[\]"),
+        ({"channels": [0]}, r"channels must be whole numbers in 1 … 4096, got \[0\]"),
+        ({"channels": [2**62]}, "channels must be whole numbers in 1 … 4096"),
     ],
 )
 def test_damaged_runs_of_supervised_agents(content: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -159,7 +159,10 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
 
 
 def test_a_worker_is_killed(checkpoint: str, tmp_path: Path, photo: Photo) -> None:
-    """One of two is killed after the first result: the results are those of a run without a cluster."""
+    """One of two is killed after the first result: the results are those of a run without a cluster.
+
+    Most of the time goes into the start of Ray's processes; --workers=1 spares one of three starts of a worker.
+    """
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'skipdiff[ray]'")
     (tmp_path / "in").mkdir()
     for i in range(8):

@@ -7,19 +7,24 @@ import warnings
 import numpy as np
 import pytest
 
+from benchmarks import cases
 from benchmarks.cases import KINDS, Stock
 from benchmarks.fuzz import Case, fuzz, half_written, play, summary
 from benchmarks.mutations import damaged, damaged_json, damaged_safetensors, with_checksums
 
 
 @pytest.mark.parametrize("kind", ["pictures", "checkpoints", "command lines"])
-def test_mutated_input(kind: str) -> None:
+def test_mutated_input(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = [line for line in cases.GOOD_LINES if line[0] in ("upscale", "tabulate", "train-ddpm", "import-sr3")]
+    slow = ("{jump}", "{started}", "natural-x4", "faces-x8", "photo-x4")
+    lines = [line for line in quick if not any(word in " ".join(line) for word in slow)]
+    monkeypatch.setattr(cases, "GOOD_LINES", lines)
     with warnings.catch_warnings():
         warnings.simplefilter("default")  # as they are outside of tests
-        cases = fuzz(range(8), seed=0, limit=30, kind=kind)
-    assert [(case.number, *case.faults, *case.half) for case in cases] == [(number,) for number in range(8)]
-    assert {case.kind for case in cases} == {kind}
-    assert f"| all | 8 | {sum(not c.stopped and c.code == 0 for c in cases)} |" in summary(cases)
+        found = fuzz(range(8), seed=0, limit=30, kind=kind)
+    assert [(case.number, *case.faults, *case.half) for case in found] == [(number,) for number in range(8)]
+    assert {case.kind for case in found} == {kind}
+    assert f"| all | 8 | {sum(not c.stopped and c.code == 0 for c in found)} |" in summary(found)
 
 
 def test_a_case_depends_on_seed_and_number_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -91,10 +96,10 @@ def test_damage_reaches_beyond_checksums(tmp_path_factory: pytest.TempPathFactor
 
 
 def test_kills() -> None:
-    """Each command goes on from a moment or two; in a process of its own, as it forks."""
-    command = [sys.executable, "-m", "benchmarks.kills", "--moments=4", "--seed=1"]
+    """Each command goes on from two moments; in a process of its own, as it forks. Trainings have tests of theirs."""
+    command = [sys.executable, "-m", "benchmarks.kills", "--moments=4", "--seed=1", "--only=upscale,tabulate"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")][2:]
-    assert [row.split("|")[1].strip() for row in rows] == ["train-ddpm", "train-agent", "upscale", "tabulate"]
+    assert [row.split("|")[1].strip() for row in rows] == ["upscale", "tabulate"]
     assert sum(int(row.split("|")[4]) for row in rows) >= 2, "most moments met a running command"

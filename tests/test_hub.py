@@ -216,6 +216,14 @@ def test_shipped_names_and_folders_that_hold_nothing(shared: Path) -> None:
             find_shared(path)
 
 
+@pytest.mark.parametrize("content", ["5", "null", "[1]"])
+def test_a_configuration_that_is_no_mapping(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match="expected settings by name"):
+        find_shared(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

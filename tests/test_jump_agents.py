@@ -19,7 +19,7 @@ from agents.outcomes import Outcomes, crops_of, even_outcomes, even_policy, gath
 from agents.playing import AgentPolicy, play
 from agents.supervised import SchedulePredictor, SupervisedConfig, fit, train_supervised
 from agents.vec_env import VecPictureBaseline, make_env
-from ddpm.errors import ConfigError
+from ddpm.errors import ConfigError, SkipDiffError
 from ddpm.images import find_images, read_picture, to_tensor
 from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
@@ -377,11 +377,38 @@ def test_supervised_settings_are_checked(settings: dict[str, Any], tmp_path: Pat
     for other, message in (
         ({"nfe_penalty": 0.01}, "needs a range of prices"),
         ({"metric": "psnr"}, "lower for better pictures, got psnr"),
+        ({"image_size": "x"}, "image_size must be a whole number"),
+        ({"image_size": 1}, "image_size must be a multiple of"),
+        ({"images": 3}, "needs images that are a folder, a file, a pattern, or several of them, got 3"),
+        ({"images": [None]}, "needs images that are a folder"),
+        ({"images": "nowhere"}, "no such file or folder: nowhere"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(SkipDiffError, match=message):
             train_supervised(SupervisedConfig({**settings, **other}, crops=4, forwards=[1, 2]), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"forwards must be rising whole numbers in 1 … 6, got \[1, 9\]"):
         SchedulePredictor(N, [1, 9])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_supervised_training_that_diverges() -> None:
+    predictor = SchedulePredictor(N, [1, 2], 16, [4], hidden=4)
+    curves = np.random.default_rng(0).normal(0, 1, (16, 1, 2))
+    config = SupervisedConfig(crops=1, epochs=4, learning_rate=1e30)
+    with pytest.raises(ConfigError, match="train with a lower learning_rate, got 1e"):
+        fit(predictor, torch.rand(16, 3, 16, 16), curves, range(16), config)
+
+
+@pytest.mark.parametrize("empty", [np.zeros((0, 1, 2)), np.full((2, 1, 2), "a")])
+def test_a_table_without_numbers(empty: np.ndarray, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", forwards=np.array([1, 2]), lpips=empty)
+    with pytest.raises(ConfigError, match="is no table of outcomes: it holds no numbers"):
+        Outcomes.load(tmp_path / "x.npz")
+
+
+def test_crops_of_one_pixel(photos: Path) -> None:
+    number, crop = next(crops_of([photos], 1))
+    assert 0 <= number < 4
+    assert crop.shape == (1, 1, 3)
 
 
 def test_picture_baseline_takes_the_price_off(settings: dict[str, Any]) -> None:

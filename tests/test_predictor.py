@@ -1,6 +1,7 @@
 """The predictor: loading by spandrel, its picture as condition, and its training."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from ddpm.predictor import PREDICTOR, fuse, load_predictor
 from ddpm.predictor_training import _expanded, train_predictor
 from ddpm.torchvision_ops import ensure_torchvision
 from ddpm.trainer import resumed_config
-from ddpm.training import train
+from ddpm.training import initial_settings, train
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.upscaler import Upscaler
 from tests.conftest import TINY, Photo, tiny_unet
@@ -166,6 +167,27 @@ def test_training_takes_the_predictor_along(span: Path, photos: Path, tmp_path: 
         images=[str(photos)], unet=TINY, crop=32, batch_size=2, iterations=1, init=str(tmp_path / "run" / "checkpoint")
     )
     assert load_unet(train(begun, tmp_path / "second")).predictor is not None
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_keeps_the_predictor(
+    span: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Such a run has a state, but neither a checkpoint nor the copy of the predictor of what it began with."""
+    start = tiny_unet()
+    start.start_from(load_predictor(span))
+    save_checkpoint(start, tmp_path / "start")
+    settings = initial_settings(str(tmp_path / "start"))
+    config = DDPMConfig(
+        images=[str(photos)], unet=settings, crop=32, batch_size=2, iterations=1, init=str(tmp_path / "start")
+    )
+    train(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    (tmp_path / "run" / PREDICTOR).unlink()
+    more = resumed_config(DDPMConfig, tmp_path / "run", {"iterations": 2})
+    assert load_unet(train(more, tmp_path / "run", resume=True)).predictor is not None
+    shutil.rmtree(tmp_path / "start")  # the run now has a copy of its own
+    more = resumed_config(DDPMConfig, tmp_path / "run", {"iterations": 3})
+    assert load_unet(train(more, tmp_path / "run", resume=True)).predictor is not None
 
 
 def test_the_command_trains_a_predictor(photos: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_a_log_gets_lines() -> None:
 
 
 def test_what_is_quick_leaves_no_trace_in_a_log() -> None:
-    code = CODE.replace("p.SECONDS = 0.2\n", "").replace("p.say", "id")
+    code = CODE.replace("p.SECONDS = 0.2\n", "").replace('p.say("hello")', "bar.set_postfix(loss=0.5)")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stderr == b""
 
 
@@ -77,3 +77,28 @@ with orderly_end(), atomic_path({str(tmp_path / "x.png")!r}) as temporary:
         process.send_signal(number)
     assert process.returncode == 128 + number
     assert os.listdir(tmp_path) == []
+
+
+def test_a_signal_ends_a_training_in_order(photos: Path, tmp_path: Path) -> None:
+    """No half-written state is left, nor the lock; every command does so, as it is the group's work."""
+    code = """
+import sys, time
+from accelerate import Accelerator
+from agents.cli import main
+def save_state(self, folder):
+    open(folder + "/half", "w").close()
+    print("saving", flush=True)
+    time.sleep(60)
+Accelerator.save_state = save_state
+main(sys.argv[1:])
+"""
+    options = ["--width=8", "--multipliers=1", "--norm-groups=4", "--crop=16", "--batch-size=1", "--iterations=1"]
+    command = [sys.executable, "-c", code, "train-ddpm", f"--images={photos}", f"--out={tmp_path / 'run'}", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"saving\n"
+        process.terminate()
+        assert process.stderr.read() == b"", "no bar in a log of what is quick"
+    assert process.returncode == 128 + signal.SIGTERM
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "tensorboard", "versions.json"]

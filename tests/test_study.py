@@ -11,7 +11,7 @@ from torch import nn
 from agents.study import methods as ways
 from agents.study.methods import Batch, skipping_policy
 from agents.study.rows import BICUBIC, CHAIN, JUDGED, ORIGINALS, PEER, dominators, read_rows, summarise
-from agents.study.running import Runner
+from agents.study.running import Runner, settle
 from agents.study.tables import markdown, markdown_table
 from ddpm.degradation import degrade, downsample
 from ddpm.errors import ConfigError
@@ -127,6 +127,14 @@ def test_parts_stay(unet: UNet, hr: torch.Tensor, tmp_path: Path) -> None:
     damaged.write_text('[{"method": "x"}]', encoding="utf-8")
     with pytest.raises(ConfigError, match="holds no rows of this version"):
         read_rows(damaged)
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", "{}", '{"agents": 3}'])
+def test_settings_of_a_report_that_are_damaged(content: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match="does not hold the settings of a report; remove it"):
+        settle(tmp_path / "settings.json", {"agents": {}})
+    assert (tmp_path / "settings.json").read_text(encoding="utf-8") == content
 
 
 def entry(method: str, nfe: float, *figures: float, family: str = PEER) -> dict[str, Any]:

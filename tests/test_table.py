@@ -403,7 +403,7 @@ def test_wrong_steps(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
             env.set_state(state)
 
 
-@pytest.mark.parametrize("damage", ["format", "arrays", "json", "shape"])
+@pytest.mark.parametrize("damage", ["format", "arrays", "json", "shape", "endless"])
 def test_damaged_tables(tables: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path, damage: str) -> None:
     source = tables["jump"][0]
     description = json.loads((source / DESCRIPTION).read_text(encoding="utf-8"))
@@ -415,6 +415,8 @@ def test_damaged_tables(tables: dict[str, tuple[Path, dict[str, Any]]], tmp_path
     text = json.dumps(description)
     (tmp_path / DESCRIPTION).write_text(text[:50] if damage == "json" else text, encoding="utf-8")
     (tmp_path / ARRAYS).write_bytes(arrays[:1000] if damage == "arrays" else arrays)
+    if damage == "endless":
+        save_file({**load_file(source / ARRAYS), "done": np.array([np.inf])}, tmp_path / ARRAYS)
     with pytest.raises(ConfigError, match="has format 99" if damage == "format" else "is damaged") as raised:
         Table.load(tmp_path)
     assert "\n" not in str(raised.value)
@@ -496,6 +498,15 @@ def test_command(short_checkpoint: str, tmp_path: Path, photos: Path, monkeypatc
     assert "there is a Minari dataset skipdiff/tiny-v0 already" in again.output
     with pytest.raises(ConfigError, match="'no good name-v' is no name of a Minari dataset"):
         write_minari(tmp_path / "table", "no good name-v")
+
+
+@pytest.mark.parametrize("name", ["2", "-v0", "a/b"])
+def test_names_are_checked_before_a_table_is_made(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("minari")
+    run = CliRunner().invoke(main, ["tabulate", "--out", str(tmp_path / "a"), "--minari", name])
+    assert run.exit_code == 2
+    assert "is no name of a Minari dataset, expected one like skipdiff/table-v0" in " ".join(run.output.split())
+    assert not (tmp_path / "a").exists()
 
 
 def test_without_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ddpm.crops import CropDataset
 from ddpm.degradation import Degradation, downsample
 from ddpm.errors import CheckpointError, ConfigError, ImageError
 from ddpm.images import to_tensor
-from ddpm.runs import lock_run
+from ddpm.runs import lock_run, start_run
 from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.trainer import _Samples, latest_state, resumed_config
 from ddpm.training import train, training_loss
@@ -382,6 +382,29 @@ def test_a_run_goes_on_from_any_folder(photos: Path, tmp_path: Path, monkeypatch
     result = CliRunner().invoke(main, ["train-ddpm", "--resume", f"--out={tmp_path / 'run'}", "--iterations=4"])
     assert result.exit_code == 0, result.output
     assert latest_state(tmp_path / "run") == tmp_path / "run" / "state-00000004"
+
+
+def test_what_a_run_begins_with_is_found_from_any_folder(
+    photos: Path, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths are kept as absolute ones, so that the same options are accepted when the run goes on; names stay."""
+    configs = []
+    monkeypatch.setattr(training, "train", lambda config, *_: configs.append(config))
+    monkeypatch.chdir(Path(checkpoint).parent)
+    out, init = tmp_path / "run", f"--init={Path(checkpoint).name}"
+    images = f"--images={os.path.relpath(photos)}"
+    result = CliRunner().invoke(main, ["train-ddpm", images, f"--out={out}", init, "--crop=32"])
+    assert result.exit_code == 0, result.output
+    assert (configs[0].init, configs[0].images) == (checkpoint, [str(photos)])
+    start_run(out, asdict(configs[0]))
+    result = CliRunner().invoke(main, ["train-ddpm", "--resume", f"--out={out}", init, "--iterations=4"])
+    assert result.exit_code == 0, result.output
+    assert (configs[1].init, configs[1].iterations) == (checkpoint, 4)
+    result = CliRunner().invoke(main, ["train-ddpm", images, f"--out={tmp_path / 'other'}", "--init=natural-x4"])
+    assert result.exit_code == 0, result.output
+    assert configs[2].init == "natural-x4"
+    result = CliRunner().invoke(main, ["train-ddpm", "--images=", f"--out={tmp_path / 'other'}"])
+    assert configs[3].images == [""], "an empty path is refused where pictures are read"
 
 
 def test_a_damaged_state_is_named(config: DDPMConfig, tmp_path: Path) -> None:

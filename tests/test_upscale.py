@@ -419,6 +419,7 @@ def test_sizes(
         (["--outscale=0"], "positive number"),
         (["--outscale=nan"], "positive number"),
         (["--outscale=inf"], "positive number"),
+        (["--outscale=1e308"], "at most 2147483647 as no picture is larger, got 1e+308"),
         (["--outscale=2", "--size=5x"], "give one of them"),
         (["--overwrite", "--skip-existing"], "give one of them"),
         (["--outscale=100000"], "GiB of memory"),
@@ -751,6 +752,8 @@ def test_map(checkpoint: str, photos: Path, tmp_path: Path) -> None:
         (["0.png", "--map=out/0_x4.png"], "reads or writes out/0_x4.png already"),
         (["0.png", "--map=1.png"], "the map 1.png exists"),
         (["0.png", "--map=folder.png"], "folder.png is a folder"),
+        (["0.png", "--map=circle.png"], "the map circle.png exists"),
+        (["0.png", "1.png", "-o", "circle.png"], "circle.png exists"),
         (["0.png", "--map=1.png/m.png"], "is a file, not a folder"),
         (["high.png", "--map=m.webp"], "m.webp: WEBP holds at most 16383 pixels a side, and this picture would"),
     ],
@@ -760,6 +763,7 @@ def test_maps_that_cannot_be_drawn(
 ) -> None:
     monkeypatch.chdir(photos)
     Path("folder.png").mkdir()
+    Path("circle.png").symlink_to("circle.png")
     if "x.gif" in arguments:
         moving(Path("x.gif"), photo)
     if "high.png" in arguments:  # its result is a WebP, and the legend makes the map too high for one
@@ -767,7 +771,7 @@ def test_maps_that_cannot_be_drawn(
         arguments = [*arguments, "--format=webp"]
     before = names(photos)
     monkeypatch.setattr(Upscaler, "enlarge", lambda *args: pytest.fail("computed although there can be no map"))
-    result = upscale(checkpoint, *arguments, "-o", "out")
+    result = upscale(checkpoint, *arguments, *(() if "-o" in arguments else ("-o", "out")))
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert names(photos) == before

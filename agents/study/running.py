@@ -235,7 +235,9 @@ def settle(path: Path, settings: Mapping[str, Any]) -> None:
     settings = dict(settings)
     if path.exists():
         before = read_json(path)
-        settings["agents"] = {**before.get("agents", {}), **settings["agents"]}
+        if not isinstance(before, dict) or not isinstance(before.get("agents"), dict):
+            raise ConfigError(f"{path} does not hold the settings of a report; remove it, or give another --out")
+        settings["agents"] = {**before["agents"], **settings["agents"]}
         for name, value in settings.items():
             if before.get(name) != value and not (name == "agents" and before[name].items() <= value.items()):
                 raise ConfigError(
