@@ -125,8 +125,7 @@ def main() -> None:
 @click.option("--json", is_flag=True, help="Print a JSON object for each result, one a line, and one for all.")
 @click.option(
     "--agent",
-    help="Agent that decides instead of --start.  [default: the checkpoint's, if it has one, and either --quality is "
-    "given or the checkpoint names no schedule]",
+    help="Agent that decides instead of --start or --levels.  [default: the checkpoint's, if it has one]",
 )
 @click.option(
     "--quality",

@@ -229,8 +229,8 @@ def make_upscaler(
     """The upscaler that options of the command ask for.
 
     Args:
-        agent: the agent that decides; None: the checkpoint's own where neither a start nor a schedule is given, it
-            was trained for these options, and a quality is given or the checkpoint names no schedule.
+        agent: the agent that decides; None: the checkpoint's own where neither a start nor a schedule is given, and it
+            was trained for these options.
         quality: what it shall aim at, 0 … 1.
         trust_pickle: whether it may be a .zip of Stable-Baselines3.
         options: arguments of `Upscaler`.
@@ -256,8 +256,6 @@ def _agent_policy(
     if agent is None and (fixed or not own.is_dir()):
         return {}
     settings = load_unet(source).settings
-    if agent is None and quality is None and settings["levels"] is not None:
-        return {}  # the checkpoint's schedule
     from agents.agent import load_agent
     from agents.playing import AgentPolicy
 
