@@ -2,7 +2,7 @@
 
 python -m benchmarks.headroom --images TEST --train-images TRAIN                     jumps, -LPIPS
 python -m benchmarks.headroom --images TEST --train-images TRAIN --skip-mode restart --metric niqe
-python -m benchmarks.headroom --degradation photo:0 --degradation photo:0.5 --degradation photo:1 --json FILE
+python -m benchmarks.headroom --degradation photo:0 --degradation photo:0.5 --degradation photo:1 --plot FILE
 
 "Under the other noises" means: each picture and noise gets the number of steps (or the start) that is best on average
 under the picture's other noises, so that luck with a noise counts for nothing. DISTS and LPIPS-VGG choose nothing; they
@@ -10,10 +10,10 @@ judge. With several degradations, the last table says whether the best number of
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -29,6 +29,9 @@ from skipdiff_env.config import TaskConfig
 from skipdiff_env.judges import JUDGES, judge_file
 from skipdiff_env.rules import qualities
 from skipdiff_env.task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Levels = tuple[int, ...]
 
@@ -245,6 +248,27 @@ def comparison(found: Sequence[dict[str, Any]], thing: str) -> str:
     return "\n".join(lines)
 
 
+def plot(found: Sequence[Mapping[str, Any]]) -> "Figure":
+    """The metric against the forwards of fixed schedules and of the choices for each picture, for each degradation."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(found), figsize=(4.2 * len(found), 3.8), squeeze=False)
+    for axis, each in zip(axes[0], found, strict=True):
+        metric = each["metric"]
+        for kind, heading, marker in (
+            ("fixed", "the same for all pictures", "o"),
+            ("under the other noises", "for each picture, under the other noises", "s"),
+        ):
+            rows = [row for row in each["rows"] if row["name"].startswith(kind) or row["name"].endswith(kind)]
+            rows.sort(key=lambda row: row["nfe"])
+            axis.plot([row["nfe"] for row in rows], [row[metric] for row in rows], marker=marker, ms=4, label=heading)
+        axis.set(title=each["degradation"], xlabel="UNet forwards", ylabel=metric)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--images", multiple=True, help="Photographs.  [default: scikit-image's of the test split]")
 @click.option(
@@ -272,6 +296,7 @@ def comparison(found: Sequence[dict[str, Any]], thing: str) -> str:
 @click.option("--search-minutes", default=5.0, help="Time for the local search at each price; 0: none.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many of either pictures, evenly spread.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="File for the numbers.")
+@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Picture of the numbers.")
 @click.option("--cache-dir", help="Folder in which latents and metrics are kept.")
 @click.option("--device", default="cpu")
 def main(
@@ -288,6 +313,7 @@ def main(
     search_minutes: float,
     limit: int | None,
     json_file: Path | None,
+    plot_file: Path | None,
     **options: Any,
 ) -> None:
     """Prints what fixed schedules, a choice for each picture, and the oracle give."""
@@ -318,6 +344,10 @@ def main(
         if json_file is not None:
             write_json(json_file, found)
         click.echo()
+    if plot_file is not None:
+        from agents.plots import save
+
+        save(plot(found), plot_file)
     if len(found) > 1:
         click.echo(comparison(found, "n" if jump else "start"))
 

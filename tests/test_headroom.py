@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from agents.study import load_crops
 from benchmarks.headroom import Levels, Outcomes, choose, local_search, main, neighbours
@@ -118,20 +119,22 @@ def test_command(
 
 def test_degradations(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     """A table each, the comparison of what is best, and all of it as JSON."""
-    file = tmp_path / "numbers.json"
+    file, picture = tmp_path / "numbers.json", tmp_path / "plot.webp"
     arguments = [
         f"--checkpoint={short_checkpoint}", f"--images={photos}", f"--train-images={photos}", "--limit=2",
         "--image-size=32", "--steps=1,3", "--metric=colour", "--noise-seeds=2", "--prices=0,1", "--search-minutes=0",
-        "--degradation=bicubic", "--degradation=photo:1", "--degradation=photo", f"--json={file}",
+        "--degradation=bicubic", "--degradation=photo:1", "--degradation=photo", f"--json={file}", f"--plot={picture}",
     ]  # fmt: skip
     run = CliRunner().invoke(main, arguments)
     assert run.exit_code == 0, (run.output, run.exception)
     *_, first, second, third = (line.strip("| ").split(" | ") for line in run.output.splitlines() if line)
     assert [cells[0] for cells in (first, second, third)] == ["bicubic", "photo:1", "photo"]
     assert [cells[2] for cells in (first, second, third)] == ["1 / 1 / 1.0"] * 3, "at that price one forward is best"
+    with Image.open(picture) as drawing:
+        assert drawing.width > 3 * drawing.height * 0.8, "a plot for each degradation, side by side"
     plain, strong, drawn = json.loads(file.read_text(encoding="utf-8"))
     assert [each["degradation"] for each in (plain, strong, drawn)] == ["bicubic", "photo:1", "photo"]
-    assert [picture["strengths"]["noise"] for picture in plain["pictures"] + strong["pictures"]] == [0, 0, 1, 1]
+    assert [each["strengths"]["noise"] for each in plain["pictures"] + strong["pictures"]] == [0, 0, 1, 1]
     target = load_crops([photos], 32)[2]
     expected = Degradation("photo").recipe(picture_key(target)).strengths
     assert drawn["pictures"][1] == {"name": str(photos / "2.png"), "strengths": expected}
