@@ -2,7 +2,8 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -367,6 +368,7 @@ class Visit:
         """An empty folder for what is to be shown in a part of the page; what was shown there before is removed."""
         if part in self.shown:
             shutil.rmtree(self.shown[part], ignore_errors=True)
+        self.folder.mkdir(exist_ok=True)  # it is gone if the page was closed meanwhile, see `Visits.during`
         self.shown[part] = Path(mkdtemp(dir=self.folder))
         return self.shown[part]
 
@@ -402,6 +404,19 @@ class Visits:
         if name not in self.open:
             self.open[name] = Visit(Path(mkdtemp(prefix="visit-", dir=self.root)))
         return self.open[name]
+
+    @contextmanager
+    def during(self, session: str | None) -> Iterator[Visit]:
+        """The visit of a session while something is done for it.
+
+        If the page is closed meanwhile, what was written for it afterwards is removed as well.
+        """
+        visit = self.of(session)
+        try:
+            yield visit
+        finally:
+            if self.open.get(session or "") is not visit:
+                shutil.rmtree(visit.folder, ignore_errors=True)
 
     def end(self, session: str | None) -> None:
         """Forgets a page that was closed, with its files."""

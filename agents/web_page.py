@@ -100,20 +100,21 @@ class Handlers:
         shop = self.workshop
         if dropped is None and sample is None:
             raise ConfigError("no photograph; drop one, or choose a sample")
-        picture = shop.sample(sample or "", checkpoint) if dropped is None else shop.read(dropped)
-        chosen = None if own else amount
-        result = shop.enlarge(checkpoint, picture, chosen, None if seed is None else int(seed), progress)
-        folder = self.visits.of(request.session_hash).fresh("result")
-        stem = (sample or "") if dropped is None else Path(dropped).stem[:64]
-        scale = result.before.shape[0] // picture.rgb.shape[0]
-        files = {
-            "before": Picture(result.before), "after": Picture(result.picture.rgb), "map": Picture(result.map),
-            f"{stem}_x{scale}": result.picture,
-        }  # fmt: skip
-        for name, content in files.items():
-            write_picture(content, folder / f"{name}.png")
-        before, after, drawing, whole = (str(folder / f"{name}.png") for name in files)
-        return (before, after), drawing, whole, result.summary
+        with self.visits.during(request.session_hash) as visit:
+            picture = shop.sample(sample or "", checkpoint) if dropped is None else shop.read(dropped)
+            chosen = None if own else amount
+            result = shop.enlarge(checkpoint, picture, chosen, None if seed is None else int(seed), progress)
+            folder = visit.fresh("result")
+            stem = (sample or "") if dropped is None else Path(dropped).stem[:64]
+            scale = result.before.shape[0] // picture.rgb.shape[0]
+            files = {
+                "before": Picture(result.before), "after": Picture(result.picture.rgb), "map": Picture(result.map),
+                f"{stem}_x{scale}": result.picture,
+            }  # fmt: skip
+            for name, content in files.items():
+                write_picture(content, folder / f"{name}.png")
+            before, after, drawing, whole = (str(folder / f"{name}.png") for name in files)
+            return (before, after), drawing, whole, result.summary
 
     @in_one_line(None, None)
     def begin(
@@ -121,10 +122,9 @@ class Handlers:
     ) -> tuple[Any, ...]:
         """A new episode."""
         chosen = None if own else amount
-        game = self.workshop.game(checkpoint, picture, chosen, None if seed is None else int(seed))
-        visit = self.visits.of(request.session_hash)
-        visit.game = game
-        return _shown(visit, game)
+        with self.visits.during(request.session_hash) as visit:
+            visit.game = self.workshop.game(checkpoint, picture, chosen, None if seed is None else int(seed))
+            return _shown(visit, visit.game)
 
     @in_one_line(KEEP, KEEP)
     def follow(self, request: gr.Request) -> tuple[Any, ...]:
@@ -132,11 +132,11 @@ class Handlers:
         return self._play(request, Game.follow)
 
     def _play(self, request: gr.Request, what: Callable[[Game], None]) -> tuple[Any, ...]:
-        visit = self.visits.of(request.session_hash)
-        if visit.game is None:
-            raise ConfigError("no episode has begun; choose a picture, and begin one")
-        what(visit.game)
-        return _shown(visit, visit.game)
+        with self.visits.during(request.session_hash) as visit:
+            if visit.game is None:
+                raise ConfigError("no episode has begun; choose a picture, and begin one")
+            what(visit.game)
+            return _shown(visit, visit.game)
 
     @in_one_line(KEEP, KEEP)
     def denoise(self, request: gr.Request) -> tuple[Any, ...]:

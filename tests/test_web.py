@@ -226,17 +226,29 @@ def test_the_box_chooses_between_default_and_slider(
     shop: Workshop, checkpoint: str, tmp_path: Path, photo: Photo
 ) -> None:
     pytest.importorskip("gradio")
-    from agents.web_page import Handlers, build
+    from agents.web_page import Handlers
 
     handlers = Handlers(shop, Visits(tmp_path))
     request: Any = SimpleNamespace(session_hash="one")
-    parts: dict[Any, Any] = {part.elem_id: part for part in build(handlers).blocks.values()}
-    assert parts["own"].value is True
-    assert parts["amount"].interactive is False
     for own, schedule in ((True, "Schedule 5 → 4 → 3 → 2 → 1 → 0"), (False, "Schedule 20 → 13 → 7 → 0")):
         Image.fromarray(photo(8, 8)).save(tmp_path / "x.png")
         *_, summary = handlers.enlarge(str(tmp_path / "x.png"), None, checkpoint, own, 3, 0, request)
         assert schedule in summary
+
+
+@pytest.mark.parametrize("closed", ["before", "after"])
+def test_a_page_that_is_closed_while_its_picture_is_enlarged_leaves_no_file(closed: str, tmp_path: Path) -> None:
+    """Closed before the files are written, or after the first of them."""
+    visits = Visits(tmp_path)
+    with visits.during("one") as visit:
+        if closed == "after":
+            (visit.fresh("result") / "before.png").touch()
+        visits.end("one")
+        (visit.fresh("result") / "after.png").touch()
+    assert list(tmp_path.iterdir()) == []
+    with visits.during("one") as visit:
+        (visit.fresh("result") / "after.png").touch()
+    assert len(list(tmp_path.rglob("*.png"))) == 1, "that of a page that is open stays"
 
 
 # In the browser
@@ -338,9 +350,7 @@ def test_in_the_browser(
     press(browser, "#own input[type=checkbox]")
     wait_for(slider.is_enabled, "the slider")
     press(browser, "#enlarge")
-    read(browser, "summary", "Schedule 6 → ")  # the agent's, whose schedules begin at 6
-
-    browser.refresh()
+    browser.refresh()  # while it is enlarged
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save(tmp_path / "large.png")
     find(browser, "#photograph input[type=file]").send_keys(str(tmp_path / "large.png"))
     said = find(browser, ".toast-body")
