@@ -151,7 +151,7 @@ def _decide_all(agent: Agent, like: Tensor) -> None:
 
 
 # A small SPN sees six times as many latents of an episode of T - 1 decisions a second; the rest is what one core learns
-# case 3 in an hour and case 4 in a quarter of one with, see docs/report-photographs/agents. Without a coarse stage a
+# case 3 in an hour and case 4 in a quarter of one with. Without a coarse stage a
 # short chain leaves noise, so case 3 begins with few skips, and a higher price for forwards tells apart the starts that
 # have the same quality. What it sees until it denoises is the same for all pictures of a noise, so it needs several
 # noises, and many episodes for each update.
