@@ -8,6 +8,7 @@ import click
 
 from agents import hub_commands, study_commands, training_commands
 from agents.options import (
+    CHECKPOINT,
     COARSE,
     DEVICE,
     FINE_SAMPLER,
@@ -71,12 +72,7 @@ def main() -> None:
 @main.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATHS...")
 @click.option("-o", "--out", type=click.Path(), required=True, help="Folder (or, for one picture, file).")
-@click.option(
-    "--checkpoint",
-    default="natural-x4",
-    help="Name, folder or Hub id: natural-x4 for clean photographs, photo-x4 for noisy, blurred or compressed ones, "
-    "faces-x8 for aligned faces of 16 x 16 pixels.",
-)
+@CHECKPOINT
 @STEPS
 @click.option(
     "--start", type=int, help="Diffusion step where the fine chain begins, 1 … N.  [default: the checkpoint's]"

@@ -29,7 +29,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         cache_mb: decoded pictures kept in memory.
         degradation: how the low-resolution pictures are made.
         scale: how many times they are smaller; the crop is a multiple of it.
-        turns: whether half of the crops are also turned by 90 degrees and half of them are also turned upside down.
+        turns: whether a crop is also turned upside down, and transposed, each with a probability of one half.
 
     Raises:
         ImageError: some files are no pictures, are damaged, or are smaller than the crop; the message names them.

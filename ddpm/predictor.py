@@ -63,7 +63,7 @@ class Predictor(nn.Module):
         return out
 
     def _predict(self, lr_image: Tensor) -> Tensor:
-        # in its own precision in a training of mixed precision as well, since the condition must be that of later use
+        # float32 even where training has mixed precision, so that training sees the condition that is used later
         with torch.autocast(lr_image.device.type, enabled=False):
             picture = self.net(lr_image.float().add(1).div_(2).contiguous(memory_format=torch.channels_last))
         return picture.float().clamp(0, 1).mul_(2).sub_(1).contiguous()
