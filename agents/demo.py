@@ -28,7 +28,7 @@ from skipdiff_env.config import TaskConfig
 from skipdiff_env.pictures import PHOTOGRAPHS as SPLITS
 from skipdiff_env.plan import Plan
 from skipdiff_env.rendering import draw_map
-from skipdiff_env.task import Task
+from skipdiff_env.task import Task, shared_unet
 from skipdiff_env.upscaler import Upscaler
 
 # Photographs that scikit-image carries in its wheel, and the top left corner of the crop that is shown.
@@ -107,7 +107,7 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
     began = time.monotonic()
     env: dict[str, Any] = {
         "checkpoint": checkpoint, "steps": (1, 20), "skip_mode": "jump", "observation": "dict", "metric": "lpips",
-        "fine_sampler": load_unet(checkpoint).settings["fine_sampler"], "reward": "negative",
+        "fine_sampler": shared_unet(checkpoint, device).settings["fine_sampler"], "reward": "negative",
         "nfe_penalty": (0.0005, 0.02), "image_size": TILE,
     }  # fmt: skip
     with TemporaryDirectory() as temporary:
