@@ -4,6 +4,7 @@ python -m benchmarks.algorithms --images DIR --eval-images DIR --out DIR [--env 
 [--env-steps 40000]
 
 Runs that are finished are not run again. Figures are interquartile means over the seeds, with 95 % bootstrap intervals.
+On environments of jumps, "supervised" is compared as well: a regression of what each number of even steps gives.
 """
 
 import csv
@@ -18,17 +19,19 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap, trim_mean
 
 from agents.agent import load_agent
-from agents.algorithms import ALGORITHMS
+from agents.algorithms import ALGORITHMS, SUPERVISED
 from agents.hyperparameters import load_hyperparameters, parse_overrides
-from agents.options import environment
+from agents.options import STEPS, environment
 from agents.outcomes import even_outcomes
 from agents.playing import AgentPolicy, play
 from agents.study.methods import skipping_policy
 from agents.study.tables import markdown
+from agents.supervised import SupervisedConfig, train_supervised
 from agents.training import AgentTrainingConfig, tabulate, train_agent
 from ddpm.errors import ConfigError
 from ddpm.files import atomic_path
 from skipdiff_env.memo import Memo
+from skipdiff_env.pictures import Pictures
 from skipdiff_env.refinement import Policy
 from skipdiff_env.task import Episode, Task, TaskConfig
 
@@ -98,6 +101,18 @@ def _played(task: Task, policy: Policy, seeds: Sequence[int]) -> Figures:
     return figures(task, play(task, policy, images, [seed for _ in task.pictures for seed in seeds]))
 
 
+def supervised(env: Mapping[str, Any], judged: Task, noise_seeds: int, folder: Path, seed: int, device: str) -> Policy:
+    """Trains the supervised agent on the pictures of an environment, for prices around the environment's."""
+    price = judged.price
+    config = SupervisedConfig(
+        {**env, "nfe_penalty": [price / 4, price * 4]}, minutes=None,
+        crops=len(Pictures(env["images"], judged.config.image_size)), noises=noise_seeds,
+        forwards=list(range(1, judged.plan.first + 1)), seed=seed, device=device,
+    )  # fmt: skip
+    agent = train_supervised(config, folder, resume=(folder / "config.json").exists())
+    return AgentPolicy(load_agent(agent, device), price=price)
+
+
 def report(known: Mapping[str, Figures], runs: Mapping[str, Sequence[Figures]]) -> str:
     """The table: a line for each algorithm, and for each reference."""
     names = list(next(iter(known.values())))
@@ -120,7 +135,8 @@ def report(known: Mapping[str, Figures], runs: Mapping[str, Sequence[Figures]]) 
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs and of the table.")
 @click.option("--checkpoint", help="[default: that of the environment]")
-@click.option("--algos", default=",".join(ALGORITHMS), help="Separated by commas.")
+@click.option("--algos", help=f"Separated by commas.  [default: {', '.join([*ALGORITHMS, SUPERVISED])}]")
+@STEPS
 @click.option("--seeds", default=5, help="Trainings of each algorithm, with seeds 0, 1, …")
 @click.option("--env-steps", default=20_000, help="Decisions of each training.")
 @click.option("--image-size", type=int, help="[default: that of the environment]")
@@ -139,7 +155,8 @@ def main(
     eval_images: tuple[str, ...],
     out: Path,
     checkpoint: str | None,
-    algos: str,
+    algos: str | None,
+    steps: tuple[int, int] | None,
     seeds: int,
     env_steps: int,
     image_size: int | None,
@@ -152,7 +169,8 @@ def main(
     device: str,
 ) -> None:
     """Trains every algorithm under every seed, plays their best agents, and prints the table."""
-    given = {"checkpoint": checkpoint, "image_size": image_size, "noise_seeds": noise_seeds, "images": list(images)}
+    given: dict[str, Any] = {"checkpoint": checkpoint, "steps": steps, "image_size": image_size}
+    given |= {"noise_seeds": noise_seeds, "images": list(images)}
     env = environment(env_id) | {name: value for name, value in given.items() if value is not None}
     names = [name for name in metrics.split(",") if name]
     judged = Task(
@@ -166,19 +184,29 @@ def main(
     known = references(judged, shown) | {"random": random_play(judged, shown)}
     memory = Memo(0), Memo(0)
     runs: dict[str, list[Figures]] = {}
-    for algorithm in algos.split(","):
-        changes = {"env_steps": env_steps, **parse_overrides(overrides)}
-        hyperparameters = load_hyperparameters(algorithm, changes, env.get("observation", "latent"))
-        for seed in range(seeds):
+    all_algorithms = [*ALGORITHMS, *([SUPERVISED] if judged.plan.skip_mode == "jump" else [])]
+    wanted = algos.split(",") if algos else all_algorithms
+    changes = {"env_steps": env_steps, **parse_overrides(overrides)}
+    hyperparameters = {
+        algorithm: load_hyperparameters(algorithm, changes, env.get("observation", "latent"))
+        for algorithm in wanted
+        if algorithm != SUPERVISED
+    }
+    for seed in range(seeds):  # the first seed of all algorithms, then the second: what is interrupted is a comparison
+        for algorithm in wanted:
             folder = out / algorithm / f"seed-{seed}"
             result = folder / "figures.json"
             if not result.exists():
-                config = AgentTrainingConfig(
-                    algorithm, env, hyperparameters, list(eval_images), eval_noise_seeds, noise_seeds, eval_every,
-                    oracle=False, cache_mb=cache_mb, seed=seed, device=device,
-                )  # fmt: skip
-                train_agent(config, folder, resume=(folder / "state.zip").exists(), memory=memory)
-                own = _played(judged, AgentPolicy(load_agent(folder / "agent", device)), shown)
+                if algorithm == SUPERVISED:
+                    policy = supervised(env, judged, noise_seeds, folder, seed, device)
+                else:
+                    config = AgentTrainingConfig(
+                        algorithm, env, hyperparameters[algorithm], list(eval_images), eval_noise_seeds, noise_seeds,
+                        eval_every, oracle=False, cache_mb=cache_mb, seed=seed, device=device,
+                    )  # fmt: skip
+                    train_agent(config, folder, resume=(folder / "state.zip").exists(), memory=memory)
+                    policy = AgentPolicy(load_agent(folder / "agent", device))
+                own = _played(judged, policy, shown)
                 with atomic_path(result) as temporary:
                     temporary.write_text(json.dumps(own), encoding="utf-8")
             runs.setdefault(algorithm, []).append(json.loads(result.read_text(encoding="utf-8")))

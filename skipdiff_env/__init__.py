@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from skipdiff_env.table_env import SkipDiffTableEnv, SkipDiffTableVectorEnv
     from skipdiff_env.upscaler import Upscaler
     from skipdiff_env.vector_env import SkipDiffVectorEnv
+    from skipdiff_env.wrappers import Stride
 
 __all__ = [
     "Action",
@@ -25,6 +26,7 @@ __all__ = [
     "SkipDiffTableVectorEnv",
     "SkipDiffVectorEnv",
     "StartOutcomes",
+    "Stride",
     "Table",
     "Upscaler",
     "make_metric",
@@ -37,6 +39,7 @@ _MODULES = {
     "SkipDiffTableVectorEnv": "table_env",
     "SkipDiffVectorEnv": "vector_env",
     "StartOutcomes": "episode",
+    "Stride": "wrappers",
     "Table": "table",
     "Upscaler": "upscaler",
     "make_metric": "metrics",

@@ -1,0 +1,73 @@
+"""Wrappers for the jump environments."""
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from ddpm.errors import ConfigError
+from skipdiff_env.rules import Action, InvalidActionError
+
+
+class Stride(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Lets an action say how many noise levels the next step covers.
+
+    An environment with `skip_mode="jump"` asks at each level whether to DENOISE or to SKIP. Most of its env steps are
+    SKIPs that compute nothing, and a schedule that is drawn decision by decision is seldom even. Here every env step
+    is one forward of the net: action k performs the step from the present level l straight to level l - k - 1, or to
+    the clean latent if that is at or below 0. Always the same action is a schedule of even steps, so that the best
+    fixed number of steps is a policy that algorithms find first, and from which they can depart picture by picture.
+
+    `reset`, observations, rewards and `info` are those of the environment within; an episode has 1 to N env steps.
+
+    Example:
+        ```python
+        env = Stride(gym.make("skipdiff_env:SkipDiffJump-v0", split="train"))
+        env = make_vec_env("skipdiff_env:SkipDiffJump-v0", 8, wrapper_class=Stride)  # Stable-Baselines3
+        ```
+
+    Args:
+        env: an environment with `skip_mode="jump"`.
+
+    Raises:
+        ConfigError: the environment has another `skip_mode`.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+        task = getattr(env.unwrapped, "task", None)
+        if task is None or task.plan.skip_mode != "jump":
+            found = "a table or another environment" if task is None else f"skip_mode={task.plan.skip_mode!r}"
+            raise ConfigError(f'Stride needs an environment of SkipDiff with skip_mode="jump", got {found}')
+        self._most = task.plan.first
+        self.action_space = spaces.Discrete(self._most)
+        self._level = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode, as the environment within does."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._level = info["diffusion_step"]
+        return observation, info
+
+    def step(self, action: int | np.int64) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Performs one step of the sampler.
+
+        Args:
+            action: k, 0 … N - 1; the step covers k + 1 levels.
+
+        Raises:
+            InvalidActionError: the action is out of range.
+            ResetNeededError: there is no episode, or it has ended.
+        """
+        if not self.action_space.contains(action):
+            raise InvalidActionError(f"an action must be a whole number from 0 to {self._most - 1}, got {action!r}")
+        target = self._level - int(action) - 1
+        # As many SKIPs, and the DENOISE that lands at the target; the step to the clean latent comes by itself.
+        skips = self._level - 1 - max(target, 0)
+        decisions = [Action.SKIP] * skips + [Action.DENOISE] * (target > 0)
+        for decision in decisions or [Action.SKIP]:
+            outcome = self.env.step(int(decision))
+        self._level = target
+        return outcome
