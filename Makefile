@@ -40,9 +40,9 @@ figures: $(FIGURES:%=$(GENERATED)/%.md)  ## the tables of the benchmarks that ne
 
 $(GENERATED)/film-%.md: .venv/installed
 	mkdir -p $(GENERATED)
-	$(BIN)/skipdiff enjoy --env $* --agent $(AGENT_$*) $(FILM_OPTIONS) -o $(GENERATED)/$*.gif
-	printf '![An episode of %s](generated/%s.gif)\n\n' $* $* > $@.tmp
-	printf 'Made by `skipdiff enjoy --env %s --agent %s %s -o %s.gif`.\n' $* $(AGENT_$*) '$(FILM_OPTIONS)' $* >> $@.tmp
+	$(BIN)/skipdiff enjoy --env $* --agent $(AGENT_$*) $(FILM_OPTIONS) -o $(GENERATED)/$*.webp
+	printf '![An episode of %s](generated/%s.webp)\n\n' $* $* > $@.tmp
+	printf 'Made by `skipdiff enjoy --env %s --agent %s %s -o %s.webp`.\n' $* $(AGENT_$*) '$(FILM_OPTIONS)' $* >> $@.tmp
 	mv $@.tmp $@
 
 $(GENERATED)/%.md: .venv/installed

@@ -17,7 +17,9 @@ from skipdiff_env.refinement import Action
 from skipdiff_env.rendering import BACKGROUND, COLOURS, EMPTY, MARGIN, METADATA, TEXT
 from skipdiff_env.task import Task
 
-FORMATS = (".png", ".gif", ".mp4")
+FORMATS = (".png", ".gif", ".webp", ".mp4")
+# Of a film as .webp, which is lossy.
+WEBP_QUALITY = 80
 # Height of the bars of probabilities.
 BARS = 40
 
@@ -106,7 +108,7 @@ def _with_bars(
 
 
 def write_film(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
-    """Writes frames as .gif or .mp4, or the last one as .png.
+    """Writes frames as .gif, .webp or .mp4, or the last one as .png.
 
     Raises:
         ConfigError: the ending is another one, or the file cannot be written.
@@ -124,7 +126,10 @@ def write_film(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
                     images[-1].save(temporary)
                 else:
                     durations = [1000 // fps] * (len(images) - 1) + [3000]
-                    images[0].save(temporary, save_all=True, append_images=images[1:], duration=durations, loop=0)
+                    images[0].save(
+                        temporary, save_all=True, append_images=images[1:], duration=durations, loop=0,
+                        quality=WEBP_QUALITY,
+                    )  # fmt: skip
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
 

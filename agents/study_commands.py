@@ -129,7 +129,7 @@ def demo(out: Path, agent: bool, **options: Any) -> None:
 @click.command()
 @click.option("--env", "env_id", default="SkipDiff-v0", help="Environment that the episode belongs to.")
 @click.option("--agent", required=True, help="Folder of an agent or of a run, or a checkpoint that has one.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default="episode.png", help=".png, .gif or .mp4.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="episode.png", help=".png, .gif, .webp or .mp4.")
 @episodes
 @click.option("--image", type=click.IntRange(min=0), default=0, help="Number of the picture, from 0.")
 @click.option("--noise-seed", type=click.IntRange(min=0), default=0)

@@ -1,13 +1,17 @@
 """Wrappers for the jump environments."""
 
+from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from ddpm.checks import is_whole
 from ddpm.errors import ConfigError
 from skipdiff_env.rules import Action, InvalidActionError
+
+STRIDES = (1, 2, 3, 4, 5, 7, 10)
 
 
 class Stride(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -15,8 +19,8 @@ class Stride(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
 
     An environment with `skip_mode="jump"` asks at each level whether to DENOISE or to SKIP. Most of its env steps are
     SKIPs that compute nothing, and a schedule that is drawn decision by decision is seldom even. Here every env step
-    is one forward of the net: action k performs the step from the present level l straight to level l - k - 1, or to
-    the clean latent if that is at or below 0. Always the same action is a schedule of even steps, so that the best
+    is one forward of the net: action k performs the step from the present level l straight to level l - strides[k], or
+    to the clean latent if that is at or below 0. Always the same action is a schedule of even steps, so that the best
     fixed number of steps is a policy that algorithms find first, and from which they can depart picture by picture.
 
     `reset`, observations, rewards and `info` are those of the environment within; an episode has 1 to N env steps.
@@ -29,20 +33,28 @@ class Stride(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
 
     Args:
         env: an environment with `skip_mode="jump"`.
+        strides: how many levels each action covers, each 1 … N. None: N, and of 1, 2, 3, 4, 5, 7 and 10 those that are
+            smaller. The long ones that this leaves out differ little; under N = 20 those that it has make 20, 10, 7,
+            5, 4, 3, 2 and 1 even steps.
 
     Raises:
-        ConfigError: the environment has another `skip_mode`.
+        ConfigError: the environment has another `skip_mode`, or there are no strides, or one of them is out of range.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self)
+    def __init__(self, env: gym.Env[Any, Any], strides: Sequence[int] | None = None) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, strides=strides)
         gym.Wrapper.__init__(self, env)
         task = getattr(env.unwrapped, "task", None)
         if task is None or task.plan.skip_mode != "jump":
             found = "a table or another environment" if task is None else f"skip_mode={task.plan.skip_mode!r}"
             raise ConfigError(f'Stride needs an environment of SkipDiff with skip_mode="jump", got {found}')
-        self._most = task.plan.first
-        self.action_space = spaces.Discrete(self._most)
+        first = task.plan.first
+        if strides is None:
+            strides = [*(stride for stride in STRIDES if stride < first), first]
+        if not strides or not all(is_whole(stride) and 1 <= stride <= first for stride in strides):
+            raise ConfigError(f"strides must be whole numbers in 1 … {first}, at least one of them, got {strides!r}")
+        self.strides = tuple(int(stride) for stride in strides)
+        self.action_space = spaces.Discrete(len(self.strides))
         self._level = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -55,15 +67,17 @@ class Stride(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         """Performs one step of the sampler.
 
         Args:
-            action: k, 0 … N - 1; the step covers k + 1 levels.
+            action: k, the place of the stride among `strides`.
 
         Raises:
             InvalidActionError: the action is out of range.
             ResetNeededError: there is no episode, or it has ended.
         """
         if not self.action_space.contains(action):
-            raise InvalidActionError(f"an action must be a whole number from 0 to {self._most - 1}, got {action!r}")
-        target = self._level - int(action) - 1
+            raise InvalidActionError(
+                f"an action must be a whole number from 0 to {len(self.strides) - 1}, got {action!r}"
+            )
+        target = self._level - self.strides[int(action)]
         # As many SKIPs, and the DENOISE that lands at the target; the step to the clean latent comes by itself.
         skips = self._level - 1 - max(target, 0)
         decisions = [Action.SKIP] * skips + [Action.DENOISE] * (target > 0)

@@ -88,13 +88,14 @@ def test_train_resume_enjoy_plot(episodes: list[str], tmp_path: Path) -> None:
     assert read_curve(folder / "evaluations.csv")[-1].env_steps == 48
 
     films = {}
-    for name in ("episode.png", "episode.gif", "episode.mp4"):
+    for name in ("episode.png", "episode.gif", "episode.webp", "episode.mp4"):
         result = run("enjoy", f"--agent={folder}", *episodes, "-o", tmp_path / name, "--image=1", "--noise-seed=3")
         films[name] = result.output.replace(name, "")
     assert len(set(films.values())) == 1
     assert films["episode.png"].count("probability 0.") == 4
-    with Image.open(tmp_path / "episode.gif") as gif:
-        assert getattr(gif, "n_frames", 1) > 1
+    for name in ("episode.gif", "episode.webp"):
+        with Image.open(tmp_path / name) as film:
+            assert getattr(film, "n_frames", 1) > 1
     assert (tmp_path / "episode.mp4").read_bytes()[4:8] == b"ftyp"
     with Image.open(tmp_path / "episode.png") as image:
         assert image.width > 4 * 128
@@ -300,7 +301,7 @@ def test_other_bad_input(
 
     enjoy = ("enjoy", f"--agent={agent_folder}", *episodes)
     refused("trained for episodes of S,N = 20,5", *enjoy, "--steps=10,10")
-    refused("expected a file ending in .png, .gif, .mp4", *enjoy, "-o", tmp_path / "episode.webm")
+    refused("expected a file ending in .png, .gif, .webp, .mp4", *enjoy, "-o", tmp_path / "episode.webm")
     refused("image must be an index from 0 to 3", *enjoy, "--image=9")
     refused("no agent in", "enjoy", f"--agent={tmp_path / 'none'}", *episodes)
     (tmp_path / "a.zip").write_bytes(b"x")

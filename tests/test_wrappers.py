@@ -16,7 +16,8 @@ from skipdiff_env.rules import InvalidActionError, ResetNeededError
 
 
 def make(checkpoint: str, **arguments: Any) -> Stride:
-    return Stride(gym.make("SkipDiffJump-v0", checkpoint=checkpoint, image_size=32, noise_seeds=1, **arguments))
+    inner = gym.make("SkipDiffJump-v0", checkpoint=checkpoint, image_size=32, noise_seeds=1, **arguments)
+    return Stride(inner, strides=range(1, 21))
 
 
 def play(env: Stride, strides: list[int]) -> tuple[float, int, dict[str, Any]]:
@@ -32,11 +33,14 @@ def play(env: Stride, strides: list[int]) -> tuple[float, int, dict[str, Any]]:
 
 
 def test_checker(checkpoint: str) -> None:
-    env = make(checkpoint)
-    assert env.action_space == gym.spaces.Discrete(20)
+    env = Stride(gym.make("SkipDiffJump-v0", checkpoint=checkpoint, image_size=32, noise_seeds=1))
+    assert env.action_space == gym.spaces.Discrete(8)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is different from the unwrapped version")
         check_env(env, skip_render_check=True)
+    assert env.strides == (1, 2, 3, 4, 5, 7, 10, 20)
+    shorter = gym.make("SkipDiffJump-v0", checkpoint=checkpoint, image_size=32, steps=(1, 8))
+    assert Stride(shorter).strides == (1, 2, 3, 4, 5, 7, 8)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +74,10 @@ def test_what_is_refused(checkpoint: str) -> None:
         Stride(gym.make("SkipDiff-v0", checkpoint=checkpoint))
     with pytest.raises(ConfigError, match="got a table or another environment"):
         Stride(gym.make("CartPole-v1"))
+    wrong: list[Any] = [(), (0, 3), (21,), (1.5,)]
+    for strides in wrong:
+        with pytest.raises(ConfigError, match="strides must be whole numbers in 1 … 20"):
+            Stride(gym.make("SkipDiffJump-v0", checkpoint=checkpoint, image_size=32), strides)
     env = make(checkpoint)
     env.reset(seed=0)
     with pytest.raises(InvalidActionError, match="from 0 to 19, got 20"):
