@@ -1,5 +1,6 @@
 """Large pictures in overlapping tiles: where the tiles lie, how they are blended, and a net that works in them."""
 
+import math
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,6 +35,9 @@ class Tiling:
     Attributes:
         tile: side of a tile in pixels of the result; along a side that is shorter, a tile is as long as the picture.
         overlap: pixels that neighbouring tiles share at least.
+        longest: how long the side of a tile may become where fewer tiles then cover the picture, which saves overlaps:
+            two tiles of 144 pixels cover 256, and three of 128. 0: no longer than `tile`.
+        multiple: tiles that are longer are so by a multiple of this, the stride of the net.
 
     Raises:
         ConfigError: the overlap does not fit the tile.
@@ -41,24 +45,37 @@ class Tiling:
 
     tile: int
     overlap: int
+    longest: int = 0
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap <= self.tile // 2:
             raise ConfigError(f"overlap must lie between 0 and half a tile ({self.tile // 2}), got {self.overlap}")
 
+    def length(self, side: int) -> int:
+        """How long tiles are along a side of a picture: as long as makes them overlap least."""
+        longest = max(self.longest, self.tile)
+        if side <= longest:
+            return side
+
+        def covered(length: int) -> int:
+            return length * math.ceil((side - self.overlap) / (length - self.overlap))
+
+        return min(range(self.tile, longest + 1, self.multiple), key=covered)
+
     def starts(self, side: int) -> list[int]:
         """First pixels of the tiles along a side; the last tile ends with the picture."""
-        step = self.tile - self.overlap
-        return [*range(0, max(side - self.tile, 0), step), max(side - self.tile, 0)]
+        length = self.length(side)
+        return [*range(0, side - length, max(length - self.overlap, 1)), side - length]
 
     def boxes(self, height: int, width: int) -> list[Box]:
         """The tiles of a picture of this size, row by row; all of them are of one size."""
-        tall, wide = min(self.tile, height), min(self.tile, width)
+        tall, wide = self.length(height), self.length(width)
         return [Box(x, y, x + wide, y + tall) for y in self.starts(height) for x in self.starts(width)]
 
     def divides(self, height: int, width: int) -> bool:
         """Whether a picture of this size takes more than one tile."""
-        return height > self.tile or width > self.tile
+        return self.length(height) < height or self.length(width) < width
 
     def area(self, height: int, width: int) -> int:
         """Pixels of all tiles of a picture of this size, overlaps counted as often as they are seen."""
@@ -107,15 +124,17 @@ class TiledUNet:
         unet: the net.
         tile: side of a tile in pixels of the result, a multiple of the net's stride.
         overlap: pixels that neighbouring tiles share.
+        stretch: by how many pixels tiles may be longer where fewer of them are then enough, see `Tiling.longest`.
 
     Raises:
         ConfigError: the tile does not fit the net, or the overlap the tile.
     """
 
-    def __init__(self, unet: "UNet", tile: int = 256, overlap: int = 32) -> None:
+    def __init__(self, unet: "UNet", tile: int = 256, overlap: int = 32, stretch: int = 0) -> None:
         if tile < unet.stride or tile % unet.stride:
             raise ConfigError(f"tile must be a multiple of the net's stride {unet.stride}, got {tile}")
-        self.unet, self.tiling = unet, Tiling(tile, overlap)
+        longest = tile + stretch // unet.stride * unet.stride
+        self.unet, self.tiling = unet, Tiling(tile, overlap, longest, unet.stride)
         self.prediction, self.target, self.residual_scale = unet.prediction, unet.target, unet.residual_scale
 
     def __call__(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:

@@ -149,7 +149,8 @@ class Upscaler:
         self.scale, self.device, self.tile = self.unet.scale, device, tile
         # results fade into each other sooner than predictions, and overlaps cost time
         overlap = min(max(8, tile // 8) if chooses else 32, tile // 4)
-        self.denoiser: UNet | TiledUNet = TiledUNet(self.unet, tile, overlap) if tile else self.unet
+        stretch = tile // 8 if chooses else 0
+        self.denoiser: UNet | TiledUNet = TiledUNet(self.unet, tile, overlap, stretch) if tile else self.unet
         # how pictures are cut where the policy decides for each tile
         self.choosing = self.denoiser.tiling if chooses and isinstance(self.denoiser, TiledUNet) else None
         self.process = RefinementProcess(self.denoiser, plan, batch_size=batch_size, device=device)

@@ -1,5 +1,6 @@
 """Tiles: the same as without, no seam, every size; and tiles that are decided about one by one."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,6 +39,21 @@ def test_blending_keeps_what_needs_no_neighbours(size: tuple[int, int], overlap:
     torch.testing.assert_close(tiled(lr_up, x_t, level), net(lr_up, x_t, level))
 
 
+def test_longer_tiles_where_fewer_are_enough() -> None:
+    tiling = Tiling(128, 16, 144, 16)
+    for side, length, count in [
+        (64, 64, 1), (128, 128, 1), (144, 144, 1), (160, 128, 2), (256, 144, 2), (272, 144, 2), (288, 128, 3),
+        (384, 144, 3), (512, 144, 4), (1024, 128, 9), (1056, 128, 10),
+    ]:  # fmt: skip
+        starts = tiling.starts(side)
+        assert (tiling.length(side), len(starts)) == (length, count), side
+        assert starts[0] == 0
+        assert starts[-1] + length == side
+        assert all(b - a <= length - 16 for a, b in itertools.pairwise(starts))
+        assert tiling.area(side, side) <= Tiling(128, 16).area(side, side)
+        assert tiling.divides(side, 16) == (count > 1)
+
+
 def test_area_counts_every_pixel_that_is_seen(unet: UNet) -> None:
     tiled, seen = TiledUNet(unet, 32, 8), []
     unet.register_forward_hook(lambda net, args, out: seen.append(out.numel() // 3))
@@ -55,7 +71,8 @@ def test_bad_tiles(unet: UNet, tile: int, overlap: int) -> None:
 def seam_ratio(image: Tensor, tiling: Tiling) -> float:
     """Mean step across the borders of tiles over the mean step elsewhere, along the last axis."""
     starts = tiling.starts(image.shape[-1])
-    borders = sorted({*starts[1:], *(start + tiling.tile for start in starts[:-1])})
+    length = tiling.length(image.shape[-1])
+    borders = sorted({*starts[1:], *(start + length for start in starts[:-1])})
     assert len(borders) > 20
     steps = image.diff(dim=-1).abs().mean(dim=(0, 1))
     at_borders = torch.zeros(len(steps), dtype=torch.bool)
@@ -165,10 +182,10 @@ def test_tiles_are_the_same_in_every_batch_and_group(
         seen.append(len(states))
         return by_texture(states)
 
-    monkeypatch.setattr("skipdiff_env.upscaler.GROUP_PIXELS", 5 * 32 * 32)
+    monkeypatch.setattr("skipdiff_env.upscaler.GROUP_PIXELS", 4 * 36 * 36)
     small = Upscaler(checkpoint, policy=counted, plan=plan, tile=32, batch_size=2)
     together = small.upscale([half_sky(), -half_sky()], [3, 4])
-    assert max(seen) == 5, "what is in flight does not grow with the picture"
+    assert max(seen) == 4, "what is in flight does not grow with the picture"
     assert together[0].tiles == expected.tiles
     torch.testing.assert_close(together[0].sr, expected.sr, atol=1e-4, rtol=0)
     assert (together[0].sr - together[1].sr).abs().mean() > 0.01
@@ -193,7 +210,7 @@ def test_schedules_that_are_given_are_blended_at_every_step(checkpoint: str) -> 
     given = Upscaler(checkpoint, levels=MANY, fine_sampler="ddim:0.5", tile=32).upscale([lr], [0])[0]
     assert [tile.levels for tile in given.tiles] == [MANY]
     cut = Upscaler(checkpoint, policy=fixed_levels(MANY), plan=PLAN, tile=32).upscale([lr], [0])[0]
-    assert [tile.levels for tile in cut.tiles] == [MANY] * len(Tiling(32, 8).boxes(64, 96))
+    assert [tile.levels for tile in cut.tiles] == [MANY] * len(Tiling(32, 8, 36, 4).boxes(64, 96))
     assert not torch.allclose(given.sr, cut.sr, atol=1e-3)
     restarting = Upscaler(checkpoint, policy=by_texture, plan=Plan(10, 10), tile=32).upscale([lr], [0])[0]
     assert len(restarting.tiles) == 1
