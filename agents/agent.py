@@ -340,15 +340,18 @@ def find_agent(path: str | Path) -> Path:
 
     Args:
         path: folder of an agent, of a training run (its best agent) or of a checkpoint with an agent; name of a
-            shipped checkpoint; id of a repository on the Hub, OWNER/NAME; .zip of Stable-Baselines3.
+            shipped checkpoint, or with a folder of it behind it, as natural-x4/agent-paper; id of a repository on the
+            Hub, OWNER/NAME; .zip of Stable-Baselines3.
 
     Raises:
         CheckpointError: there is none.
     """
-    given, path = path, shipped_checkpoints().get(str(path), Path(path))
+    name, _, inside = str(path).partition("/")
+    shipped = shipped_checkpoints().get(name)
+    given, path = path, Path(path) if shipped is None else shipped / inside
     if path.is_file():
         return path
-    if not path.exists() and is_hub_id(given):
+    if shipped is None and not path.exists() and is_hub_id(given):
         path = hub_folder(str(given), "agent")
     for folder in (path / "best", path / "agent", path):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() and "algorithm" in _read_config(folder):

@@ -831,6 +831,19 @@ def test_the_agents_that_ship(name: str) -> None:
     assert 1 <= means[0] < means[1] <= 20
 
 
+@pytest.mark.parametrize("name", ["natural-x4", "faces-x8"])
+def test_the_agents_of_the_paper_that_ship(name: str) -> None:
+    """They are found by the name of their checkpoint and play the task of the paper."""
+    agent = load_agent(f"{name}/agent-paper")
+    task = Task(TaskConfig(**agent.config.training["env"] | {"checkpoint": name, "image_size": 96, "cache_mb": 0}))
+    assert task.plan == agent.config.plan
+    (episode,) = play(task, AgentPolicy(agent), [0], [0])
+    assert episode.refinement.nfe >= 10
+    assert len(episode.actions) == 9
+    with pytest.raises(CheckpointError, match="no agent in natural-x4/nothing"):
+        load_agent("natural-x4/nothing")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
