@@ -1,16 +1,18 @@
 """Stable-Baselines3 as it comes learns how many steps a picture needs.
 
 PPO with the stock MultiInputPolicy plays SkipDiffJump-v0 through the wrapper Stride, whose action says how many noise
-levels the next step covers. It trains on --images, or on crops of two of scikit-image's photographs, and is then
-played on --test-images, or on crops of the two others, beside fixed numbers of even steps on these same crops, so that
-the best of them is the hardest rival there can be. "Best number for each picture" tries all of them on each picture
-and looks at the results, which no agent can.
+levels the next step covers. It trains on crops of --images, of which a third is taken as they are and the others from
+photographs that were enlarged, since photographs from a camera are as soft as these. Without --images it trains on
+crops of two of scikit-image's photographs. It is then played on --test-images, or on crops of the two others, beside
+fixed numbers of even steps on these same crops, so that the best of them is the hardest rival there can be. "Best
+number for each picture and noise" tries all of them and looks at the results, which no agent can.
 
 It prints how the training goes, and then a table of means: reward, LPIPS (lower is better), forwards of the net. It
 takes --minutes on one CPU core, and a few more for the comparison; what the net gives is kept in --cache-dir, and
 further runs are faster. --minutes 3 --test-pictures 16 is a quick look.
 """
 
+import itertools
 import time
 from typing import Any
 
@@ -21,11 +23,16 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
+from agents.outcomes import crops_of
 from agents.vec_env import VecPictureBaseline
 from ddpm.schedule import even_levels
 from skipdiff_env import Stride
 
 ENV = "skipdiff_env:SkipDiffJump-v0"
+# Side of its pictures.
+SIZE = 64
+# By how much the photographs are enlarged before crops are taken, in turns.
+ZOOMS = (1.0, 1.5, 2.0)
 # Numbers of even steps that are compared.
 NUMBERS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20)
 
@@ -85,6 +92,7 @@ def play(model: PPO, env: gym.Env[Any, Any], picture: int, noise_seed: int) -> t
 @click.option("--minutes", default=20.0, type=click.FloatRange(min=0, min_open=True), help="Of training.")
 @click.option("--env-steps", default=10**6, type=click.IntRange(min=1), help="Of training, if it has not ended before.")
 @click.option("--images", multiple=True, help="Photographs to train on.  [default: two of scikit-image's]")
+@click.option("--crops", default=600, type=click.IntRange(min=1), help="Of these at most.")
 @click.option("--test-images", multiple=True, help="Others to play.  [default: the two others]")
 @click.option("--test-pictures", type=click.IntRange(min=1), help="Only so many of these.  [default: all]")
 @click.option("--test-noises", default=2, type=click.IntRange(min=1), help="Noises of each, not those of training.")
@@ -97,6 +105,7 @@ def main(
     minutes: float,
     env_steps: int,
     images: tuple[str, ...],
+    crops: int,
     test_images: tuple[str, ...],
     test_pictures: int | None,
     test_noises: int,
@@ -109,7 +118,9 @@ def main(
     """Trains and compares."""
     settings: dict[str, Any] = {"nfe_penalty": nfe_penalty, "checkpoint": checkpoint}
     settings |= {"cache_dir": cache_dir, "cache_mb": 64}  # all share the folder, and each has a memory of its own
-    seen = {"images": list(images)} if images else {"split": "train"}
+    seen: dict[str, Any] = {"split": "train"}
+    if images:
+        seen = {"images": [rgb for _, rgb in itertools.islice(crops_of(images, SIZE, zooms=ZOOMS), crops)]}
     model = train(minutes, env_steps, num_envs, seed, **seen, **settings)
 
     unseen = {"images": list(test_images)} if test_images else {"split": "test"}

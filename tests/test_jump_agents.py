@@ -243,6 +243,30 @@ def test_crops_come_from_all_photographs_first(photos: Path) -> None:
     assert sum(int(tile.sum()) for tile in tiles) in totals
 
 
+def test_crops_of_enlarged_photographs(photos: Path) -> None:
+    """In turns, so that every second photograph has crops as it is; the others are the softer the more enlarged."""
+    found = list(crops_of([photos], 64, zooms=(1.0, 2.0)))
+    count = {number: sum(own == number for own, _ in found) for number in range(4)}
+    assert count == {0: 9, 1: 49, 2: 9, 3: 49}  # of 128 and of 256 pixels
+    plain = {np.asarray(crop).tobytes() for _, crop in crops_of([photos], 64)}
+    assert {np.asarray(crop).tobytes() in plain for number, crop in found if number % 2 == 0} == {True}
+
+    def roughness(parity: int) -> float:
+        crops = [crop.astype(float) for number, crop in found if number % 2 == parity]
+        return float(np.mean([np.abs(np.diff(crop, axis=1)).mean() for crop in crops]))
+
+    assert roughness(1) < 0.8 * roughness(0)
+    for zooms in ([], [0.5], [1, 100]):
+        with pytest.raises(ConfigError, match="zooms must be numbers in 1 … 16"):
+            SupervisedConfig(zooms=zooms)
+
+
+def test_zooms_need_photographs(settings: dict[str, Any], tmp_path: Path) -> None:
+    env = {**settings, "images": None, "nfe_penalty": [0.001, 0.01]}
+    with pytest.raises(ConfigError, match="zooms need photographs"):
+        train_supervised(SupervisedConfig(env, crops=2, zooms=[2.0]), tmp_path / "run")
+
+
 def test_gather_stops_and_uses_noises_of_its_own(settings: dict[str, Any], photos: Path) -> None:
     task = Task(TaskConfig.of({**settings, "batch_size": 4}))
     pictures, outcomes = gather(task, crops_of([photos], 32), 2, [1, 2], lambda done: done >= 3)
