@@ -23,6 +23,7 @@ from ddpm.errors import CheckpointError, ConfigError
 from ddpm.files import atomic_path, read_json, write_json
 from skipdiff_env.config import OBSERVATIONS
 from skipdiff_env.plan import Plan
+from skipdiff_env.rules import Action
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -188,6 +189,17 @@ Observations = NDArray[np.floating] | Tensor | Mapping[str, NDArray[np.floating]
 State = tuple[Tensor, Tensor]
 
 
+def by_now(skipped: Tensor) -> Tensor:
+    """Scores of the two actions, (B, 2), which are logarithms of probabilities.
+
+    DENOISE has the probability that an agent has denoised by now, since it last did; SKIP, that it has not.
+
+    Args:
+        skipped: logarithm of the probability that it skipped at each of these steps, (B,).
+    """
+    return torch.stack([torch.log(-torch.expm1(skipped.clamp(max=-1e-9))), skipped], dim=1)
+
+
 class Agent:
     """A policy that chooses the action of the highest probability or value.
 
@@ -290,8 +302,38 @@ class Agent:
         return distribution.distribution.logits
 
     def act(self, observations: Observations) -> NDArray[np.int64]:
-        """The actions chosen, (B,); `observations` as in `scores`."""
-        return self.scores(observations).argmax(dim=1).cpu().numpy()
+        """The actions chosen, (B,); `observations` as in `scores`.
+
+        The more probable action, or that of the higher value. Under jumps it makes nearly no difference at which of two
+        neighbouring steps an agent denoises, so that one that does so with a small probability at each step has learnt
+        as much as one that is sure, but would always find SKIP more probable. There it denoises at the step where it
+        has more probably than not done so since the last time; see `by_now`.
+        """
+        scores = self.scores(observations)
+        if self.stops and self.config.algorithm != RECURRENT:
+            scores = self._since_the_last(self._tensors(observations))
+        return scores.argmax(dim=1).cpu().numpy()
+
+    @property
+    def stops(self) -> bool:
+        """Whether its decisions are a matter of when: it has probabilities, and SKIP changes nothing but the step."""
+        plan = self.config.plan
+        jumps = plan is not None and plan.skip_mode == "jump" and self.config.observation == "dict"
+        return jumps and hasattr(self.policy, "get_distribution")
+
+    @torch.no_grad()
+    def _since_the_last(self, obs: dict[str, Tensor]) -> Tensor:
+        """What `by_now` gives, from what is seen at a step: all that has changed since the last one is `step`."""
+        assert self.config.plan is not None
+        length = self.config.plan.length
+        steps, levels = ((obs[name][:, 0] * length).round().long() for name in ("step", "level"))
+        counts = (levels - steps + 1).clamp(min=1)
+        rows = torch.repeat_interleave(counts)
+        ages = torch.cat([torch.arange(int(count), device=rows.device) for count in counts])
+        asked = {name: part[rows] for name, part in obs.items()}
+        asked["step"] = ((steps + counts - 1)[rows] - ages)[:, None].to(obs["step"].dtype) / length
+        skips = self.scores(asked).log_softmax(dim=1)[:, Action.SKIP]
+        return by_now(torch.zeros(len(counts), device=rows.device).index_add(0, rows, skips))
 
     def probabilities(self, observations: Observations) -> NDArray[np.float64]:
         """Probabilities of the two actions, (B, 2); `observations` as in `scores`."""

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.agent import Agent, State
+from agents.agent import Agent, State, by_now
 from agents.algorithms import SUPERVISED
 from ddpm.errors import ConfigError
 from skipdiff_env.episode import Episode
@@ -86,6 +86,9 @@ class AgentPolicy:
     def scores(self, states: Sequence[Refinement]) -> Tensor:
         """Logits or values of the two actions for each picture at its decision, (B, 2).
 
+        Of an agent with probabilities, under jumps: logarithms of those that it has, or has not, denoised by now since
+        it last did; see `agents.agent.by_now`.
+
         Raises:
             ConfigError: the episodes are longer than those the agent was trained for, or were not seen from the start.
         """
@@ -152,6 +155,8 @@ class _Whole:
         # by identity; the path of the latent, the features of condition and latent
         self._seen: dict[int, tuple[Refinement, tuple[int, ...], Tensor, Tensor | None]] = {}
         self._state: State | None = None
+        # by identity; logarithm of the probability that all steps since the last one were skipped
+        self._skipped: dict[int, Tensor] = {}
 
     @torch.inference_mode()
     def observe(self, states: Sequence[Refinement]) -> dict[str, Tensor]:
@@ -190,9 +195,19 @@ class _Whole:
         if any(state.t == self.agent.config.decisions + 1 for state in states):
             self._state = None
         scores, self._state = self.agent.advance(self.observe(states), self._state)
+        if self.agent.stops:
+            scores = self._by_now(states, scores.log_softmax(dim=1)[:, Action.SKIP])
         if all(state.t == 2 for state in states):
-            self._seen, self._state = {}, None
+            self._seen, self._state, self._skipped = {}, None, {}
         return scores
+
+    def _by_now(self, states: Sequence[Refinement], skips: Tensor) -> Tensor:
+        """See `agents.agent.by_now`."""
+        self._skipped = {
+            id(state): self._skipped[id(state)] + skip if state.t < state.level else skip
+            for state, skip in zip(states, skips, strict=True)
+        }
+        return by_now(torch.stack(list(self._skipped.values())))
 
 
 class _Schedules:

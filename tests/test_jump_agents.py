@@ -140,14 +140,35 @@ def test_policy_sees_what_the_environment_shows(algorithm: str, settings: dict[s
     seen = env.reset()
     task, infos = env.unwrapped.task, env.unwrapped.reset_infos
     episodes = task.begin([i["image_index"] for i in infos], [i["noise_seed"] for i in infos])
-    policy, state = AgentPolicy(loaded, price=0.02), None
+    policy, state, skipped = AgentPolicy(loaded, price=0.02), None, torch.zeros(4)
     for _ in range(N - 1):
         scores, state = agent.advance(seen, state)
         states = [episode.refinement for episode in episodes]
         actions = policy(states)
-        np.testing.assert_array_equal(actions, scores.argmax(dim=1))
+        if agent.stops:  # DENOISE, once that it has done so by now is the more probable
+            skipped *= torch.tensor(seen["step"] != seen["level"])[:, 0]
+            skipped += scores.log_softmax(dim=1)[:, Action.SKIP]
+            expected = (skipped.exp() >= 0.5).long()
+        else:
+            expected = scores.argmax(dim=1)
+        np.testing.assert_array_equal(actions, expected)
+        if algorithm != RECURRENT:  # which an observation does not tell all
+            np.testing.assert_array_equal(actions, agent.act(seen))
         seen, _, _, _ = env.step(np.array(actions))
         task.step(episodes, actions)
+
+
+@pytest.mark.parametrize(
+    ("probability", "levels"), [(0.6, (6, 5, 4, 3, 2, 1)), (0.3, (6, 4, 2)), (0.2, (6, 2)), (0.05, (6,))]
+)
+def test_small_probabilities_add_up(probability: float, levels: tuple[int, ...], settings: dict[str, Any]) -> None:
+    """An agent that denoises with the same probability at each step takes even steps of the median length."""
+    agent = jump_agent()
+    with torch.no_grad():
+        agent.policy.action_net.weight.zero_()
+        agent.policy.action_net.bias.copy_(torch.tensor([probability, 1 - probability]).log())
+    episodes = play(Task(TaskConfig.of(settings)), AgentPolicy(agent), [0, 1, 0], [0, 1, 1])
+    assert [episode.refinement.levels for episode in episodes] == [levels] * 3
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", RECURRENT, SUPERVISED])
@@ -160,7 +181,7 @@ def test_agents_decide_tile_by_tile(
     together = Upscaler(checkpoint, policy=AgentPolicy(agent, price=0.01), plan=PLAN)
     assert together.tile == agent.config.image_size
     result = together.upscale([lr], [0])[0]
-    assert len(result.tiles) == 2 * 7
+    assert len(result.tiles) == 2 * 6
     monkeypatch.setattr("skipdiff_env.upscaler.GROUP_PIXELS", 1)
     alone = Upscaler(checkpoint, policy=AgentPolicy(agent, price=0.01), plan=PLAN, batch_size=1)
     assert alone.upscale([lr], [0])[0].tiles == result.tiles
