@@ -32,8 +32,9 @@ AGENT_SkipDiffJump-v0 ?= natural-x4
 AGENT_SkipDiffJump128-v0 ?= natural-x4
 AGENT_SkipDiffPhoto-v0 ?= photo-x4
 FILM_OPTIONS ?= --image 1
-FIGURES := env_throughput forward headroom speed
-OPTIONS_env_throughput := --threads 1 --cpu-time
+FIGURES := env_throughput forward headroom speed kills fuzz
+VARIANTS := SkipDiff-v0 SkipDiffFaces-v0 SkipDiffJump-v0 SkipDiffJump128-v0 SkipDiffPhoto-v0 SkipDiffTable-v0
+OPTIONS_env_throughput := --threads 1 --cpu-time --num-envs 8 --policies random --variants $(VARIANTS)
 
 films: $(FILMS:%=$(GENERATED)/film-%.md)  ## a film of an episode for each environment
 figures: $(FIGURES:%=$(GENERATED)/%.md)  ## the tables of the benchmarks that need no pictures
