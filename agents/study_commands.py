@@ -92,6 +92,8 @@ def evaluate(
     from agents.agent import load_agent
     from agents.study import default_metrics, default_reward, load_crops, save_pictures, to_markdown, write_tables
     from agents.study import evaluate as run
+    from agents.study.gains import gains, gains_markdown
+    from agents.study.tables import write_csv
 
     names = default_metrics() if metrics is None else metrics.split(",")
     if metrics is None:
@@ -106,8 +108,13 @@ def evaluate(
     keep = None if out is None else save_pictures(out / "pictures", pictures)
     rows = run(crops, asked=asked, metrics=names, agents=loaded, train_crops=train_crops, keep=keep, **options)
     click.echo(to_markdown(rows))
+    shares = gains(rows, loaded)
+    if shares:
+        click.echo(f"\n{gains_markdown(shares)}")
     if out is not None:
         write_tables(rows, out)
+        if shares:
+            write_csv(out / "gains.csv", shares)
 
 
 @click.command()

@@ -37,8 +37,6 @@ from skipdiff_env.task import Task
 
 # Nets of one agent at most.
 MOST_MEMBERS = 64
-# By how much photographs are enlarged at most.
-MOST_ZOOM = 16
 
 
 class SchedulePredictor(nn.Module):
@@ -148,9 +146,6 @@ class SupervisedConfig:
         minutes: for the table; training the net takes a minute or two more.
         crops: most crops that are tabulated; None: as many as there is time for.
         noises: noises of each crop.
-        zooms: by how much photographs are enlarged before crops are taken, in turns. Photographs from a camera are
-            softer from pixel to pixel than those that were shrunk for a collection, and want fewer steps; an agent that
-            has seen only the latter gives them too many.
         forwards: numbers of even steps that are tabulated, and that the agent chooses among.
         epochs: passes over the table at most; each net keeps the weights of its best one.
         learning_rate: of Adam, falling to 0 by a cosine.
@@ -165,7 +160,6 @@ class SupervisedConfig:
     minutes: float | None = 15.0
     crops: int | None = None
     noises: int = 1
-    zooms: Sequence[float] = (1.0,)
     forwards: Sequence[int] = (2, 3, 5, 7, 10)
     epochs: int = 40
     learning_rate: float = 2e-3
@@ -182,8 +176,6 @@ class SupervisedConfig:
         check_positive(learning_rate=self.learning_rate)
         if not self.channels or min(self.channels) < 1 or max(self.channels) > MOST_CHANNELS:
             raise ConfigError(f"channels must be whole numbers in 1 … {MOST_CHANNELS}, got {shown(self.channels)}")
-        if not self.zooms or not all(1 <= zoom <= MOST_ZOOM for zoom in self.zooms):
-            raise ConfigError(f"zooms must be numbers in 1 … {MOST_ZOOM}, got {shown(self.zooms)}")
         if self.minutes is None and self.crops is None:
             raise ConfigError("give minutes or crops, or the table never ends")
         if self.minutes is not None and not self.minutes > 0:
@@ -311,7 +303,7 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
     """
     check_new_run(folder, resume)
     env = TaskConfig.of({"batch_size": 16, "cache_mb": 256, **config.env, "device": config.device})
-    _, first = next(_crops(env, config.zooms), (0, None))
+    _, first = next(_crops(env), (0, None))
     if first is None:
         raise ConfigError("no photograph has a crop of image_size; lower it or name other photographs")
     task = Task(replace(env, split=None, images=first))
@@ -335,11 +327,9 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
     with lock_run(folder):
         start_run(folder, asdict(config))
         if not (folder / TABLE).exists():
-            gather(task, _crops(env, config.zooms), config.noises, config.forwards, enough, config.seed)[1].save(
-                folder / TABLE
-            )
+            gather(task, _crops(env), config.noises, config.forwards, enough, config.seed)[1].save(folder / TABLE)
         values = _values(folder / TABLE, task, config)
-        found = list(itertools.islice(_crops(env, config.zooms), len(values)))
+        found = list(itertools.islice(_crops(env), len(values)))
         if len(found) < len(values):
             raise ConfigError(
                 f"{folder / TABLE} was made from other photographs; remove it, and --resume makes it anew"
@@ -389,15 +379,13 @@ def _agent_config(
     )
 
 
-def _crops(env: TaskConfig, zooms: Sequence[float]) -> Iterator[tuple[int, Rgb]]:
+def _crops(env: TaskConfig) -> Iterator[tuple[int, Rgb]]:
     """Crops of the photographs named, or of scikit-image's, each with the number of its photograph.
 
     Raises:
         ConfigError: `images` names no files.
     """
     if env.images is None:
-        if any(zoom != 1 for zoom in zooms):
-            raise ConfigError("zooms need photographs that can be enlarged; name them by images")
         return enumerate(Pictures(None, env.image_size, env.split))
     given = [env.images] if isinstance(env.images, str | Path) else env.images
     if not isinstance(given, list | tuple) or not all(isinstance(each, str | Path) for each in given):
@@ -405,4 +393,4 @@ def _crops(env: TaskConfig, zooms: Sequence[float]) -> Iterator[tuple[int, Rgb]]
             "a supervised agent needs images that are a folder, a file, a pattern, or several of them, got "
             f"{shown(env.images)}"
         )
-    return crops_of(given, env.image_size, zooms=zooms)
+    return crops_of(given, env.image_size)

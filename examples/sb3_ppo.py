@@ -1,11 +1,13 @@
 """Stable-Baselines3 as it comes learns how many steps a picture needs.
 
 PPO with the stock MultiInputPolicy plays SkipDiffJump-v0 through the wrapper Stride, whose action says how many noise
-levels the next step covers. It trains on crops of --images, of which a third is taken as they are and the others from
-photographs that were enlarged, since photographs from a camera are as soft as these. Without --images it trains on
-crops of two of scikit-image's photographs. It is then played on --test-images, or on crops of the two others, beside
-fixed numbers of even steps on these same crops, so that the best of them is the hardest rival there can be. "Best
-number for each picture and noise" tries all of them and looks at the results, which no agent can.
+levels the next step covers. It trains on crops of --images and is then played on crops of --test-images. A third of
+these photographs is taken as they are, and the others are enlarged first, since photographs from a camera are as soft
+as that. Without the options, it trains on crops of two of scikit-image's photographs and is played on crops of the two
+others.
+
+Beside it stand fixed numbers of even steps on the same crops, so that the best of them is the hardest rival there can
+be. "Best number for each picture and noise" tries all of them and looks at the results, which no agent can.
 
 It prints how the training goes, and then a table of means: reward, LPIPS (lower is better), forwards of the net. It
 takes --minutes on one CPU core, and a few more for the comparison; what the net gives is kept in --cache-dir, and
@@ -78,6 +80,13 @@ def train(minutes: float, env_steps: int, num_envs: int, seed: int, **settings: 
     return model.learn(env_steps, clock)
 
 
+def pictures_of(images: tuple[str, ...], count: int) -> dict[str, Any]:
+    """An environment's argument with crops of photographs; none without photographs."""
+    crops = crops_of(images, SIZE, zooms=ZOOMS) if images else iter(())
+    found = [rgb for _, rgb in itertools.islice(crops, count)]
+    return {"images": found} if found else {}
+
+
 def play(model: PPO, env: gym.Env[Any, Any], picture: int, noise_seed: int) -> tuple[float, float, int]:
     """Reward, LPIPS and forwards of an episode in which the agent takes what it thinks best."""
     observation, _ = env.reset(options={"image": picture, "noise_seed": noise_seed})
@@ -92,9 +101,9 @@ def play(model: PPO, env: gym.Env[Any, Any], picture: int, noise_seed: int) -> t
 @click.option("--minutes", default=20.0, type=click.FloatRange(min=0, min_open=True), help="Of training.")
 @click.option("--env-steps", default=10**6, type=click.IntRange(min=1), help="Of training, if it has not ended before.")
 @click.option("--images", multiple=True, help="Photographs to train on.  [default: two of scikit-image's]")
-@click.option("--crops", default=600, type=click.IntRange(min=1), help="Of these at most.")
+@click.option("--crops", default=600, type=click.IntRange(min=1), help="Of these, at most.")
 @click.option("--test-images", multiple=True, help="Others to play.  [default: the two others]")
-@click.option("--test-pictures", type=click.IntRange(min=1), help="Only so many of these.  [default: all]")
+@click.option("--test-pictures", default=150, type=click.IntRange(min=1), help="Crops of these, at most.")
 @click.option("--test-noises", default=2, type=click.IntRange(min=1), help="Noises of each, not those of training.")
 @click.option("--num-envs", default=8, type=click.IntRange(min=1), help="Environments that are played in turn.")
 @click.option("--nfe-penalty", default=0.002, help="What a forward of the net costs.")
@@ -107,7 +116,7 @@ def main(
     images: tuple[str, ...],
     crops: int,
     test_images: tuple[str, ...],
-    test_pictures: int | None,
+    test_pictures: int,
     test_noises: int,
     num_envs: int,
     nfe_penalty: float,
@@ -118,16 +127,14 @@ def main(
     """Trains and compares."""
     settings: dict[str, Any] = {"nfe_penalty": nfe_penalty, "checkpoint": checkpoint}
     settings |= {"cache_dir": cache_dir, "cache_mb": 64}  # all share the folder, and each has a memory of its own
-    seen: dict[str, Any] = {"split": "train"}
-    if images:
-        seen = {"images": [rgb for _, rgb in itertools.islice(crops_of(images, SIZE, zooms=ZOOMS), crops)]}
+    seen = pictures_of(images, crops) or {"split": "train"}
     model = train(minutes, env_steps, num_envs, seed, **seen, **settings)
 
-    unseen = {"images": list(test_images)} if test_images else {"split": "test"}
+    unseen = pictures_of(test_images, test_pictures) or {"split": "test"}
     env = Stride(gym.make(ENV, **unseen, **settings))
     inner: Any = env.unwrapped
     count = len(inner.task.pictures)
-    pictures = np.linspace(0, count - 1, min(test_pictures or count, count)).astype(int).tolist()
+    pictures = np.linspace(0, count - 1, min(test_pictures, count)).astype(int).tolist()
     noises = list(range(1, 1 + test_noises))  # training has noise 0
     schedules = [even_levels(inner.task.plan.first, number) for number in NUMBERS]
     outcomes = inner.schedule_outcomes(pictures, noises, schedules)

@@ -277,15 +277,6 @@ def test_crops_of_enlarged_photographs(photos: Path) -> None:
         return float(np.mean([np.abs(np.diff(crop, axis=1)).mean() for crop in crops]))
 
     assert roughness(1) < 0.8 * roughness(0)
-    for zooms in ([], [0.5], [1, 100]):
-        with pytest.raises(ConfigError, match="zooms must be numbers in 1 … 16"):
-            SupervisedConfig(zooms=zooms)
-
-
-def test_zooms_need_photographs(settings: dict[str, Any], tmp_path: Path) -> None:
-    env = {**settings, "images": None, "nfe_penalty": [0.001, 0.01]}
-    with pytest.raises(ConfigError, match="zooms need photographs"):
-        train_supervised(SupervisedConfig(env, crops=2, zooms=[2.0]), tmp_path / "run")
 
 
 def test_gather_stops_and_uses_noises_of_its_own(settings: dict[str, Any], photos: Path) -> None:

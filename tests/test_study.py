@@ -8,9 +8,23 @@ import pytest
 import torch
 from torch import nn
 
+from agents.agent import AgentConfig
 from agents.study import methods as ways
-from agents.study.methods import Batch, skipping_policy
-from agents.study.rows import BICUBIC, CHAIN, JUDGED, ORIGINALS, PEER, dominators, read_rows, summarise
+from agents.study.gains import gains, gains_markdown
+from agents.study.methods import QUALITIES, Batch, skipping_policy
+from agents.study.rows import (
+    AGENT,
+    BICUBIC,
+    CHAIN,
+    JUDGED,
+    ORIGINALS,
+    PEER,
+    SCHEDULE,
+    Row,
+    dominators,
+    read_rows,
+    summarise,
+)
 from agents.study.running import Runner, settle
 from agents.study.tables import markdown, markdown_table
 from ddpm.degradation import degrade, downsample
@@ -186,3 +200,72 @@ def test_tables() -> None:
         "| m | 25.46 ± 0.05 | 3.0 | – |",
         "| n | – | – | – |",
     ]
+
+
+class Told:
+    """An agent of jumps as `gains` looks at it: five qualities, from the price 0.1 down to 0.001."""
+
+    def __init__(self, **changes: Any) -> None:
+        settings: dict[str, Any] = {
+            "algorithm": "ppo", "decisions": 5, "image_size": 32, "latent_bound": 9.0, "observation": "dict",
+            "plan": Plan(1, 6, fine_sampler="ddim", skip_mode="jump"), "price_range": (0.001, 0.1),
+            "training": {"env": {"metric": "lpips", "reward": "negative"}},
+        }  # fmt: skip
+        self.config = AgentConfig(**{**settings, **changes})
+
+
+def paying_rows(method: str, family: str, lpips: list[list[float]], nfe: list[list[int]], **more: Any) -> list[Row]:
+    """Rows of a method, whose values are given as [picture][seed]."""
+    return [
+        Row(method, family, i, k, nfe[i][k], 0.0, {"lpips": lpips[i][k]}, **more)
+        for i in range(len(lpips))
+        for k in range(len(lpips[i]))
+    ]
+
+
+def test_gains() -> None:
+    """Two pictures under two noises: one wants 1 step, the other 2; the agent gives 2 to both."""
+    one = [[0.2, 0.2], [0.6, 0.6]]
+    two = [[0.4, 0.4], [0.3, 0.3]]
+    ones, twos = [[1, 1]] * 2, [[2, 2]] * 2
+    agent = Told()
+    rows = paying_rows("ddim, 1 even steps", SCHEDULE, one, ones, levels=(1,))
+    rows += paying_rows("ddim, 2 even steps", SCHEDULE, two, twos, levels=(2, 1))
+    rows += paying_rows("ddim, levels 6,1", SCHEDULE, [[0.0, 0.0]] * 2, twos, levels=(6, 1))  # these are not even
+    rows += paying_rows("ddpm, 1 even steps", SCHEDULE, [[0.0, 0.0]] * 2, ones, levels=(1,))  # another sampler
+    for quality in QUALITIES:
+        lpips = [[0.3, 0.3], [0.3, 0.3]] if quality == 1 else two
+        rows += paying_rows(ways.agent_name("a", quality), AGENT, lpips, twos)
+    found = gains(rows, {"a": agent})  # type: ignore[dict-item]
+    assert [entry["method"] for entry in found] == [f"agent a, quality {quality:g}" for quality in QUALITIES]
+    last = found[-1]
+    assert last["price"] == pytest.approx(0.001)
+    assert last["fixed"] == 2
+    assert last["fixed_pays"] == pytest.approx(0.35 + 0.002)
+    assert last["others_pay"] == pytest.approx((0.2 + 0.001 + 0.3 + 0.002) / 2)
+    assert last["agent_pays"] == pytest.approx(0.3 + 0.002)
+    assert last["share"] == pytest.approx((0.352 - 0.302) / (0.352 - 0.2515))
+    assert found[-2]["share"] == pytest.approx(0)
+    assert "| agent a, quality 1 | 0.0010 | 2 | 0.3520 | 0.3020 | 0.2515 | 0.50 |" in gains_markdown(found)
+
+
+def test_the_choice_by_the_other_noises_knows_no_luck() -> None:
+    """What is best under one noise and not under the other is chosen for the wrong one."""
+    rows = paying_rows("ddim, 1 even steps", SCHEDULE, [[0.1, 0.5]], [[1, 1]], levels=(1,))
+    rows += paying_rows("ddim, 2 even steps", SCHEDULE, [[0.5, 0.1]], [[2, 2]], levels=(2, 1))
+    for quality in QUALITIES:
+        rows += paying_rows(ways.agent_name("a", quality), AGENT, [[0.1, 0.1]], [[1, 1]])
+    last = gains(rows, {"a": Told()})[-1]  # type: ignore[dict-item]
+    assert last["others_pay"] == pytest.approx(0.5 + 0.0015)
+    assert np.isnan(last["share"]), "there is nothing to gain"
+
+
+def test_no_gains_where_they_cannot_be_told() -> None:
+    rows = paying_rows("ddim, 1 even steps", SCHEDULE, [[0.1, 0.5]], [[1, 1]], levels=(1,))
+    assert gains(rows, {"a": Told()}) == []  # type: ignore[dict-item]  # one schedule
+    rows += paying_rows("ddim, 2 even steps", SCHEDULE, [[0.5, 0.1]], [[2, 2]], levels=(2, 1))
+    inverse = Told(training={"env": {"metric": "niqe", "reward": "inverse"}})
+    assert gains(rows, {"a": inverse}) == []  # type: ignore[dict-item]
+    assert gains(rows, {"a": Told(plan=Plan(10, 10), decisions=9)}) == []  # type: ignore[dict-item]
+    single = [row for row in rows if row.seed == 0]
+    assert gains(single, {"a": Told()}) == []  # type: ignore[dict-item]

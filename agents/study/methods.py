@@ -249,6 +249,11 @@ def all_starts(plan: Plan) -> list[Method]:
     return [from_start(plan, start) for start in range(plan.first, 0, -1)]
 
 
+def agent_name(name: str, quality: float | None) -> str:
+    """What an agent is called in tables."""
+    return f"agent {name}" if quality is None else f"agent {name}, quality {quality:g}"
+
+
 def by_agent(name: str, agent: Agent, plan: Plan, quality: float | None = None) -> Method:
     """A coarse stage and a fine stage that an agent decides.
 
@@ -263,8 +268,7 @@ def by_agent(name: str, agent: Agent, plan: Plan, quality: float | None = None) 
     """
     agent.check(plan)
     policy = AgentPolicy(agent, quality)
-    heading = f"agent {name}" if quality is None else f"agent {name}, quality {quality:g}"
-    return Method(heading, AGENT, plan, lambda batch: decided(batch, plan, policy), plan.first)
+    return Method(agent_name(name, quality), AGENT, plan, lambda batch: decided(batch, plan, policy), plan.first)
 
 
 def agent_curve(name: str, agent: Agent, plan: Plan) -> list[Method]:
@@ -272,6 +276,14 @@ def agent_curve(name: str, agent: Agent, plan: Plan) -> list[Method]:
     if agent.config.price_range is None:
         return [by_agent(name, agent, plan)]
     return [by_agent(name, agent, plan, quality) for quality in QUALITIES]
+
+
+def curve_prices(name: str, agent: Agent) -> dict[str, float]:
+    """Names of the methods of `agent_curve`, each with its price of a forward."""
+    if agent.config.price_range is None:
+        return {agent_name(name, None): float(agent.config.training.get("env", {}).get("nfe_penalty", 0.0))}
+    prices = {agent_name(name, quality): agent.config.price(quality) for quality in QUALITIES}
+    return {method: price for method, price in prices.items() if price is not None}
 
 
 def skipping_policy(fine_forwards: float, steps: int, rng: np.random.Generator) -> Policy:
