@@ -304,14 +304,16 @@ class Agent:
     def act(self, observations: Observations) -> NDArray[np.int64]:
         """The actions chosen, (B,); `observations` as in `scores`.
 
-        The more probable action, or that of the higher value. Under jumps it makes nearly no difference at which of two
-        neighbouring steps an agent denoises, so that one that does so with a small probability at each step has learnt
-        as much as one that is sure, but would always find SKIP more probable. There it denoises at the step where it
-        has more probably than not done so since the last time; see `by_now`.
+        This is the more probable action, or the one of the higher value. Jumps are an exception for policies with
+        probabilities. It makes nearly no difference there at which of two neighbouring steps the net is asked, so a
+        trained policy may denoise with a small probability at every step, and SKIP is then always the more probable
+        action. Such an agent denoises at the step by which it has probably (more than one half) done so since its last
+        DENOISE; see `by_now`.
         """
-        scores = self.scores(observations)
         if self.stops and self.config.algorithm != RECURRENT:
             scores = self._since_the_last(self._tensors(observations))
+        else:
+            scores = self.scores(observations)
         return scores.argmax(dim=1).cpu().numpy()
 
     @property
@@ -329,7 +331,7 @@ class Agent:
         steps, levels = ((obs[name][:, 0] * length).round().long() for name in ("step", "level"))
         counts = (levels - steps + 1).clamp(min=1)
         rows = torch.repeat_interleave(counts)
-        ages = torch.cat([torch.arange(int(count), device=rows.device) for count in counts])
+        ages = torch.arange(len(rows), device=rows.device) - (counts.cumsum(dim=0) - counts)[rows]
         asked = {name: part[rows] for name, part in obs.items()}
         asked["step"] = ((steps + counts - 1)[rows] - ages)[:, None].to(obs["step"].dtype) / length
         skips = self.scores(asked).log_softmax(dim=1)[:, Action.SKIP]

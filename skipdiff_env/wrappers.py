@@ -20,8 +20,8 @@ class Stride(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     An environment with `skip_mode="jump"` asks at each level whether to DENOISE or to SKIP. Most of its env steps are
     SKIPs that compute nothing, and a schedule that is drawn decision by decision is seldom even. Here every env step
     is one forward of the net: action k performs the step from the present level l straight to level l - strides[k], or
-    to the clean latent if that is at or below 0. Always the same action is a schedule of even steps, so that the best
-    fixed number of steps is a policy that algorithms find first, and from which they can depart picture by picture.
+    to the clean latent if that is at or below 0. Repeating one action gives a schedule of even steps. The best fixed
+    number of steps is therefore a simple policy, which algorithms find first and can then refine for each picture.
 
     `reset`, observations, rewards and `info` are those of the environment within; an episode has 1 to N env steps.
 
