@@ -265,7 +265,7 @@ class Agent:
                 return self.advance(obs, None)[0]
             return self._replay(obs)
         if hasattr(self.policy, "get_distribution"):
-            return self.policy.get_distribution(obs).distribution.logits
+            return self._distribution(obs).distribution.logits
         values = self.policy(obs)
         return values.mean(dim=1) if values.ndim == 3 else values  # quantiles (B, n, 2), or values
 
@@ -287,8 +287,24 @@ class Agent:
         young = torch.full((batch,), float(state is None), device=self.policy.device)
         if state is None:
             state = (obs["step"].new_zeros(layers, batch, size), obs["step"].new_zeros(layers, batch, size))
-        distribution, state = self.policy.get_distribution(obs, state, young)
+        distribution, state = self._distribution(obs, state, young)
         return distribution.distribution.logits, state
+
+    def _distribution(self, *arguments: Any) -> Any:
+        """What the policy's `get_distribution` gives.
+
+        Raises:
+            CheckpointError: its numbers are not finite.
+        """
+        try:
+            return self.policy.get_distribution(*arguments)
+        except ValueError as error:
+            if "invalid values" not in str(error):
+                raise
+            raise CheckpointError(
+                "the agent gives numbers that are not finite, so its weights or its configuration are damaged; take "
+                "another agent"
+            ) from None
 
     def _replay(self, obs: Tensor) -> Tensor:
         """Runs the episode so far through the policy's own recurrent state."""
@@ -296,7 +312,7 @@ class Agent:
         state = tuple(obs.new_zeros(layers, len(obs), size) for _ in range(2))
         young = torch.ones(len(obs), device=obs.device)
         for frame in frames_of(obs).unbind(1):
-            distribution, state = self.policy.get_distribution(frame, state, young)
+            distribution, state = self._distribution(frame, state, young)
             # the padding in front of a young episode is no part of it
             young = young * (~frame.flatten(1).any(dim=1)).float()
         return distribution.distribution.logits

@@ -34,6 +34,8 @@ from skipdiff_env.upscaler import Upscaler
 # Photographs that scikit-image carries in its wheel, and the top left corner of the crop that is shown.
 PHOTOGRAPHS = {"astronaut": (0, 128), "chelsea": (20, 110), "coffee": (60, 170), "rocket": (100, 180)}
 SIZE = 192
+# What it can be written as.
+FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 METRICS = ("psnr", "ssim", "lpips", "niqe")
 # Side of the crops that the demonstration's agent is trained on, and of the tiles it decides about.
 TILE = 128

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from agents.agent import Agent
 from agents.playing import AgentPolicy
 from ddpm.errors import ConfigError
-from ddpm.files import atomic_path
+from ddpm.files import atomic_path, check_ending
 from skipdiff_env.episode import Episode
 from skipdiff_env.refinement import Action
 from skipdiff_env.rendering import BACKGROUND, COLOURS, EMPTY, MARGIN, METADATA, TEXT
@@ -113,8 +113,7 @@ def write_film(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
     Raises:
         ConfigError: the ending is another one, or the file cannot be written.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"expected a file ending in {', '.join(FORMATS)}, got {path}")
+    check_ending(path, FORMATS)
     fps = METADATA["render_fps"]
     try:
         with atomic_path(path) as temporary:

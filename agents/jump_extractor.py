@@ -98,6 +98,7 @@ class JumpExtractor(BaseFeaturesExtractor):
 
     Args:
         observation_space: Dict with "condition" and "latent", (3, H, W), and "step", "level" and perhaps "price", (1,).
+            The latent may be missing where it is not looked at.
         crop_size: side of the crops of condition and latent that are looked at. Of a larger condition up to 3 x 3 crops
             are, evenly spread, and their features averaged; of the latent the one in the middle.
         channels: of the convolutions over the condition; those over the latent have half as many.
@@ -116,12 +117,11 @@ class JumpExtractor(BaseFeaturesExtractor):
         channels: Sequence[int] = (24, 48, 64),
         see_latent: bool = True,
     ) -> None:
-        if not isinstance(observation_space, spaces.Dict) or not {"condition", "latent", "step", "level"} <= set(
-            observation_space.spaces
-        ):
+        needed = ["condition", *(["latent"] if see_latent else []), "step", "level"]
+        if not isinstance(observation_space, spaces.Dict) or not set(needed) <= set(observation_space.spaces):
             raise ConfigError(
-                'this extractor needs condition, latent, step and level; make the environment with observation="dict", '
-                f"got {observation_space}"
+                f"this extractor needs {', '.join(needed[:-1])} and {needed[-1]}; make the environment with "
+                f'observation="dict", got {observation_space}'
             )
         if crop_size < 16 or not channels or min(channels) < 2:
             raise ConfigError(
@@ -129,8 +129,10 @@ class JumpExtractor(BaseFeaturesExtractor):
             )
         priced = "price" in observation_space.spaces
         condition = CropEncoder(channels)
-        bound = float(observation_space["latent"].high.max())  # type: ignore[attr-defined]
-        latent = CropEncoder([n // 2 for n in channels], bound / 4) if see_latent else None
+        latent = None
+        if see_latent:
+            bound = float(observation_space["latent"].high.max())  # type: ignore[attr-defined]
+            latent = CropEncoder([n // 2 for n in channels], bound / 4)
         pictures = condition.features_dim + (latent.features_dim if latent is not None else 0)
         super().__init__(observation_space, pictures + FREQUENCIES * (3 + priced))
         self.condition, self.latent = condition, latent

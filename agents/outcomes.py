@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ddpm.errors import ConfigError
 from ddpm.files import atomic_path
@@ -108,17 +107,7 @@ def even_outcomes(
     return Outcomes(tuple(forwards), found.metrics)
 
 
-def zoomed(rgb: Rgb, zoom: float) -> Rgb:
-    """A picture enlarged by a factor, bicubically."""
-    if zoom == 1:
-        return rgb
-    height, width = (round(side * zoom) for side in rgb.shape[:2])
-    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def crops_of(
-    images: Sequence[str | Path], size: int, seed: int = 0, zooms: Sequence[float] = (1.0,)
-) -> Iterator[tuple[int, Rgb]]:
+def crops_of(images: Sequence[str | Path], size: int, seed: int = 0) -> Iterator[tuple[int, Rgb]]:
     """Crops that tile photographs: one of each photograph, then a second one of each, and so on.
 
     Each comes as the number of its photograph and its pixels, uint8 (size, size, 3).
@@ -129,8 +118,6 @@ def crops_of(
         images: folders, files or patterns.
         size: side in pixels; photographs that are smaller are left out.
         seed: of the order of photographs and of each one's crops.
-        zooms: by how much photographs are enlarged first, bicubically; the first by the first of them, and so on in
-            turns.
     """
     rng = np.random.default_rng(seed)
     files = [Path(path) for path in find_images(images)]
@@ -142,7 +129,7 @@ def crops_of(
         for number, path in enumerate(files):
             if place and place >= len(orders[path]):
                 continue
-            rgb = zoomed(read_picture(path).rgb, zooms[number % len(zooms)])
+            rgb = read_picture(path).rgb
             if path not in orders:
                 step = max(size // 2, 1)
                 rows, columns = (range(side % size // 2, side - size + 1, step) for side in rgb.shape[:2])

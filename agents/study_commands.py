@@ -125,9 +125,11 @@ def evaluate(
 @DEVICE
 def demo(out: Path, agent: bool, **options: Any) -> None:
     """Shrink scikit-image's photographs four times, enlarge them in every way, and train an agent on them."""
+    from agents.demo import FORMATS, demo_agent
     from agents.demo import demo as run
-    from agents.demo import demo_agent
+    from ddpm.files import check_ending
 
+    check_ending(out, FORMATS)
     click.echo(run(out, **options))
     if agent:
         click.echo(f"\n{demo_agent(out.with_stem(f'{out.stem}-agent'), **options)}")
@@ -158,11 +160,13 @@ def enjoy(
 ) -> None:
     """Play one episode of an agent and draw it, with the probability of SKIP at each decision."""
     from agents.agent import load_agent
+    from agents.enjoy import FORMATS, write_film
     from agents.enjoy import enjoy as play
-    from agents.enjoy import write_film
+    from ddpm.files import check_ending
     from skipdiff_env.config import TaskConfig
     from skipdiff_env.task import Task
 
+    check_ending(out, FORMATS)
     env = environment(env_id)
     loaded = load_agent(agent, options["device"], trust_pickle)
     options["checkpoint"] = options["checkpoint"] or env.get("checkpoint")

@@ -16,7 +16,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStac
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from agents.frames import resize_latents
+from ddpm.checks import is_whole
 from ddpm.errors import ConfigError
+from ddpm.schedule import even_levels
+from skipdiff_env.rules import Action
 from skipdiff_env.task import Task
 from skipdiff_env.vector_env import SkipDiffVectorEnv
 
@@ -24,6 +27,8 @@ from skipdiff_env.vector_env import SkipDiffVectorEnv
 ONE_EACH = frozenset({"sr", "np_random", "np_random_seed", "reward_failures"})
 # Far above the rounding of a reward, far below the differences between rewards.
 ROUNDING = 1e-6
+# Numbers of even steps to choose among; a choice among more gains hardly anything, and takes longer to learn.
+EVEN_NUMBERS = (2, 3, 5, 7, 10)
 # What a VecEnv does itself, for all environments at once.
 OWN_CALLS = frozenset({"reset", "step", "close"})
 
@@ -146,7 +151,8 @@ def _one_info(infos: Mapping[str, Any], i: int) -> dict[str, Any]:
     """The `info` of one environment, out of Gymnasium's arrays and their masks ("_key")."""
     info = {}
     for key, values in infos.items():
-        if key.startswith("_") or not infos.get(f"_{key}", np.ones(i + 1))[i]:
+        mask = infos.get(f"_{key}")
+        if key.startswith("_") or (mask is not None and not mask[i]):
             continue
         if isinstance(values, Mapping):
             info[key] = _one_info(values, i)
@@ -225,6 +231,74 @@ class VecPictureBaseline(_Picklable, VecEnvWrapper):
         weights = np.array([1.0, -price])
         variance = float(weights @ moments @ weights)
         return float(weights @ difference) / (math.sqrt(max(variance, 0.0)) + ROUNDING)
+
+
+class VecEvenSteps(_Picklable, VecEnvWrapper):
+    """One env step is an episode: an action says how many even steps its picture gets.
+
+    Decision by decision, an algorithm must find out which of 19 decisions an outcome is owed to. Here there is one, and
+    what remains is a contextual bandit: action k enlarges the picture by numbers[k] even steps of the sampler, as
+    `ddpm.schedule.even_levels` spaces them. The latent is left out
+    of observations, since it is nothing but noise when the choice is made.
+
+    Example:
+        ```python
+        env = gym.make_vec("skipdiff_env:SkipDiffJump-v0", num_envs=16, autoreset_mode="SameStep")
+        model = PPO("MultiInputPolicy", VecEvenSteps(SkipDiffVecEnv(env)), n_steps=64)
+        ```
+
+    Args:
+        venv: a `SkipDiffVecEnv` with `skip_mode="jump"` and `observation="dict"`.
+        numbers: of even steps, rising, each 1 … N. None: those of 2, 3, 5, 7 and 10 that are at most N.
+
+    Raises:
+        ConfigError: the environment is another one, or the numbers are out of range.
+    """
+
+    def __init__(self, venv: VecEnv, numbers: Sequence[int] | None = None) -> None:
+        task = getattr(venv, "task", None)
+        if not isinstance(task, Task) or task.plan.skip_mode != "jump" or task.config.observation != "dict":
+            found = venv if task is None else f"skip_mode={task.plan.skip_mode!r} and {task.config.observation!r}"
+            raise ConfigError(
+                f'VecEvenSteps needs a SkipDiffVecEnv with skip_mode="jump" and observation="dict", got {found}'
+            )
+        first = task.plan.first
+        chosen = [n for n in EVEN_NUMBERS if n <= first] if numbers is None else list(numbers)
+        if (
+            not chosen
+            or not all(is_whole(n) for n in chosen)
+            or chosen != sorted(set(chosen) & set(range(1, first + 1)))
+        ):
+            raise ConfigError(f"numbers must be rising whole numbers in 1 … {first}, got {numbers!r}")
+        inner = venv.observation_space
+        assert isinstance(inner, spaces.Dict)
+        self.shown = [key for key in inner.spaces if key != "latent"]
+        space = spaces.Dict({key: inner[key] for key in self.shown})
+        super().__init__(venv, space, spaces.Discrete(len(chosen)))
+        self.numbers = tuple(int(n) for n in chosen)
+        # for each number, what is decided at each of the steps N, …, 2
+        visited = np.array([np.isin(np.arange(first - 1, 0, -1), even_levels(first, n)) for n in self.numbers])
+        self._decisions = np.where(visited, int(Action.DENOISE), int(Action.SKIP))
+        self._actions = np.zeros(self.num_envs, dtype=np.int64)
+
+    def _filtered(self, observations: Any) -> dict[str, NDArray[np.floating]]:
+        return {key: observations[key] for key in self.shown}
+
+    def reset(self) -> VecEnvObs:
+        """As the environment does."""
+        return self._filtered(self.venv.reset())
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Takes the actions (num_envs,), places of numbers of steps, that `step_wait` will perform."""
+        self._actions = np.asarray(actions, dtype=np.int64)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Plays an episode in every environment."""
+        for decisions in self._decisions[self._actions].T:
+            observations, rewards, dones, infos = self.venv.step(decisions)
+        for info in infos:
+            info["terminal_observation"] = self._filtered(info["terminal_observation"])
+        return self._filtered(observations), rewards, dones, infos
 
 
 class VecResizeLatents(_Picklable, VecEnvWrapper):

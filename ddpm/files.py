@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,12 @@ from ddpm.errors import ConfigError
 
 # How temporary names begin.
 TEMPORARY = ".skipdiff-"
+
+
+def check_ending(path: Path, endings: Sequence[str]) -> None:
+    """Raises ConfigError where a file to be written has none of these endings, as ".png"; capitals do not matter."""
+    if path.suffix.lower() not in endings:
+        raise ConfigError(f"expected a file ending in {', '.join(endings)}, got {path}")
 
 
 @contextmanager

@@ -121,6 +121,8 @@ def test_enjoy_takes_the_arguments_of_an_environment(checkpoint: str, photos: Pa
     forwards = int(re.search(r"(\d+) forwards", result.output)[1])  # type: ignore[index]
     assert float(reward) == pytest.approx(-float(lpips) - 0.002 * forwards, abs=2e-4)
     assert "unknown environment" in run("enjoy", "--env=SkipDiff-v9", *options, code=2).output
+    refused = run("enjoy", "--agent=none", "-o", tmp_path / "0.2", code=2)  # before the agent is even looked for
+    assert "expected a file ending in .png, .gif, .webp, .mp4, got" in refused.output
 
 
 def test_enjoy_says_what_happened(episodes: list[str], agent_folder: Path, checkpoint: str, photos: Path) -> None:

@@ -227,6 +227,12 @@ def test_demo(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "the decisions of the agent of two photographs" in result.output  # the checkpoint has none of its own
 
 
+def test_demo_knows_early_what_it_cannot_write() -> None:
+    result = CliRunner().invoke(main, ["demo", "--checkpoint=none", "-o", "0.2,0.1"])
+    assert result.exit_code == 2
+    assert "expected a file ending in .png, .jpg, .jpeg, .webp, got 0.2,0.1" in result.output
+
+
 def command(*arguments: object, code: int = 0) -> Result:
     """Runs a command."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])

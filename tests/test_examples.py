@@ -60,18 +60,17 @@ def test_each_example_has_its_line() -> None:
         assert f"python examples/{name}" in page
 
 
-def test_sb3_ppo(run: Run, checkpoint: str, tmp_path: Path) -> None:
+def test_sb3_ppo(run: Run, checkpoint: str) -> None:
     found = run(
-        "sb3_ppo", "--env-steps", 256, "--num-envs", 2, "--test-pictures", 2, "--checkpoint", checkpoint,
-        "--cache-dir", tmp_path / "cache",
+        "sb3_ppo", "--env-steps", 128, "--num-envs", 2, "--test-pictures", 2, "--checkpoint", checkpoint,
+        "--cache-mb", 64,
     )  # fmt: skip
     (fixed,) = [cells for name, cells in found.items() if name.endswith("the best number on these")]
-    (agent,) = [cells for name, cells in found.items() if name.startswith("PPO")]
+    (agent,) = [cells for name, cells in found.items() if name.startswith("PPO after 128 env steps")]
     oracle = found["best number for each picture and noise"]
-    assert float(oracle[0]) >= float(fixed[0])
+    assert float(oracle[0]) >= max(float(fixed[0]), float(agent[0]))
     assert 1 <= float(agent[2]) <= 20
     assert float(agent[0]) == pytest.approx(-float(agent[1]) - 0.002 * float(agent[2]), abs=3e-4)
-    assert any((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_cleanrl_ppo(run: Run) -> None:

@@ -13,12 +13,14 @@ import psutil
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor
 
 from agents.frames import resize_latents
-from agents.vec_env import SkipDiffVecEnv, VecPictureBaseline, check_buffer, make_env
+from agents.vec_env import SkipDiffVecEnv, VecEvenSteps, VecPictureBaseline, check_buffer, make_env
 from ddpm.errors import ConfigError
+from ddpm.schedule import even_levels
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.memo import Memo
 from skipdiff_env.vector_env import SkipDiffVectorEnv
@@ -294,3 +296,62 @@ def test_pickled(settings: dict[str, Any], how: Callable[[VecPictureBaseline], V
             np.testing.assert_allclose(a, b, atol=1e-5)
     assert ours[2].all()
     assert [info["metrics"] for info in ours[3]] == [info["metrics"] for info in theirs[3]]
+
+
+@pytest.fixture
+def jumps(checkpoint: str) -> Callable[..., SkipDiffVecEnv]:
+    def make(num_envs: int = 3, **arguments: Any) -> SkipDiffVecEnv:
+        settings = {"checkpoint": checkpoint, "image_size": 32, "noise_seeds": 2, "metric": "psnr", **arguments}
+        return SkipDiffVecEnv(
+            gym.make_vec("SkipDiffJump-v0", num_envs=num_envs, autoreset_mode="SameStep", **settings)  # type: ignore[arg-type]
+        )
+
+    return make
+
+
+def test_an_env_step_of_even_steps_is_an_episode(jumps: Callable[..., SkipDiffVecEnv]) -> None:
+    inner = jumps(reward="inverse", nfe_penalty=0.0)
+    assert VecEvenSteps(inner).numbers == (2, 3, 5, 7, 10)
+    env = VecEvenSteps(inner, (1, 5, 20))
+    assert env.action_space == spaces.Discrete(3)
+    assert isinstance(env.observation_space, spaces.Dict)
+    assert set(env.observation_space) == {"condition", "step", "level"}
+    env.seed(0)
+    first: Any = env.reset()
+    begun = [dict(info) for info in inner.reset_infos]
+    observations, rewards, dones, infos = env.step(np.arange(3))
+    assert dones.all()
+    outcomes = inner.task.schedule_outcomes(
+        [info["image_index"] for info in begun], [0, 1], [even_levels(20, n) for n in (1, 5, 20)]
+    )
+    for i, info in enumerate(infos):
+        assert info["levels"] == even_levels(20, (1, 5, 20)[i])
+        assert info["nfe"] == (1, 5, 20)[i]
+        assert rewards[i] == pytest.approx(outcomes.rewards[i, begun[i]["noise_seed"], i], abs=1e-3)
+        np.testing.assert_array_equal(info["terminal_observation"]["condition"], first["condition"][i])
+    following: Any = observations
+    for i in range(3):
+        assert {key: part[i] for key, part in following.items()} in env.observation_space
+
+
+def test_prices_stay_in_view_with_even_steps(jumps: Callable[..., SkipDiffVecEnv]) -> None:
+    env = VecEvenSteps(jumps(steps=(1, 4), metric="lpips", nfe_penalty=(0.001, 0.1)))
+    assert env.numbers == (2, 3)
+    assert isinstance(env.observation_space, spaces.Dict)
+    assert set(env.observation_space) == {"condition", "step", "level", "price"}
+    model = PPO("MultiInputPolicy", VecPictureBaseline(env), n_steps=4, batch_size=6, n_epochs=1, seed=0)
+    model.learn(24)
+    assert model.num_timesteps == 24
+    dqn = DQN("MultiInputPolicy", env, learning_starts=3, buffer_size=32, batch_size=4, seed=0)
+    assert dqn.learn(12).num_timesteps == 12
+
+
+def test_where_even_steps_are_refused(jumps: Callable[..., SkipDiffVecEnv], env: SkipDiffVecEnv) -> None:
+    with pytest.raises(ConfigError, match="got skip_mode='restart'"):
+        VecEvenSteps(env)
+    with pytest.raises(ConfigError, match='needs a SkipDiffVecEnv with skip_mode="jump"'):
+        VecEvenSteps(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
+    wrong: list[Any] = [(), (0, 3), (21,), (1.5,), (3, 2), (2, 2)]
+    for numbers in wrong:
+        with pytest.raises(ConfigError, match="numbers must be rising whole numbers in 1 … 20"):
+            VecEvenSteps(jumps(), numbers)
