@@ -109,7 +109,7 @@ def supervised(env: Mapping[str, Any], judged: Task, noise_seeds: int, folder: P
         crops=len(Pictures(env["images"], judged.config.image_size)), noises=noise_seeds,
         forwards=list(range(1, judged.plan.first + 1)), seed=seed, device=device,
     )  # fmt: skip
-    agent = train_supervised(config, folder, resume=(folder / "config.json").exists())
+    agent = train_supervised(config, folder, resume=folder.exists())
     return AgentPolicy(load_agent(agent, device), price=price)
 
 
@@ -204,7 +204,7 @@ def main(
                         algorithm, env, hyperparameters[algorithm], list(eval_images), eval_noise_seeds, noise_seeds,
                         eval_every, oracle=False, cache_mb=cache_mb, seed=seed, device=device,
                     )  # fmt: skip
-                    train_agent(config, folder, resume=(folder / "state.zip").exists(), memory=memory)
+                    train_agent(config, folder, resume=folder.exists(), memory=memory)
                     policy = AgentPolicy(load_agent(folder / "agent", device))
                 own = _played(judged, policy, shown)
                 with atomic_path(result) as temporary:
