@@ -200,6 +200,10 @@ def by_now(skipped: Tensor) -> Tensor:
     return torch.stack([torch.log(-torch.expm1(skipped.clamp(max=-1e-9))), skipped], dim=1)
 
 
+# What the distributions of PyTorch say about numbers that are not finite.
+INVALID = "invalid values"
+
+
 class Agent:
     """A policy that chooses the action of the highest probability or value.
 
@@ -299,7 +303,7 @@ class Agent:
         try:
             return self.policy.get_distribution(*arguments)
         except ValueError as error:
-            if "invalid values" not in str(error):
+            if INVALID not in str(error):
                 raise
             raise CheckpointError(
                 "the agent gives numbers that are not finite, so its weights or its configuration are damaged; take "

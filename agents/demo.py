@@ -23,6 +23,7 @@ from agents.study.running import Runner
 from agents.study.tables import markdown_table
 from ddpm.checkpoints import load_unet, resolve_checkpoint
 from ddpm.degradation import downsample
+from ddpm.files import check_ending
 from ddpm.images import Picture, to_tensor, to_uint8, write_picture
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.pictures import PHOTOGRAPHS as SPLITS
@@ -64,7 +65,11 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
 
     Returns:
         A table of means over the photographs.
+
+    Raises:
+        ConfigError: the picture cannot be written under this name.
     """
+    check_ending(out, FORMATS)
     unet = load_unet(checkpoint, device)
     plan = Plan.resolve(unet.settings)
     methods = [

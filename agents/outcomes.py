@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.checks import is_whole
 from ddpm.errors import ConfigError
 from ddpm.files import atomic_path
 from ddpm.images import find_images, read_picture
@@ -16,6 +17,27 @@ from ddpm.schedule import even_levels
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.refinement import Policy, fixed_levels
 from skipdiff_env.task import Task
+
+# Numbers of even steps to choose among; a choice among more gains hardly anything, and takes longer to learn.
+EVEN_NUMBERS = (2, 3, 5, 7, 10)
+
+
+def check_numbers(name: str, numbers: Sequence[int], first: int) -> tuple[int, ...]:
+    """The numbers of even steps that an agent is to choose among.
+
+    Args:
+        name: of the argument, for the message.
+        numbers: rising, each 1 … `first`.
+        first: the plan's first step.
+
+    Raises:
+        ConfigError: they are out of range, do not rise, or there are none.
+    """
+    chosen = list(numbers)
+    whole = all(is_whole(number) for number in chosen)
+    if not chosen or not whole or sorted(set(chosen)) != chosen or not 1 <= chosen[0] <= chosen[-1] <= first:
+        raise ConfigError(f"{name} must be rising whole numbers in 1 … {first}, got {chosen}")
+    return tuple(int(number) for number in chosen)
 
 
 def even_policy(first: int, forwards: int) -> Policy:

@@ -125,11 +125,9 @@ def evaluate(
 @DEVICE
 def demo(out: Path, agent: bool, **options: Any) -> None:
     """Shrink scikit-image's photographs four times, enlarge them in every way, and train an agent on them."""
-    from agents.demo import FORMATS, demo_agent
     from agents.demo import demo as run
-    from ddpm.files import check_ending
+    from agents.demo import demo_agent
 
-    check_ending(out, FORMATS)
     click.echo(run(out, **options))
     if agent:
         click.echo(f"\n{demo_agent(out.with_stem(f'{out.stem}-agent'), **options)}")

@@ -22,7 +22,7 @@ from torch.nn.functional import mse_loss
 from agents.agent import Agent, AgentConfig
 from agents.algorithms import SUPERVISED
 from agents.jump_extractor import CropEncoder, even_crops
-from agents.outcomes import Outcomes, crops_of, gather
+from agents.outcomes import EVEN_NUMBERS, Outcomes, check_numbers, crops_of, gather
 from ddpm.checks import check_most, check_positive, check_types, check_whole, shown
 from ddpm.configs import MOST_CHANNELS, check_least
 from ddpm.errors import ConfigError
@@ -60,7 +60,7 @@ class SchedulePredictor(nn.Module):
     def __init__(
         self,
         first: int,
-        forwards: Sequence[int] = (2, 3, 5, 7, 10),
+        forwards: Sequence[int] = EVEN_NUMBERS,
         crop_size: int = 64,
         channels: Sequence[int] = (24, 48, 64),
         hidden: int = 64,
@@ -69,10 +69,8 @@ class SchedulePredictor(nn.Module):
         super().__init__()
         check_whole(crop_size=crop_size, hidden=hidden, members=members)
         check_most(MOST_MEMBERS, members=members)
-        numbers = list(forwards)
-        if not numbers or sorted(set(numbers)) != numbers or not 1 <= numbers[0] <= numbers[-1] <= first:
-            raise ConfigError(f"forwards must be rising whole numbers in 1 … {first}, got {numbers}")
-        self.first, self.forwards, self.crop_size = first, tuple(numbers), crop_size
+        numbers = check_numbers("forwards", forwards, first)
+        self.first, self.forwards, self.crop_size = first, numbers, crop_size
         self.members = nn.ModuleList()
         for _ in range(members):
             encoder = CropEncoder(channels)
@@ -160,7 +158,7 @@ class SupervisedConfig:
     minutes: float | None = 15.0
     crops: int | None = None
     noises: int = 1
-    forwards: Sequence[int] = (2, 3, 5, 7, 10)
+    forwards: Sequence[int] = EVEN_NUMBERS
     epochs: int = 40
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2

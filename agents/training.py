@@ -30,7 +30,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from agents.agent import Agent, AgentConfig, policy_settings
+from agents.agent import INVALID, Agent, AgentConfig, policy_settings
 from agents.algorithms import algorithm_class, frame_stacked, policy_alias
 from agents.evaluator import Evaluator, tabulate
 from agents.hyperparameters import OFF_POLICY
@@ -364,7 +364,7 @@ def _learn(model: Any, callback: TrainingCallback, left: int, begun: bool) -> No
         with _interruptible(callback), suppress(_StoppedError):
             model.learn(left, callback, reset_num_timesteps=not begun, **interval)
     except ValueError as error:  # of distributions
-        if "invalid values" not in str(error):
+        if INVALID not in str(error):
             raise
         raise ConfigError(
             f"after {model.num_timesteps} decisions the policy gives numbers that are not finite; train with a lower "

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStac
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from agents.frames import resize_latents
-from ddpm.checks import is_whole
+from agents.outcomes import EVEN_NUMBERS, check_numbers
 from ddpm.errors import ConfigError
 from ddpm.schedule import even_levels
 from skipdiff_env.rules import Action
@@ -27,8 +27,6 @@ from skipdiff_env.vector_env import SkipDiffVectorEnv
 ONE_EACH = frozenset({"sr", "np_random", "np_random_seed", "reward_failures"})
 # Far above the rounding of a reward, far below the differences between rewards.
 ROUNDING = 1e-6
-# Numbers of even steps to choose among; a choice among more gains hardly anything, and takes longer to learn.
-EVEN_NUMBERS = (2, 3, 5, 7, 10)
 # What a VecEnv does itself, for all environments at once.
 OWN_CALLS = frozenset({"reset", "step", "close"})
 
@@ -236,10 +234,10 @@ class VecPictureBaseline(_Picklable, VecEnvWrapper):
 class VecEvenSteps(_Picklable, VecEnvWrapper):
     """One env step is an episode: an action says how many even steps its picture gets.
 
-    Decision by decision, an algorithm must find out which of 19 decisions an outcome is owed to. Here there is one, and
-    what remains is a contextual bandit: action k enlarges the picture by numbers[k] even steps of the sampler, as
-    `ddpm.schedule.even_levels` spaces them. The latent is left out
-    of observations, since it is nothing but noise when the choice is made.
+    Without it, an algorithm must find out which of 19 decisions led to a result. With it, there is a single decision,
+    so the problem is a contextual bandit: action k enlarges the picture by numbers[k] even steps of the sampler, which
+    `ddpm.schedule.even_levels` spaces. Observations do not contain the latent, which is pure noise when the choice is
+    made.
 
     Example:
         ```python
@@ -258,24 +256,20 @@ class VecEvenSteps(_Picklable, VecEnvWrapper):
     def __init__(self, venv: VecEnv, numbers: Sequence[int] | None = None) -> None:
         task = getattr(venv, "task", None)
         if not isinstance(task, Task) or task.plan.skip_mode != "jump" or task.config.observation != "dict":
-            found = venv if task is None else f"skip_mode={task.plan.skip_mode!r} and {task.config.observation!r}"
+            found: Any = venv
+            if task is not None:
+                found = f"skip_mode={task.plan.skip_mode!r} and observation={task.config.observation!r}"
             raise ConfigError(
                 f'VecEvenSteps needs a SkipDiffVecEnv with skip_mode="jump" and observation="dict", got {found}'
             )
         first = task.plan.first
-        chosen = [n for n in EVEN_NUMBERS if n <= first] if numbers is None else list(numbers)
-        if (
-            not chosen
-            or not all(is_whole(n) for n in chosen)
-            or chosen != sorted(set(chosen) & set(range(1, first + 1)))
-        ):
-            raise ConfigError(f"numbers must be rising whole numbers in 1 … {first}, got {numbers!r}")
+        chosen = [n for n in EVEN_NUMBERS if n <= first] if numbers is None else numbers
+        self.numbers = check_numbers("numbers", chosen, first)
         inner = venv.observation_space
         assert isinstance(inner, spaces.Dict)
         self.shown = [key for key in inner.spaces if key != "latent"]
         space = spaces.Dict({key: inner[key] for key in self.shown})
-        super().__init__(venv, space, spaces.Discrete(len(chosen)))
-        self.numbers = tuple(int(n) for n in chosen)
+        super().__init__(venv, space, spaces.Discrete(len(self.numbers)))
         # for each number, what is decided at each of the steps N, …, 2
         visited = np.array([np.isin(np.arange(first - 1, 0, -1), even_levels(first, n)) for n in self.numbers])
         self._decisions = np.where(visited, int(Action.DENOISE), int(Action.SKIP))

@@ -27,8 +27,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
 
 from agents.jump_extractor import JumpExtractor
-from agents.outcomes import crops_of
-from agents.vec_env import EVEN_NUMBERS, SkipDiffVecEnv, VecEvenSteps, VecPictureBaseline
+from agents.outcomes import EVEN_NUMBERS, crops_of
+from agents.vec_env import SkipDiffVecEnv, VecEvenSteps, VecPictureBaseline
 from ddpm.schedule import even_levels
 from skipdiff_env import StartOutcomes
 
