@@ -5,6 +5,7 @@ python -m benchmarks.algorithms --images DIR --eval-images DIR --out DIR [--env 
 
 Runs that are finished are not run again. Figures are interquartile means over the seeds, with 95 % bootstrap intervals.
 On environments of jumps, "supervised" is compared as well: a regression of what each number of even steps gives.
+`curves.webp` in the output folder shows the learning curves.
 """
 
 import csv
@@ -21,9 +22,11 @@ from scipy.stats import bootstrap, trim_mean
 from agents.agent import load_agent
 from agents.algorithms import ALGORITHMS, SUPERVISED
 from agents.hyperparameters import load_hyperparameters, parse_overrides
+from agents.learning_curve import CurvePoint, read_curve
 from agents.options import STEPS, environment
 from agents.outcomes import even_outcomes
 from agents.playing import AgentPolicy, play
+from agents.plots import compared_curves, save
 from agents.study.methods import skipping_policy
 from agents.study.tables import markdown
 from agents.supervised import SupervisedConfig, train_supervised
@@ -184,6 +187,7 @@ def main(
     known = references(judged, shown) | {"random": random_play(judged, shown)}
     memory = Memo(0), Memo(0)
     runs: dict[str, list[Figures]] = {}
+    curves: dict[str, list[list[CurvePoint]]] = {}
     all_algorithms = [*ALGORITHMS, *([SUPERVISED] if judged.plan.skip_mode == "jump" else [])]
     wanted = algos.split(",") if algos else all_algorithms
     changes = {"env_steps": env_steps, **parse_overrides(overrides)}
@@ -210,6 +214,8 @@ def main(
                 with atomic_path(result) as temporary:
                     temporary.write_text(json.dumps(own), encoding="utf-8")
             runs.setdefault(algorithm, []).append(json.loads(result.read_text(encoding="utf-8")))
+            if algorithm != SUPERVISED:
+                curves.setdefault(algorithm, []).append(read_curve(folder / "evaluations.csv"))
     text = report(known, runs)
     with atomic_path(out / "algorithms.md") as temporary:
         temporary.write_text(f"{text}\n", encoding="utf-8")
@@ -218,6 +224,10 @@ def main(
         writer.writerow(["method", "seed", *next(iter(known.values()))])
         writer.writerows([name, "", *own.values()] for name, own in known.items())
         writer.writerows([name, seed, *run.values()] for name, own in runs.items() for seed, run in enumerate(own))
+    if curves:
+        save(
+            compared_curves(curves, {name: own for name, own in known.items() if name != "oracle"}), out / "curves.webp"
+        )
     click.echo(text)
 
 

@@ -504,6 +504,8 @@ def test_benchmark_of_algorithms(settings: dict[str, Any], photos: Path, tmp_pat
         "| dqn | 2 |",
     ):
         assert name in table
+    with Image.open(tmp_path / "out" / "curves.webp") as curves:
+        assert curves.size > (600, 200)
     again = CliRunner().invoke(main, arguments)
     assert again.output.strip().splitlines()[-1] in table
     for name in ("figures.json", "state.zip"):  # ended before its first state was saved: it begins anew
