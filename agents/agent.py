@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.algorithms import RECURRENT, SUPERVISED, algorithm_class, policy_alias
+from agents.even_steps import EvenSteps, NumberPolicy, action_values
 from agents.frames import frames_of
+from agents.outcomes import check_numbers
 from ddpm.checkpoints import check_device, hub_folder, is_hub_id, shipped_checkpoints
 from ddpm.checks import check_types, shown
 from ddpm.errors import CheckpointError, ConfigError
@@ -49,6 +51,8 @@ class AgentConfig:
         observation: what it sees, "latent" (the latents of the episode so far) or "dict", as the environment has it.
         price_range: lowest and highest price of a forward that it was trained for, of which it is told one at use;
             None: it has learnt one price.
+        even_steps: numbers of even steps, of which it chooses one for each picture; None: it decides step by step, or
+            is a supervised agent, whose numbers are among `policy_kwargs`.
     """
 
     algorithm: str
@@ -60,6 +64,7 @@ class AgentConfig:
     training: Mapping[str, Any] = field(default_factory=dict)
     observation: str = "latent"
     price_range: tuple[float, float] | None = None
+    even_steps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -86,6 +91,12 @@ class AgentConfig:
             raise ConfigError(f"env of training must be a mapping, got {shown(self.training['env'])}")
         if self.plan is not None and self.plan.decisions != self.decisions:
             raise ConfigError(f"the plan has {self.plan.decisions} decisions, got decisions {self.decisions}")
+        if self.even_steps is not None:
+            if self.plan is None or self.plan.skip_mode != "jump" or self.observation != "dict":
+                raise ConfigError("even_steps needs a plan of skip_mode jump, and dict as observation")
+            if self.algorithm in (RECURRENT, SUPERVISED):
+                raise ConfigError(f"agents of {self.algorithm} have no even_steps")
+            object.__setattr__(self, "even_steps", check_numbers("even_steps", self.even_steps, self.plan.first))
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "AgentConfig":
@@ -107,6 +118,16 @@ class AgentConfig:
             raise ConfigError(f"a setting is missing or of the wrong type ({error})") from None
 
     @property
+    def choosing(self) -> bool:
+        """Whether it chooses a schedule when it first sees a picture, and follows it."""
+        return self.algorithm == SUPERVISED or self.even_steps is not None
+
+    @property
+    def env_steps(self) -> int:
+        """Env steps of an episode of its training: its decisions, or the one choice."""
+        return self.decisions if self.even_steps is None else 1
+
+    @property
     def observation_shape(self) -> tuple[int, int, int]:
         """(3 · decisions, H, W), the whole episode; of one latent for an algorithm with a state of its own."""
         frames = 1 if self.algorithm == RECURRENT else self.decisions
@@ -121,10 +142,10 @@ class AgentConfig:
             return spaces.Box(-bound, bound, self.observation_shape, np.float32)
         share = spaces.Box(0, 1, (1,), np.float32)
         parts: dict[str, spaces.Space[Any]] = {
-            "latent": spaces.Box(-bound, bound, (3, side, side), np.float32),
-            "condition": spaces.Box(-1, 1, (3, side, side), np.float32),
-            "step": share, "level": share,
+            "condition": spaces.Box(-1, 1, (3, side, side), np.float32), "step": share, "level": share,
         }  # fmt: skip
+        if self.even_steps is None:
+            parts["latent"] = spaces.Box(-bound, bound, (3, side, side), np.float32)
         if self.price_range is not None:
             parts["price"] = spaces.Box(0, self.price_range[1], (1,), np.float32)
         return spaces.Dict(parts)
@@ -209,12 +230,15 @@ class Agent:
 
     Args:
         config: what it was built for.
-        policy: policy of a Stable-Baselines3 algorithm, or an `agents.supervised.SchedulePredictor`.
+        policy: policy of a Stable-Baselines3 algorithm, or an `agents.even_steps.EvenSteps`.
     """
 
     def __init__(self, config: AgentConfig, policy: Any) -> None:
         self.config = config
         self.policy = _acting_part(policy)
+        if config.even_steps is not None and not isinstance(self.policy, EvenSteps):
+            assert config.plan is not None, "the configuration refuses it"
+            self.policy = NumberPolicy(self.policy, config.plan.first, config.even_steps, config.plan.length)
 
     @classmethod
     def build(cls, config: AgentConfig, device: str = "cpu") -> "Agent":
@@ -228,13 +252,15 @@ class Agent:
 
             make: Any = SchedulePredictor
             arguments: tuple[Any, ...] = (config.decisions + 1,)
-            settings: dict[str, Any] | None = dict(config.policy_kwargs)
+            length = None if config.plan is None else config.plan.length
+            settings: dict[str, Any] | None = {**config.policy_kwargs, "length": length}
         else:
             from gymnasium import spaces
 
             alias = policy_alias(config.algorithm, config.observation)
             make = algorithm_class(config.algorithm).policy_aliases[alias]
-            arguments = (config.observation_space(), spaces.Discrete(2), lambda _: 0.0)
+            actions = 2 if config.even_steps is None else len(config.even_steps)
+            arguments = (config.observation_space(), spaces.Discrete(actions), lambda _: 0.0)
             settings = None
         try:
             if settings is None:
@@ -249,8 +275,8 @@ class Agent:
 
     @property
     def extractor(self) -> Any:
-        """What it sees with: a `SkipProposalExtractor`, a `JumpExtractor`, or the supervised net itself."""
-        return self.policy if self.config.algorithm == SUPERVISED else self.policy.features_extractor
+        """What it sees with: a `SkipProposalExtractor`, a `JumpExtractor`, or a policy of even steps itself."""
+        return self.policy if isinstance(self.policy, EvenSteps) else self.policy.features_extractor
 
     @torch.no_grad()
     def scores(self, observations: Observations) -> Tensor:
@@ -270,8 +296,7 @@ class Agent:
             return self._replay(obs)
         if hasattr(self.policy, "get_distribution"):
             return self._distribution(obs).distribution.logits
-        values = self.policy(obs)
-        return values.mean(dim=1) if values.ndim == 3 else values  # quantiles (B, n, 2), or values
+        return action_values(self.policy, obs)
 
     def _tensors(self, observations: Observations) -> Any:
         if self.policy.training:

@@ -66,7 +66,7 @@ class Evaluator:
         reward = float(np.mean([episode.reward for episode in episodes]))
         return CurvePoint(
             env_steps=env_steps,
-            episodes=env_steps // self.task.decisions,
+            episodes=env_steps // agent.config.env_steps,
             seconds=round(seconds, 1),
             reward=reward,
             regret=float(np.mean(oracle)) - reward,

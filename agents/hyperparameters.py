@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from agents.algorithms import algorithm_class, frame_stacked, policy_alias
+from agents.algorithms import RECURRENT, algorithm_class, frame_stacked, policy_alias
 from ddpm.checks import check_most, check_types, check_whole
 from ddpm.errors import ConfigError
 
@@ -22,7 +22,9 @@ OFF_POLICY = frozenset({"dqn", "qrdqn"})
 MINIBATCHES = frozenset({"ppo", "trpo", "recurrent-ppo"})
 # Arguments of the algorithms that are counts: with none of it they fail in the midst of a training.
 COUNTS = frozenset({"n_epochs", "batch_size", "buffer_size", "train_freq", "n_critic_updates", "cg_max_steps"})
-OPTIONAL = frozenset({"hidden_size", "spn_size", "episodes_per_minibatch", "skip_probability", "undone_price"})
+OPTIONAL = frozenset(
+    {"hidden_size", "spn_size", "episodes_per_minibatch", "skip_probability", "undone_price", "even_steps"}
+)
 # Arguments of the algorithms that training sets itself, or that mean nothing here.
 RESERVED = frozenset(
     {
@@ -55,6 +57,9 @@ class Hyperparameters:
         crop_size: side of the crops that a `JumpExtractor` looks at.
         channels: of its convolutions.
         see_latent: whether it looks at the latent too.
+        even_steps: numbers of even steps, such as [2, 3, 5, 7, 10]: the agent chooses one for each picture, and an
+            episode is one env step; see `agents.vec_env.VecEvenSteps`. It does not look at the latent then. None: it
+            decides at every step.
         skip_probability: probability of SKIP before anything is learnt; None: one half. Of many decisions the last SKIP
             alone counts, so at one half no early start is ever seen; at 1 / decisions every start is.
         policy_kwargs: further settings of the algorithm's policy.
@@ -76,6 +81,7 @@ class Hyperparameters:
     crop_size: int = 64
     channels: Sequence[int] = (24, 48, 64)
     see_latent: bool = True
+    even_steps: Sequence[int] | None = None
     skip_probability: float | None = None
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     algorithm: Mapping[str, Any] = field(default_factory=dict)
@@ -91,6 +97,8 @@ class Hyperparameters:
             raise ConfigError(f"lr_schedule must be constant or linear, got {self.lr_schedule!r}")
         if self.undone_price is not None and self.undone_price < 0:
             raise ConfigError(f"undone_price must be at least 0, got {self.undone_price}")
+        if self.even_steps is not None and self.skip_probability is not None:
+            raise ConfigError("with even_steps there is no SKIP to have a skip_probability; leave one of them out")
         if self.skip_probability is not None and not 0 < self.skip_probability < 1:
             raise ConfigError(f"skip_probability must lie between 0 and 1, got {self.skip_probability}")
         rollout = self.n_envs * self.episodes_per_rollout
@@ -110,7 +118,8 @@ class Hyperparameters:
         }
         if observation == "dict":
             extractor = {
-                "crop_size": self.crop_size, "channels": list(self.channels), "see_latent": self.see_latent,
+                "crop_size": self.crop_size, "channels": list(self.channels),
+                "see_latent": self.see_latent and self.even_steps is None,
             }  # fmt: skip
         return {**self.policy_kwargs, "features_extractor_kwargs": extractor}
 
@@ -157,6 +166,7 @@ _OWN: dict[str, type] = {
     "crop_size": int,
     "channels": list,
     "see_latent": bool,
+    "even_steps": list,
     "policy_kwargs": dict,
 }
 
@@ -172,7 +182,10 @@ def _own(algorithm: str, observation: str) -> set[str]:
         names -= {"normalize_decisions", "undone_price"}
     if not frame_stacked(algorithm, observation):
         names -= {"hidden_size", "tell_step"}
-    return names - ({"crop_size", "channels", "see_latent"} if observation == "latent" else {"norm", "spn_size"})
+    if algorithm == RECURRENT:  # one env step leaves nothing to remember
+        names -= {"even_steps"}
+    jumps = {"crop_size", "channels", "see_latent", "even_steps"}
+    return names - (jumps if observation == "latent" else {"norm", "spn_size"})
 
 
 def _parameters(algorithm: str) -> dict[str, Any]:

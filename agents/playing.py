@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.agent import Agent, State, by_now
-from agents.algorithms import SUPERVISED
 from ddpm.errors import ConfigError
 from skipdiff_env.episode import Episode
 from skipdiff_env.pictures import Rgb
@@ -72,8 +71,7 @@ class AgentPolicy:
         self.agent = agent
         self.price = agent.config.price(quality, price)
         self._view: _Frames | _Whole | _Schedules
-        if agent.config.algorithm == SUPERVISED:
-            assert self.price is not None, "a supervised agent has a range of prices"
+        if agent.config.choosing:
             self._view = _Schedules(agent, self.price)
         else:
             self._view = _Whole(agent, self.price) if agent.config.observation == "dict" else _Frames(agent)
@@ -211,9 +209,9 @@ class _Whole:
 
 
 class _Schedules:
-    """For the supervised agent: chooses the schedule of a picture at its first decision, and then follows it."""
+    """For a policy of even steps: chooses the schedule of a picture at its first decision, and then follows it."""
 
-    def __init__(self, agent: Agent, price: float) -> None:
+    def __init__(self, agent: Agent, price: float | None) -> None:
         self.agent, self.price = agent, price
         self._chosen: dict[int, tuple[Refinement, frozenset[int]]] = {}
 
@@ -221,10 +219,12 @@ class _Schedules:
     def _choose(self, states: Sequence[Refinement]) -> list[frozenset[int]]:
         for state in states:
             _check_age(self.agent, state, 0)
-        predictor = self.agent.policy
-        price = torch.tensor([[self.price]], device=predictor.device)
-        predicted = _encoded(predictor.encode, [state.lr_up.to(predictor.device) for state in states])
-        return [predictor.schedule(row[None], price) for row in predicted]
+        policy = self.agent.policy
+        if policy.training:
+            policy.set_training_mode(False)
+        price = None if self.price is None else torch.tensor([[self.price]], device=policy.device)
+        seen = _encoded(policy.encode, [state.lr_up.to(policy.device) for state in states])
+        return [policy.schedule(row[None], price) for row in seen]
 
     def scores(self, states: Sequence[Refinement]) -> Tensor:
         """See `AgentPolicy.scores`."""

@@ -21,6 +21,7 @@ from torch.nn.functional import mse_loss
 
 from agents.agent import Agent, AgentConfig
 from agents.algorithms import SUPERVISED
+from agents.even_steps import EvenSteps
 from agents.jump_extractor import CropEncoder, even_crops
 from agents.outcomes import EVEN_NUMBERS, Outcomes, check_numbers, crops_of, gather
 from ddpm.checks import check_most, check_positive, check_types, check_whole, shown
@@ -29,17 +30,15 @@ from ddpm.errors import ConfigError
 from ddpm.files import read_json
 from ddpm.progress import progress
 from ddpm.runs import check_new_run, lock_run, start_run
-from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.pictures import Pictures, Rgb
-from skipdiff_env.refinement import Action
 from skipdiff_env.task import Task
 
 # Nets of one agent at most.
 MOST_MEMBERS = 64
 
 
-class SchedulePredictor(nn.Module):
+class SchedulePredictor(EvenSteps):
     """Predicts a metric of the result for each number of even steps, and decides as the best schedule does.
 
     Args:
@@ -51,11 +50,11 @@ class SchedulePredictor(nn.Module):
         channels: of the convolutions.
         hidden: width of the layer between features and predictions.
         members: nets that are trained apart and whose predictions are averaged.
+        length: as for `EvenSteps`.
     """
 
     mean: Tensor
     scale: Tensor
-    asked: Tensor
 
     def __init__(
         self,
@@ -65,68 +64,31 @@ class SchedulePredictor(nn.Module):
         channels: Sequence[int] = (24, 48, 64),
         hidden: int = 64,
         members: int = 1,
+        length: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(first, check_numbers("forwards", forwards, first), length)
         check_whole(crop_size=crop_size, hidden=hidden, members=members)
         check_most(MOST_MEMBERS, members=members)
-        numbers = check_numbers("forwards", forwards, first)
-        self.first, self.forwards, self.crop_size = first, numbers, crop_size
+        self.crop_size = crop_size
         self.members = nn.ModuleList()
         for _ in range(members):
             encoder = CropEncoder(channels)
-            layers = nn.Linear(encoder.features_dim, hidden), nn.ReLU(), nn.Linear(hidden, len(numbers))
+            layers = nn.Linear(encoder.features_dim, hidden), nn.ReLU(), nn.Linear(hidden, len(self.numbers))
             self.members.append(nn.Sequential(encoder, *layers))
-        self.register_buffer("mean", torch.zeros(len(numbers)))
+        self.register_buffer("mean", torch.zeros(len(self.numbers)))
         self.register_buffer("scale", torch.ones(()))
-        # whether the net is asked at each level, for each choice
-        asked = np.zeros((len(numbers), first + 1), dtype=bool)
-        for row, n in zip(asked, numbers, strict=True):
-            row[list(even_levels(first, n))] = True
-        self.register_buffer("asked", torch.from_numpy(asked), persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.mean.device
-
-    def set_training_mode(self, mode: bool) -> None:
-        """As policies of Stable-Baselines3 have it."""
-        self.train(mode)
 
     def encode(self, condition: Tensor) -> Tensor:
-        """The predicted metric (B, len(forwards)) of conditions (B, 3, H, W), up to a constant for each picture."""
+        """The predicted metric (B, len(numbers)) of conditions (B, 3, H, W), up to a constant for each picture."""
         crops = even_crops(condition.float(), self.crop_size)
         flat = crops.flatten(0, 1)
         predicted = torch.stack([member(flat) for member in self.members]).mean(dim=0)
         return self.mean + self.scale * predicted.unflatten(0, crops.shape[:2]).mean(dim=1)
 
-    def choose(self, predicted: Tensor, price: Tensor) -> Tensor:
-        """The best number of even steps, (B,), as its place in `forwards`.
-
-        Args:
-            predicted: what `encode` gave, (B, len(forwards)).
-            price: of a forward, (B, 1).
-        """
-        numbers = torch.as_tensor(self.forwards, device=predicted.device)
-        return (predicted + price * numbers).argmin(dim=1)
-
-    def schedule(self, predicted: Tensor, price: Tensor) -> frozenset[int]:
-        """The levels at which the best schedule of one picture asks the net; arguments as for `choose`."""
-        choice = int(self.choose(predicted, price))
-        return frozenset(even_levels(self.first, self.forwards[choice]))
-
-    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Scores (B, 2) of the two actions: 1 for the one that the best schedule takes.
-
-        "condition" as for `JumpExtractor`.
-        """
-        condition = observations["condition"]
-        predicted = condition if condition.ndim == 2 else self.encode(condition)
-        choice = self.choose(predicted, observations["price"])
-        arrival = (observations["step"][:, 0] * self.first).round().long() - 1
-        denoise = self.asked[choice, arrival].float()
-        scores = torch.stack([denoise, 1 - denoise], dim=1)
-        return scores if Action.DENOISE == 0 else scores.flip(1)
+    def choose(self, seen: Tensor, price: Tensor | None) -> Tensor:
+        """The number whose predicted metric and forwards cost the least; see `EvenSteps.choose`."""
+        assert price is not None, "a supervised agent has a range of prices"
+        return (seen + price * torch.as_tensor(self.numbers, device=seen.device)).argmin(dim=1)
 
 
 TABLE = "outcomes.npz"

@@ -37,7 +37,7 @@ from agents.hyperparameters import OFF_POLICY
 from agents.learning_curve import CurvePoint, read_curve, write_curve
 from agents.outcomes import Outcomes
 from agents.training_config import STATE, AgentTrainingConfig
-from agents.vec_env import VecPictureBaseline, check_buffer, get_state, make_env, set_state
+from agents.vec_env import VecEvenSteps, VecPictureBaseline, check_buffer, get_state, make_env, set_state
 from ddpm.checkpoints import check_device
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.files import atomic_path
@@ -110,7 +110,7 @@ class TrainingCallback(BaseCallback):
     @property
     def due(self) -> bool:
         """Whether it is time for another evaluation."""
-        return self.num_timesteps >= self.evaluated + self.config.eval_every * self.evaluator.task.decisions
+        return self.num_timesteps >= self.evaluated + self.config.eval_every * self.agent_config.env_steps
 
     def _remember(self, on: bool) -> None:
         if self.config.observation == "latent":
@@ -121,7 +121,8 @@ class TrainingCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         self.bar.update(self.training_env.num_envs)
-        self._add("skips", float(np.mean(self.locals["actions"])))
+        if self.agent_config.even_steps is None:
+            self._add("skips", float(np.mean(self.locals["actions"])))
         for done, info in zip(self.locals["dones"], self.locals["infos"], strict=True):
             if done:
                 self._ended(info)
@@ -235,11 +236,15 @@ def _cache(config: AgentTrainingConfig, task: Task, noise_seeds: int | None) -> 
     return min(int(1.1 * len(task.pictures) * noise_seeds * (N * (N + 1) / 2 + 4) * 12 * side**2), free)
 
 
+def _env_steps(config: AgentTrainingConfig, env: VecEnv) -> int:
+    """Env steps of an episode."""
+    return 1 if config.hyperparameters.even_steps is not None else env.unwrapped.get_attr("decisions")[0]
+
+
 def describe_buffer(config: AgentTrainingConfig, env: VecEnv) -> str:
     """Checks and describes the memory of the rollout or replay buffer; see `agents.vec_env.check_buffer`."""
     h = config.hyperparameters
-    decisions = env.unwrapped.get_attr("decisions")[0]
-    settings = h.algorithm_settings(config.algorithm, decisions, config.observation)
+    settings = h.algorithm_settings(config.algorithm, _env_steps(config, env), config.observation)
     if config.algorithm in OFF_POLICY:
         return check_buffer(
             "replay buffer", env.observation_space, int(settings["buffer_size"]), 2 * int(settings["batch_size"]),
@@ -256,7 +261,7 @@ def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
     """The algorithm, untrained, on an environment of `make_env`."""
     h = config.hyperparameters
     seen = config.observation
-    settings = h.algorithm_settings(config.algorithm, env.unwrapped.get_attr("decisions")[0], seen)
+    settings = h.algorithm_settings(config.algorithm, _env_steps(config, env), seen)
     algorithm: Any = algorithm_class(config.algorithm)
     policy_kwargs = policy_settings(config.algorithm, h.policy_settings(seen), seen)
     try:
@@ -309,6 +314,8 @@ def train_agent(
         cache_dir=config.cache_dir,
         **config.env,
     )
+    if h.even_steps is not None:
+        env = VecEvenSteps(env, h.even_steps)
     if h.picture_baseline:
         env = VecPictureBaseline(env)
     task: Task = env.unwrapped.get_attr("task")[0]
@@ -388,14 +395,15 @@ def _write_outcomes(path: Path, outcomes: StartOutcomes | Outcomes | None) -> No
 def _agent_config(config: AgentTrainingConfig, env: VecEnv, task: Task) -> AgentConfig:
     """The configuration of the run's agents."""
     space, own = env.observation_space, task.observation_space
-    if isinstance(space, spaces.Dict) and isinstance(own, spaces.Dict):
-        space, own = space["latent"], own["latent"]
+    if isinstance(own, spaces.Dict):
+        space = own = own["latent"]
     assert space.shape is not None
     assert isinstance(own, spaces.Box)
     return AgentConfig(
         config.algorithm, task.decisions, space.shape[-1], float(own.high.max()), task.plan,
         config.hyperparameters.policy_settings(config.observation), _record(config), config.observation,
         task.config.price_range if config.observation == "dict" else None,
+        None if config.hyperparameters.even_steps is None else tuple(config.hyperparameters.even_steps),
     )  # fmt: skip
 
 

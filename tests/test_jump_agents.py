@@ -304,7 +304,7 @@ def test_fit_learns_what_texture_wants() -> None:
     (left,) = fit(predictor, pictures[:128], curves[:128, None], range(128), config)
     assert left < 0.1
     predicted = predictor.encode(pictures[128:]).detach()
-    chosen = np.array(predictor.forwards)[predictor.choose(predicted, torch.full((32, 1), 1e-6))]
+    chosen = np.array(predictor.numbers)[predictor.choose(predicted, torch.full((32, 1), 1e-6))]
     best = np.array([1, 2, 4])[curves[128:].argmin(axis=1)]
     assert (np.abs(chosen - best) <= 1).mean() > 0.85
 
