@@ -65,7 +65,7 @@ def _hint_at_judge(names: Iterable[str]) -> None:
 @click.option(
     "--train-images", multiple=True, help="Photographs to choose the best fixed start on.  [default: --images]"
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for table.md, table.csv, rows.csv and table.json.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables, rows.csv and pictures.")
 @click.option(
     "--pictures", type=click.IntRange(min=0), default=4, help="Also save the first pictures, if --out is given."
 )
@@ -94,6 +94,7 @@ def evaluate(
     from agents.study import evaluate as run
     from agents.study.gains import gains, gains_markdown
     from agents.study.tables import write_csv
+    from ddpm.files import atomic_path
 
     names = default_metrics() if metrics is None else metrics.split(",")
     if metrics is None:
@@ -115,6 +116,8 @@ def evaluate(
         write_tables(rows, out)
         if shares:
             write_csv(out / "gains.csv", shares)
+            with atomic_path(out / "gains.md") as temporary:
+                temporary.write_text(f"{gains_markdown(shares)}\n", encoding="utf-8")
 
 
 @click.command()
