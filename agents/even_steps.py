@@ -21,7 +21,7 @@ def action_values(policy: Any, observations: Any) -> Tensor:
 
 
 class EvenSteps(nn.Module):
-    """Base class: what a picture is seen to be gives a number of even steps, and the number gives every decision.
+    """Base class: chooses a number of even steps from what it sees of a picture, and then follows that schedule.
 
     Args:
         first: the plan's first step, of which the schedules have their levels.
