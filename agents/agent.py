@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.algorithms import RECURRENT, SUPERVISED, algorithm_class, policy_alias
-from agents.even_steps import EvenSteps, NumberPolicy, action_values
+from agents.even_steps import EvenSteps, NumberPolicy, action_values, distribution
 from agents.frames import frames_of
 from agents.outcomes import check_numbers
 from ddpm.checkpoints import check_device, hub_folder, is_hub_id, shipped_checkpoints
@@ -221,10 +221,6 @@ def by_now(skipped: Tensor) -> Tensor:
     return torch.stack([torch.log(-torch.expm1(skipped.clamp(max=-1e-9))), skipped], dim=1)
 
 
-# What the distributions of PyTorch say about numbers that are not finite.
-INVALID = "invalid values"
-
-
 class Agent:
     """A policy that chooses the action of the highest probability or value.
 
@@ -294,8 +290,6 @@ class Agent:
             if self.config.observation == "dict":
                 return self.advance(obs, None)[0]
             return self._replay(obs)
-        if hasattr(self.policy, "get_distribution"):
-            return self._distribution(obs).distribution.logits
         return action_values(self.policy, obs)
 
     def _tensors(self, observations: Observations) -> Any:
@@ -316,24 +310,8 @@ class Agent:
         young = torch.full((batch,), float(state is None), device=self.policy.device)
         if state is None:
             state = (obs["step"].new_zeros(layers, batch, size), obs["step"].new_zeros(layers, batch, size))
-        distribution, state = self._distribution(obs, state, young)
-        return distribution.distribution.logits, state
-
-    def _distribution(self, *arguments: Any) -> Any:
-        """What the policy's `get_distribution` gives.
-
-        Raises:
-            CheckpointError: its numbers are not finite.
-        """
-        try:
-            return self.policy.get_distribution(*arguments)
-        except ValueError as error:
-            if INVALID not in str(error):
-                raise
-            raise CheckpointError(
-                "the agent gives numbers that are not finite, so its weights or its configuration are damaged; take "
-                "another agent"
-            ) from None
+        found, state = distribution(self.policy, obs, state, young)
+        return found.distribution.logits, state
 
     def _replay(self, obs: Tensor) -> Tensor:
         """Runs the episode so far through the policy's own recurrent state."""
@@ -341,10 +319,10 @@ class Agent:
         state = tuple(obs.new_zeros(layers, len(obs), size) for _ in range(2))
         young = torch.ones(len(obs), device=obs.device)
         for frame in frames_of(obs).unbind(1):
-            distribution, state = self._distribution(frame, state, young)
+            found, state = distribution(self.policy, frame, state, young)
             # the padding in front of a young episode is no part of it
             young = young * (~frame.flatten(1).any(dim=1)).float()
-        return distribution.distribution.logits
+        return found.distribution.logits
 
     def act(self, observations: Observations) -> NDArray[np.int64]:
         """The actions chosen, (B,); `observations` as in `scores`.

@@ -8,16 +8,51 @@ import torch
 from torch import Tensor, nn
 
 from agents.outcomes import check_numbers
+from ddpm.errors import CheckpointError
 from ddpm.schedule import even_levels
 from skipdiff_env.refinement import Action
 
+# What the distributions of PyTorch say about numbers that are not finite.
+INVALID = "invalid values"
+
+
+def distribution(policy: Any, *arguments: Any) -> Any:
+    """What `get_distribution` of a Stable-Baselines3 policy gives.
+
+    Raises:
+        CheckpointError: its numbers are not finite.
+    """
+    try:
+        return policy.get_distribution(*arguments)
+    except ValueError as error:
+        if INVALID not in str(error):
+            raise
+        raise _damaged() from None
+
 
 def action_values(policy: Any, observations: Any) -> Tensor:
-    """Logits of the actions of a Stable-Baselines3 policy, or their values for a Q-learner, (B, actions)."""
+    """Logits of the actions of a Stable-Baselines3 policy, or their values for a Q-learner, (B, actions).
+
+    Raises:
+        CheckpointError: they are not finite.
+    """
     if hasattr(policy, "get_distribution"):
-        return policy.get_distribution(observations).distribution.logits
-    values = policy(observations)
+        return distribution(policy, observations).distribution.logits
+    values = _finite(policy(observations))
     return values.mean(dim=1) if values.ndim == 3 else values  # quantiles (B, n, actions), or values
+
+
+def _finite(values: Tensor) -> Tensor:
+    if not values.isfinite().all():
+        raise _damaged()
+    return values
+
+
+def _damaged() -> CheckpointError:
+    return CheckpointError(
+        "the agent gives numbers that are not finite, so its weights or its configuration are damaged; take another "
+        "agent"
+    )
 
 
 class EvenSteps(nn.Module):
@@ -57,8 +92,8 @@ class EvenSteps(nn.Module):
         """What is seen of conditions (B, 3, H, W), (B, F)."""
         raise NotImplementedError
 
-    def choose(self, seen: Tensor, price: Tensor | None) -> Tensor:
-        """The best number of even steps, (B,), as its place in `numbers`.
+    def values(self, seen: Tensor, price: Tensor | None) -> Tensor:
+        """How good each number of even steps is, (B, numbers), the higher the better.
 
         Args:
             seen: what `encode` gave.
@@ -66,8 +101,16 @@ class EvenSteps(nn.Module):
         """
         raise NotImplementedError
 
+    def choose(self, seen: Tensor, price: Tensor | None) -> Tensor:
+        """The best number of even steps, (B,), as its place in `numbers`; arguments as for `values`.
+
+        Raises:
+            CheckpointError: the values are not finite.
+        """
+        return _finite(self.values(seen, price)).argmax(dim=1)
+
     def schedule(self, seen: Tensor, price: Tensor | None) -> frozenset[int]:
-        """The levels at which the best schedule of one picture asks the net; arguments as for `choose`."""
+        """The levels at which the best schedule of one picture asks the net; arguments as for `values`."""
         return frozenset(even_levels(self.first, self.numbers[int(self.choose(seen, price))]))
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
@@ -107,10 +150,10 @@ class NumberPolicy(EvenSteps):
         """See `JumpExtractor.encode`."""
         return self.policy.features_extractor.encode(condition)
 
-    def choose(self, seen: Tensor, price: Tensor | None) -> Tensor:
-        """See `EvenSteps.choose`; the choice is made from what an episode shows first."""
+    def values(self, seen: Tensor, price: Tensor | None) -> Tensor:
+        """See `EvenSteps.values`; they are those of what an episode shows first."""
         beginning = seen.new_full((len(seen), 1), self.first / self.length)
         observations = {"condition": seen, "step": beginning, "level": beginning}
         if price is not None:
             observations["price"] = price
-        return action_values(self.policy, observations).argmax(dim=1)
+        return action_values(self.policy, observations)

@@ -85,10 +85,10 @@ class SchedulePredictor(EvenSteps):
         predicted = torch.stack([member(flat) for member in self.members]).mean(dim=0)
         return self.mean + self.scale * predicted.unflatten(0, crops.shape[:2]).mean(dim=1)
 
-    def choose(self, seen: Tensor, price: Tensor | None) -> Tensor:
-        """The number whose predicted metric and forwards cost the least; see `EvenSteps.choose`."""
+    def values(self, seen: Tensor, price: Tensor | None) -> Tensor:
+        """Less what the predicted metric and the forwards cost together; see `EvenSteps.values`."""
         assert price is not None, "a supervised agent has a range of prices"
-        return (seen + price * torch.as_tensor(self.numbers, device=seen.device)).argmin(dim=1)
+        return -(seen + price * torch.as_tensor(self.numbers, device=seen.device))
 
 
 TABLE = "outcomes.npz"

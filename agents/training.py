@@ -30,9 +30,10 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from agents.agent import INVALID, Agent, AgentConfig, policy_settings
+from agents.agent import Agent, AgentConfig, policy_settings
 from agents.algorithms import algorithm_class, frame_stacked, policy_alias
 from agents.evaluator import Evaluator, tabulate
+from agents.even_steps import INVALID
 from agents.hyperparameters import OFF_POLICY
 from agents.learning_curve import CurvePoint, read_curve, write_curve
 from agents.outcomes import Outcomes

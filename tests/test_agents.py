@@ -515,11 +515,12 @@ def test_damaged_agents(tmp_path: Path) -> None:
         load_agent(tmp_path / "text.zip", trust_pickle=True)
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "recurrent-ppo"])
+@pytest.mark.parametrize("algorithm", ["ppo", "recurrent-ppo", "dqn"])
 def test_an_agent_that_gives_no_numbers(algorithm: str) -> None:
     agent = small_agent(algorithm)
     with torch.no_grad():
-        agent.policy.action_net.bias.fill_(float("nan"))
+        for parameter in agent.policy.parameters():
+            parameter.fill_(float("nan"))
     with pytest.raises(CheckpointError, match="numbers that are not finite"):
         agent.act(np.zeros((1, 3 * (N - 1), 32, 32), dtype=np.float32))
 

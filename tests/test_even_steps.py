@@ -15,7 +15,7 @@ from agents.cli import main
 from agents.learning_curve import read_curve
 from agents.playing import AgentPolicy, play
 from agents.vec_env import VecEvenSteps, make_env
-from ddpm.errors import ConfigError
+from ddpm.errors import CheckpointError, ConfigError
 from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
@@ -83,6 +83,17 @@ def test_choices_are_those_of_training(
         decided.append(agent.act(seen))
         seen, _, _, _ = venv.step(decided[-1])
     assert [tuple(episode.actions) for episode in episodes] == [tuple(own) for own in np.array(decided).T]
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn", "qrdqn", SUPERVISED])
+def test_an_agent_that_gives_no_numbers(algorithm: str) -> None:
+    agent = chooser(algorithm)
+    with torch.no_grad():
+        for parameter in agent.policy.parameters():
+            parameter.fill_(float("nan"))
+    seen = {"condition": torch.zeros(2, 3, 32, 32), "step": torch.ones(2, 1), "level": torch.ones(2, 1)}
+    with pytest.raises(CheckpointError, match="numbers that are not finite"):
+        agent.act({**seen, "price": torch.full((2, 1), 0.01)})
 
 
 def test_training_by_choices(checkpoint: str, photos: Path, tmp_path: Path) -> None:
