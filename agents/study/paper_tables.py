@@ -42,7 +42,8 @@ class Tables12(Section):
     def needs(self) -> list[Method]:
         """As the table has them."""
         study = self.study
-        return [*ways.without_forwards(study.unet), study.full_chain(), study.skipdiff(), ways.originals()]
+        without = [*ways.without_forwards(study.unet), *ways.other_nets(study.unet.scale)]
+        return [*without, study.full_chain(), study.skipdiff(), ways.originals()]
 
     def write(self, page: Page) -> str:
         """The table, and in which metrics SkipDiff is ahead."""

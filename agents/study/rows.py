@@ -21,6 +21,7 @@ BICUBIC, PREDICTOR = "bicubic", "predictor"
 CHAIN, COARSE, START, SCHEDULE = "chain", "coarse chain", "fixed start", "schedule"
 AGENT, RANDOM = "agent", "random skipping"
 PEER, EARLY = "peer", "early start"
+OTHER_NET = "another net"
 # Not run, but chosen among the fixed starts. The first knows the target; the second knows the target under other
 # noises, so that its gain over the third belongs to the picture and not to the noise.
 ORACLE, PICTURE_START, BEST_FIXED = "oracle", "each picture's best start", "best fixed start"
@@ -40,7 +41,7 @@ class Row:
         family: what kind of method it is, one of this module's constants.
         image: index of the picture.
         seed: noise seed.
-        nfe: UNet forwards.
+        nfe: UNet forwards; 0 for another net.
         seconds: wall time of its batch over the pictures in it.
         metrics: name → value; of the originals only those without reference.
         start: diffusion step at which the surviving fine chain began; None without a fine stage.
@@ -176,9 +177,9 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One entry a method: mean over pictures, then mean and standard deviation over noise seeds.
 
     A value that is NaN (the metric failed on that picture) is left out; `failures` counts them. The originals' entry
-    has no value that needs a reference. `start` is the mean start, where there is a fine stage. `dominated_by` names
-    the method that dominates this one, see `dominators`; it is a dash where there is none, and missing where that
-    cannot be judged.
+    has no value that needs a reference, and that of another net has no forwards. `start` is the mean start, where there
+    is a fine stage. `dominated_by` names the method that dominates this one, see `dominators`; it is a dash where there
+    is none, and missing where that cannot be judged.
     """
     summary: list[dict[str, Any]] = []
     for method, own in by_method(rows).items():
@@ -189,7 +190,7 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for name in own[0].metrics if own[0].family == ORIGINALS else _figures(rows):
             means = [np.nanmean([_figure(row, name) for row in own if row.seed == seed]) for seed in seeds]
             entry[name], entry[f"{name}_std"] = float(np.mean(means)), float(np.std(means))
-        entry["nfe"] = float(np.mean([row.nfe for row in own]))
+        entry["nfe"] = float(np.mean([row.nfe for row in own])) if own[0].family != OTHER_NET else math.nan
         entry["seconds"] = float(np.mean([row.seconds for row in own]))
         starts = [row.start for row in own if row.start is not None]
         if starts:
@@ -213,12 +214,12 @@ def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
 
     A method is dominated if another with at most its forwards is at least as good in PSNR, LPIPS and, where its weights
     are there, DISTS, and better in one of them. Of several that are not dominated themselves the one with the best
-    LPIPS is named. The originals, and what is chosen by knowing them, take no part.
+    LPIPS is named. The originals, what is chosen by knowing them, and other nets take no part.
 
     Args:
-        summary: as `summarise` gives it, of methods on the same net.
+        summary: as `summarise` gives it.
     """
-    methods = [entry for entry in summary if entry["family"] not in (ORIGINALS, *CHOSEN)]
+    methods = [entry for entry in summary if entry["family"] not in (ORIGINALS, OTHER_NET, *CHOSEN)]
 
     def losses(entry: Mapping[str, Any]) -> NDArray[np.float64]:
         names = judged(entry)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agents.study.methods import Batch, Method, Result
-from agents.study.rows import BICUBIC, ORIGINALS, Row, read_rows, write_rows
+from agents.study.rows import BICUBIC, ORIGINALS, OTHER_NET, Row, read_rows, write_rows
 from ddpm.degradation import Degradation
 from ddpm.errors import ConfigError
 from ddpm.files import read_json, write_json
@@ -177,7 +177,8 @@ class Runner:
         if not fitting:
             return []
         values = {m.name: m(result.sr, batch.hr if m.needs_reference else None) for m in fitting}
-        seconds = result.seconds + (0.0 if method.family in (ORIGINALS, BICUBIC) else batch.condition[1])
+        conditioned = method.family not in (ORIGINALS, BICUBIC, OTHER_NET)
+        seconds = result.seconds + (batch.condition[1] if conditioned else 0.0)
         states: Sequence[Refinement | None] = result.states or [None] * len(batch.hr)
         return [
             Row(
