@@ -3,14 +3,15 @@
 python -m benchmarks.algorithms --images DIR --eval-images DIR --out DIR [--env SkipDiffJump-v0] [--seeds 5]
 [--env-steps 40000]
 
-Runs that are finished are not run again. Figures are interquartile means over the seeds, with 95 % bootstrap intervals.
+What is finished is not computed again by a command of the same settings. Figures are interquartile means over the
+seeds, with 95 % bootstrap intervals.
 On environments of jumps, "supervised" is compared as well: a regression of what each number of even steps gives.
 `curves.webp` in the output folder shows the learning curves.
 """
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from agents.study.tables import markdown
 from agents.supervised import SupervisedConfig, train_supervised
 from agents.training import AgentTrainingConfig, tabulate, train_agent
 from ddpm.errors import ConfigError
-from ddpm.files import atomic_path
+from ddpm.files import atomic_path, read_json, write_json
 from skipdiff_env.memo import Memo
 from skipdiff_env.pictures import Pictures
 from skipdiff_env.refinement import Policy
@@ -92,6 +93,30 @@ def references(task: Task, seeds: Sequence[int]) -> dict[str, Figures]:
     if len(seeds) > 1:
         found["best by the other noises"] = chosen((rewards.sum(axis=1, keepdims=True) - rewards).argmax(axis=2))
     return found | {"oracle": chosen(rewards.argmax(axis=2))}
+
+
+def settle(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings of a comparison, or compares them with those that are there.
+
+    Raises:
+        ConfigError: other settings are there.
+    """
+    own = json.loads(json.dumps(settings))
+    there = read_json(path) if path.exists() else own
+    for name in {**there, **own}:
+        if own.get(name) != there.get(name):
+            raise ConfigError(
+                f"{path.parent} holds a comparison with {name} {there.get(name)}, got {own.get(name)}; go on with the "
+                "same settings, or give another --out"
+            )
+    write_json(path, own)
+
+
+def kept(path: Path, compute: Callable[[], Any]) -> Any:
+    """What a file holds, or what is computed for it."""
+    if not path.exists():
+        write_json(path, compute())
+    return read_json(path)
 
 
 def random_play(task: Task, seeds: Sequence[int]) -> Figures:
@@ -184,13 +209,17 @@ def main(
     if judged.config.price_range is not None:
         raise ConfigError("the comparison needs one price of a forward; give the environment a single nfe_penalty")
     shown = range(noise_seeds, noise_seeds + eval_noise_seeds)
-    known = references(judged, shown) | {"random": random_play(judged, shown)}
+    changes = {"env_steps": env_steps, **parse_overrides(overrides)}
+    told = {**env, "eval_images": eval_images, "eval_noise_seeds": eval_noise_seeds, "metrics": names, **changes}
+    settle(out / "settings.json", told)
+    known: dict[str, Figures] = kept(
+        out / "references.json", lambda: references(judged, shown) | {"random": random_play(judged, shown)}
+    )
     memory = Memo(0), Memo(0)
     runs: dict[str, list[Figures]] = {}
     curves: dict[str, list[list[CurvePoint]]] = {}
     all_algorithms = [*ALGORITHMS, *([SUPERVISED] if judged.plan.skip_mode == "jump" else [])]
     wanted = algos.split(",") if algos else all_algorithms
-    changes = {"env_steps": env_steps, **parse_overrides(overrides)}
     hyperparameters = {
         algorithm: load_hyperparameters(algorithm, changes, env.get("observation", "latent"))
         for algorithm in wanted
@@ -199,8 +228,8 @@ def main(
     for seed in range(seeds):  # the first seed of all algorithms, then the second: what is interrupted is a comparison
         for algorithm in wanted:
             folder = out / algorithm / f"seed-{seed}"
-            result = folder / "figures.json"
-            if not result.exists():
+
+            def run(algorithm: str = algorithm, folder: Path = folder, seed: int = seed) -> Figures:
                 if algorithm == SUPERVISED:
                     policy = supervised(env, judged, noise_seeds, folder, seed, device)
                 else:
@@ -210,10 +239,9 @@ def main(
                     )  # fmt: skip
                     train_agent(config, folder, resume=folder.exists(), memory=memory)
                     policy = AgentPolicy(load_agent(folder / "agent", device))
-                own = _played(judged, policy, shown)
-                with atomic_path(result) as temporary:
-                    temporary.write_text(json.dumps(own), encoding="utf-8")
-            runs.setdefault(algorithm, []).append(json.loads(result.read_text(encoding="utf-8")))
+                return _played(judged, policy, shown)
+
+            runs.setdefault(algorithm, []).append(kept(folder / "figures.json", run))
             if algorithm != SUPERVISED:
                 curves.setdefault(algorithm, []).append(read_curve(folder / "evaluations.csv"))
     text = report(known, runs)

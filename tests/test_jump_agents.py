@@ -469,7 +469,9 @@ def test_command_refuses_unknown_environments(tmp_path: Path) -> None:
     assert "unknown environment 'Pong-v5'; known are SkipDiff-v0" in " ".join(result.output.split())
 
 
-def test_benchmark_of_algorithms(settings: dict[str, Any], photos: Path, tmp_path: Path) -> None:
+def test_benchmark_of_algorithms(
+    settings: dict[str, Any], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two algorithms, two seeds: a table that a second call repeats without training."""
     from benchmarks.algorithms import interval, iqm, main
 
@@ -506,8 +508,15 @@ def test_benchmark_of_algorithms(settings: dict[str, Any], photos: Path, tmp_pat
         assert name in table
     with Image.open(tmp_path / "out" / "curves.webp") as curves:
         assert curves.size > (600, 200)
-    again = CliRunner().invoke(main, arguments)
+    with monkeypatch.context() as patched:
+        patched.setattr("benchmarks.algorithms.references", None)
+        patched.setattr("benchmarks.algorithms.train_agent", None)
+        again = CliRunner().invoke(main, arguments)
     assert again.output.strip().splitlines()[-1] in table
+    for other in ("--env-steps=48", "--eval-noise-seeds=1", "-plearning_rate=0.1"):
+        refused = CliRunner().invoke(main, [*arguments, other])
+        assert isinstance(refused.exception, ConfigError)
+        assert "holds a comparison with" in str(refused.exception)
     for name in ("figures.json", "state.zip"):  # ended before its first state was saved: it begins anew
         (tmp_path / "out" / "a2c" / "seed-0" / name).unlink()
     third = CliRunner().invoke(main, arguments)
