@@ -87,7 +87,8 @@ def evaluate(
     luma, the colour error is the difference of the mean colours in grey levels. The last row holds what metrics without
     a reference say of the originals. The oracle takes the start with the highest reward for each picture and noise.
     Every agent decides under the plan it was trained for; the fixed starts are those of the first agent's plan, unless
-    options say otherwise.
+    options say otherwise. With --out, what is finished stays: the same command goes on after an interruption, and takes
+    further agents and schedules.
     """
     from agents.agent import load_agent
     from agents.study import default_metrics, default_reward, load_crops, save_pictures, to_markdown, write_tables
@@ -107,7 +108,9 @@ def evaluate(
     crops = load_crops(images, size, options.pop("limit"))
     train_crops = load_crops(train_images, size) if train_images else None
     keep = None if out is None else save_pictures(out / "pictures", pictures)
-    rows = run(crops, asked=asked, metrics=names, agents=loaded, train_crops=train_crops, keep=keep, **options)
+    rows = run(
+        crops, asked=asked, metrics=names, agents=loaded, train_crops=train_crops, keep=keep, folder=out, **options
+    )
     click.echo(to_markdown(rows))
     shares = gains(rows, loaded)
     if shares:

@@ -492,7 +492,7 @@ def test_commands(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     again = ["reproduce", *common[:-1], *runs["reproduce"], f"--out={tmp_path / 'reproduce'}"]
     result = CliRunner().invoke(main, again)
     assert result.exit_code == 2
-    assert "holds a report with pictures" in " ".join(result.output.split())
+    assert "holds results with pictures" in " ".join(result.output.split())
 
 
 def test_reports_run_on_the_degraded_pictures(short_checkpoint: str, photos: Path) -> None:

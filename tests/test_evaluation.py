@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from agents.agent import Agent, AgentConfig
 from agents.cli import main
 from agents.study import evaluate, load_crops, to_markdown
 from agents.study import methods as ways
+from agents.study.methods import Method
 from agents.study.rows import ORIGINALS, START, Row, summarise, with_rewards
 from agents.study.running import Runner
 from ddpm.degradation import degrade
@@ -99,6 +102,48 @@ def test_originals(short_checkpoint: str, photos: Path) -> None:
     line = to_markdown(rows).splitlines()[-1]
     assert line.startswith(f"| originals | – | {entry['niqe']:.2f} | {entry['piqe']:.2f} | – | – |")
     assert not [row for row in evaluate(crops[:1], short_checkpoint, metrics=["psnr"]) if row.method == "originals"]
+
+
+def untimed(rows: Sequence[Row]) -> list[str]:
+    """Rows without their times, as text, since a reward that is NaN equals nothing."""
+    return [repr(replace(row, seconds=0, policy_seconds=0)) for row in rows]
+
+
+def test_going_on(short_checkpoint: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an interrupted evaluation has finished is not computed again, and others may be added."""
+    crops = load_crops([photos], 96, limit=2)
+
+    def run(seeds: int = 2, **changes: Any) -> list[Row]:
+        settings = {"metrics": ["psnr"], "batch_size": 1, "asked": {"steps": (3, 4)}, "folder": tmp_path / "out"}
+        return evaluate(crops, short_checkpoint, seeds=seeds, **{**settings, **changes})
+
+    whole = run(folder=None)
+    ran: list[str] = []
+    original = Runner._run
+
+    def interrupted(self: Runner, method: Method, *rest: Any) -> list[Row]:
+        if len(ran) == 9:
+            raise KeyboardInterrupt
+        ran.append(method.name)
+        return original(self, method, *rest)
+
+    monkeypatch.setattr(Runner, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    ran += ["the interruption"]
+    rows = run()
+    assert len([name for name in ran if name != ORIGINALS]) - 1 == len(whole)
+    assert untimed(rows) == untimed(whole)
+    ran.clear()
+    more = run(levels=["even:2"])
+    assert ran == ["ddim, 2 even steps"] * 4
+    assert len(more) == len(whole) + 4
+    other: dict[str, Any] = {"seeds": 1, "batch_size": 2, "metrics": ["psnr", "ssim"]}
+    for name, value in other.items():
+        with pytest.raises(ConfigError, match=f"holds results with {name}"):
+            run(**{name: value})
+    with pytest.raises(ConfigError, match="holds results with plan"):
+        run(asked={"steps": (2, 6)})
 
 
 def test_dists_is_shown_where_its_weights_are(
@@ -192,7 +237,9 @@ def test_command(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     assert len(rows) == 2 * 13
     assert float(rows[0]["psnr"]) > 10
     assert (out / "table.md").read_text(encoding="utf-8").count("\n") == 15 + 2
-    assert {p.name for p in out.iterdir()} == {"table.json", "table.md", "table.csv", "rows.csv", "pictures"}
+    assert {p.name for p in out.iterdir()} == {
+        "table.json", "table.md", "table.csv", "rows.csv", "pictures", "parts", "settings.json"
+    }  # fmt: skip
 
 
 def test_bad_input(checkpoint: str, photos: Path, photo: Photo) -> None:

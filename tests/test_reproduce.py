@@ -236,7 +236,7 @@ def test_sections_and_agents_may_be_added(config: Callable[..., ReportConfig], t
         report.compute()
     # the fixed start, 2 + 4; bicubic takes none, the rest is there
     assert sum(sizes) == 6 * 2 * 2
-    with pytest.raises(ConfigError, match="holds a report with agents"):
+    with pytest.raises(ConfigError, match="holds results with agents"):
         compute(config(agents={"other": save_agent(tmp_path / "agent", seed=1)}), tmp_path / "out")
 
 
@@ -274,7 +274,7 @@ def test_dists_is_in_all_tables_where_its_weights_are(
             )
         assert text.count("| LPIPS | DISTS | colour error |") == len(sections)
         assert "- DISTS: " in text
-    with pytest.raises(ConfigError, match=r"holds a report with metrics .*'dists'.*, got .*another --out"):
+    with pytest.raises(ConfigError, match=r"holds results with metrics .*'dists'.*, got .*another --out"):
         compute(settings, tmp_path)
 
 

@@ -146,7 +146,7 @@ def test_parts_stay(unet: UNet, hr: torch.Tensor, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["[1]", "null", "{}", '{"agents": 3}'])
 def test_settings_of_a_report_that_are_damaged(content: str, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ConfigError, match="does not hold the settings of a report; remove it"):
+    with pytest.raises(ConfigError, match="does not hold the settings of results; remove it"):
         settle(tmp_path / "settings.json", {"agents": {}})
     assert (tmp_path / "settings.json").read_text(encoding="utf-8") == content
 

@@ -1,6 +1,8 @@
 """`skipdiff evaluate`: every method on the same pictures and the same noise, with rewards, regrets and the oracle."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,8 @@ from torch import Tensor
 from agents.agent import Agent
 from agents.study import methods as ways
 from agents.study.methods import Method
-from agents.study.rows import Row, with_rewards
-from agents.study.running import Keep, Runner, default_metrics
+from agents.study.rows import RANDOM, Row, with_rewards
+from agents.study.running import PARTS, SETTINGS, Keep, Runner, default_metrics, settle, tensor_digest
 from ddpm.checkpoints import load_unet
 from ddpm.errors import ConfigError
 from ddpm.progress import progress
@@ -123,6 +125,7 @@ def evaluate(
     batch_size: int = 16,
     degradation: str = "bicubic",
     keep: Keep | None = None,
+    folder: Path | None = None,
 ) -> list[Row]:
     """Runs every method on every picture under every noise seed.
 
@@ -140,14 +143,17 @@ def evaluate(
         device: where to compute.
         batch_size: pictures per batch.
         degradation: how the low-resolution pictures are made, as `ddpm.degradation.Degradation.parse` takes it.
-        keep: told of each result.
+        keep: told of each result that is computed.
+        folder: where the rows of each method and batch are kept, so that an evaluation which was stopped goes on where
+            it was, and takes further agents and schedules; None: they are kept in memory alone.
 
     Returns:
         One row for each method, picture and seed; at the end those of the originals, one a picture, if a metric has no
         reference.
 
     Raises:
-        ConfigError: a metric, the degradation, a part of the plan, a schedule or an agent does not fit.
+        ConfigError: a metric, the degradation, a part of the plan, a schedule or an agent does not fit, or the folder
+            holds results with other settings.
         CheckpointError: the checkpoint is unknown or damaged.
     """
     refuse_judge(reward)
@@ -156,9 +162,18 @@ def evaluate(
     runner.check_size(crops[0].shape[-1])
     if reward is not None and reward not in runner.metrics:
         raise ConfigError(f"the reward's metric {reward} must be one of the metrics {', '.join(runner.metrics)}")
-    methods, plan = evaluation_methods(runner, agents or {}, asked or {}, levels)
+    agents, asked = agents or {}, asked or {}
+    methods, plan = evaluation_methods(runner, agents, asked, levels)
+    if folder is not None:
+        digests = {
+            name: tensor_digest(agent.policy.state_dict().values(), asdict(agent.config))
+            for name, agent in agents.items()
+        }
+        digests |= {f"like which {RANDOM} is": name for name in [*agents][:1]}
+        told = {"plan": plan.settings(), "asked": asked, "agents": digests}
+        settle(folder / SETTINGS, {**runner.settings(crops, seeds), **told})
     best_start = None
     if reward is not None and train_crops is not None:
         best_start = find_best_start(runner, plan, train_crops, runner.metrics[reward])
-    rows = runner.run(methods, crops, range(seeds), keep=keep)
+    rows = runner.run(methods, crops, range(seeds), None if folder is None else folder / PARTS, keep)
     return rows if reward is None else with_rewards(rows, runner.metrics[reward], best_start)

@@ -16,7 +16,7 @@ from agents.study.paper import DATA
 from agents.study.paper_figures import SHOWN, Figure1, Figure5, Figures36, Peers
 from agents.study.paper_tables import Table3, Table4, Table5, Table6, Tables12
 from agents.study.rows import Row, flat
-from agents.study.running import Place, save_pictures, settle
+from agents.study.running import PARTS, SETTINGS, Place, save_pictures, settle
 from agents.study.section import Page, Section
 from agents.study.study import ReportConfig, Study
 from agents.study.tables import write_csv
@@ -63,9 +63,9 @@ class Report:
             spread: has the work of `make_work` done elsewhere; None: it is done here.
 
         Raises:
-            ConfigError: the folder holds a report with other settings, or not what was to be done elsewhere.
+            ConfigError: the folder holds results with other settings, or not what was to be done elsewhere.
         """
-        settle(self.out / "settings.json", self.study.settings())
+        settle(self.out / SETTINGS, self.study.settings())
         if spread is not None:
             self._spread(spread)
         self.rows = self.run()
@@ -78,12 +78,12 @@ class Report:
         # kept even where the pictures are not shown yet: the section may be added
         keep = save_pictures(self.out / "pictures", SHOWN, Figures36(study).methods)
         seeds = range(study.config.seeds)
-        return study.runner.run(self.methods, study.crops, seeds, self.out / "parts", keep, "reproduce", only)
+        return study.runner.run(self.methods, study.crops, seeds, self.out / PARTS, keep, "reproduce", only)
 
     def _left(self) -> list[Place]:
         """The batches of which something is left to do."""
         study = self.study
-        left = study.runner.left(self.methods, study.crops, range(study.config.seeds), self.out / "parts")
+        left = study.runner.left(self.methods, study.crops, range(study.config.seeds), self.out / PARTS)
         return [place for place, methods in left.items() if methods]
 
     def _spread(self, spread: Spread) -> None:

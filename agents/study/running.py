@@ -1,5 +1,7 @@
 """The runner: every method on every picture under every noise seed, measured, in parts that can stay on disk."""
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from tqdm import tqdm
 
 from agents.study.methods import Batch, Method, Result
 from agents.study.rows import BICUBIC, ORIGINALS, OTHER_NET, Row, read_rows, write_rows
-from ddpm.degradation import Degradation
+from ddpm.degradation import PLAIN, Degradation
 from ddpm.errors import ConfigError
 from ddpm.files import read_json, write_json
 from ddpm.images import Picture, to_tensor, to_uint8, write_picture
@@ -26,6 +28,8 @@ from skipdiff_env.refinement import Refinement
 
 # Told of what a method made of a batch.
 Keep = Callable[[Batch, Method, Result], None]
+# In a folder of results: what they were made with, and the rows of each method and batch.
+SETTINGS, PARTS = "settings.json", "parts"
 # A batch: its noise seed, and the index of its first picture.
 Place = tuple[int, int]
 
@@ -94,6 +98,23 @@ class Runner:
             raise ConfigError(f"image_size must be a multiple of {multiple} for this checkpoint, got {size}")
         for metric in self.metrics.values():
             metric.check_size(size, size)
+
+    def settings(self, crops: Sequence[Tensor], seeds: int) -> dict[str, Any]:
+        """What two runs of the same methods must have in common for their rows to be the same.
+
+        Args:
+            crops: targets, each (3, H, W) in [-1, 1], of one size.
+            seeds: number of noise seeds.
+        """
+        made = "" if self.degradation == PLAIN else f", {self.degradation}"
+        return {
+            "weights": tensor_digest(self.unet.state_dict().values(), self.unet.settings),
+            "pictures": f"{len(crops)} of {crops[0].shape[-1]} px, {tensor_digest(crops)}{made}",
+            "seeds": seeds,
+            "batch_size": self.batch_size,
+            "device": self.device,
+            "metrics": list(self.metrics),
+        }
 
     def run(
         self,
@@ -225,6 +246,20 @@ def part_path(parts: Path, method: str, seed: int, first: int) -> Path:
     return parts / file_name(method) / f"{seed}-{first}.json"
 
 
+def digest(contents: Iterable[bytes]) -> str:
+    """A few letters that stand for the contents."""
+    found = hashlib.blake2b(digest_size=6)
+    for content in contents:
+        found.update(content)
+    return found.hexdigest()
+
+
+def tensor_digest(tensors: Iterable[Tensor], settings: Mapping[str, Any] | None = None) -> str:
+    """A few letters that stand for tensors, and for settings that belong to them."""
+    told = [] if settings is None else [json.dumps(settings, sort_keys=True).encode()]
+    return digest([*told, *(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in tensors)])
+
+
 def settle(path: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings that rows which stay were made with, or compares them with those that are there.
 
@@ -233,16 +268,16 @@ def settle(path: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: other settings are there.
     """
-    settings = dict(settings)
+    settings = dict(json.loads(json.dumps(settings)))
     if path.exists():
         before = read_json(path)
         if not isinstance(before, dict) or not isinstance(before.get("agents"), dict):
-            raise ConfigError(f"{path} does not hold the settings of a report; remove it, or give another --out")
+            raise ConfigError(f"{path} does not hold the settings of results; remove it, or give another --out")
         settings["agents"] = {**before["agents"], **settings["agents"]}
         for name, value in settings.items():
             if before.get(name) != value and not (name == "agents" and before[name].items() <= value.items()):
                 raise ConfigError(
-                    f"{path.parent} holds a report with {name} {before.get(name)}, got {value}; go on with the same "
+                    f"{path.parent} holds results with {name} {before.get(name)}, got {value}; go on with the same "
                     "settings, or give another --out"
                 )
     write_json(path, settings)

@@ -1,10 +1,8 @@
 """What a report is made on: net, pictures, agents, and every method that one of its sections may want."""
 
-import hashlib
 import importlib.util
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,15 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from agents.agent import Agent, find_agent, has_agent, load_agent
 from agents.study import methods as ways
 from agents.study.evaluation import training_of
 from agents.study.methods import PEERS, Method
-from agents.study.running import Runner, default_metrics, load_crops
+from agents.study.running import Runner, default_metrics, digest, load_crops, tensor_digest
 from ddpm.checkpoints import load_unet, resolve_checkpoint
-from ddpm.degradation import PLAIN, Degradation
+from ddpm.degradation import Degradation
 from ddpm.errors import ConfigError
 from ddpm.progress import progress
 from ddpm.sampling import COARSE_SAMPLERS
@@ -134,7 +131,7 @@ class Study:
             self.agents[name] = load_agent(path, self.config.device, self.config.trust_pickle)
             found = find_agent(path)
             files = [found] if found.is_file() else sorted(found.glob("*.json")) + sorted(found.glob("*.safetensors"))
-            self.digests[name] = _digest(file.read_bytes() for file in files)
+            self.digests[name] = digest(file.read_bytes() for file in files)
 
     def _own_plan(self) -> Plan:
         """The plan of the fixed starts: the main agent's where that restarts, else the checkpoint's."""
@@ -270,27 +267,14 @@ class Study:
         """The ancestral chain at the peers' budgets."""
         return [ways.chain(self.T, forwards) for forwards in BUDGETS if forwards <= self.T]
 
-    def pictures(self) -> str:
-        """Number, size, contents and degradation of the pictures."""
-        made = "" if self.runner.degradation == PLAIN else f", {self.runner.degradation}"
-        return f"{len(self.crops)} of {self.config.image_size} px, {_digest(map(_bytes, self.crops))}{made}"
-
     def settings(self) -> dict[str, Any]:
         """What two runs into one folder must have in common."""
-        weights = self.unet.state_dict()
         return {
             "checkpoint": str(self.config.checkpoint),
-            "weights": _digest(
-                [json.dumps(self.unet.settings, sort_keys=True).encode(), *map(_bytes, weights.values())]
-            ),
-            "pictures": self.pictures(),
-            "seeds": self.config.seeds,
-            "batch_size": self.config.batch_size,
-            "device": self.config.device,
-            "metrics": list(self.metrics),
+            **self.runner.settings(self.crops, self.config.seeds),
             "plan": self.plan.settings(),
             "agents": self.digests,
-            "train_pictures": _digest(map(_bytes, self.train_crops)),
+            "train_pictures": tensor_digest(self.train_crops),
         }
 
 
@@ -314,15 +298,3 @@ def penalty_of(agent: Agent) -> float:
     """What an agent paid for a fine forward in its training; the lowest price where each episode drew its own."""
     price = training_of(agent).get("nfe_penalty", 0.0)
     return float(price[0] if isinstance(price, Sequence) else price)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().numpy().tobytes()
-
-
-def _digest(contents: Iterable[bytes]) -> str:
-    """A few letters that stand for the contents."""
-    digest = hashlib.blake2b(digest_size=6)
-    for content in contents:
-        digest.update(content)
-    return digest.hexdigest()
