@@ -22,6 +22,7 @@ from scipy.stats import bootstrap, trim_mean
 
 from agents.agent import load_agent
 from agents.algorithms import ALGORITHMS, SUPERVISED
+from agents.command import Command
 from agents.hyperparameters import load_hyperparameters, parse_overrides
 from agents.learning_curve import CurvePoint, read_curve
 from agents.options import STEPS, environment
@@ -155,7 +156,7 @@ def report(known: Mapping[str, Figures], runs: Mapping[str, Sequence[Figures]]) 
     return markdown(("method", "seeds", *names), lines)
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.option("--env", "env_id", default="SkipDiffJump-v0")
 @click.option("--images", multiple=True, required=True, help="Photographs to train on.")
 @click.option(

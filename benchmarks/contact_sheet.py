@@ -11,6 +11,7 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw
 
+from agents.command import Command
 from ddpm.files import atomic_path
 from ddpm.images import to_tensor, to_uint8
 from skipdiff_env.pictures import PHOTOGRAPHS, Rgb, crop
@@ -76,7 +77,7 @@ def draw(pictures: Sequence[tuple[str, Rgb]], upscalers: dict[str, Upscaler]) ->
     return sheet
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Picture to write.")
 @click.option("--checkpoint", multiple=True, default=["natural-x4", "photo-x4"], show_default=True)
 @click.option("--side", default=64, show_default=True, help="Side of the inputs, in pixels.")

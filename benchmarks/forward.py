@@ -10,6 +10,7 @@ from collections.abc import Callable
 import click
 import torch
 
+from agents.command import Command
 from agents.study.tables import markdown
 from skipdiff_env.upscaler import Upscaler
 
@@ -23,7 +24,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - began
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--checkpoint", default="natural-x4", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--size", default=128, show_default=True, help="Side of the result, in pixels.")

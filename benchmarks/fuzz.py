@@ -31,6 +31,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from agents.cli import main as skipdiff
+from agents.command import Command
 from agents.study.tables import markdown
 from benchmarks.cases import KINDS, Stock
 from ddpm.formats import OUTPUTS
@@ -239,7 +240,7 @@ def summary(cases: Sequence[Case]) -> str:
     return markdown(headings, rows)
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.option("--cases", default=1000)
 @click.option("--first", default=0, help="Number of the first case.")
 @click.option("--seed", default=0)

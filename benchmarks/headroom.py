@@ -19,6 +19,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.command import Command
 from agents.options import DegradationName
 from ddpm.degradation import picture_key
 from ddpm.files import write_json
@@ -269,7 +270,7 @@ def plot(found: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.option("--images", multiple=True, help="Photographs.  [default: scikit-image's of the test split]")
 @click.option(
     "--train-images",

@@ -27,6 +27,7 @@ from safetensors.numpy import load_file
 
 import skipdiff_env.tabulate
 from agents.cli import main as skipdiff
+from agents.command import Command
 from agents.learning_curve import read_curve
 from agents.study.tables import markdown
 from benchmarks import tiny
@@ -207,7 +208,7 @@ def series(name: str, work: Work, folder: Path, moments: int, seed: int) -> Tall
     return tally
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.option("--moments", default=50, help="In all, shared by the commands.")
 @click.option("--seed", default=0)
 @click.option("--only", default=",".join(COMMANDS), help="Commands, separated by commas.")

@@ -22,6 +22,7 @@ import click
 import numpy as np
 import torch
 
+from agents.command import Command
 from agents.options import DegradationName, numbers
 from agents.study.realesrgan import NAME, SCALE, Rgb, missing, realesrgan
 from agents.study.running import load_crops
@@ -92,7 +93,7 @@ def compare_quality(images: Sequence[str], degradation: str, checkpoint: str, qu
     print_table(title, ("", *(metric.name for metric in metrics)), rows)
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.option("--checkpoint", default="natural-x4")
 @click.option("--quality", type=click.FloatRange(0, 1), help="Of an agent that is told it.")
 @click.option("--repeats", default=3)

@@ -17,6 +17,7 @@ from typing import Any
 import click
 from PIL import Image
 
+from agents.command import Command
 from ddpm.errors import ConfigError
 from ddpm.files import atomic_path
 
@@ -103,7 +104,7 @@ def widths(driver: Any, name: str) -> list[int]:
     return [width for width in driver.execute_script(script, f"#{name} img") if width]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="web.webp", help="Picture to write.")
 @click.option("--checkpoint", default="natural-x4", help="Name, folder or Hub id.")
 @click.option("--sample", default="chelsea", help="Which of scikit-image's photographs is enlarged.")

@@ -21,6 +21,7 @@ import torch
 
 from agents.agent import has_agent, load_agent
 from agents.cluster import Cluster
+from agents.command import Command
 from agents.playing import AgentPolicy
 from agents.study.paper_tables import count_flops
 from agents.study.tables import markdown
@@ -341,7 +342,7 @@ def cluster(checkpoint: str, pictures: int = 24, side: int = 64) -> None:
     )  # fmt: skip
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.option("--checkpoint", default="natural-x4")
 @click.option("--repeats", default=5)
 @click.option("--agent", help="Agent of jumps, for the part tiles.  [default: the checkpoint's]")

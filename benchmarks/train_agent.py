@@ -12,6 +12,7 @@ import click
 import numpy as np
 import torch
 
+from agents.command import Command
 from agents.hyperparameters import load_hyperparameters, parse_overrides
 from agents.learning_curve import CurvePoint, read_curve
 from agents.study.rows import gap_closed
@@ -31,7 +32,7 @@ def closed_by(evaluation: CurvePoint) -> float:
     return gap_closed(evaluation.reward, evaluation.best_fixed_reward, evaluation.oracle_reward)
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.option("--images", multiple=True, help="Photographs to train on.  [default: scikit-image's]")
 @click.option("--eval-images", multiple=True, help="Photographs to evaluate on.  [default: those of the training]")
 @click.option("--checkpoint", default="natural-x4")
