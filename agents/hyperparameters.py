@@ -17,6 +17,8 @@ ENV_ID = "SkipDiff-v0"
 MOST_ENVS = 2**16
 # The section of an algorithm's file for each kind of observation.
 SECTIONS = {"latent": ENV_ID, "dict": "SkipDiffJump-v0"}
+# The section of what is changed where the agent chooses a number of even steps.
+EVEN_STEPS = "even_steps"
 OFF_POLICY = frozenset({"dqn", "qrdqn"})
 # On-policy algorithms that learn in minibatches.
 MINIBATCHES = frozenset({"ppo", "trpo", "recurrent-ppo"})
@@ -224,7 +226,8 @@ def load_hyperparameters(
 
     Args:
         algorithm: its name.
-        overrides: name → value. `policy_kwargs` are merged with the shipped ones.
+        overrides: name → value. `policy_kwargs` are merged with the shipped ones. With `even_steps`, the shipped ones
+            are those for a single choice for each picture.
         observation: what the environment shows, "latent" or "dict".
 
     Raises:
@@ -233,10 +236,12 @@ def load_hyperparameters(
     """
     parameters = _parameters(algorithm)
     section = SECTIONS[observation]
-    shipped = yaml.safe_load((files("agents") / "hyperparams" / f"{algorithm}.yml").read_text(encoding="utf-8"))[
-        section
-    ]
-    values = {**shipped, **(overrides or {})}
+    overrides = overrides or {}
+    sections = yaml.safe_load((files("agents") / "hyperparams" / f"{algorithm}.yml").read_text(encoding="utf-8"))
+    shipped = sections[section]
+    if overrides.get("even_steps") is not None:
+        shipped = {**shipped, **sections.get(EVEN_STEPS, {})}
+    values = {**shipped, **overrides}
     if isinstance(values.get("policy_kwargs"), dict):
         values["policy_kwargs"] = {**shipped.get("policy_kwargs", {}), **values["policy_kwargs"]}
     known = {*_own(algorithm, observation), *parameters}

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from agents.agent import Agent, AgentConfig, load_agent
 from agents.algorithms import ALGORITHMS, RECURRENT, SUPERVISED
 from agents.cli import main
+from agents.hyperparameters import load_hyperparameters
 from agents.learning_curve import read_curve
 from agents.playing import AgentPolicy, play
 from agents.vec_env import VecEvenSteps, make_env
@@ -96,6 +97,20 @@ def test_an_agent_that_gives_no_numbers(algorithm: str) -> None:
         agent.act({**seen, "price": torch.full((2, 1), 0.01)})
 
 
+def test_hyperparameters_of_a_single_choice() -> None:
+    """They are those of jumps, changed; what a user sets goes before."""
+    jumps, even = (load_hyperparameters("ppo", changes, "dict") for changes in ({}, {"even_steps": list(NUMBERS)}))
+    assert even.algorithm["ent_coef"] > jumps.algorithm["ent_coef"]
+    assert even.n_envs == jumps.n_envs
+    assert even.even_steps == list(NUMBERS)
+    own = load_hyperparameters("ppo", {"even_steps": list(NUMBERS), "ent_coef": 0.5}, "dict")
+    assert own.algorithm == {**even.algorithm, "ent_coef": 0.5}
+    assert load_hyperparameters("ppo", {"even_steps": None}, "dict") == jumps
+    for algorithm in ALGORITHMS:
+        if algorithm != RECURRENT:
+            load_hyperparameters(algorithm, {"even_steps": list(NUMBERS)}, "dict")
+
+
 def test_training_by_choices(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     """The command trains an agent with one env step an episode, goes on, and other commands take the agent."""
     out = tmp_path / "run"
@@ -103,7 +118,7 @@ def test_training_by_choices(checkpoint: str, photos: Path, tmp_path: Path) -> N
         "train-agent", f"--out={out}", "--algo=ppo", "--env=SkipDiffJump-v0", f"--checkpoint={checkpoint}",
         f"--images={photos}", "--image-size=32", "--steps=1,6", "--nfe-penalty=0.001,0.1", "--noise-seeds=1",
         "--eval-every=8", "-p", "even_steps=[1,2,4]", "-p", "channels=[4,6]", "-p", "n_envs=2", "-p",
-        "episodes_per_minibatch=4", "-p", "env_steps=16",
+        "episodes_per_minibatch=4", "-p", "episodes_per_rollout=4", "-p", "env_steps=16",
     ]  # fmt: skip
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, (result.output, result.exception)
