@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +22,9 @@ from agents.cli import main
 from agents.cluster import Cluster
 from agents.study import SECTIONS, Report, ReportConfig, Study, make_work, methods, realesrgan
 from agents.study.methods import Method
-from agents.study.paper_figures import peer_verdicts
+from agents.study.paper_figures import fronts, peer_verdicts
 from agents.study.paper_tables import count_flops
-from agents.study.rows import OTHER_NET, PEER, START, Row, summarise
+from agents.study.rows import OTHER_NET, PEER, START, Row, front, summarise
 from agents.study.running import Runner
 from ddpm.errors import ConfigError
 from skipdiff_env.judges import VARIABLE
@@ -440,6 +441,24 @@ def rows_of(method: str, nfe: int, psnr: Sequence[float], lpips: Sequence[float]
         Row(method, PEER, 0, seed, nfe, 0.0, {"psnr": a, "lpips": b})
         for seed, (a, b) in enumerate(zip(psnr, lpips, strict=True))
     ]
+
+
+def test_fronts() -> None:
+    """On a front of two figures is what no other equals or beats in both, and beats in one."""
+    figures = {"a": (1, 20.0, 0.3), "b": (2, 25.0, 0.2), "c": (2, 24.0, 0.2), "d": (9, 23.0, 0.1), "e": (9, 25.0, 0.4)}
+    entries = [
+        dict(zip(("method", "nfe", "psnr", "lpips"), (name, *own), strict=True)) for name, own in figures.items()
+    ]
+    entries.append({"method": "failed", "nfe": 0, "psnr": math.nan, "lpips": 0.0})
+    assert front(entries, ("nfe", "psnr")) == ["a", "b"]
+    assert front(entries, ("nfe", "lpips")) == [
+        "failed",
+    ]
+    assert front(entries[:-1], ("nfe", "lpips")) == ["a", "b", "c", "d"]
+    assert front(entries[:-1], ("psnr", "lpips")) == ["b", "d"]
+    text = fronts(entries, ["psnr", "lpips", "niqe"])
+    assert text.splitlines()[-3:] == ["| NFE, PSNR-Y | a; b |", "| NFE, LPIPS | failed |", "| PSNR-Y, LPIPS | b; d |"]
+    assert fronts(entries, ["niqe"]) == ""
 
 
 def test_where_peers_are_better() -> None:

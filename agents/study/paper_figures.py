@@ -1,7 +1,9 @@
 """Sections: the figures of the paper, and other samplers on the same net."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +12,11 @@ from numpy.typing import NDArray
 from agents.plots import contact_sheet, perception_distortion, quality_against_steps, save
 from agents.study import methods as ways
 from agents.study.methods import Method
-from agents.study.rows import ORIGINALS, Row, by_method, domination_note, summarise
+from agents.study.rows import ORIGINALS, Row, by_method, domination_note, front, judged, summarise
 from agents.study.running import picture_path
 from agents.study.section import NO_PEERS, Page, Section, best_by_metric, better
 from agents.study.study import pair_name, penalty_of
-from agents.study.tables import COLUMNS
+from agents.study.tables import COLUMNS, markdown
 from ddpm.images import read_picture, to_uint8
 from ddpm.sampling import coarse_sampler, predict_x0, sample, to_image
 from ddpm.schedule import cosine_alphas_cumprod
@@ -158,6 +160,21 @@ class Figures36(Section):
         )
 
 
+def fronts(entries: Sequence[Mapping[str, Any]], metrics: Iterable[str]) -> str:
+    """Which methods are on the front of forwards and the metrics that judge, two figures at a time, as Markdown."""
+    pairs = combinations(["nfe", *judged(metrics)], 2)
+    rows = [(f"{COLUMNS[a][0]}, {COLUMNS[b][0]}", "; ".join(front(entries, (a, b)))) for a, b in pairs]
+    if not rows:
+        return ""
+    return "\n\n".join(
+        [
+            "Two figures at a time, these methods are on the front, which means that no other is at least as good in "
+            "both and better in one; the best in the first figure stands first:",
+            markdown(("figures", "on the front"), rows),
+        ]
+    )
+
+
 class Peers(Section):
     """Other samplers at equal forwards."""
 
@@ -193,6 +210,7 @@ class Peers(Section):
                 peer_verdicts(rows, page.skipdiff.name, names),
                 domination_note(self.study.metrics),
                 page.table(self.name, sorted(entries, key=lambda entry: entry["nfe"]), [*page.quality, "dominated_by"]),
+                fronts(entries, self.study.metrics),
                 page.plot(self.name, quality_against_steps(points), "Quality against forwards"),
                 "A point that lies far off all others is outside the frame; the table has it.",
             ]

@@ -242,6 +242,31 @@ def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
     return {method: other.get("method") for method, other in best.items()}
 
 
+def front(summary: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> list[str]:
+    """The methods that no other is at least as good as in all of some figures, and better than in one.
+
+    Args:
+        summary: as `summarise` gives it; what has no value for a figure takes no part.
+        figures: metrics, or "nfe".
+
+    Returns:
+        Names, the best in the first figure first.
+    """
+
+    def losses(entry: Mapping[str, Any]) -> NDArray[np.float64]:
+        signs = {name: 1.0 if name == "nfe" or name in LOWER_BETTER else -1.0 for name in figures}
+        return np.array([sign * float(entry.get(name, math.nan)) for name, sign in signs.items()])
+
+    known = [(str(entry["method"]), losses(entry)) for entry in summary]
+    known = [(method, own) for method, own in known if np.isfinite(own).all()]
+    best = [
+        (own.tolist(), method)
+        for method, own in known
+        if not any((other <= own).all() and (other < own).any() for _, other in known)
+    ]
+    return [method for _, method in sorted(best)]
+
+
 def domination_note(names: Iterable[str]) -> str:
     """What "dominated" means in a table with these metrics, as a sentence; empty where it cannot be judged."""
     headings = [COLUMNS[name][0] for name in judged(names)]
