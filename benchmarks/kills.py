@@ -1,4 +1,4 @@
-"""kill -9 at random moments of `train-ddpm`, `train-agent`, `upscale` and `tabulate`: does each go on, is all whole?
+"""kill -9 at random moments of trainings, `upscale`, `tabulate` and `evaluate`: does each go on, is all whole?
 
 python -m benchmarks.kills [--moments 50] [--seed 0] [--only upscale,tabulate]
 
@@ -7,6 +7,7 @@ took, and run anew as its user would. Every file that stands under its final nam
 the second run leaves must equal what the first one left.
 """
 
+import csv
 import os
 import shutil
 import signal
@@ -40,6 +41,7 @@ COMMANDS = {
     "train-agent": "agents.training",
     "upscale": "agents.upscaling",
     "tabulate": "skipdiff_env.tabulate",
+    "evaluate": "agents.study",
 }
 
 
@@ -108,6 +110,12 @@ def _table(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / skipdiff_env.tabulate.ARRAYS)
 
 
+def _rows(folder: Path) -> dict[str, np.ndarray]:
+    with (folder / "rows.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {f"{row['method']} {row['image']}": np.array([float(row["psnr"]), float(row["nfe"])]) for row in rows}
+
+
 def works(folder: Path) -> dict[str, Work]:
     """The commands, on material that is made in `folder`."""
     net = f"--checkpoint={tiny.net(folder / 'net')}"
@@ -117,11 +125,14 @@ def works(folder: Path) -> dict[str, Work]:
     agent = ["train-agent", net, photos, *tiny.TRAIN_AGENT, "--env-steps=48"]
     enlarging = ["upscale", str(many), net, "--batch-size=2"]
     table = ["tabulate", net, f"--images={tiny.photographs(folder / 'some', 12, 32)}", *tiny.TABULATE]
+    large = tiny.photographs(folder / "large", 4, 96)
+    evaluation = ["evaluate", net, f"--images={large}", *tiny.EVALUATE, "--batch-size=1"]
     return {
         "train-ddpm": Work(training, ["train-ddpm", "--resume"], "config.json", _weights),
         "train-agent": Work(agent, ["train-agent", "--resume"], "config.json", _agents, 1e-6),
         "upscale": Work(enlarging, [*enlarging, "--skip-existing"], "", _pictures),
         "tabulate": Work(table, table, "", _table),
+        "evaluate": Work(evaluation, evaluation, "", _rows),
     }
 
 
@@ -223,7 +234,7 @@ def main(moments: int, seed: int, only: str) -> None:
         )
     for name in wanted:
         import_module(COMMANDS[name])
-    if {"tabulate", "train-agent"} & set(wanted):
+    if {"tabulate", "train-agent", "evaluate"} & set(wanted):
         make_metric("psnr"), make_metric("colour")
     rows, bad = [], False
     with tempfile.TemporaryDirectory() as temporary:

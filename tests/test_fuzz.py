@@ -97,9 +97,9 @@ def test_damage_reaches_beyond_checksums(tmp_path_factory: pytest.TempPathFactor
 
 def test_kills() -> None:
     """Each command goes on from two moments; in a process of its own, as it forks. Trainings have tests of theirs."""
-    command = [sys.executable, "-m", "benchmarks.kills", "--moments=4", "--seed=1", "--only=upscale,tabulate"]
+    command = [sys.executable, "-m", "benchmarks.kills", "--moments=6", "--seed=1", "--only=upscale,tabulate,evaluate"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")][2:]
-    assert [row.split("|")[1].strip() for row in rows] == ["upscale", "tabulate"]
-    assert sum(int(row.split("|")[4]) for row in rows) >= 2, "most moments met a running command"
+    assert [row.split("|")[1].strip() for row in rows] == ["upscale", "tabulate", "evaluate"]
+    assert sum(int(row.split("|")[4]) for row in rows) >= 3, "most moments met a running command"
