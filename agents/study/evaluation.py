@@ -165,12 +165,13 @@ def evaluate(
     agents, asked = agents or {}, asked or {}
     methods, plan = evaluation_methods(runner, agents, asked, levels)
     if folder is not None:
+        _, own = plans(unet.settings, agents, asked)
         digests = {
-            name: tensor_digest(agent.policy.state_dict().values(), asdict(agent.config))
+            name: tensor_digest(agent.policy.state_dict().values(), {**asdict(agent.config), "plan": asdict(own[name])})
             for name, agent in agents.items()
         }
         digests |= {f"like which {RANDOM} is": name for name in [*agents][:1]}
-        told = {"plan": plan.settings(), "asked": asked, "agents": digests}
+        told = {"plan": plan.settings(), "agents": digests}
         settle(folder / SETTINGS, {**runner.settings(crops, seeds), **told})
     best_start = None
     if reward is not None and train_crops is not None:
