@@ -1,4 +1,4 @@
-"""Commands that end in one line where the user or the machine is at fault; those of `skipdiff` and of benchmarks."""
+"""Click commands that end in one line where the user or the machine is at fault, for `skipdiff` and the benchmarks."""
 
 import errno
 from typing import Any
@@ -37,7 +37,7 @@ class Command(click.Command):
 
 
 class Group(Command, click.Group):
-    """The same for commands of commands."""
+    """The same for a group of commands."""
 
 
 def _one_line(message: object) -> str:

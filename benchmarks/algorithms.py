@@ -10,8 +10,7 @@ On environments of jumps, "supervised" is compared as well: a regression of what
 """
 
 import csv
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from agents.outcomes import even_outcomes
 from agents.playing import AgentPolicy, play
 from agents.plots import compared_curves, save
 from agents.study.methods import skipping_policy
+from agents.study.running import SETTINGS, settle
 from agents.study.tables import markdown
 from agents.supervised import SupervisedConfig, train_supervised
 from agents.training import AgentTrainingConfig, tabulate, train_agent
@@ -94,30 +94,6 @@ def references(task: Task, seeds: Sequence[int]) -> dict[str, Figures]:
     if len(seeds) > 1:
         found["best by the other noises"] = chosen((rewards.sum(axis=1, keepdims=True) - rewards).argmax(axis=2))
     return found | {"oracle": chosen(rewards.argmax(axis=2))}
-
-
-def settle(path: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings of a comparison, or compares them with those that are there.
-
-    Raises:
-        ConfigError: other settings are there.
-    """
-    own = json.loads(json.dumps(settings))
-    there = read_json(path) if path.exists() else own
-    for name in {**there, **own}:
-        if own.get(name) != there.get(name):
-            raise ConfigError(
-                f"{path.parent} holds a comparison with {name} {there.get(name)}, got {own.get(name)}; go on with the "
-                "same settings, or give another --out"
-            )
-    write_json(path, own)
-
-
-def kept(path: Path, compute: Callable[[], Any]) -> Any:
-    """What a file holds, or what is computed for it."""
-    if not path.exists():
-        write_json(path, compute())
-    return read_json(path)
 
 
 def random_play(task: Task, seeds: Sequence[int]) -> Figures:
@@ -212,10 +188,11 @@ def main(
     shown = range(noise_seeds, noise_seeds + eval_noise_seeds)
     changes = {"env_steps": env_steps, **parse_overrides(overrides)}
     told = {**env, "eval_images": eval_images, "eval_noise_seeds": eval_noise_seeds, "metrics": names, **changes}
-    settle(out / "settings.json", told)
-    known: dict[str, Figures] = kept(
-        out / "references.json", lambda: references(judged, shown) | {"random": random_play(judged, shown)}
-    )
+    settle(out / SETTINGS, {**told, "agents": {}})  # which runs there are is free
+    kept = out / "references.json"
+    if not kept.exists():
+        write_json(kept, references(judged, shown) | {"random": random_play(judged, shown)})
+    known: dict[str, Figures] = read_json(kept)
     memory = Memo(0), Memo(0)
     runs: dict[str, list[Figures]] = {}
     curves: dict[str, list[list[CurvePoint]]] = {}
@@ -229,8 +206,8 @@ def main(
     for seed in range(seeds):  # the first seed of all algorithms, then the second: what is interrupted is a comparison
         for algorithm in wanted:
             folder = out / algorithm / f"seed-{seed}"
-
-            def run(algorithm: str = algorithm, folder: Path = folder, seed: int = seed) -> Figures:
+            result = folder / "figures.json"
+            if not result.exists():
                 if algorithm == SUPERVISED:
                     policy = supervised(env, judged, noise_seeds, folder, seed, device)
                 else:
@@ -240,9 +217,8 @@ def main(
                     )  # fmt: skip
                     train_agent(config, folder, resume=folder.exists(), memory=memory)
                     policy = AgentPolicy(load_agent(folder / "agent", device))
-                return _played(judged, policy, shown)
-
-            runs.setdefault(algorithm, []).append(kept(folder / "figures.json", run))
+                write_json(result, _played(judged, policy, shown))
+            runs.setdefault(algorithm, []).append(read_json(result))
             if algorithm != SUPERVISED:
                 curves.setdefault(algorithm, []).append(read_curve(folder / "evaluations.csv"))
     text = report(known, runs)

@@ -516,7 +516,7 @@ def test_benchmark_of_algorithms(
     for other in ("--env-steps=48", "--eval-noise-seeds=1", "-plearning_rate=0.1"):
         refused = CliRunner().invoke(main, [*arguments, other])
         assert refused.exit_code == 2
-        assert refused.output.splitlines()[-1].startswith(f"Error: {tmp_path / 'out'} holds a comparison with")
+        assert refused.output.splitlines()[-1].startswith(f"Error: {tmp_path / 'out'} holds results with")
     for name in ("figures.json", "state.zip"):  # ended before its first state was saved: it begins anew
         (tmp_path / "out" / "a2c" / "seed-0" / name).unlink()
     third = CliRunner().invoke(main, arguments)

@@ -444,16 +444,14 @@ def rows_of(method: str, nfe: int, psnr: Sequence[float], lpips: Sequence[float]
 
 
 def test_fronts() -> None:
-    """On a front of two figures is what no other equals or beats in both, and beats in one."""
+    """A method is on the front of two figures if no other is at least as good in both and better in one."""
     figures = {"a": (1, 20.0, 0.3), "b": (2, 25.0, 0.2), "c": (2, 24.0, 0.2), "d": (9, 23.0, 0.1), "e": (9, 25.0, 0.4)}
     entries = [
         dict(zip(("method", "nfe", "psnr", "lpips"), (name, *own), strict=True)) for name, own in figures.items()
     ]
     entries.append({"method": "failed", "nfe": 0, "psnr": math.nan, "lpips": 0.0})
     assert front(entries, ("nfe", "psnr")) == ["a", "b"]
-    assert front(entries, ("nfe", "lpips")) == [
-        "failed",
-    ]
+    assert front(entries, ("nfe", "lpips")) == ["failed"]
     assert front(entries[:-1], ("nfe", "lpips")) == ["a", "b", "c", "d"]
     assert front(entries[:-1], ("psnr", "lpips")) == ["b", "d"]
     text = fronts(entries, ["psnr", "lpips", "niqe"])

@@ -196,9 +196,9 @@ def other_nets(scale: int) -> list[Method]:
     """Real-ESRGAN x4plus, where it enlarges as much and its packages are installed."""
     if scale != realesrgan.SCALE or realesrgan.missing():
         return []
-    enlarge = realesrgan.realesrgan(torch.get_num_threads())
 
     def run(batch: Batch) -> Result:
+        enlarge = realesrgan.realesrgan(torch.get_num_threads())
         small = [to_uint8(lr) for lr in batch.lr_image]
         large, seconds = timed(lambda: [enlarge(rgb) for rgb in small], len(small))
         return Result(torch.stack([to_tensor(rgb) for rgb in large]).to(batch.hr.device), [0] * len(large), seconds)

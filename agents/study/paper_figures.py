@@ -161,15 +161,15 @@ class Figures36(Section):
 
 
 def fronts(entries: Sequence[Mapping[str, Any]], metrics: Iterable[str]) -> str:
-    """Which methods are on the front of forwards and the metrics that judge, two figures at a time, as Markdown."""
+    """Which methods are on the front of each pair of forwards and the metrics that judge, as Markdown."""
     pairs = combinations(["nfe", *judged(metrics)], 2)
     rows = [(f"{COLUMNS[a][0]}, {COLUMNS[b][0]}", "; ".join(front(entries, (a, b)))) for a, b in pairs]
     if not rows:
         return ""
     return "\n\n".join(
         [
-            "Two figures at a time, these methods are on the front, which means that no other is at least as good in "
-            "both and better in one; the best in the first figure stands first:",
+            "For each pair of figures, these methods are on the front: no other method is at least as good in both "
+            "figures and better in one. The best in the first figure stands first.",
             markdown(("figures", "on the front"), rows),
         ]
     )

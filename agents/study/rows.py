@@ -209,6 +209,12 @@ def judged(names: Iterable[str]) -> list[str]:
     return known if {"psnr", "lpips"} <= set(known) else []
 
 
+def _losses(entry: Mapping[str, Any], figures: Iterable[str]) -> NDArray[np.float64]:
+    """Figures of an entry, the lower the better; NaN where it has none."""
+    values = {name: entry.get(name, math.nan) for name in figures}
+    return np.array([value if name == "nfe" or name in LOWER_BETTER else -value for name, value in values.items()])
+
+
 def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
     """For each method the one that dominates it, None where none does.
 
@@ -222,8 +228,7 @@ def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
     methods = [entry for entry in summary if entry["family"] not in (ORIGINALS, OTHER_NET, *CHOSEN)]
 
     def losses(entry: Mapping[str, Any]) -> NDArray[np.float64]:
-        names = judged(entry)
-        return np.array([entry[name] if name in LOWER_BETTER else -entry[name] for name in names])
+        return _losses(entry, judged(entry))
 
     found: dict[str, list[Mapping[str, Any]]] = {}
     for entry in methods:
@@ -243,7 +248,7 @@ def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
 
 
 def front(summary: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> list[str]:
-    """The methods that no other is at least as good as in all of some figures, and better than in one.
+    """The methods on the front of some figures: no other is at least as good in all of them and better in one.
 
     Args:
         summary: as `summarise` gives it; what has no value for a figure takes no part.
@@ -252,12 +257,7 @@ def front(summary: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> list[
     Returns:
         Names, the best in the first figure first.
     """
-
-    def losses(entry: Mapping[str, Any]) -> NDArray[np.float64]:
-        signs = {name: 1.0 if name == "nfe" or name in LOWER_BETTER else -1.0 for name in figures}
-        return np.array([sign * float(entry.get(name, math.nan)) for name, sign in signs.items()])
-
-    known = [(str(entry["method"]), losses(entry)) for entry in summary]
+    known = [(str(entry["method"]), _losses(entry, figures)) for entry in summary]
     known = [(method, own) for method, own in known if np.isfinite(own).all()]
     best = [
         (own.tolist(), method)

@@ -268,17 +268,19 @@ def settle(path: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: other settings are there.
     """
-    settings = dict(json.loads(json.dumps(settings)))
+    settings = dict(json.loads(json.dumps(settings)))  # as they are read: lists for tuples
     if path.exists():
         before = read_json(path)
         if not isinstance(before, dict) or not isinstance(before.get("agents"), dict):
             raise ConfigError(f"{path} does not hold the settings of results; remove it, or give another --out")
         settings["agents"] = {**before["agents"], **settings["agents"]}
-        for name, value in settings.items():
-            if before.get(name) != value and not (name == "agents" and before[name].items() <= value.items()):
+        for name in {**settings, **before}:
+            old, new = before.get(name), settings.get(name)
+            grown = name == "agents" and before[name].items() <= settings[name].items()
+            if old != new and not grown:
                 raise ConfigError(
-                    f"{path.parent} holds results with {name} {before.get(name)}, got {value}; go on with the same "
-                    "settings, or give another --out"
+                    f"{path.parent} holds results with {name} {old}, got {new}; go on with the same settings, or give "
+                    "another --out"
                 )
     write_json(path, settings)
 
