@@ -162,6 +162,7 @@ def web(
 COMMANDS = (
     training_commands.train_ddpm,
     training_commands.train_predictor,
+    training_commands.train_substeps,
     training_commands.train_agent,
     training_commands.import_sr3,
     study_commands.evaluate,

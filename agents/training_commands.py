@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from agents.options import absolute_paths, environment, episode_settings, episodes, numbers, options_of
-from ddpm.configs import DDPMConfig, PredictorConfig
+from ddpm.configs import DDPMConfig, PredictorConfig, SubstepsConfig
 from ddpm.errors import ConfigError
 
 # Options that may name files.
@@ -122,6 +122,33 @@ def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any)
     else:
         config = PredictorConfig(**_checked_training(options))
     click.echo(f"predictor: {train(config, out, resume)}")
+
+
+@click.command("train-substeps")
+@run_options
+@click.option("--from", "init", default="natural-x4", help="Checkpoint whose network learns substeps.")
+@options_of(SubstepsConfig, leave_out=["init"])
+@click.pass_context
+def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
+    """Train one forward of a checkpoint's network to do the work of many steps.
+
+    OUT/checkpoint is the checkpoint with the add-on. With --eval-images each save prints a table of forwards and
+    substeps against LPIPS and PSNR.
+    """
+    from ddpm.substeps import train_substeps as train
+    from ddpm.trainer import resumed_config
+
+    if resume:
+        config = resumed_config(SubstepsConfig, out, _settled(_given(ctx, options)))
+    else:
+        config = SubstepsConfig(**_checked_training(options))
+    perceptual = None
+    if config.eval_images:
+        from skipdiff_env.metrics import make_lpips, make_metric
+
+        make_metric("lpips").check_size(config.eval_size, config.eval_size)
+        perceptual = make_lpips()
+    click.echo(f"checkpoint: {train(config, out, resume, perceptual)}")
 
 
 @click.command("train-agent")

@@ -24,6 +24,32 @@ class NoiseLevelEmbedding(nn.Module):
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
+class JumpEmbedding(nn.Module):
+    """Embedding of a jump and its substeps, (B,), (B,) → (B, width); exactly zero at one substep.
+
+    Sines and cosines of the angle of the jump, and of a quarter of the binary logarithm of the substeps, go through a
+    small MLP, whose value at one substep is taken off. Low frequencies make neighbouring numbers of substeps similar.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 2.0 ** torch.linspace(-1, 3, 16), persistent=False)
+        last = nn.Linear(4 * width, width)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(64, 4 * width), nn.SiLU(), last)
+
+    def forward(self, angle: Tensor, substeps: Tensor) -> Tensor:
+        doublings = substeps.log2() / 4
+        return self._embed(angle, doublings) - self._embed(angle, torch.zeros_like(doublings))
+
+    def _embed(self, angle: Tensor, doublings: Tensor) -> Tensor:
+        angles = torch.stack([angle, doublings], dim=1)[:, :, None] * self.frequencies
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1))
+
+
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, conv; plus the noise level per channel; GroupNorm, SiLU, dropout, conv; plus the shortcut."""
 

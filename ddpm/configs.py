@@ -139,3 +139,42 @@ class PredictorConfig(TrainingConfig):
         check_least(self, 1, "scale", "channels")
         check_most(MOST_TIMES, scale=self.scale)
         check_most(MOST_CHANNELS, channels=self.channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubstepsConfig(TrainingConfig):
+    """Settings of a training of substeps: one forward learns to do the work of several steps of its own network.
+
+    Attributes:
+        init: Checkpoint (name, folder or Hub id) whose network learns substeps.
+        most: The most steps whose work one forward learns to do, a power of 2.
+        trained: What is trained beside the embedding of the jump: "all", a copy of the network that runs where there
+            are substeps; "low-rank", a low-rank addition to each of its convolutions; "embedding", nothing. With one
+            substep the network stays as it is, whatever is trained.
+        rank: Rank of the additions of "low-rank".
+        eval_images: Folder, file or pattern of photographs of the validation table; may be repeated.
+        eval_size: Side of their centre crops, in pixels.
+    """
+
+    init: str | None = "natural-x4"
+    most: int = 16
+    trained: Literal["all", "low-rank", "embedding"] = "all"
+    rank: int = 8
+    eval_images: Sequence[str] = ()
+    eval_size: int = 128
+    batch_size: int = 24
+    iterations: int = 2500
+    lr: float = 3e-4
+    loss: Literal["l1", "l2"] = "l2"
+    ema_decay: float = 0.999
+
+    RESUMABLE: ClassVar[frozenset[str]] = TrainingConfig.RESUMABLE | {"eval_images", "eval_size"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 2, "most")
+        check_least(self, 1, "rank", "eval_size")
+        if self.init is None:
+            raise ConfigError("init is missing: name the checkpoint whose network learns substeps")
+        if self.most & (self.most - 1):
+            raise ConfigError(f"most must be a power of 2, such as 8 or 16, got {self.most}")

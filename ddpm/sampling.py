@@ -59,8 +59,24 @@ def x0_weights(prediction: str, signal: Level, sigma: Level) -> tuple[Level, Lev
     return (-sigma / signal, 1 / signal) if prediction == "eps" else (-sigma, signal)
 
 
-def predict_x0(unet: Denoiser, alphas_cumprod: FloatArray, t: Step, x_t: Tensor, lr_up: Tensor) -> Tensor:
-    """The net's estimate of x_0 at step t, clamped so that the picture stays in [-1, 1].
+def _per_member(values: Step | FloatArray, like: Tensor) -> Tensor:
+    """One number for each member, (B,), from one for all or one for each."""
+    return torch.as_tensor(np.broadcast_to(values, len(like)).copy(), dtype=like.dtype, device=like.device)
+
+
+def predict_x0(
+    unet: Denoiser,
+    alphas_cumprod: FloatArray,
+    t: Step,
+    x_t: Tensor,
+    lr_up: Tensor,
+    to: Step = 0,
+    substeps: Step = 1,
+) -> Tensor:
+    """Return the estimate of x_0 at step t, clamped so that the picture stays in [-1, 1].
+
+    With more than one substep it is the x_0 for which one DDIM step (η = 0) from t to `to` arrives where that many
+    even steps of the plain network would.
 
     Args:
         unet: predicts eps or v.
@@ -68,10 +84,16 @@ def predict_x0(unet: Denoiser, alphas_cumprod: FloatArray, t: Step, x_t: Tensor,
         t: step in 1 … T, one for all or an array (B,).
         x_t: latents at step t.
         lr_up: condition.
+        to: step in 0 … t - 1 that the latents go to next, one for all or an array (B,); only substeps depend on it.
+        substeps: number of even steps whose work the forward does, one for all or an array (B,).
     """
     signal, sigma = np.sqrt(alphas_cumprod[t]), np.sqrt(1 - alphas_cumprod[t])
-    level = torch.as_tensor(np.broadcast_to(signal, len(x_t)).copy(), dtype=x_t.dtype, device=x_t.device)
-    out = unet(lr_up, x_t, level)
+    level = _per_member(signal, x_t)
+    jump: tuple[Tensor, ...] = ()
+    if np.any(np.not_equal(substeps, 1)):
+        jump = _per_member(np.sqrt(alphas_cumprod[to]), x_t), _per_member(substeps, x_t)
+    run: Callable[..., Tensor] = unet
+    out = run(lr_up, x_t, level, *jump)
     of_out, of_x_t = x0_weights(unet.prediction, _coefficient(signal, x_t), _coefficient(sigma, x_t))
     x0 = out.mul_(of_out).add_(x_t * of_x_t)  # in place, since pictures can be large
     if unet.target == "image":
@@ -109,6 +131,7 @@ def p_sample(
     noise: Tensor | None,
     eta: float = 1.0,
     to: Step | None = None,
+    substeps: Step = 1,
 ) -> Tensor:
     """One reverse step D_t: x_t → x_{t-1}, or a longer one to `to`.
 
@@ -124,12 +147,15 @@ def p_sample(
             all or eta is 0.
         eta: share of the posterior's standard deviation that is added as noise.
         to: step in 0 … t - 1 to go to, one for all or an array (B,); None: t - 1.
+        substeps: number of even steps whose work the forward does, one for all or an array (B,); more than 1 only with
+            an `eta` of 0.
 
     Returns:
         Latents at step `to`; at 0 the result x_0.
     """
+    to = np.subtract(t, 1) if to is None else to
     of_x0, of_x_t, sigma = reverse_weights(alphas_cumprod, t, eta, to)
-    x0 = predict_x0(unet, alphas_cumprod, t, x_t, lr_up)
+    x0 = predict_x0(unet, alphas_cumprod, t, x_t, lr_up, to, substeps)
     mean = x0.mul_(_coefficient(of_x0, x_t)).add_(x_t * _coefficient(of_x_t, x_t))
     return mean if noise is None else mean.add_(noise * _coefficient(sigma, x_t))
 

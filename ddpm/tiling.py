@@ -137,12 +137,12 @@ class TiledUNet:
         self.unet, self.tiling = unet, Tiling(tile, overlap, longest, unet.stride)
         self.prediction, self.target, self.residual_scale = unet.prediction, unet.target, unet.residual_scale
 
-    def __call__(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:
-        """As `UNet.forward`; H and W multiples of the net's stride."""
+    def __call__(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor, *jump: Tensor) -> Tensor:
+        """As `UNet.forward`; `jump` is empty, or `to_level` and `substeps`. H and W are multiples of the stride."""
         height, width = x_t.shape[-2:]
         if not self.tiling.divides(height, width):
-            return self.unet(lr_up, x_t, noise_level)
+            return self.unet(lr_up, x_t, noise_level, *jump)
         blend = Blend(self.tiling, x_t)
         for box in self.tiling.boxes(height, width):
-            blend.add(box, self.unet(lr_up[box.area], x_t[box.area], noise_level))
+            blend.add(box, self.unet(lr_up[box.area], x_t[box.area], noise_level, *jump))
         return blend.result()

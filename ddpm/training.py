@@ -73,12 +73,24 @@ def training_loss(
 
 
 @torch.inference_mode()
-def sample_grid(unet: UNet, hr: Tensor, lr_image: Tensor, forwards: int = 10) -> np.ndarray:
-    """Rows of condition, a chain of a few evenly spaced ancestral steps, and target; uint8 (rows · H, 3 · W, 3)."""
-    schedule = cosine_alphas_cumprod(min(forwards, unet.diffusion_steps))
+def sample_grid(
+    unet: UNet, hr: Tensor, lr_image: Tensor, sampler: Callable[[UNet, Tensor, KeyedNoise], Tensor] | None = None
+) -> np.ndarray:
+    """Return rows of condition, sample and target; uint8 (rows · H, 3 · W, 3).
+
+    Args:
+        unet: the network.
+        hr: targets (B, 3, H, W) in [-1, 1].
+        lr_image: their low-resolution pictures, (B, 3, h, w) in [-1, 1].
+        sampler: (network, condition, noise) → clean latents; None: a chain of ten even ancestral steps.
+    """
     lr_up = unet.condition(lr_image)
     noise = KeyedNoise(range(len(hr)), hr.shape[1:], hr.device)
-    images = torch.stack([lr_up, to_image(unet, sample(unet, schedule, lr_up, noise), lr_up), hr])
+    if sampler is None:
+        latents = sample(unet, cosine_alphas_cumprod(min(10, unet.diffusion_steps)), lr_up, noise)
+    else:
+        latents = sampler(unet, lr_up, noise)
+    images = torch.stack([lr_up, to_image(unet, latents, lr_up), hr])
     columns = images.permute(1, 3, 0, 4, 2).reshape(-1, len(images) * hr.shape[3], 3)
     return ((columns + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
@@ -138,7 +150,7 @@ def train(config: DDPMConfig, folder: str | Path, resume: bool = False, perceptu
             _copy_weights(init, unet, str(config.init))
         unet.start_from(_predictor(config, Path(folder), init))
 
-        def loss(model: nn.Module, hr: Tensor, lr_image: Tensor) -> Tensor:
+        def loss(model: nn.Module, averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> Tensor:
             if isinstance(perceptual, nn.Module):
                 perceptual.to(hr.device)
             return training_loss(

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddpm.blocks import Block, NoiseLevelEmbedding, Upsample, linear_estimate
+from ddpm.blocks import Block, JumpEmbedding, NoiseLevelEmbedding, Upsample, linear_estimate
 from ddpm.checks import check_most, check_one_of, check_positive, check_whole, is_whole, shown
 from ddpm.configs import MOST_TIMES
 from ddpm.degradation import upsample
@@ -21,6 +21,10 @@ from ddpm.sampling import coarse_eta
 from ddpm.schedule import LONGEST, check_levels
 
 WEIGHTS = "model.safetensors"
+# The add-on for substeps, beside the weights.
+ADD_ON = "substeps.safetensors"
+# A forward does the work of at most so many steps.
+MOST_SUBSTEPS = 1024
 # More than any net has: limits that keep nonsense from filling the memory.
 MOST_BLOCKS, MOST_LEVELS = 64, 10
 
@@ -62,6 +66,18 @@ def _predictor_file(source: str, name: str, hub: Mapping[str, Any]) -> Path:
         owner, repository, file = name.split("/")
         return Path(hf_hub_download(f"{owner}/{repository}", file, **hub))
     return _file_of(source, name, hub)
+
+
+def _add_on(file: Path) -> dict[str, Tensor]:
+    """The tensors of an add-on for substeps."""
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is missing or damaged ({error}); copy or download it again, or set substeps to 1 in config.json"
+        ) from None
+    refuse_not_finite(tensors, str(file))
+    return tensors
 
 
 def _check_architecture(
@@ -157,6 +173,8 @@ class UNet(
         residual_scale: factor on the residual.
         predictor: file of the super-resolution net whose picture is the condition lr_up: its name inside the
             checkpoint's folder, a path, or OWNER/NAME/FILE on the Hub; None: the condition is the bicubic enlargement.
+        substeps: the most steps whose work one forward can do (`ADD_ON` holds what that takes); 1: the network is a
+            plain one.
         scale: how many times the net enlarges a picture.
         diffusion_steps: T of the cosine schedule.
         coarse_steps: default S of the coarse stage; N = T / S. This and what follows is for whoever samples; the net
@@ -188,6 +206,7 @@ class UNet(
         target: str = "image",
         residual_scale: float = 4.0,
         predictor: str | None = None,
+        substeps: int = 1,
         scale: int = 4,
         diffusion_steps: int = 100,
         coarse_steps: int = 10,
@@ -206,6 +225,10 @@ class UNet(
         )
         _check_meaning(prediction, target, residual_scale, predictor, scale, noise_level_scale, local_variance)
         _check_sampling(diffusion_steps, coarse_steps, coarse_sampler, start, levels, fine_sampler)
+        check_whole(substeps=substeps)
+        check_most(MOST_SUBSTEPS, substeps=substeps)
+        if substeps > 1 and prediction != "v":
+            raise ConfigError(f"substeps need a network that predicts v, got prediction {prediction!r}")
         self.prediction = prediction
         self.target = target
         self.residual_scale = residual_scale
@@ -215,6 +238,9 @@ class UNet(
         self.local_variance = local_variance
         # a list hides the predictor from torch: its weights are a file of their own, and no part of this net's state
         self._predictor: list[Predictor] = []
+        self._jumps: list[UNet] = []
+        # only the network of the jumps has one, see `jump_network`
+        self.jump: JumpEmbedding | None = None
         # Sides of an input must be multiples of this.
         self.stride = patch_size * 2 ** (len(multipliers) - 1)
 
@@ -313,6 +339,8 @@ class UNet(
         refuse_not_finite(tensors, str(file))
         unet = cls(**settings)
         unet.load_state_dict(tensors)
+        if unet.substeps > 1:
+            unet.add_substeps(unet.substeps, _add_on(_file_of(model_id, ADD_ON, hub)))
         name = unet.settings["predictor"]
         if name is not None:
             unet.start_from(load_predictor(_predictor_file(model_id, name, hub), unet.scale))
@@ -328,12 +356,64 @@ class UNet(
         super()._save_pretrained(save_directory)
         for predictor in self._predictor:
             predictor.save(save_directory / PREDICTOR)
+        for jumps in self._jumps:
+            save_file(self._difference(jumps), save_directory / ADD_ON)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "UNet":
-        """Takes the predictor along to another device or precision."""
-        for predictor in self._predictor:
-            predictor._apply(fn, recurse)
+        """Takes the predictor and the network of the jumps along to another device or precision."""
+        for other in (*self._predictor, *self._jumps):
+            other._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+    @property
+    def substeps(self) -> int:
+        """The most steps whose work one forward can do; 1 for a plain network."""
+        return int(self.settings["substeps"])
+
+    def jump_network(self) -> "UNet":
+        """Return a copy of this network with a new `JumpEmbedding`, whose output is still zero.
+
+        It is what runs where a forward does the work of more than one step, see `add_substeps`.
+        """
+        jumps = UNet(**{**self.settings, "predictor": None, "substeps": 1})
+        jumps.load_state_dict(self.state_dict())
+        jumps.jump = JumpEmbedding(int(self.settings["width"]))
+        return jumps.to(next(self.parameters()).device)
+
+    def add_substeps(self, most: int, add_on: "Mapping[str, Tensor] | UNet") -> None:
+        """Let a forward do the work of up to `most` steps. With one substep nothing changes, not by a bit.
+
+        Args:
+            most: largest number of substeps.
+            add_on: the network of the jumps, or the tensors in which it differs from this one, those of `jump` among
+                them.
+
+        Raises:
+            CheckpointError: the tensors are not those of such a network.
+        """
+        if isinstance(add_on, UNet):
+            jumps = add_on
+        else:
+            jumps = self.jump_network()
+            weights = {**jumps.state_dict(), **add_on}
+            expected, found = ({k: v.shape for k, v in each.items()} for each in (jumps.state_dict(), weights))
+            found |= {k: v.shape for k, v in add_on.items()}
+            if mismatch := tensor_mismatch(expected, found):
+                raise CheckpointError(f"the substeps do not fit the network: {mismatch}")
+            jumps.load_state_dict(weights)
+            jumps.eval().requires_grad_(False)
+        assert isinstance(self._hub_mixin_config, dict)
+        self._hub_mixin_config["substeps"] = most
+        self._jumps = [jumps]
+
+    def _difference(self, jumps: "UNet") -> dict[str, Tensor]:
+        """The tensors in which the network of the jumps differs from this one."""
+        own = self.state_dict()
+        return {
+            name: tensor.contiguous()
+            for name, tensor in jumps.state_dict().items()
+            if name not in own or not torch.equal(tensor, own[name])
+        }
 
     @property
     def predictor(self) -> Predictor | None:
@@ -372,18 +452,35 @@ class UNet(
         assert isinstance(self._hub_mixin_config, dict)
         return dict(self._hub_mixin_config)
 
-    def forward(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:
-        """Predicts eps or v.
+    def forward(
+        self,
+        lr_up: Tensor,
+        x_t: Tensor,
+        noise_level: Tensor,
+        to_level: Tensor | None = None,
+        substeps: Tensor | None = None,
+    ) -> Tensor:
+        """Predict eps or v, or with substeps the v that leads where several steps would.
 
         Args:
             lr_up: condition, (B, 3, H, W) in [-1, 1], see `condition`; H and W multiples of `stride`.
             x_t: latent at diffusion step t, (B, 3, H, W).
             noise_level: √ᾱ_t, (B,), in (0, 1].
+            to_level: √ᾱ_s of the level that the next step goes to, (B,), above the noise level; needed with substeps.
+            substeps: number of even DDIM steps whose work each forward does, (B,), in 1 … `substeps`; None: 1 each.
 
         Returns:
             What `prediction` names, (B, 3, H, W), unbounded.
+
+        Raises:
+            ConfigError: the network has not learnt so many substeps.
         """
         embedding = self.embedding(noise_level)
+        if substeps is not None:
+            assert to_level is not None, "substeps are those of a step between two levels"
+            if self.jump is None:
+                return self._with_substeps(lr_up, x_t, noise_level, to_level, substeps)
+            embedding = embedding + self.jump(noise_level.arccos() - to_level.arccos(), substeps)
         x = torch.cat([lr_up, x_t], dim=1)
         if self.patch_size > 1:
             x = F.pixel_unshuffle(x, self.patch_size)
@@ -403,3 +500,23 @@ class UNet(
             x, log_variance = x.chunk(2, dim=1)
             x = x + linear_estimate(self.prediction, x_t, noise_level, log_variance)
         return x
+
+    def _with_substeps(
+        self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor, to_level: Tensor, substeps: Tensor
+    ) -> Tensor:
+        """Run the plain network for the members with one substep, and that of the jumps for the others."""
+        most = substeps.max().item()
+        if most > self.substeps:
+            raise ConfigError(
+                f"a forward of this network does the work of at most {self.substeps} steps, got {most:g} substeps"
+                + ("; train them with `skipdiff train-substeps`" if self.substeps == 1 else "")
+            )
+        several = substeps > 1
+        if several.all():
+            return self._jumps[0](lr_up, x_t, noise_level, to_level, substeps)
+        out = torch.empty_like(x_t)
+        out[~several] = self(lr_up[~several], x_t[~several], noise_level[~several])
+        if several.any():
+            own = (each[several] for each in (lr_up, x_t, noise_level, to_level, substeps))
+            out[several] = self._jumps[0](*own)
+        return out
