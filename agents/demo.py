@@ -78,8 +78,7 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
         ways.coarse_chain(plan),
         ways.from_start(plan, unet.settings["start"] or plan.N),
     ]
-    if unet.settings["levels"] is not None:
-        methods.append(ways.schedule(unet.settings["levels"], unet.settings["fine_sampler"]))
+    methods += ways.shipped_schedule(unet)
     hr = photographs().to(device)
     small = torch.nn.functional.interpolate(downsample(hr, unet.scale), scale_factor=unet.scale, mode="nearest")
     sheet = {f"input ({SIZE // unet.scale} px)": small}

@@ -15,7 +15,6 @@ from ddpm.images import find_images, read_picture
 from ddpm.progress import progress
 from ddpm.schedule import even_levels
 from skipdiff_env.pictures import Rgb
-from skipdiff_env.refinement import Policy, fixed_levels
 from skipdiff_env.task import Task
 
 # Numbers of even steps to choose among; a choice among more gains hardly anything, and takes longer to learn.
@@ -38,11 +37,6 @@ def check_numbers(name: str, numbers: Sequence[int], first: int) -> tuple[int, .
     if not chosen or not whole or sorted(set(chosen)) != chosen or not 1 <= chosen[0] <= chosen[-1] <= first:
         raise ConfigError(f"{name} must be rising whole numbers in 1 … {first}, got {chosen}")
     return tuple(int(number) for number in chosen)
-
-
-def even_policy(first: int, forwards: int) -> Policy:
-    """The policy that under "jump" runs so many even steps."""
-    return fixed_levels(even_levels(first, forwards))
 
 
 @dataclass(frozen=True)

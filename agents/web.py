@@ -247,7 +247,7 @@ def describe(result: Upscaled) -> str:
     count = len(result.tiles)
     mean = f" on average over {count} tiles" if count > 1 else ""
     lines = [f"{result.seconds:.1f} s, {result.nfe:.4g} forwards (NFE){mean}"]
-    schedules = Counter(tile.levels for tile in result.tiles).most_common()
+    schedules = Counter(tile.schedule.levels for tile in result.tiles).most_common()
     for levels, times in schedules[:LISTED]:
         where = f", {times} of {count} tiles" if count > 1 else ""
         lines.append(f"Schedule {chain(levels)}{where}")

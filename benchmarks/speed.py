@@ -39,7 +39,7 @@ from ddpm.training import training_loss
 from ddpm.unet import UNet
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import RefinementProcess, fixed_levels, fixed_start
+from skipdiff_env.refinement import RefinementProcess, fixed_start
 from skipdiff_env.upscaler import Upscaled, Upscaler
 
 SIDE = 128
@@ -294,8 +294,8 @@ def tiles(checkpoint: str, agent: str | None, quality: float | None, photograph:
         "agent, once": Upscaler(checkpoint, policy=policy, plan=plan, tile=0),
     }
     for forwards in sorted({min(n, plan.first) for n in (3, 5, 9, 18)}):
-        even = fixed_levels(even_levels(plan.first, forwards))
-        ways[f"even:{forwards}"] = Upscaler(checkpoint, policy=even, plan=plan, tile=policy.tile)
+        levels = even_levels(plan.first, forwards)
+        ways[f"even:{forwards}"] = Upscaler(checkpoint, levels=levels, fine_sampler=plan.fine_sampler, tile=policy.tile)
     hr = to_tensor(getattr(data, photograph)()[..., :3])
     scale = ways["agent, once"].scale
     height, width = (side // scale * scale for side in hr.shape[-2:])

@@ -147,7 +147,7 @@ class SubstepsConfig(TrainingConfig):
 
     Attributes:
         init: Checkpoint (name, folder or Hub id) whose network learns substeps.
-        most: The most steps whose work one forward learns to do, a power of 2.
+        most: The most steps whose work one forward learns to do, a power of 2; an iteration takes longer with more.
         trained: What is trained beside the embedding of the jump: "all", a copy of the network that runs where there
             are substeps; "low-rank", a low-rank addition to each of its convolutions; "embedding", nothing. With one
             substep the network stays as it is, whatever is trained.
@@ -162,11 +162,10 @@ class SubstepsConfig(TrainingConfig):
     rank: int = 8
     eval_images: Sequence[str] = ()
     eval_size: int = 128
-    batch_size: int = 24
-    iterations: int = 2500
-    lr: float = 3e-4
+    iterations: int = 2000
+    lr: float = 2e-4
     loss: Literal["l1", "l2"] = "l2"
-    ema_decay: float = 0.999
+    ema_decay: float = 0.995
 
     RESUMABLE: ClassVar[frozenset[str]] = TrainingConfig.RESUMABLE | {"eval_images", "eval_size"}
 

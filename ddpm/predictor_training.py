@@ -104,7 +104,7 @@ def train_predictor(config: PredictorConfig, folder: str | Path, resume: bool = 
         fuse(net)  # a quarter of the time of the expanded net, and the same function
         net.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-        def loss(model: nn.Module, averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> Tensor:
+        def loss(model: nn.Module, hr: Tensor, lr_image: Tensor) -> Tensor:
             return distance(enlarge(model, lr_image), hr)
 
         def export(averaged: nn.Module, checkpoint: Path) -> None:

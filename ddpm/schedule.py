@@ -1,6 +1,7 @@
 """The cosine noise schedule (Eq. 9)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -70,3 +71,111 @@ def check_levels(levels: Sequence[int], T: int) -> tuple[int, ...]:
             f"got {','.join(map(str, levels)) or 'none'}"
         )
     return tuple(int(level) for level in levels)
+
+
+# A forward does the work of at most so many steps.
+MOST_SUBSTEPS = 1024
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The levels at which the network runs, and the number of substeps of each forward.
+
+    Attributes:
+        levels: falling levels, the first of which is the number of steps of the cosine schedule; the clean image,
+            level 0, follows by itself.
+        substeps: for each level the number of even steps whose work its forward does; empty: 1 each.
+
+    Raises:
+        ConfigError: the levels do not fall, or a number of substeps is out of range.
+    """
+
+    levels: tuple[int, ...]
+    substeps: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        levels = check_levels(self.levels, self.levels[0] if self.levels else 1)
+        substeps = self.substeps or (1,) * len(levels)
+        whole = all(isinstance(m, int | np.integer) and not isinstance(m, bool) for m in substeps)
+        if len(substeps) != len(levels) or not whole or not all(1 <= m <= MOST_SUBSTEPS for m in substeps):
+            raise ConfigError(
+                f"substeps must be a whole number in 1 … {MOST_SUBSTEPS} for each of {len(levels)} levels, "
+                f"got {','.join(map(str, substeps))}"
+            )
+        object.__setattr__(self, "levels", levels)
+        object.__setattr__(self, "substeps", tuple(int(m) for m in substeps))
+
+    @classmethod
+    def even(cls, forwards: int, substeps: int = 1) -> "Schedule":
+        """Return the schedule of even forwards, each with the same number of substeps."""
+        return cls(even_levels(forwards, forwards), (substeps,) * forwards)
+
+    @classmethod
+    def parse(cls, text: str) -> "Schedule":
+        """Return the schedule of a text.
+
+        Args:
+            text: levels, each perhaps with its substeps, as in "20,13,6,2" or "20*4,9"; or even forwards, as in
+                "even:8" or, with 8 substeps each, "even:2*8".
+
+        Raises:
+            ConfigError: the text says nothing of the kind.
+        """
+        word, colon, rest = text.partition(":")
+        try:
+            pairs = [
+                (int(level), int(m) if star else 1)
+                for level, star, m in (part.partition("*") for part in (rest if colon else text).split(","))
+            ]
+            if colon and (word != "even" or len(pairs) != 1 or not 1 <= pairs[0][0] <= LONGEST):
+                raise ValueError
+        except ValueError:
+            raise ConfigError(
+                "levels must be falling whole numbers as in 20,13,6,2, or even:8 for 8 even steps; *M behind one means "
+                f"M substeps, as in even:2*8; got {text!r}"
+            ) from None
+        if colon:
+            return cls.even(*pairs[0])
+        return cls(tuple(level for level, _ in pairs), tuple(m for _, m in pairs))
+
+    def __str__(self) -> str:
+        first = self.levels[0]
+
+        def part(number: int, m: int) -> str:
+            return f"{number}*{m}" if m > 1 else str(number)
+
+        if self.levels == tuple(range(first, 0, -1)) and len(set(self.substeps)) == 1:
+            return f"even:{part(first, self.substeps[0])}"
+        return ",".join(part(level, m) for level, m in zip(self.levels, self.substeps, strict=True))
+
+    @property
+    def forwards(self) -> int:
+        """Number of forwards of the network."""
+        return len(self.levels)
+
+    @property
+    def length(self) -> int:
+        """Number of steps of the cosine schedule that the levels belong to."""
+        return self.levels[0]
+
+    @property
+    def plain(self) -> bool:
+        """Whether every forward does the work of one step."""
+        return max(self.substeps) == 1
+
+    def jumps(self) -> Iterator[tuple[int, int]]:
+        """The level that each forward goes to, and its substeps."""
+        return zip((*self.levels[1:], 0), self.substeps, strict=True)
+
+
+def as_schedule(levels: "Schedule | str | Sequence[int]") -> Schedule:
+    """Return a schedule that is given as one, by its text, or by its falling levels.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if isinstance(levels, Schedule):
+        return levels
+    if isinstance(levels, str):
+        return Schedule.parse(levels)
+    return Schedule(check_levels(levels, levels[0] if isinstance(levels, tuple | list) and levels else 1))

@@ -1,8 +1,9 @@
 """Training of substeps: one forward of a network learns to do the work of several of its own even DDIM steps.
 
-The idea is that of progressive distillation (Salimans and Ho 2022) and of shortcut models (Frans et al. 2024): a jump
-with m substeps is taught by two jumps of half its length with m/2 substeps each. Here m is an input, so that one
-network serves every m, and the plain network, which is m = 1, stays as it is.
+The idea is that of progressive distillation (Salimans and Ho 2022) and of shortcut models (Frans et al. 2024). Here the
+number of substeps m is an input, so that one network serves every m, and the plain network, which is m = 1, stays as it
+is and is the teacher for every m. (If a jump is taught by two halves of m/2 substeps, as in these papers, errors add up
+from one m to the next, and the results become ever grainier.)
 """
 
 import math
@@ -31,7 +32,7 @@ from ddpm.training import sample_grid
 from ddpm.unet import UNet
 
 # Parts of all jumps that span the whole way, that begin at pure noise, and that end at the clean image.
-WHOLE, FROM_NOISE, TO_CLEAN = 0.4, 0.3, 0.3
+WHOLE, FROM_NOISE, TO_CLEAN = 0.6, 0.3, 0.3
 # The shortest jump, in parts of the way; with many substeps no shorter one than so many of them make together.
 SHORTEST, FINEST = 0.05, 48
 # Signal levels √ᾱ that pure noise has in cosine schedules of one step to a hundred, see `max_beta` there.
@@ -70,14 +71,12 @@ def _trainable(jumps: UNet, config: SubstepsConfig) -> None:
     jumps.jump.requires_grad_(True)
 
 
-def _merged(jumps: nn.Module) -> UNet:
-    """A copy of the network whose weights hold the additions."""
-    merged = deepcopy(jumps)
-    assert isinstance(merged, UNet)
-    for module in list(merged.modules()):
-        if parametrize.is_parametrized(module):
-            parametrize.remove_parametrizations(module, "weight")
-    return merged.requires_grad_(False)
+def _merged(jumps: nn.Module, unet: UNet) -> UNet:
+    """A network of jumps for `unet` whose weights are those of `jumps`, with the additions."""
+    merged = unet.jump_network()
+    places = [(name, *name.rpartition(".")[::2]) for name in merged.state_dict()]
+    merged.load_state_dict({name: getattr(jumps.get_submodule(module), leaf) for name, module, leaf in places})
+    return merged.eval().requires_grad_(False)
 
 
 def signal_level(t: FloatArray) -> FloatArray:
@@ -109,46 +108,52 @@ def substeps_loss(
     unet: UNet,
     hr: Tensor,
     lr_image: Tensor,
+    most: int,
     distance: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Return the distance between the v of jumps with m substeps and the v that leads where their halves lead.
+    """Return the distance between the v of jumps with m substeps and the v that leads where m even steps lead.
 
-    With φ = arccos √ᾱ, a DDIM step (η = 0) turns (x, v) by the angle D = φ_l - φ_s: x_s = cos D·x_l - sin D·v. The
-    halves have m/2 substeps each, and are run by averaged weights.
+    With φ = arccos √ᾱ, a DDIM step (η = 0) turns (x, v) by the angle D = φ_l - φ_s: x_s = cos D·x_l - sin D·v.
 
     Args:
         model: network of the jumps, perhaps wrapped for several processes.
-        unet: the plain network with the average of `model` as its substeps.
+        unet: the plain network, which runs the even steps; not changed.
         hr: target crops (B, 3, H, W) in [-1, 1].
         lr_image: their low-resolution pictures, (B, 3, h, w) in [-1, 1].
+        most: largest number of substeps.
         distance: (prediction, truth) → scalar.
     """
     count, device = len(hr), hr.device
     # of torch's generator, which the trainer seeds for each iteration
     rng = np.random.default_rng(int(torch.randint(2**31, ())))
-    begin, end, substeps = draw_jumps(rng, count, unet.substeps)
+    begin, end, substeps = draw_jumps(rng, count, most)
+    # the levels at which the even steps stand, (most + 1, count)
+    done = np.minimum(np.arange(most + 1)[:, None] / substeps, 1)
+    levels = signal_level(begin + (end - begin) * done)
     lowest, highest = np.log(NOISIEST)
     noisiest = np.exp(rng.uniform(lowest, highest, count))
-    begin_level = np.where(begin == 1, noisiest, signal_level(begin))
-    levels = np.stack([begin_level, signal_level((begin + end) / 2), signal_level(end)])
-    # a table of all levels, so that the samplers can name them by number
-    table = np.concatenate([[1.0], levels.ravel() ** 2])
-    first, middle, last = np.arange(1, 3 * count + 1).reshape(3, count)
-    a, angle = (
-        torch.as_tensor(each, dtype=hr.dtype, device=device)[:, None, None, None]
-        for each in (levels[0], np.arccos(levels[0]) - np.arccos(levels[2]))
-    )
+    levels[0] = np.where(begin == 1, noisiest, levels[0])
+    # a table of all levels, so that the sampler can name them by number
+    table, numbers = levels.ravel() ** 2, np.arange(levels.size).reshape(levels.shape)
+
+    def per_member(values: NDArray[np.floating] | NDArray[np.integer]) -> Tensor:
+        return torch.as_tensor(values, dtype=hr.dtype, device=device)
+
+    noise_level, to_level = per_member(levels[0]), per_member(levels[-1])
     with torch.no_grad():
         lr_up = unet.condition(lr_image)
         x_0 = to_latent(unet, hr, lr_up)
+        a = noise_level[:, None, None, None]
         x_l = a * x_0 + (1 - a**2).sqrt() * torch.randn_like(x_0)
-        x_m = p_sample(unet, table, first, x_l, lr_up, None, 0.0, middle, substeps // 2)
-        x_s = p_sample(unet, table, middle, x_m, lr_up, None, 0.0, last, substeps // 2)
+        x_s = x_l.clone()
+        for step in range(most):
+            left = substeps > step
+            if left.any():
+                now, to = numbers[step, left], numbers[step + 1, left]
+                x_s[left] = p_sample(unet, table, now, x_s[left], lr_up[left], None, 0.0, to)
+        angle = (noise_level.arccos() - to_level.arccos())[:, None, None, None]
         truth = (angle.cos() * x_l - x_s) / angle.sin()
-    noise_level, to_level, counts = (
-        torch.as_tensor(each, dtype=hr.dtype, device=device) for each in (levels[0], levels[2], substeps)
-    )
-    return distance(model(lr_up, x_l, noise_level, to_level, counts), truth)
+    return distance(model(lr_up, x_l, noise_level, to_level, per_member(substeps)), truth)
 
 
 def even_jumps(unet: UNet, lr_up: Tensor, noise: KeyedNoise, forwards: int, substeps: int) -> Tensor:
@@ -218,18 +223,18 @@ def train_substeps(
         _trainable(jumps, config)
         pictures = _validation_pictures(config, unet) if perceptual is not None else []
 
-        def loss(model: nn.Module, averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> Tensor:
-            assert isinstance(averaged, UNet)
-            unet.add_substeps(config.most, averaged)
-            return substeps_loss(model, unet.to(hr.device), hr, lr_image, trainer.distance(config.loss))
+        def loss(model: nn.Module, hr: Tensor, lr_image: Tensor) -> Tensor:
+            return substeps_loss(model, unet.to(hr.device), hr, lr_image, config.most, trainer.distance(config.loss))
 
         def whole(averaged: nn.Module) -> UNet:
-            unet.add_substeps(config.most, _merged(averaged).eval())
+            unet.add_substeps(config.most, _merged(averaged, unet))
             return unet
 
         def export(averaged: nn.Module, checkpoint: Path) -> None:
-            shipped = load_unet(str(config.init)).half()
-            shipped.add_substeps(config.most, _merged(averaged).cpu().half())
+            shipped, jumps = load_unet(str(config.init)), _merged(averaged, unet).cpu()
+            if all(torch.equal(tensor, tensor.half().float()) for tensor in shipped.state_dict().values()):
+                shipped, jumps = shipped.half(), jumps.half()  # as its file has them
+            shipped.add_substeps(config.most, jumps)
             save_checkpoint(shipped, checkpoint)
 
         def preview(averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> np.ndarray:

@@ -44,8 +44,8 @@ class Trainee:
     Attributes:
         model: its random or initial weights; trained in place.
         scale: how many times it enlarges.
-        loss: (the model, perhaps wrapped for several processes; its average; targets (B, 3, H, W) and their
-            low-resolution pictures, both in [-1, 1]) → scalar loss.
+        loss: (the model, perhaps wrapped for several processes; targets (B, 3, H, W) and their low-resolution pictures,
+            both in [-1, 1]) → scalar loss.
         export: writes a copy of the averaged model, which it may change, into a folder that other commands can load.
         preview: (averaged model in inference mode, targets, low-resolution pictures) → picture of samples, uint8
             (H, W, 3), for TensorBoard.
@@ -55,20 +55,11 @@ class Trainee:
 
     model: nn.Module
     scale: int
-    loss: Callable[[nn.Module, nn.Module, Tensor, Tensor], Tensor]
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
     export: Callable[[nn.Module, Path], None]
     preview: Callable[[nn.Module, Tensor, Tensor], np.ndarray]
     multiples: Mapping[str, int] = field(default_factory=dict)
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None
-
-
-def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
-    """The update of averaged weights: an exponential moving average, whose decay rises in the first iterations."""
-
-    def update(averaged: Any, current: Any, updates: Any) -> None:
-        get_ema_multi_avg_fn(min(decay, 1 - 1 / (int(updates) / 3 + 10)))(averaged, current, updates)
-
-    return update
 
 
 def latest_state(folder: Path) -> Path | None:
@@ -192,7 +183,7 @@ class Training:
         # 2. model, optimizer and average, as they were where a state is there
         accelerator, config = self.accelerator, self.config
         model = self.trainee.model
-        ema = AveragedModel(model, multi_avg_fn=_averaging(config.ema_decay)).to(accelerator.device)
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)).to(accelerator.device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         adam = torch.optim.Adam(trained, lr=config.lr, fused=accelerator.device.type == "cuda")
         wrapped, optimizer = accelerator.prepare(model, adam)
@@ -211,7 +202,7 @@ class Training:
             smoothing=0.02,
         ) as bar:  # fmt: skip
             for iteration, batch in enumerate(bar, start=self.first):
-                losses.append(self._iterate(iteration, wrapped, ema.module, optimizer, batch))
+                losses.append(self._iterate(iteration, wrapped, optimizer, batch))
                 ema.update_parameters(accelerator.unwrap_model(wrapped))
                 done = iteration + 1
                 saving = done % config.save_every == 0 or done == config.iterations
@@ -248,12 +239,7 @@ class Training:
         )
 
     def _iterate(
-        self,
-        iteration: int,
-        model: nn.Module,
-        averaged: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        batch: Sequence[Tensor],
+        self, iteration: int, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Sequence[Tensor]
     ) -> Tensor:
         """One optimizer step; gives its loss."""
         seeds = np.random.SeedSequence([self.config.seed, iteration, self.accelerator.process_index])
@@ -262,7 +248,7 @@ class Training:
             group["lr"] = self.config.learning_rate(iteration)
         with self.accelerator.autocast():
             pictures = (each.to(self.accelerator.device, non_blocking=True) for each in batch)
-            loss = self.trainee.loss(model, averaged, *pictures)
+            loss = self.trainee.loss(model, *pictures)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(model.parameters(), self.config.clip)
         optimizer.step()

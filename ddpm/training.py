@@ -150,7 +150,7 @@ def train(config: DDPMConfig, folder: str | Path, resume: bool = False, perceptu
             _copy_weights(init, unet, str(config.init))
         unet.start_from(_predictor(config, Path(folder), init))
 
-        def loss(model: nn.Module, averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> Tensor:
+        def loss(model: nn.Module, hr: Tensor, lr_image: Tensor) -> Tensor:
             if isinstance(perceptual, nn.Module):
                 perceptual.to(hr.device)
             return training_loss(

@@ -18,13 +18,11 @@ from ddpm.degradation import upsample
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.predictor import PREDICTOR, Predictor, load_predictor, refuse_not_finite
 from ddpm.sampling import coarse_eta
-from ddpm.schedule import LONGEST, check_levels
+from ddpm.schedule import LONGEST, MOST_SUBSTEPS, as_schedule
 
 WEIGHTS = "model.safetensors"
 # The add-on for substeps, beside the weights.
 ADD_ON = "substeps.safetensors"
-# A forward does the work of at most so many steps.
-MOST_SUBSTEPS = 1024
 # More than any net has: limits that keep nonsense from filling the memory.
 MOST_BLOCKS, MOST_LEVELS = 64, 10
 
@@ -114,12 +112,17 @@ def _check_meaning(
     scale: Any,
     noise_level_scale: Any,
     local_variance: Any,
+    substeps: Any,
 ) -> None:
     check_one_of(("eps", "v"), prediction=prediction)
     check_one_of(("image", "residual"), target=target)
     check_whole(scale=scale)
     check_most(MOST_TIMES, scale=scale)
+    check_whole(substeps=substeps)
+    check_most(MOST_SUBSTEPS, substeps=substeps)
     check_positive(noise_level_scale=noise_level_scale, residual_scale=residual_scale)
+    if substeps > 1 and prediction != "v":
+        raise ConfigError(f"substeps need a network that predicts v, got prediction {prediction!r}")
     if not isinstance(local_variance, bool):
         raise ConfigError(f"local_variance must be true or false, got {shown(local_variance)}")
     if predictor is not None and not (isinstance(predictor, str) and predictor):
@@ -127,7 +130,13 @@ def _check_meaning(
 
 
 def _check_sampling(
-    diffusion_steps: Any, coarse_steps: Any, coarse_sampler: Any, start: Any, levels: Any, fine_sampler: Any
+    diffusion_steps: Any,
+    coarse_steps: Any,
+    coarse_sampler: Any,
+    start: Any,
+    levels: Any,
+    fine_sampler: Any,
+    substeps: Any,
 ) -> None:
     check_whole(diffusion_steps=diffusion_steps, coarse_steps=coarse_steps)
     check_most(LONGEST, diffusion_steps=diffusion_steps)
@@ -137,8 +146,9 @@ def _check_sampling(
     if start is not None and not (is_whole(start) and 1 <= start <= N):
         raise ConfigError(f"start must be a whole number in 1 … {N}, got {shown(start)}")
     if levels is not None:
-        check_levels(levels, levels[0] if isinstance(levels, list | tuple) and levels else 1)
-        check_most(LONGEST, levels=levels[0])
+        schedule = as_schedule(levels)
+        check_most(LONGEST, levels=schedule.length)
+        check_most(substeps, **{"substeps of levels": max(schedule.substeps)})
     for name, sampler in (("coarse_sampler", coarse_sampler), ("fine_sampler", fine_sampler)):
         coarse_eta(sampler, name)  # refuses what is no sampler
 
@@ -181,8 +191,8 @@ class UNet(
             itself does not depend on it, and keeps it in `settings` alone.
         coarse_sampler: default sampler of the coarse stage, see `ddpm.sampling.coarse_eta`.
         start: default diffusion step at which the fine chain begins, 1 … N (None: N).
-        levels: default schedule for enlarging, the falling steps at which the net is asked, of as many as the first
-            says; None: the coarse and fine stages of the paper.
+        levels: default schedule for enlarging, as `ddpm.schedule.as_schedule` takes it; None: the coarse and fine
+            stages of the paper.
         fine_sampler: sampler of `levels`, see `ddpm.sampling.coarse_eta`.
 
     Raises:
@@ -212,7 +222,7 @@ class UNet(
         coarse_steps: int = 10,
         coarse_sampler: str = "ddpm",
         start: int | None = None,
-        levels: Sequence[int] | None = None,
+        levels: str | Sequence[int] | None = None,
         fine_sampler: str = "ddim",
         **unknown: Any,
     ) -> None:
@@ -223,12 +233,10 @@ class UNet(
         _check_architecture(
             width, multipliers, blocks, attention_resolutions, image_size, dropout, norm_groups, patch_size
         )
-        _check_meaning(prediction, target, residual_scale, predictor, scale, noise_level_scale, local_variance)
-        _check_sampling(diffusion_steps, coarse_steps, coarse_sampler, start, levels, fine_sampler)
-        check_whole(substeps=substeps)
-        check_most(MOST_SUBSTEPS, substeps=substeps)
-        if substeps > 1 and prediction != "v":
-            raise ConfigError(f"substeps need a network that predicts v, got prediction {prediction!r}")
+        _check_meaning(
+            prediction, target, residual_scale, predictor, scale, noise_level_scale, local_variance, substeps
+        )
+        _check_sampling(diffusion_steps, coarse_steps, coarse_sampler, start, levels, fine_sampler, substeps)
         self.prediction = prediction
         self.target = target
         self.residual_scale = residual_scale
@@ -395,9 +403,8 @@ class UNet(
             jumps = add_on
         else:
             jumps = self.jump_network()
-            weights = {**jumps.state_dict(), **add_on}
+            weights = {**self.state_dict(), **add_on}
             expected, found = ({k: v.shape for k, v in each.items()} for each in (jumps.state_dict(), weights))
-            found |= {k: v.shape for k, v in add_on.items()}
             if mismatch := tensor_mismatch(expected, found):
                 raise CheckpointError(f"the substeps do not fit the network: {mismatch}")
             jumps.load_state_dict(weights)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.errors import ConfigError
+from ddpm.schedule import Schedule
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import Episode, Observation, StartOutcomes, one_observation
 from skipdiff_env.pictures import Rgb
@@ -95,7 +96,8 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     | `nfe_penalty`     | always | what the reward pays for each fine forward                                            |
     | `degradation`     | always | strengths of "blur", "shrink", "noise" and "jpeg"; missing where it is "bicubic"      |
     | `start`           | at end | diffusion step at which the surviving chain began                                     |
-    | `levels`          | at end | diffusion steps at which the net was asked on the surviving chain                     |
+    | `levels`          | at end | diffusion steps at which the network ran on the surviving chain                       |
+    | `substeps`        | at end | for each of them the number of even steps whose work the forward did                  |
     | `reward_failures` | at end | episodes of this environment whose reward's metric failed, so far                     |
 
     The result itself is at `env.unwrapped.sr` until the next episode ends.
@@ -271,7 +273,10 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         return self.task.start_outcomes(images, noise_seeds)
 
     def schedule_outcomes(
-        self, images: Sequence[int | Rgb], noise_seeds: Sequence[int], schedules: Sequence[Sequence[int]]
+        self,
+        images: Sequence[int | Rgb],
+        noise_seeds: Sequence[int],
+        schedules: Sequence[Schedule | str | Sequence[int]],
     ) -> StartOutcomes:
         """Rewards and metrics of schedules of jumps for every picture and noise seed; see `Task.schedule_outcomes`."""
         return self.task.schedule_outcomes(images, noise_seeds, schedules)

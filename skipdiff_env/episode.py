@@ -70,7 +70,9 @@ class Episode:
         if self.strengths:
             info["degradation"] = dict(self.strengths)
         if self.ended:
-            info |= {"metrics": dict(self.metrics), "start": state.start, "levels": state.levels}
+            info |= {
+                "metrics": dict(self.metrics), "start": state.start, "levels": state.levels, "substeps": state.substeps
+            }  # fmt: skip
         return info
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ddpm.checks import check_most, check_one_of, check_whole, is_whole
 from ddpm.errors import ConfigError
 from ddpm.sampling import coarse_eta
-from ddpm.schedule import LONGEST
+from ddpm.schedule import LONGEST, Schedule
 
 SKIP_MODES = ("restart", "jump")
 
@@ -140,6 +140,17 @@ class Plan:
         plan = replace(base, **asked)
         plan.check(T)
         return plan
+
+    @classmethod
+    def of_schedule(cls, schedule: Schedule, sampler: str) -> "Plan":
+        """The plan of jumps that a schedule fits.
+
+        Raises:
+            ConfigError: the sampler is unknown, or adds noise or looks back where the schedule has substeps.
+        """
+        if not schedule.plain and coarse_eta(sampler, "fine_sampler") != 0:
+            raise ConfigError(f"substeps need the sampler ddim, which adds no noise, got {sampler} for {schedule}")
+        return cls(1, schedule.length, fine_sampler=sampler, skip_mode="jump")
 
     def settings(self) -> dict[str, Any]:
         """The plan as plain data."""

@@ -26,7 +26,7 @@ from ddpm.sampling import (
     reverse_weights,
     to_image,
 )
-from ddpm.schedule import FloatArray, check_levels, cosine_alphas_cumprod
+from ddpm.schedule import FloatArray, Schedule, check_levels, cosine_alphas_cumprod
 from ddpm.tiling import Box
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
@@ -51,9 +51,10 @@ class Refinement:
         level: the diffusion step whose noise level the net is told next. Under "restart" it is t; under "jump" it is
             the level that the latent stands at.
         nfe: UNet forwards of this picture so far, coarse and fine, thrown away or not.
-        path: the diffusion steps that the surviving fine chain has stood at, from the one the net was told first to the
-            one the latent has reached; empty before the first step that is performed. With the picture and the seed it
-            determines `latent`.
+        path: the diffusion steps that the surviving fine chain has stood at, from that of its first forward to the one
+            the latent has reached; empty before the first step that is performed. With the picture, the seed and the
+            substeps it determines `latent`.
+        substeps: for each forward of the surviving chain, the number of even steps whose work it did.
         before: what the net last estimated x_0 to be on the surviving chain, (3, H, W), where the fine sampler looks
             back at it; else None.
         picture: of a tile, the picture as it began; None for a whole picture.
@@ -69,6 +70,7 @@ class Refinement:
     level: int
     nfe: int
     path: tuple[int, ...] = ()
+    substeps: tuple[int, ...] = ()
     before: Tensor | None = None
     picture: "Refinement | None" = None
     box: Box | None = None
@@ -78,11 +80,11 @@ class Refinement:
         names = [name for name in ("lr_up", "coarse_latent", "latent", "before") if getattr(self, name) is not None]
         return replace(self, **{name: getattr(self, name)[box.area] for name in names}, key=None, picture=self, box=box)
 
-    def fine_noise(self, noise_of: NoiseOf) -> Tensor:
-        """The noise (3, H, W) that the step to t - 1 adds; of a tile, its part of the picture's."""
+    def fine_noise(self, noise_of: NoiseOf, t: int) -> Tensor:
+        """Return the noise (3, H, W) that the step to t - 1 adds; of a tile, its part of the picture's."""
         if self.picture is None or self.box is None:
-            return noise_of(self.noise_seed, self.t, tuple(self.latent.shape))
-        return noise_of(self.noise_seed, self.t, tuple(self.picture.latent.shape))[self.box.area]
+            return noise_of(self.noise_seed, t, tuple(self.latent.shape))
+        return noise_of(self.noise_seed, t, tuple(self.picture.latent.shape))[self.box.area]
 
     @property
     def start(self) -> int:
@@ -94,6 +96,16 @@ class Refinement:
         """The diffusion steps at which the net was asked on the surviving chain; its schedule, once it has ended."""
         return self.path[:-1]
 
+    @property
+    def schedule(self) -> Schedule | None:
+        """The schedule of the surviving chain, once it has ended; None before its first forward."""
+        return Schedule(self.levels, self.substeps) if self.substeps else None
+
+    @property
+    def trace(self) -> Hashable:
+        """The path together with the substeps, where one of them is more than 1."""
+        return self.path if max(self.substeps, default=1) == 1 else (self.path, self.substeps)
+
 
 Policy = Callable[[Sequence[Refinement]], Sequence[int]]
 
@@ -101,12 +113,6 @@ Policy = Callable[[Sequence[Refinement]], Sequence[int]]
 def fixed_start(start: int) -> Policy:
     """The policy that skips until diffusion step `start` and denoises from there on."""
     return lambda states: [Action.SKIP if state.t > start else Action.DENOISE for state in states]
-
-
-def fixed_levels(levels: Sequence[int]) -> Policy:
-    """The policy that under "jump" asks the net at these levels alone; at the first the latent begins."""
-    reached = frozenset(levels[1:])
-    return lambda states: [Action.DENOISE if state.t - 1 in reached else Action.SKIP for state in states]
 
 
 class RefinementProcess:
@@ -130,6 +136,7 @@ class RefinementProcess:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         self.unet = unet
         self.plan = plan
+        self.most_substeps = int(getattr(getattr(unet, "unet", unet), "substeps", 1))
         self.memo = memo if memo is not None else Memo(0)
         self.batch_size = batch_size
         self.device = device
@@ -181,18 +188,18 @@ class RefinementProcess:
         14), or leaves latent and level as they are ("jump").
         """
         assert all(state.t >= 2 for state in states), "the step t = 1 is not decided, it is performed by finish()"
-        self._denoise([s for s, action in zip(states, actions, strict=True) if action == Action.DENOISE])
+        self.jump([(s, s.t - 1, 1) for s, action in zip(states, actions, strict=True) if action == Action.DENOISE])
         for state, action in zip(states, actions, strict=True):
             state.t -= 1
             if self.plan.skip_mode == "restart":
                 if action == Action.SKIP:
-                    state.latent, state.path = state.coarse_latent, ()
+                    state.latent, state.path, state.substeps = state.coarse_latent, (), ()
                 state.level = state.t
 
     def finish(self, states: Sequence[Refinement]) -> list[Tensor]:
         """Performs the step to the clean latent, which is never skipped; gives the pictures, (3, H, W) in [-1, 1]."""
-        assert all(state.t == 1 for state in states), "decisions are left"
-        self._denoise(states)
+        assert all(state.t <= 1 for state in states), "decisions are left"
+        self.jump([(state, 0, 1) for state in states if state.t == 1])
         for state in states:
             state.t = 0
         return [to_image(self.unet, state.latent[None], state.lr_up[None])[0] for state in states]
@@ -260,23 +267,41 @@ class RefinementProcess:
             self.step(states, policy(states))
         return self.finish(states)
 
-    def run_schedule(self, states: Sequence[Refinement], levels: Sequence[int]) -> list[Tensor]:
-        """Refines pictures at their first decision to the end by a schedule that is known in advance.
+    def run_schedules(self, states: Sequence[Refinement], schedules: Sequence[Schedule]) -> list[Tensor]:
+        """Run each picture at its first decision to the end by a schedule that is known in advance.
 
         Args:
             states: pictures at their first decision; changed in place.
-            levels: the diffusion steps at which the net is asked, falling, from the plan's first step on. NFE: one for
-                each.
+            schedules: one for each, from the plan's first step on. NFE: one for each level.
 
         Returns:
             The pictures, each (3, H, W) in [-1, 1].
 
         Raises:
-            ConfigError: the plan is not one of jumps, or the levels are no such schedule.
+            ConfigError: the plan is not one of jumps, or a schedule does not fit it.
         """
+        for schedule in set(schedules):
+            self.check(schedule)
+        jumps = [list(schedule.jumps()) for schedule in schedules]
+        for place in range(max(map(len, jumps), default=0)):
+            now = [(state, own[place]) for state, own in zip(states, jumps, strict=True) if place < len(own)]
+            self.jump([(state, to, substeps) for state, (to, substeps) in now])
+            for state, (to, _) in now:
+                state.t = to
+        return self.finish(states)
+
+    def check(self, schedule: Schedule) -> None:
+        """Raises ConfigError unless the process can run a schedule."""
         if self.plan.skip_mode != "jump":
-            raise ConfigError(f"a schedule of levels needs skip_mode jump, got {self.plan.skip_mode}")
-        return self.run(states, fixed_levels(check_levels(levels, self.plan.first)))
+            raise ConfigError(f"schedules of levels need skip_mode jump, got {self.plan.skip_mode}")
+        check_levels(schedule.levels, self.plan.first)
+        Plan.of_schedule(schedule, self.plan.fine_sampler)
+        if (most := max(schedule.substeps)) > self.most_substeps:
+            known = f"at most {self.most_substeps} substeps" if self.most_substeps > 1 else "no substeps"
+            raise ConfigError(
+                f"the network has learnt {known}, got {most} in {schedule}; take fewer, or train them with "
+                "`skipdiff train-substeps`"
+            )
 
     def run_all_starts(self, states: Sequence[Refinement]) -> list[list[tuple[Refinement, Tensor]]]:
         """All results that "restart" can give, one for each start from 1 to the plan's first step, each chain run once.
@@ -303,56 +328,56 @@ class RefinementProcess:
         results = list(zip(flat, self.finish(flat), strict=True))
         return [results[i : i + len(starts)] for i in range(0, len(results), len(starts))]
 
-    def run_schedules(
-        self, states: Sequence[Refinement], schedules: Sequence[Sequence[int]]
+    def run_all_schedules(
+        self, states: Sequence[Refinement], schedules: Sequence[Schedule]
     ) -> list[list[tuple[Refinement, Tensor]]]:
-        """The results of several schedules, each as `run_schedule`; what schedules have in common is run once.
+        """Run every picture by every schedule; the beginnings that schedules have in common run once.
 
         Args:
             states: pictures at their first decision; they are left as they are.
-            schedules: each the falling levels at which the net is asked.
+            schedules: from the plan's first step on.
 
         Returns:
             For each picture, at the place of each schedule, the finished state and its picture (3, H, W).
 
         Raises:
-            ConfigError: the plan is not one of jumps, or a schedule is none.
+            ConfigError: the plan is not one of jumps, or a schedule does not fit it.
         """
-        if self.plan.skip_mode != "jump":
-            raise ConfigError(f"schedules of levels need skip_mode jump, got {self.plan.skip_mode}")
-        wanted = [check_levels(levels, self.plan.first) for levels in schedules]
-        # picture and levels so far → its state
-        live: dict[tuple[int, tuple[int, ...]], Refinement] = {
-            (i, (self.plan.first,)): replace(state) for i, state in enumerate(states)
+        for schedule in schedules:
+            self.check(schedule)
+        wanted = [tuple(schedule.jumps()) for schedule in schedules]
+        # picture and jumps so far → its state
+        known: dict[tuple[int, tuple[tuple[int, int], ...]], Refinement] = {
+            (i, ()): replace(state) for i, state in enumerate(states)
         }
-        for t in range(self.plan.first, 1, -1):
-            begun = {tuple(level for level in levels if level >= t - 1) for levels in wanted}
-            asked = {
-                (i, levels): replace(live[i, levels[:-1]])
-                for i in range(len(states))
-                for levels in sorted(begun)
-                if levels[-1] == t - 1
-            }
-            waiting = {key: state for key, state in live.items() if key[1] in begun}
-            self.step(
-                [*asked.values(), *waiting.values()], [Action.DENOISE] * len(asked) + [Action.SKIP] * len(waiting)
-            )
-            live = waiting | asked
-        results = dict(zip(live, self.finish(list(live.values())), strict=True))
-        return [[(live[i, levels], results[i, levels]) for levels in wanted] for i in range(len(states))]
+        for place in range(max(map(len, wanted), default=0)):
+            begun = sorted({jumps[: place + 1] for jumps in wanted if len(jumps) > place})
+            fresh = {(i, jumps): replace(known[i, jumps[:-1]]) for i in range(len(states)) for jumps in begun}
+            self.jump([(state, *jumps[-1]) for (_, jumps), state in fresh.items()])
+            for (_, jumps), state in fresh.items():
+                state.t = jumps[-1][0]
+            known |= fresh
+        ended = {key: state for key, state in known.items() if state.t == 0}
+        results = dict(zip(ended, self.finish(list(ended.values())), strict=True))
+        return [[(ended[i, jumps], results[i, jumps]) for jumps in wanted] for i in range(len(states))]
 
     @torch.inference_mode()
-    def _denoise(self, states: Sequence[Refinement]) -> None:
-        """From each state's level to t - 1, in batches; remembered transitions run no net."""
+    def jump(self, jumps: Sequence[tuple[Refinement, int, int]]) -> None:
+        """Run one forward for each state, in batches; remembered transitions run no network.
+
+        Args:
+            jumps: the state, the level below its own that the forward goes to, and its substeps.
+        """
         missing = []
-        for state in states:
+        for state, to, substeps in jumps:
             state.nfe += 1
-            path = (*(state.path or (state.level,)), state.t - 1)
-            known = self._recall(state.key, state.noise_seed, path)
+            path, counts = (*(state.path or (state.level,)), to), (*state.substeps, substeps)
+            ahead = replace(state, path=path, substeps=counts)
+            known = self._recall(state.key, state.noise_seed, ahead.trace)
             if known is None:
-                missing.append((state, path))
+                missing.append((state, ahead))
             else:
-                self._arrive(state, path, known)
+                self._arrive(state, ahead, known)
 
         @lru_cache(maxsize=1)  # the tiles of a picture stand one after the other, and take their parts of one noise
         def noise_of(seed: int, t: int, shape: tuple[int, ...]) -> Tensor:
@@ -360,24 +385,24 @@ class RefinementProcess:
 
         for chunk in self._chunks(missing):
             advance = self._advance_looking_back if self.looks_back else self._advance
-            results = advance([state for state, _ in chunk], noise_of)
-            for (state, path), result in zip(chunk, results, strict=True):
-                self._arrive(state, path, result)
-                self._remember(state.key, state.noise_seed, path, result)
+            results = advance([ahead for _, ahead in chunk], noise_of)
+            for (state, ahead), result in zip(chunk, results, strict=True):
+                self._arrive(state, ahead, result)
+                self._remember(state.key, state.noise_seed, state.trace, result)
 
-    def _arrive(self, state: Refinement, path: tuple[int, ...], result: Tensor) -> None:
+    def _arrive(self, state: Refinement, ahead: Refinement, result: Tensor) -> None:
         """Puts a state where a forward has led: `result` is the latent, and behind it the estimate to look back at."""
-        state.latent, state.path, state.level = result[:3], path, state.t - 1
+        state.latent, state.path, state.substeps, state.level = result[:3], ahead.path, ahead.substeps, ahead.path[-1]
         if self.looks_back:
             state.before = result[3:]
 
     def _advance(self, states: Sequence[Refinement], noise_of: NoiseOf) -> Tensor:
-        """The latents (B, 3, H, W) after one forward for each, from its level to t - 1."""
+        """The latents (B, 3, H, W) after one forward for each, from its level to the end of its path."""
         latents = _batch([s.latent for s in states])
-        arrivals = np.array([s.t for s in states])  # the step of the full chain that arrives at t - 1 is D_t
+        to = np.array([s.path[-1] for s in states])
         noise = None
-        if self.fine_eta > 0 and arrivals.max() > 1:
-            noise = _batch([state.fine_noise(noise_of) for state in states])
+        if self.fine_eta > 0 and to.max() > 0:  # the step of the full chain that arrives at t - 1 is D_t
+            noise = _batch([state.fine_noise(noise_of, state.path[-1] + 1) for state in states])
         return p_sample(
             self.unet,
             self.alphas_cumprod,
@@ -386,21 +411,22 @@ class RefinementProcess:
             _batch([s.lr_up for s in states]),
             noise,
             self.fine_eta,
-            _one_if_same(arrivals - 1),
+            _one_if_same(to),
+            _one_if_same(np.array([s.substeps[-1] for s in states])),
         )
 
     def _advance_looking_back(self, states: Sequence[Refinement], noise_of: NoiseOf) -> Tensor:
         """The latents after one forward of DPM-Solver++(2M) for each, and the estimates of x_0; (B, 6, H, W)."""
         latents = _batch([s.latent for s in states])
         levels = np.array([s.level for s in states])
-        arrivals = np.array([s.t - 1 for s in states])
+        arrivals = np.array([s.path[-1] for s in states])
         x0 = predict_x0(
             self.unet, self.alphas_cumprod, _one_if_same(levels), latents, _batch([s.lr_up for s in states])
         )
         shares = np.zeros(len(states))
         begun = [i for i, s in enumerate(states) if s.before is not None]  # elsewhere there is nothing to look back at
         if begun:
-            earlier = np.array([states[i].path[-2] for i in begun])
+            earlier = np.array([states[i].path[-3] for i in begun])
             shares[begun] = extrapolation(self.alphas_cumprod, earlier, levels[begun], arrivals[begun])
         before = _batch([estimate if s.before is None else s.before for s, estimate in zip(states, x0, strict=True)])
         of_x0, of_x_t, _ = reverse_weights(self.alphas_cumprod, levels, 0.0, arrivals)
@@ -414,12 +440,12 @@ class RefinementProcess:
     def _chunks(self, items: Sequence[T]) -> list[Sequence[T]]:
         return [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
 
-    def _recall(self, key: Hashable | None, noise_seed: int, path: tuple[int, ...]) -> Tensor | None:
-        return None if key is None else self.memo.get((key, noise_seed, path))
+    def _recall(self, key: Hashable | None, noise_seed: int, trace: Hashable) -> Tensor | None:
+        return None if key is None else self.memo.get((key, noise_seed, trace))
 
-    def _remember(self, key: Hashable | None, noise_seed: int, path: tuple[int, ...], latent: Tensor) -> None:
+    def _remember(self, key: Hashable | None, noise_seed: int, trace: Hashable, latent: Tensor) -> None:
         if key is not None:
-            self.memo.put((key, noise_seed, path), latent)
+            self.memo.put((key, noise_seed, trace), latent)
 
 
 def _one_if_same(steps: NDArray[np.integer]) -> int | NDArray[np.integer]:

@@ -70,7 +70,7 @@ def draw_frame(
 
 
 def draw_map(picture: NDArray[np.uint8], tiles: Sequence["Tile"]) -> NDArray[np.uint8]:
-    """The forwards of each tile as colours over the grey picture, and below it a legend.
+    """Draw the number of steps whose work was done for each tile as colours over the grey picture, with a legend.
 
     Args:
         picture: the result, (H, W, 3).
@@ -78,9 +78,9 @@ def draw_map(picture: NDArray[np.uint8], tiles: Sequence["Tile"]) -> NDArray[np.
 
     Returns:
         uint8, (H + legend, at least W, 3); the picture lies in the upper left corner. The colours reach from the fewest
-        forwards of a tile to the most.
+        steps of a tile to the most.
     """
-    numbers = [tile.nfe for tile in tiles]
+    numbers = [tile.steps for tile in tiles]
     colours = _colours(min(numbers), max(numbers))
     across = _apart((tile.box.left, tile.box.right) for tile in tiles)
     down = _apart((tile.box.top, tile.box.bottom) for tile in tiles)
@@ -92,16 +92,16 @@ def draw_map(picture: NDArray[np.uint8], tiles: Sequence["Tile"]) -> NDArray[np.
     for tile in tiles:
         (left, right), (top, bottom) = across[tile.box.left, tile.box.right], down[tile.box.top, tile.box.bottom]
         part = image.crop((left, top, right, bottom))
-        image.paste(Image.blend(part, Image.new("RGB", part.size, colours[tile.nfe]), 0.5), (left, top))
+        image.paste(Image.blend(part, Image.new("RGB", part.size, colours[tile.steps]), 0.5), (left, top))
         size = min(unit, (right - left) // 3, (bottom - top) // 2)
         if size >= 8:
-            _number(draw, tile.nfe, ((left + right) // 2, (top + bottom) // 2), size)
-    draw.text((unit // 2, height + unit // 4), "UNet forwards of each tile", TEXT, font_size=0.8 * unit)
+            _number(draw, tile.steps, ((left + right) // 2, (top + bottom) // 2), size)
+    draw.text((unit // 2, height + unit // 4), "Steps done in each tile", TEXT, font_size=0.8 * unit)
     edges = np.linspace(0, image.width, len(colours) + 1).round().astype(int).tolist()
-    for (forwards, colour), (left, right) in zip(colours.items(), pairwise(edges), strict=True):
+    for (steps, colour), (left, right) in zip(colours.items(), pairwise(edges), strict=True):
         draw.rectangle((left, height + 3 * unit // 2, right - 1, image.height - 1), colour)
         if right - left >= unit:
-            _number(draw, forwards, ((left + right) // 2, height + 9 * unit // 4), 0.7 * unit)
+            _number(draw, steps, ((left + right) // 2, height + 9 * unit // 4), 0.7 * unit)
     return np.asarray(image)
 
 

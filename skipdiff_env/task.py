@@ -20,6 +20,7 @@ from ddpm.checks import is_whole
 from ddpm.degradation import PLAIN, Degradation, picture_key
 from ddpm.errors import ConfigError
 from ddpm.images import to_tensor, to_uint8
+from ddpm.schedule import Schedule, as_schedule
 from ddpm.unet import UNet
 from skipdiff_env.config import DTYPES, TaskConfig
 from skipdiff_env.episode import Episode, Observation, StartOutcomes
@@ -49,9 +50,11 @@ def shared_unet(checkpoint: str | Path, device: str) -> UNet:
 
 
 def fingerprint(unet: UNet) -> str:
-    """What tells a net from every other: a hash of its settings and its weights, those of its predictor among them."""
+    """What tells a net from every other: a hash of its settings and its weights, those of its predictor and its
+    substeps among them.
+    """
     digest = hashlib.blake2b(json.dumps(unet.settings, sort_keys=True, default=str).encode(), digest_size=16)
-    for net in (unet, *unet._predictor):
+    for net in (unet, *unet._predictor, *unet._jumps):
         for name, tensor in net.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -268,7 +271,7 @@ class Task:
             "coarse_latent": state.coarse_latent.cpu().numpy(),
             "latent": state.latent.cpu().numpy(),
             "before": None if state.before is None else state.before.cpu().numpy(),
-            **{name: getattr(state, name) for name in ("t", "level", "nfe", "path")},
+            **{name: getattr(state, name) for name in ("t", "level", "nfe", "path", "substeps")},
             "actions": [int(action) for action in episode.actions],
             "sr": None if episode.sr is None else episode.sr.cpu().numpy(),
             "metrics": dict(episode.metrics),
@@ -291,7 +294,7 @@ class Task:
                 raise ConfigError(f"the state is one of pictures {saved['latent'].shape}, not {tuple(hr.shape)}")
             state = Refinement(
                 lr_up, saved["noise_seed"], key, tensor(saved["coarse_latent"]), tensor(saved["latent"]),
-                saved["t"], saved["level"], saved["nfe"], tuple(saved["path"]),
+                saved["t"], saved["level"], saved["nfe"], tuple(saved["path"]), tuple(saved["substeps"]),
                 None if saved["before"] is None else tensor(saved["before"]),
             )  # fmt: skip
             return Episode(
@@ -337,14 +340,17 @@ class Task:
         return self._outcomes(images, noise_seeds, range(1, self.plan.first + 1), self.process.run_all_starts)
 
     def schedule_outcomes(
-        self, images: Sequence[int | Rgb], noise_seeds: Sequence[int], schedules: Sequence[Sequence[int]]
+        self,
+        images: Sequence[int | Rgb],
+        noise_seeds: Sequence[int],
+        schedules: Sequence[Schedule | str | Sequence[int]],
     ) -> StartOutcomes:
         """Rewards and metrics of schedules for every picture and every noise seed; what they have in common runs once.
 
         Args:
             images: indices of the environment's pictures, or uint8 arrays (H, W, 3).
             noise_seeds: noise seeds, each of which every picture gets.
-            schedules: each the falling levels at which the net is asked, from the plan's first step on.
+            schedules: each as `ddpm.schedule.as_schedule` takes it, from the plan's first step on.
 
         Returns:
             Arrays whose last axis is that of `schedules`.
@@ -352,10 +358,9 @@ class Task:
         Raises:
             SkipDiffError: the plan is not one of jumps, or as `begin`.
         """
-        self.process.run_schedules([], schedules)  # refuses what is wrong
-        return self._outcomes(
-            images, noise_seeds, schedules, lambda states: self.process.run_schedules(states, schedules)
-        )
+        ways = [as_schedule(schedule) for schedule in schedules]
+        self.process.run_all_schedules([], ways)  # refuses what is wrong
+        return self._outcomes(images, noise_seeds, ways, lambda states: self.process.run_all_schedules(states, ways))
 
     def _outcomes(
         self,
@@ -429,7 +434,7 @@ class Task:
         # values of functions are not stored on disk, nor looked for there, since a name does not tell one from another
         lasting = all(metric.device is not None for metric in self.metrics.values())
         kind = "metrics" if lasting else "own metrics"
-        keys = [(kind, state.key, state.noise_seed, state.path) for state in states]
+        keys = [(kind, state.key, state.noise_seed, state.trace) for state in states]
         found: list[Mapping[str, float]] = [self.memo.get(key) or {} for key in keys]
         # on disk there may be fewer metrics than are wanted here, or more
         missing = [i for i, known in enumerate(found) if not self.metrics.keys() <= known.keys()]

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import psutil
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.checkpoints import load_unet
+from ddpm.checks import is_number
 from ddpm.errors import CheckpointError, ConfigError, ImageError, out_of_memory
 from ddpm.formats import check_output, output_format
 from ddpm.images import (
@@ -27,11 +29,11 @@ from ddpm.images import (
     to_uint8,
     write_picture,
 )
-from ddpm.schedule import check_levels
+from ddpm.schedule import Schedule, as_schedule
 from ddpm.tiling import Blend, Box, TiledUNet, Tiling
 from ddpm.unet import UNet
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Policy, Refinement, RefinementProcess, fixed_levels, fixed_start
+from skipdiff_env.refinement import Policy, Refinement, RefinementProcess, fixed_start
 
 # Float32 pictures that are alive at once at the worst moment of a diffusion step.
 LIVE_PICTURES = 9
@@ -45,17 +47,28 @@ MAX_SEED = 2**64 - 1
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of a picture that went through the net by a schedule of its own.
+    """A part of a picture whose schedule was chosen apart from that of the others.
 
     Attributes:
         box: its place in the result, in pixels; neighbours overlap.
-        levels: the falling diffusion steps at which the net was asked, on the fine chain that survived.
+        schedule: that of the fine chain that survived.
         nfe: UNet forwards, coarse and fine.
     """
 
     box: Box
-    levels: tuple[int, ...]
+    schedule: Schedule
     nfe: int
+
+    @classmethod
+    def of(cls, box: Box, state: Refinement) -> "Tile":
+        """The tile of a finished state."""
+        assert state.schedule is not None, "a finished state has run at least one forward"
+        return cls(box, state.schedule, state.nfe)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps whose work was done: the substeps of all forwards."""
+        return sum(self.schedule.substeps)
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,58 @@ class Upscaled:
     seconds: float
 
 
+@runtime_checkable
+class Chooser(Protocol):
+    """A policy that chooses the schedule of a picture at its first decision.
+
+    Attributes:
+        schedules: those that it chooses among.
+    """
+
+    @property
+    def schedules(self) -> Sequence[Schedule]: ...
+
+    def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
+        """The schedule of each picture."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same schedule for every picture."""
+
+    schedule: Schedule
+
+    @property
+    def schedules(self) -> Sequence[Schedule]:
+        """The one schedule."""
+        return [self.schedule]
+
+    def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
+        """The schedule, for each picture."""
+        return [self.schedule] * len(states)
+
+
+def detail_schedule(detail: float, most: int) -> Schedule:
+    """Return the schedule of one forward for an amount of detail.
+
+    Args:
+        detail: 0 … 1, from 1 substep to `most` in equal factors.
+        most: the most substeps that the network has learnt.
+
+    Raises:
+        ConfigError: the detail is out of range, or the network has learnt no substeps.
+    """
+    if not is_number(detail) or detail > 1:
+        raise ConfigError(f"detail must be a number in 0 … 1, got {detail!r}")
+    if most == 1:
+        raise ConfigError(
+            "detail needs a checkpoint with substeps, which this one does not have; give levels instead, or train "
+            "substeps with `skipdiff train-substeps`"
+        )
+    return Schedule.even(1, round(most**detail))
+
+
 class Upscaler:
     """Enlarges pictures of any size with few diffusion steps.
 
@@ -86,17 +151,20 @@ class Upscaler:
         checkpoint: name of a shipped checkpoint, a folder, or a Hub id.
         steps: (S, N), coarse steps and diffusion steps that each spans; None: the checkpoint's own.
         start: diffusion step 1 … N (or `first_step`) at which the fine chain begins, under "restart".
-        levels: a schedule, the falling steps at which the net is asked, of as many steps as its first number says; (20,
-            13, 6, 2) asks the net at 20/20 of the schedule (pure noise), at 13/20, 6/20 and 2/20. Where neither this
-            nor `start`, `steps` or a policy is given, the checkpoint's own schedule, or else its start, is taken.
+        levels: a schedule, as `ddpm.schedule.as_schedule` takes it: with "20,13,6,2" the network runs at 20/20 of the
+            way (pure noise), at 13/20, 6/20 and 2/20; with "even:1*8" it runs once and does the work of 8 steps. Where
+            neither this nor `detail`, `start`, `steps` or a policy is given, the checkpoint's own schedule, or else its
+            start, is taken.
+        detail: 0 … 1, the amount of invented detail: one forward does the work of 1 to as many steps as the checkpoint
+            has learnt, in equal factors.
         coarse_sampler: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++";
             None: what the checkpoint says.
         fine_sampler: what runs the fine steps, "ddpm", "ddim", "ddim:ETA", or for `levels` also "dpmsolver++"; None:
             the checkpoint's for `levels`, else "ddpm".
         first_step: the diffusion step that is decided first, N … T; None: N.
-        policy: decides step by step instead of `start` or `levels`, on the episodes of `plan`. Under "jump" it decides
-            for each tile of a picture that is larger than `tile`; such tiles run one by one, by the picture's noise,
-            and their results are blended. Else it decides for the whole picture.
+        policy: decides step by step, or chooses schedules, instead of `start` or `levels`, on the episodes of `plan`.
+            Under "jump" it decides for each tile of a picture that is larger than `tile`; such tiles run one by one, by
+            the picture's noise, and their results are blended. Else it decides for the whole picture.
         plan: the episodes of the policy; None: those of the arguments above.
         device: where to compute.
         tile: side of the overlapping tiles for pictures larger than that, in pixels of the result; 0: no tiles. None:
@@ -116,29 +184,30 @@ class Upscaler:
         *,
         steps: tuple[int, int] | None = None,
         start: int | None = None,
-        levels: Sequence[int] | None = None,
+        levels: Schedule | str | Sequence[int] | None = None,
+        detail: float | None = None,
         coarse_sampler: str | None = None,
         fine_sampler: str | None = None,
         first_step: int | None = None,
-        policy: Policy | None = None,
+        policy: Policy | Chooser | None = None,
         plan: Plan | None = None,
         device: str = "cpu",
         tile: int | None = None,
         batch_size: int = 8,
     ) -> None:
-        if sum(given is not None for given in (start, levels, policy)) > 1:
-            raise ConfigError("start, levels and policy all say which steps are done; give one of them")
+        if sum(given is not None for given in (start, levels, detail, policy)) > 1:
+            raise ConfigError("start, levels, detail and policy all say which steps are done; give one of them")
         self.unet = load_unet(checkpoint, device)
         settings = self.unet.settings
         chooses = policy is not None
-        if levels is None and not any((start, policy, plan, steps, coarse_sampler, first_step)):
+        if detail is not None:
+            levels = detail_schedule(detail, self.unet.substeps)
+        elif levels is None and not any((start, policy, plan, steps, coarse_sampler, first_step)):
             levels = settings["levels"]
-        if levels is not None:
-            plan = Plan.resolve(
-                settings, steps=(1, levels[0] if levels else 1), skip_mode="jump",
-                fine_sampler=fine_sampler or settings["fine_sampler"],
-            )  # fmt: skip
-            policy = fixed_levels(check_levels(levels, plan.first))
+        schedule = None if levels is None else as_schedule(levels)
+        if schedule is not None:
+            own = settings["fine_sampler"] if schedule.plain else "ddim"
+            plan = Plan.of_schedule(schedule, fine_sampler or own)
         elif plan is None:
             plan = Plan.resolve(
                 settings, steps=steps, coarse_sampler=coarse_sampler, fine_sampler=fine_sampler, first_step=first_step
@@ -156,15 +225,19 @@ class Upscaler:
         self.process = RefinementProcess(self.denoiser, plan, batch_size=batch_size, device=device)
         if start is not None and not 1 <= start <= plan.first:
             raise ConfigError(f"start must lie in 1 … {plan.first}, the fine steps, got {start}")
+        if schedule is not None:
+            self.process.check(schedule)
         # with a policy it is known only afterwards
         fine = plan.first
-        if levels is not None:
-            fine = len(levels)
+        if schedule is not None:
+            fine = schedule.forwards
+        elif isinstance(policy, Chooser):
+            fine = max(each.forwards for each in policy.schedules)
         elif policy is None:
             # the checkpoint's start belongs to its own N; another N starts at the same place within the fine part at
             # most
             fine = start or min(settings["start"] or plan.N, plan.N)
-        self.policy = policy or fixed_start(fine)
+        self.policy = Fixed(schedule) if schedule is not None else policy or fixed_start(fine)
         self.expected_nfe = plan.coarse_forwards + fine
         self.batch_size = batch_size
 
@@ -239,8 +312,8 @@ class Upscaler:
         if self.choosing is not None and self.choosing.divides(canvas.bottom, canvas.right):
             images, tiles = self._tile_by_tile(states, self.choosing)
         else:
-            images = self.process.run(states, self.policy)
-            tiles = [[Tile(canvas, state.levels, state.nfe)] for state in states]
+            images = self._run(states)
+            tiles = [[Tile.of(canvas, state)] for state in states]
         if not all(bool(image.isfinite().all()) for image in images):
             raise CheckpointError("the net gives numbers that are not finite; its weights are damaged, take another")
         seconds = (time.perf_counter() - began) / len(lr_images)
@@ -251,6 +324,12 @@ class Upscaler:
             nfe = inside[0].nfe if len(own) == 1 else sum(tile.nfe for tile in own) / len(own)
             results.append(Upscaled(sr[:, :height, :width], state.start, nfe, tuple(inside), seconds))
         return results
+
+    def _run(self, states: Sequence[Refinement]) -> list[Tensor]:
+        """Refines pictures at their first decision to the end."""
+        if isinstance(self.policy, Chooser):
+            return self.process.run_schedules(states, self.policy.choose(states))
+        return self.process.run(states, self.policy)
 
     def _tile_by_tile(self, states: Sequence[Refinement], tiling: Tiling) -> tuple[list[Tensor], list[list[Tile]]]:
         """Runs each tile of pictures at their first decision by decisions of its own, and blends the results.
@@ -267,9 +346,9 @@ class Upscaler:
         for first in range(0, len(places), size):
             group = places[first : first + size]
             parts = [states[i].tile(box) for i, box in group]
-            for (i, box), part, sr in zip(group, parts, self.process.run(parts, self.policy), strict=True):
+            for (i, box), part, sr in zip(group, parts, self._run(parts), strict=True):
                 blends[i].add(box, sr)
-                tiles[i].append(Tile(box, part.levels, part.nfe))
+                tiles[i].append(Tile.of(box, part))
         return [blend.result() for blend in blends], tiles
 
     def largest_batch(self, height: int, width: int) -> int:

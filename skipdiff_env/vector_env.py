@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from ddpm.errors import ConfigError
+from ddpm.schedule import Schedule
 from skipdiff_env.batches import Array, BatchedEnv
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import Episode, Observation, StartOutcomes, one_observation
@@ -157,7 +158,10 @@ class SkipDiffVectorEnv(BatchedEnv):
         return self.task.start_outcomes(images, noise_seeds)
 
     def schedule_outcomes(
-        self, images: Sequence[int | Rgb], noise_seeds: Sequence[int], schedules: Sequence[Sequence[int]]
+        self,
+        images: Sequence[int | Rgb],
+        noise_seeds: Sequence[int],
+        schedules: Sequence[Schedule | str | Sequence[int]],
     ) -> StartOutcomes:
         """Rewards and metrics of schedules of jumps for every picture and noise seed; see `Task.schedule_outcomes`."""
         return self.task.schedule_outcomes(images, noise_seeds, schedules)

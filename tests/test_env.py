@@ -25,7 +25,7 @@ from ddpm.degradation import Degradation
 from ddpm.errors import CheckpointError, ConfigError, ImageError, SkipDiffError
 from ddpm.noise import KeyedNoise
 from ddpm.sampling import COARSE_SAMPLERS, coarse_sampler, refine, sample, to_image
-from ddpm.schedule import cosine_alphas_cumprod
+from ddpm.schedule import Schedule, cosine_alphas_cumprod
 from skipdiff_env import Action, SkipDiffEnv
 from skipdiff_env.judges import JUDGES, VARIABLE
 from skipdiff_env.metrics import Metric, make_metric
@@ -229,7 +229,7 @@ def test_any_episode_of_jumps(data: st.DataObject, short_checkpoint: str, fine_s
     )
     assert reward == pytest.approx(-info["metrics"]["colour"] - info["nfe_penalty"] * info["nfe"])
     schedule = env.task.begin([info["image_index"]], [info["noise_seed"]])[0].refinement
-    (sr,) = env.task.process.run_schedule([schedule], info["levels"])
+    (sr,) = env.task.process.run_schedules([schedule], [Schedule(info["levels"])])
     np.testing.assert_allclose(result(env), sr.numpy(), atol=1e-5)
     assert env.hr is not None
     (colour,) = make_metric("colour")(batch(result(env)), batch(env.hr))

@@ -1,5 +1,6 @@
 """Agents on dictionaries: what they see, prices, play on the process, tables of outcomes and the supervised agent."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from agents.agent import Agent, AgentConfig, load_agent
 from agents.algorithms import ALGORITHMS, RECURRENT, SUPERVISED
 from agents.cli import main
 from agents.jump_extractor import CropEncoder, JumpExtractor, even_crops
-from agents.outcomes import Outcomes, crops_of, even_outcomes, even_policy, gather
+from agents.outcomes import Outcomes, crops_of, even_outcomes, gather
 from agents.playing import AgentPolicy, play
 from agents.supervised import SchedulePredictor, SupervisedConfig, fit, train_supervised
 from agents.vec_env import VecPictureBaseline, make_env
@@ -24,7 +25,7 @@ from ddpm.images import find_images, read_picture, to_tensor
 from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Action, RefinementProcess
+from skipdiff_env.refinement import Action, Refinement, RefinementProcess
 from skipdiff_env.task import Task
 from skipdiff_env.upscaler import Upscaler
 from tests.conftest import Photo, counting
@@ -229,7 +230,11 @@ def test_even_outcomes_are_those_of_play(settings: dict[str, Any]) -> None:
     outcomes = even_outcomes(task, [0, 3], [5, 7], [1, 3, 6])
     assert even_levels(6, 3) == (6, 4, 2)
     for place, n in enumerate((1, 3, 6)):
-        episodes = play(task, even_policy(N, n), [0, 0, 3, 3], [5, 7, 5, 7])
+
+        def even(states: Sequence[Refinement], levels: tuple[int, ...] = even_levels(6, n)) -> list[Action]:
+            return [Action.DENOISE if state.t - 1 in levels else Action.SKIP for state in states]
+
+        episodes = play(task, even, [0, 0, 3, 3], [5, 7, 5, 7])
         assert [episode.refinement.nfe for episode in episodes] == [n] * 4
         expected = np.array([episode.metrics["lpips"] for episode in episodes]).reshape(2, 2)
         np.testing.assert_allclose(outcomes.metrics["lpips"][..., place], expected, atol=1e-5)

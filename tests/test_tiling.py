@@ -12,12 +12,12 @@ from ddpm.errors import ConfigError
 from ddpm.images import to_tensor
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.sampling import run_levels, to_image
-from ddpm.schedule import cosine_alphas_cumprod
+from ddpm.schedule import Schedule, cosine_alphas_cumprod
 from ddpm.tiling import Blend, Box, TiledUNet, Tiling
 from ddpm.unet import UNet
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Action, Refinement, RefinementProcess, fixed_levels
-from skipdiff_env.upscaler import Upscaled, Upscaler
+from skipdiff_env.refinement import Action, Refinement, RefinementProcess
+from skipdiff_env.upscaler import Fixed, Upscaled, Upscaler
 from tests.conftest import Photo, counting
 
 
@@ -130,8 +130,9 @@ def test_each_tile_has_decisions_of_its_own(chooser: Upscaler) -> None:
         result = chooser.upscale([half_sky()], [0])[0]
     assert result.sr.shape == (3, 68, 164)
     for tile in result.tiles:
-        assert tile.levels == (FEW if tile.box.right <= 80 else MANY if tile.box.left > 84 else tile.levels)
-        assert tile.nfe == len(tile.levels)
+        levels = tile.schedule.levels
+        assert levels == (FEW if tile.box.right <= 80 else MANY if tile.box.left > 84 else levels)
+        assert tile.nfe == len(tile.schedule.levels)
     forwards = [tile.nfe for tile in result.tiles]
     assert set(forwards) == {2, 6}
     assert result.nfe == pytest.approx(np.mean(forwards))
@@ -162,11 +163,11 @@ def test_a_tile_is_its_part_of_the_picture_by_its_own_schedule(checkpoint: str, 
         latent, lr_up = state.latent[None][tile.box.area], condition[tile.box.area]
         x_0 = run_levels(
             unet, alphas_cumprod, latent, lr_up, lambda stage, t, area=tile.box.area: whole(stage, t)[area],  # type: ignore[misc]
-            tile.levels, upscaler.process.fine_eta,
+            tile.schedule.levels, upscaler.process.fine_eta,
         )  # fmt: skip
         blend.add(tile.box, to_image(unet, x_0, lr_up))
-        assert tile.nfe == plan.coarse_forwards + len(tile.levels)
-    assert {tile.levels for tile in result.tiles} == {FEW, MANY}
+        assert tile.nfe == plan.coarse_forwards + len(tile.schedule.levels)
+    assert {tile.schedule.levels for tile in result.tiles} == {FEW, MANY}
     torch.testing.assert_close(result.sr, blend.result()[0], atol=1e-4, rtol=0)
 
 
@@ -199,7 +200,7 @@ def test_a_picture_of_one_tile_is_not_cut(chooser: Upscaler, checkpoint: str) ->
     assert torch.equal(result.sr, whole.upscale([lr], [0])[0].sr)
     assert batches == [1] * len(MANY)
     (tile,) = result.tiles
-    assert (tile.box, tile.levels, tile.nfe) == ((0, 0, 28, 32), MANY, 6)
+    assert (tile.box, tile.schedule.levels, tile.nfe) == ((0, 0, 28, 32), MANY, 6)
     assert (result.nfe, result.start) == (6, 6)
     assert len(whole.upscale([half_sky()], [0])[0].tiles) == 1, "without tiles the policy decides for the picture"
 
@@ -208,9 +209,9 @@ def test_schedules_that_are_given_are_blended_at_every_step(checkpoint: str) -> 
     """Only policies decide tile by tile, and only under jumps; all else is as it was."""
     lr = half_sky(16, 24)
     given = Upscaler(checkpoint, levels=MANY, fine_sampler="ddim:0.5", tile=32).upscale([lr], [0])[0]
-    assert [tile.levels for tile in given.tiles] == [MANY]
-    cut = Upscaler(checkpoint, policy=fixed_levels(MANY), plan=PLAN, tile=32).upscale([lr], [0])[0]
-    assert [tile.levels for tile in cut.tiles] == [MANY] * len(Tiling(32, 8, 36, 4).boxes(64, 96))
+    assert [tile.schedule.levels for tile in given.tiles] == [MANY]
+    cut = Upscaler(checkpoint, policy=Fixed(Schedule(MANY)), plan=PLAN, tile=32).upscale([lr], [0])[0]
+    assert [tile.schedule.levels for tile in cut.tiles] == [MANY] * len(Tiling(32, 8, 36, 4).boxes(64, 96))
     assert not torch.allclose(given.sr, cut.sr, atol=1e-3)
     restarting = Upscaler(checkpoint, policy=by_texture, plan=Plan(10, 10), tile=32).upscale([lr], [0])[0]
     assert len(restarting.tiles) == 1

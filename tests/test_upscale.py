@@ -20,6 +20,7 @@ from agents.cli import main
 from ddpm.checkpoints import is_hub_id
 from ddpm.errors import CheckpointError, ConfigError, ImageError
 from ddpm.images import Animation, Picture, from_pil, read_animation, read_picture, to_tensor
+from ddpm.schedule import Schedule
 from ddpm.tiling import Box
 from skipdiff_env.rendering import draw_map
 from skipdiff_env.upscaler import LIVE_PICTURES, Tile, Upscaler
@@ -712,7 +713,7 @@ def test_the_map_shows_forwards_over_the_grey_picture() -> None:
     """Where tiles overlap each is drawn up to the middle; below lies a legend of all numbers from fewest to most."""
     picture = np.full((100, 180, 3), (255, 0, 0), dtype=np.uint8)
     tiles = [
-        Tile(Box(left, top, left + 100, top + 60), (2,) * nfe, nfe)
+        Tile(Box(left, top, left + 100, top + 60), Schedule(tuple(range(nfe, 0, -1))), nfe)
         for (left, top), nfe in {(0, 0): 2, (80, 0): 5, (0, 40): 3, (80, 40): 2}.items()
     ]
     drawn = draw_map(picture, tiles).astype(int)

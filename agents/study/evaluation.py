@@ -78,8 +78,7 @@ def evaluation_methods(
     sampler = asked.get("fine_sampler") or unet.settings["fine_sampler"]
     found = [*ways.without_forwards(unet), ways.chain(unet.diffusion_steps), ways.coarse_chain(plan)]
     found += ways.all_starts(plan)
-    if unet.settings["levels"] is not None:
-        found.append(ways.schedule(tuple(unet.settings["levels"]), unet.settings["fine_sampler"]))
+    found += ways.shipped_schedule(unet)
     found += [ways.parse_schedule(text, sampler) for text in levels]
     decided = [method for name, agent in agents.items() for method in ways.agent_curve(name, agent, own[name])]
     found += decided

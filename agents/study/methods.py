@@ -30,14 +30,13 @@ from agents.study.rows import (
 )
 from ddpm.degradation import PLAIN, Degradation, upsample
 from ddpm.elbo import best_levels, jump_costs, x0_errors
-from ddpm.errors import ConfigError
 from ddpm.images import to_tensor, to_uint8
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.sampling import coarse_eta, refine, run_levels, sample, to_image
-from ddpm.schedule import check_levels, cosine_alphas_cumprod, even_levels
+from ddpm.schedule import Schedule, as_schedule, cosine_alphas_cumprod, even_levels
 from ddpm.unet import UNet
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProcess, fixed_levels, fixed_start
+from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProcess, fixed_start
 
 X = TypeVar("X")
 # ddpm.peers' name → heading; "ddpm" and "euler-ancestral" are one process, and the chain of S steps is ours
@@ -338,40 +337,56 @@ def random_skipping(like: Method) -> Method:
     return Method(RANDOM, RANDOM, plan, run, plan.first)
 
 
-def schedule(levels: Sequence[int], sampler: str = "ddim") -> Method:
-    """A fixed schedule of jumps: the net is asked at these levels alone, of as many as the first says.
+def schedule(levels: Schedule | str | Sequence[int], sampler: str = "ddim") -> Method:
+    """Return a fixed schedule of jumps as a method.
+
+    Args:
+        levels: the schedule, as `ddpm.schedule.as_schedule` takes it.
+        sampler: runs it; one with substeps runs by "ddim" alone.
 
     Raises:
-        ConfigError: they are no falling whole numbers, or the sampler is unknown.
+        ConfigError: the schedule or the sampler is wrong.
     """
-    levels = check_levels(levels, levels[0] if levels else 1)
-    plan = Plan(1, levels[0], fine_sampler=sampler, skip_mode="jump")
-    even = levels == tuple(range(len(levels), 0, -1))
-    name = f"{sampler}, " + (f"{len(levels)} even steps" if even else f"levels {','.join(map(str, levels))}")
-    return Method(name, SCHEDULE, plan, lambda batch: decided(batch, plan, fixed_levels(levels)), len(levels))
+    way = as_schedule(levels)
+    plan = Plan.of_schedule(way, sampler)
+    _word, colon, number = str(way).partition(":")
+    if not colon:
+        name = f"{sampler}, levels {way}"
+    elif way.plain:
+        name = f"{sampler}, {number} even steps"
+    else:
+        many = "1 forward" if way.forwards == 1 else f"{way.forwards} even forwards"
+        name = f"{many} of {way.substeps[0]} substeps"
+
+    def run(batch: Batch) -> Result:
+        process, (states, seconds) = batch.process(plan), batch.coarse(plan)
+        sr, own = timed(lambda: torch.stack(process.run_schedules(states, [way] * len(states))), len(states))
+        return Result(sr, [state.nfe for state in states], seconds + own, states)
+
+    return Method(name, SCHEDULE, plan, run, way.forwards)
+
+
+def shipped_schedule(unet: UNet) -> list[Method]:
+    """The schedule that the checkpoint enlarges by, if it has one."""
+    settings = unet.settings
+    return [] if settings["levels"] is None else [schedule(settings["levels"], settings["fine_sampler"])]
 
 
 def parse_schedule(text: str, sampler: str) -> Method:
-    """The schedule of a text: levels as in 20,13,6,2, or even:8 for 8 even steps; a sampler may stand before it.
+    """The schedule of a text, as `ddpm.schedule.Schedule.parse` takes it; a sampler may stand before it.
 
     Args:
-        text: LEVELS or SAMPLER/LEVELS, such as "20,13,6,2" or "ddim:0.5/even:8".
-        sampler: the one that is taken where the text names none.
+        text: LEVELS or SAMPLER/LEVELS, such as "20,13,6,2", "even:2*8" or "ddim:0.5/even:8".
+        sampler: the one that is taken where the text names none; a schedule with substeps takes "ddim".
 
     Raises:
         ConfigError: the text says nothing of the kind.
     """
     before, slash, levels = text.rpartition("/")
-    chosen = before if slash else sampler
+    way = Schedule.parse(levels)
+    chosen = before if slash else sampler if way.plain else "ddim"
     coarse_eta(chosen, "the sampler of levels")
-    word, colon, count = levels.partition(":")
-    try:
-        numbers = range(int(count), 0, -1) if colon and word == "even" else [int(part) for part in levels.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"levels must be falling whole numbers as in 20,13,6,2, or even:8 for 8 even steps, got {text!r}"
-        ) from None
-    return schedule(tuple(numbers), chosen)
+    return schedule(way, chosen)
 
 
 # --- other samplers ---

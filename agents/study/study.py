@@ -115,10 +115,9 @@ class Study:
         rewarded = reward_of(self.agents[MAIN]) if MAIN in self.agents else "niqe"
         self.reward = self.metrics[rewarded if rewarded in self.metrics else "niqe"]
         self.has_peers = importlib.util.find_spec("diffusers") is not None
-        self.schedules = [ways.parse_schedule(text, self.unet.settings["fine_sampler"]) for text in config.levels]
-        if self.unet.settings["levels"] is not None:
-            shipped = ways.schedule(tuple(self.unet.settings["levels"]), self.unet.settings["fine_sampler"])
-            self.schedules.insert(0, shipped)
+        sampler = self.unet.settings["fine_sampler"]
+        self.schedules = ways.shipped_schedule(self.unet)
+        self.schedules += [ways.parse_schedule(text, sampler) for text in config.levels]
         size, limit = config.image_size, TRAIN_LIMIT
         self.train_crops = load_crops(config.train_images, size, limit) if config.train_images else []
 
