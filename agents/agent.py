@@ -23,14 +23,19 @@ from ddpm.checkpoints import check_device, hub_folder, is_hub_id, shipped_checkp
 from ddpm.checks import check_types, shown
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.files import atomic_path, read_json, write_json
+from ddpm.schedule import Schedule
 from skipdiff_env.config import OBSERVATIONS
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import Action
+from skipdiff_env.table import FEATURE_BOUNDS
+from skipdiff_env.table import FEATURES as COUNT
 
 if TYPE_CHECKING:
     from gymnasium import spaces
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# The observation of agents that choose among schedules: a vector of statistics of the condition.
+FEATURES = "features"
 # Pixels of all latents of an episode.
 LARGEST_EPISODE = 2**28
 
@@ -51,6 +56,8 @@ class AgentConfig:
         observation: what it sees, "latent" (the latents of the episode so far) or "dict", as the environment has it.
         price_range: lowest and highest price of a forward that it was trained for, of which it is told one at use;
             None: it has learnt one price.
+        schedules: texts of schedules, of which it chooses one for each picture from the 42 features of the condition;
+            None: it decides otherwise.
         even_steps: numbers of even steps, of which it chooses one for each picture; None: it decides step by step, or
             is a supervised agent, whose numbers are among `policy_kwargs`.
     """
@@ -65,13 +72,15 @@ class AgentConfig:
     observation: str = "latent"
     price_range: tuple[float, float] | None = None
     even_steps: tuple[int, ...] | None = None
+    schedules: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
         if self.algorithm != SUPERVISED:
             algorithm_class(self.algorithm)
-        if self.observation not in OBSERVATIONS:
-            raise ConfigError(f"observation must be {' or '.join(OBSERVATIONS)}, got {self.observation!r}")
+        known = (*OBSERVATIONS, FEATURES)
+        if self.observation not in known:
+            raise ConfigError(f"observation must be {' or '.join(known)}, got {self.observation!r}")
         if self.price_range is not None:
             lowest, highest = self.price_range[0], self.price_range[-1]
             if len(self.price_range) != 2 or not 0 < lowest <= highest:
@@ -91,6 +100,14 @@ class AgentConfig:
             raise ConfigError(f"env of training must be a mapping, got {shown(self.training['env'])}")
         if self.plan is not None and self.plan.decisions != self.decisions:
             raise ConfigError(f"the plan has {self.plan.decisions} decisions, got decisions {self.decisions}")
+        if (self.schedules is not None) != (self.observation == FEATURES):
+            raise ConfigError(f"schedules and the observation {FEATURES} belong together")
+        if self.schedules is not None:
+            if self.plan is None or self.algorithm in (RECURRENT, SUPERVISED):
+                raise ConfigError("schedules need a plan, and an algorithm without a state")
+            for text in self.schedules:
+                Plan.of_schedule(Schedule.parse(text), self.plan.fine_sampler)
+            object.__setattr__(self, "schedules", tuple(self.schedules))
         if self.even_steps is not None:
             if self.plan is None or self.plan.skip_mode != "jump" or self.observation != "dict":
                 raise ConfigError("even_steps needs a plan of skip_mode jump, and dict as observation")
@@ -120,7 +137,7 @@ class AgentConfig:
     @property
     def choosing(self) -> bool:
         """Whether it chooses a schedule when it first sees a picture, and follows it."""
-        return self.algorithm == SUPERVISED or self.even_steps is not None
+        return self.algorithm == SUPERVISED or self.even_steps is not None or self.schedules is not None
 
     @property
     def env_steps(self) -> int:
@@ -138,6 +155,8 @@ class AgentConfig:
         from gymnasium import spaces
 
         bound, side = self.latent_bound, self.image_size
+        if self.observation == FEATURES:
+            return features_space(self.price_range)
         if self.observation == "latent":
             return spaces.Box(-bound, bound, self.observation_shape, np.float32)
         share = spaces.Box(0, 1, (1,), np.float32)
@@ -181,11 +200,23 @@ class AgentConfig:
         return float(highest * (lowest / highest) ** quality)
 
 
+def features_space(prices: tuple[float, float] | None) -> "spaces.Box":
+    """Return the space of the features of a condition, float32 (42,); with the price if each episode draws its own."""
+    from gymnasium import spaces
+
+    low, high = ([bound] * COUNT for bound in FEATURE_BOUNDS)
+    if prices is not None:
+        low, high = [*low, 0.0], [*high, prices[1]]
+    return spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
+
+
 def policy_settings(algorithm: str, policy_kwargs: Mapping[str, Any], observation: str = "latent") -> dict[str, Any]:
     """Plain settings as `policy_kwargs` for Stable-Baselines3, the features extractor filled in."""
     from agents.extractors import SkipProposalExtractor
     from agents.jump_extractor import JumpExtractor
 
+    if observation == FEATURES:
+        return dict(policy_kwargs)
     own = policy_kwargs.get("features_extractor_kwargs", {})
     latent = observation == "latent"
     return {
@@ -255,7 +286,7 @@ class Agent:
 
             alias = policy_alias(config.algorithm, config.observation)
             make = algorithm_class(config.algorithm).policy_aliases[alias]
-            actions = 2 if config.even_steps is None else len(config.even_steps)
+            actions = len(config.schedules or config.even_steps or Action)
             arguments = (config.observation_space(), spaces.Discrete(actions), lambda _: 0.0)
             settings = None
         try:

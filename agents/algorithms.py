@@ -36,7 +36,7 @@ def algorithm_class(name: str) -> "type[BaseAlgorithm]":
 
 def policy_alias(algorithm: str, observation: str = "latent") -> str:
     """The name under which an algorithm has its policy for an observation, "latent" or "dict"."""
-    kind = "Cnn" if observation == "latent" else "MultiInput"
+    kind = {"latent": "Cnn", "features": "Mlp"}.get(observation, "MultiInput")
     return f"{kind}LstmPolicy" if algorithm == RECURRENT else f"{kind}Policy"
 
 

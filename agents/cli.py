@@ -19,7 +19,6 @@ from agents.options import (
     WORKERS,
     absolute_paths,
     make_cluster,
-    numbers,
 )
 
 
@@ -38,10 +37,15 @@ def main() -> None:
     "--start", type=int, help="Diffusion step where the fine chain begins, 1 … N.  [default: the checkpoint's]"
 )
 @click.option(
+    "--detail",
+    type=click.FloatRange(0, 1),
+    help="Amount of invented detail, from faithful (0) to rich (1), for a checkpoint with substeps; one forward for "
+    "each tile.  [default: an agent chooses it for each tile]",
+)
+@click.option(
     "--levels",
-    callback=numbers(),
-    help="Schedule: the falling steps at which the net is asked, as in 20,13,6,2; the first says of how many.  "
-    "[default: the checkpoint's]",
+    help="Schedule: the falling levels at which the network runs, as in 20,13,6,2, or even:8; *M behind a level means "
+    "M substeps, as in even:1*12.  [default: the checkpoint's]",
 )
 @COARSE
 @FINE_SAMPLER
@@ -81,17 +85,18 @@ def main() -> None:
 @click.option("--json", is_flag=True, help="Print a JSON object for each result, one a line, and one for all.")
 @click.option(
     "--agent",
-    help="Agent that decides instead of --start or --levels.  [default: the checkpoint's, if it has one]",
+    help="Agent that decides instead of --detail, --start or --levels.  [default: the checkpoint's, if it has one]",
 )
 @click.option(
     "--quality",
     type=click.FloatRange(0, 1),
-    help="From few forwards (0) to many (1), for an agent that was trained for a range of prices.  [default: 0.5]",
+    help="From few forwards (0) to many (1), for an agent that was trained for a range of prices, such as "
+    "natural-x4/agent-steps.  [default: 0.5]",
 )
 @click.option(
     "--map",
     type=click.Path(),
-    help="Also draw how many forwards each tile got over the result, into this file; for one still picture.",
+    help="Also draw the number of steps done in each tile over the result, into this file; for one still picture.",
 )
 @TRUST_PICKLE
 @RAY

@@ -14,7 +14,7 @@ from torch import Tensor
 from agents.agent import Agent
 from agents.evaluator import QUALITIES
 from agents.outcomes import even_outcomes
-from agents.playing import AgentPolicy, play
+from agents.playing import AgentPolicy, play, policy_of
 from agents.plots import contact_sheet, save
 from agents.study import methods as ways
 from agents.study.methods import Batch, Method, Result
@@ -160,7 +160,7 @@ def _steps_for(lpips: float, fixed: Sequence[Mapping[str, float]]) -> float:
 
 def _draw_decisions(out: Path, checkpoint: str, agent: Agent, device: str) -> None:
     """Draws the forwards of each tile of the photographs that the agent was not trained on, side by side."""
-    upscaler = Upscaler(checkpoint, policy=AgentPolicy(agent), plan=agent.config.plan, device=device)
+    upscaler = Upscaler(checkpoint, policy=policy_of(agent), plan=agent.config.plan, device=device)
     maps = []
     for name, split in SPLITS.items():
         if split == "test":

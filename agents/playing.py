@@ -9,14 +9,54 @@ from torch import Tensor
 
 from agents.agent import Agent, State, by_now
 from ddpm.errors import ConfigError
+from ddpm.schedule import Schedule
 from skipdiff_env.episode import Episode
 from skipdiff_env.pictures import Rgb
-from skipdiff_env.refinement import Policy, Refinement
+from skipdiff_env.refinement import Chooser, Policy, Refinement
 from skipdiff_env.rules import Action
+from skipdiff_env.table import features
 from skipdiff_env.task import Task
 
 # Pictures that are encoded at once.
 TOGETHER = 8
+
+
+class SchedulePolicy:
+    """An agent that chooses among schedules, as a `skipdiff_env.refinement.Chooser`.
+
+    Args:
+        agent: the agent; its observation is "features".
+        quality: as for `AgentPolicy`.
+        price: as for `AgentPolicy`.
+
+    Raises:
+        ConfigError: as for `AgentPolicy`.
+    """
+
+    def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
+        self.agent = agent
+        self.price = agent.config.price(quality, price)
+        self.schedules = [Schedule.parse(text) for text in agent.config.schedules or ()]
+
+    @property
+    def tile(self) -> int:
+        """Side of the pictures that the agent was trained on, and so of the tiles that it decides about."""
+        return self.agent.config.image_size
+
+    def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
+        """Return the schedule of each picture, as the agent rates them by the features of its condition."""
+        if not states:
+            return []
+        price = [] if self.price is None else [self.price]
+        rows = [np.append(features(state.lr_up.cpu().numpy()), price) for state in states]
+        scores = self.agent.scores(np.array(rows, dtype=np.float32))
+        return [self.schedules[place] for place in scores.argmax(dim=1).tolist()]
+
+
+def policy_of(agent: Agent, quality: float | None = None, price: float | None = None) -> "Policy | Chooser":
+    """Return the policy of an agent for `RefinementProcess.run` and the upscaler; arguments as for `AgentPolicy`."""
+    kind = AgentPolicy if agent.config.schedules is None else SchedulePolicy
+    return kind(agent, quality, price)
 
 
 def play(

@@ -289,6 +289,20 @@ def reproduce(
 @click.option(
     "--schedules", type=click.IntRange(min=1), default=512, help="How many, where there are more than 10 levels."
 )
+@click.option(
+    "--ways",
+    multiple=True,
+    metavar="LEVELS",
+    help="Instead of all schedules these, as in 20*8 or 20*4,10*4: the table of a choice among schedules, for random "
+    "crops of the photographs; may be repeated.",
+)
+@click.option("--crops", type=click.IntRange(min=1), default=1, help="With --ways: random crops of each photograph.")
+@click.option(
+    "--sources",
+    type=click.Path(path_type=Path),
+    help="With --ways: tab-separated file whose second column names the photograph that a file is cut from.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), default=1, help="With --ways: processes that work at once.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32)
 @DEVICE
@@ -302,6 +316,10 @@ def tabulate(
     metrics: str,
     noise_seeds: int,
     schedules: int,
+    ways: tuple[str, ...],
+    crops: int,
+    sources: Path | None,
+    jobs: int,
     limit: int | None,
     minari: str | None,
     episodes: int,
@@ -323,6 +341,11 @@ def tabulate(
         raise click.UsageError("nothing to do; give --out, --minari, or both")
     if minari is not None:
         check_minari(minari)  # before the table is computed
+    if ways:
+        if out is None or not options["images"] or minari is not None:
+            raise click.UsageError("--ways needs --out and --images, and no --minari")
+        _tabulate_ways(out, metrics, noise_seeds, ways, crops, sources, jobs, options)
+        return
     if out is not None:
         from skipdiff_env.config import TaskConfig
 
@@ -339,6 +362,31 @@ def tabulate(
         click.echo(f"table: {out} ({pictures} pictures, {noises} noises, {count} schedules)")
     if minari is not None:
         click.echo(f"dataset: {write_minari(out, minari, episodes, seed)}")
+
+
+def _tabulate_ways(
+    out: Path,
+    metrics: str,
+    noises: int,
+    ways: tuple[str, ...],
+    crops: int,
+    sources: Path | None,
+    jobs: int,
+    options: dict[str, Any],
+) -> None:
+    """`tabulate --ways`, the table of a choice among schedules."""
+    from ddpm.schedule import Schedule
+    from skipdiff_env.outcomes import SPLITS, tabulate_schedules
+
+    schedules = [Schedule.parse(text) for text in ways]
+    metric, *reported = metrics.split(",")
+    settings = {
+        **options, "images": list(options["images"]), "metric": metric, "report_metrics": reported,
+        "steps": (1, schedules[0].length), "skip_mode": "jump",
+    }  # fmt: skip
+    table = tabulate_schedules(settings, out, schedules, crops=crops, noises=noises, sources=sources, jobs=jobs)
+    counts = ", ".join(f"{name} {int((table.splits == name).sum())}" for name in SPLITS)
+    click.echo(f"table: {out} ({len(table.photographs)} crops: {counts}; {noises} noises, {len(ways)} schedules)")
 
 
 @click.command("fetch-judge")

@@ -162,6 +162,12 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
     default="ppo",
     help="ppo, a2c, dqn, qrdqn, trpo or recurrent-ppo; for SkipDiffJump-v0 also supervised, which learns from a table.",
 )
+@click.option(
+    "--table",
+    type=click.Path(path_type=Path),
+    help="Table of `tabulate --ways`: the agent chooses a schedule for each picture by the features of its condition, "
+    "and learns on the table alone; -p sets what `agents.bandit.BanditConfig` names.",
+)
 @episodes
 @click.option("--env-steps", type=click.IntRange(min=1), help="Decisions in all.  [default: the algorithm's file]")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this time.")
@@ -190,7 +196,7 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 @click.option("-p", "overrides", multiple=True, metavar="KEY=VALUE", help="Changes a hyperparameter; may be repeated.")
 @click.option("--seed", type=click.IntRange(min=0), default=0)
 @click.pass_context
-def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
+def train_agent(ctx: click.Context, out: Path, resume: bool, table: Path | None, **options: Any) -> None:
     """Train an agent that decides which diffusion steps to skip.
 
     OUT/best is the agent with the highest reward in an evaluation; other commands take OUT or OUT/best as --agent.
@@ -200,6 +206,9 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> 
 
     given = _given(ctx, options)
     env_id, algorithm = options.pop("env_id"), options["algo"]
+    if table is not None:
+        _train_bandit(out, table, given)
+        return
     if algorithm == "supervised":
         click.echo(f"agent: {_train_supervised(out, resume, env_id, given)}")
         return
@@ -221,6 +230,30 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> 
         eval_images = list(options.pop("eval_images")) or None
         config = AgentTrainingConfig(algorithm, env, hyperparameters, eval_images, **options)
     click.echo(f"agent: {train(config, out, resume)}")
+
+
+def _train_bandit(out: Path, table: Path, given: dict[str, Any]) -> None:
+    """`train-agent --table`, which has settings of its own."""
+    from dataclasses import fields
+
+    from agents.bandit import BanditConfig, train_bandit
+    from agents.hyperparameters import parse_overrides
+
+    changes = parse_overrides(given.pop("overrides", ()))
+    names = {"algo": "algorithm", "seed": "seed", "env_steps": "env_steps", "nfe_penalty": "price"}
+    changes |= {own: given.pop(name) for name, own in names.items() if name in given}
+    known = sorted({each.name for each in fields(BanditConfig)} - {"table"})
+    foreign = [f"--{name.replace('_', '-')}" for name in sorted(given) if name not in ("out", "table")]
+    foreign += sorted(changes.keys() - set(known))
+    if foreign:
+        raise ConfigError(
+            f"training on a table has no setting {', '.join(foreign)}; known for -p are {', '.join(known)}"
+        )
+    folder, score = train_bandit(BanditConfig(table=str(table.absolute()), **changes), out)
+    click.echo(
+        f"agent: {folder} (score {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] on the test photographs; 0 is "
+        "the best fixed schedule, 1 the best one under the other noises)"
+    )
 
 
 def _train_supervised(out: Path, resume: bool, env_id: str, given: dict[str, Any]) -> Path:

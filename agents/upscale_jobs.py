@@ -248,16 +248,16 @@ def _agent_policy(
     agent: str | None, quality: float | None, trust_pickle: bool, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The agent that decides and its plan, as arguments of the upscaler; none if none decides."""
-    fixed = options["start"] is not None or options["levels"] is not None
+    fixed = any(options.get(name) is not None for name in ("start", "levels", "detail"))
     if agent is not None and fixed:
-        raise ConfigError("--agent, --start and --levels all say which steps are done; give one of them")
+        raise ConfigError("--agent, --detail, --start and --levels all say which steps are done; give one of them")
     source = resolve_checkpoint(options["checkpoint"])
     own = Path(source) / "agent"
     if agent is None and (fixed or not own.is_dir()):
         return {}
     settings = load_unet(source).settings
     from agents.agent import load_agent
-    from agents.playing import AgentPolicy
+    from agents.playing import policy_of
 
     loaded = load_agent(agent or own, options["device"], trust_pickle)
     asked = {name: options.get(name) for name in PLAN_OPTIONS}
@@ -265,4 +265,4 @@ def _agent_policy(
     if agent is None and loaded.config.plan != plan:
         return {}  # other settings than those of the checkpoint's agent
     loaded.check(plan)
-    return {"policy": AgentPolicy(loaded, quality), "plan": plan}
+    return {"policy": policy_of(loaded, quality), "plan": plan}

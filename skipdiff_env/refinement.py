@@ -6,7 +6,7 @@ The scalar environment, the batched one, the upscaler and the table of all start
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -108,6 +108,38 @@ class Refinement:
 
 
 Policy = Callable[[Sequence[Refinement]], Sequence[int]]
+
+
+@runtime_checkable
+class Chooser(Protocol):
+    """A policy that chooses the schedule of a picture at its first decision.
+
+    Attributes:
+        schedules: those that it chooses among.
+    """
+
+    @property
+    def schedules(self) -> Sequence[Schedule]: ...
+
+    def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
+        """The schedule of each picture."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same schedule for every picture."""
+
+    schedule: Schedule
+
+    @property
+    def schedules(self) -> Sequence[Schedule]:
+        """The one schedule."""
+        return [self.schedule]
+
+    def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
+        """The schedule, for each picture."""
+        return [self.schedule] * len(states)
 
 
 def fixed_start(start: int) -> Policy:
@@ -261,8 +293,10 @@ class RefinementProcess:
             bound = self._after(self.coarse_alphas_cumprod, j, j - 1, eta, bound)
         return bound
 
-    def run(self, states: Sequence[Refinement], policy: Policy) -> list[Tensor]:
-        """Refines pictures at their first decision to the end, as the policy decides."""
+    def run(self, states: Sequence[Refinement], policy: Policy | Chooser) -> list[Tensor]:
+        """Refine pictures at their first decision to the end, as the policy decides."""
+        if isinstance(policy, Chooser):
+            return self.run_schedules(states, policy.choose(states))
         for _ in range(self.plan.decisions):
             self.step(states, policy(states))
         return self.finish(states)

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import psutil
@@ -33,7 +32,7 @@ from ddpm.schedule import Schedule, as_schedule
 from ddpm.tiling import Blend, Box, TiledUNet, Tiling
 from ddpm.unet import UNet
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Policy, Refinement, RefinementProcess, fixed_start
+from skipdiff_env.refinement import Chooser, Fixed, Policy, Refinement, RefinementProcess, fixed_start
 
 # Float32 pictures that are alive at once at the worst moment of a diffusion step.
 LIVE_PICTURES = 9
@@ -88,38 +87,6 @@ class Upscaled:
     nfe: float
     tiles: tuple[Tile, ...]
     seconds: float
-
-
-@runtime_checkable
-class Chooser(Protocol):
-    """A policy that chooses the schedule of a picture at its first decision.
-
-    Attributes:
-        schedules: those that it chooses among.
-    """
-
-    @property
-    def schedules(self) -> Sequence[Schedule]: ...
-
-    def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
-        """The schedule of each picture."""
-        ...
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """The same schedule for every picture."""
-
-    schedule: Schedule
-
-    @property
-    def schedules(self) -> Sequence[Schedule]:
-        """The one schedule."""
-        return [self.schedule]
-
-    def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
-        """The schedule, for each picture."""
-        return [self.schedule] * len(states)
 
 
 def detail_schedule(detail: float, most: int) -> Schedule:
@@ -312,7 +279,7 @@ class Upscaler:
         if self.choosing is not None and self.choosing.divides(canvas.bottom, canvas.right):
             images, tiles = self._tile_by_tile(states, self.choosing)
         else:
-            images = self._run(states)
+            images = self.process.run(states, self.policy)
             tiles = [[Tile.of(canvas, state)] for state in states]
         if not all(bool(image.isfinite().all()) for image in images):
             raise CheckpointError("the net gives numbers that are not finite; its weights are damaged, take another")
@@ -324,12 +291,6 @@ class Upscaler:
             nfe = inside[0].nfe if len(own) == 1 else sum(tile.nfe for tile in own) / len(own)
             results.append(Upscaled(sr[:, :height, :width], state.start, nfe, tuple(inside), seconds))
         return results
-
-    def _run(self, states: Sequence[Refinement]) -> list[Tensor]:
-        """Refines pictures at their first decision to the end."""
-        if isinstance(self.policy, Chooser):
-            return self.process.run_schedules(states, self.policy.choose(states))
-        return self.process.run(states, self.policy)
 
     def _tile_by_tile(self, states: Sequence[Refinement], tiling: Tiling) -> tuple[list[Tensor], list[list[Tile]]]:
         """Runs each tile of pictures at their first decision by decisions of its own, and blends the results.
@@ -346,7 +307,7 @@ class Upscaler:
         for first in range(0, len(places), size):
             group = places[first : first + size]
             parts = [states[i].tile(box) for i, box in group]
-            for (i, box), part, sr in zip(group, parts, self._run(parts), strict=True):
+            for (i, box), part, sr in zip(group, parts, self.process.run(parts, self.policy), strict=True):
                 blends[i].add(box, sr)
                 tiles[i].append(Tile.of(box, part))
         return [blend.result() for blend in blends], tiles

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.playing import AgentPolicy
+from agents.playing import policy_of
 from agents.study import realesrgan
 from agents.study.rows import (
     AGENT,
@@ -36,7 +36,7 @@ from ddpm.sampling import coarse_eta, refine, run_levels, sample, to_image
 from ddpm.schedule import Schedule, as_schedule, cosine_alphas_cumprod, even_levels
 from ddpm.unet import UNet
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProcess, fixed_start
+from skipdiff_env.refinement import Action, Chooser, Fixed, Policy, Refinement, RefinementProcess, fixed_start
 
 X = TypeVar("X")
 # ddpm.peers' name → heading; "ddpm" and "euler-ancestral" are one process, and the chain of S steps is ours
@@ -250,10 +250,14 @@ def coarse_chain(plan: Plan) -> Method:
 # --- the fine stage as a policy decides ---
 
 
-def decided(batch: Batch, plan: Plan, policy: Policy) -> Result:
+def decided(batch: Batch, plan: Plan, policy: Policy | Chooser) -> Result:
     """Coarse + fine stage of a plan as a policy decides."""
     process, (states, seconds) = batch.process(plan), batch.coarse(plan)
     deciding = 0.0
+    if isinstance(policy, Chooser):
+        chosen, deciding = timed(lambda: policy.choose(states), len(states))
+        sr, own = timed(lambda: torch.stack(process.run_schedules(states, chosen)), len(states))
+        return Result(sr, [state.nfe for state in states], seconds + own + deciding, states, deciding)
 
     def decide(states: Sequence[Refinement]) -> Sequence[int]:
         nonlocal deciding
@@ -295,7 +299,7 @@ def by_agent(name: str, agent: Agent, plan: Plan, quality: float | None = None) 
         ConfigError: the agent was trained for the episodes of another plan, or for one price.
     """
     agent.check(plan)
-    policy = AgentPolicy(agent, quality)
+    policy = policy_of(agent, quality)
     return Method(agent_name(name, quality), AGENT, plan, lambda batch: decided(batch, plan, policy), plan.first)
 
 
@@ -358,12 +362,7 @@ def schedule(levels: Schedule | str | Sequence[int], sampler: str = "ddim") -> M
         many = "1 forward" if way.forwards == 1 else f"{way.forwards} even forwards"
         name = f"{many} of {way.substeps[0]} substeps"
 
-    def run(batch: Batch) -> Result:
-        process, (states, seconds) = batch.process(plan), batch.coarse(plan)
-        sr, own = timed(lambda: torch.stack(process.run_schedules(states, [way] * len(states))), len(states))
-        return Result(sr, [state.nfe for state in states], seconds + own, states)
-
-    return Method(name, SCHEDULE, plan, run, way.forwards)
+    return Method(name, SCHEDULE, plan, lambda batch: decided(batch, plan, Fixed(way)), way.forwards)
 
 
 def shipped_schedule(unet: UNet) -> list[Method]:

@@ -1,0 +1,376 @@
+"""Tables of outcomes: what a choice among schedules gives for crops of photographs under several noises."""
+
+import hashlib
+import multiprocessing
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ddpm.checks import check_one_of, check_whole
+from ddpm.errors import ConfigError
+from ddpm.files import atomic_path, read_json, write_json
+from ddpm.images import find_images, read_picture
+from ddpm.progress import progress
+from ddpm.runs import lock_run
+from ddpm.schedule import Schedule
+from skipdiff_env.rules import check_price
+from skipdiff_env.table import ARRAYS, DESCRIPTION, FEATURES, features
+
+# Goes up when tables of older versions cannot be read.
+FORMAT = 2
+SPLITS = ("train", "validation", "test")
+# The first parts of all photographs that are for training, and for training or validation.
+SHARES = 0.68, 0.80
+# Seconds between two writings of an unfinished table.
+SECONDS = 30
+# Resamples of a bootstrap interval.
+RESAMPLES = 10_000
+
+Array = NDArray[np.float64]
+
+
+def split_of(photograph: str) -> str:
+    """Return the split of a photograph, which depends on its name alone."""
+    number = int.from_bytes(hashlib.blake2b(photograph.encode(), digest_size=8).digest(), "big") / 2**64
+    return SPLITS[int(np.searchsorted(SHARES, number, side="right"))]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of a policy: 0 is that of the best fixed schedule, 1 that of the best one under the other noises.
+
+    Attributes:
+        value: the score.
+        low: lower end of the 95 % bootstrap interval over photographs.
+        high: its upper end.
+        reward: mean reward of the policy.
+        fixed: mean reward of the best fixed schedule.
+        others: mean reward of the schedule that is best for each crop under its other noises.
+    """
+
+    value: float
+    low: float
+    high: float
+    reward: float
+    fixed: float
+    others: float
+
+
+@dataclass(frozen=True)
+class OutcomeTable:
+    """Metrics of the results of several schedules, for crops of photographs under several noises. It holds no pictures.
+
+    Attributes:
+        schedules: the schedules.
+        metrics: name → float32 (crops, noises, schedules); NaN where the metric failed. The first one rewards, and is
+            lower for better pictures.
+        features: of the crops' conditions, float32 (crops, 42), see `skipdiff_env.table.features`.
+        photographs: for each crop the photograph that it is cut from.
+        description: plain data: checkpoint, fingerprint of the network, degradation, size of the crops.
+    """
+
+    schedules: tuple[Schedule, ...]
+    metrics: Mapping[str, NDArray[np.float32]]
+    features: NDArray[np.float32]
+    photographs: tuple[str, ...]
+    description: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "OutcomeTable":
+        """Read a table that `tabulate_schedules` has written.
+
+        Raises:
+            ConfigError: there is none, or it is damaged or unfinished.
+        """
+        folder = Path(folder)
+        if not (folder / DESCRIPTION).is_file() or not (folder / ARRAYS).is_file():
+            raise ConfigError(f"{folder} holds no table; `skipdiff tabulate --ways … --out {folder}` makes one")
+        try:
+            description = read_json(folder / DESCRIPTION)
+            arrays = load_file(folder / ARRAYS)
+            if description["format"] != FORMAT:
+                raise ConfigError(f"the table {folder} has format {description['format']}, expected {FORMAT}")
+            schedules = tuple(Schedule.parse(text) for text in description["schedules"])
+            photographs = tuple(description["photographs"])
+            metrics = {name: arrays[f"metrics.{name}"] for name in description["metrics"]}
+            shape = len(photographs), description["noises"], len(schedules)
+            if arrays["features"].shape != (shape[0], FEATURES) or any(m.shape != shape for m in metrics.values()):
+                raise ValueError("its arrays do not fit together")
+            done = int(arrays["done"].sum())
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"the table {folder} is damaged ({error}); make it anew") from None
+        if done < shape[0]:
+            raise ConfigError(
+                f"the table {folder} has {done} of {shape[0]} crops; the same `skipdiff tabulate` continues it"
+            )
+        return cls(schedules, metrics, arrays["features"], photographs, description)
+
+    @cached_property
+    def splits(self) -> NDArray[np.str_]:
+        """The split of each crop, one of `SPLITS`."""
+        return np.array([split_of(photograph) for photograph in self.photographs])
+
+    def split(self, name: str) -> "OutcomeTable":
+        """Return the part of the table that belongs to a split.
+
+        Raises:
+            ConfigError: the name is unknown, or the split is empty.
+        """
+        check_one_of(SPLITS, split=name)
+        rows = np.flatnonzero(self.splits == name)
+        if not len(rows):
+            raise ConfigError(f"the table has no photograph of the split {name}; make it from more photographs")
+        metrics = {metric: values[rows] for metric, values in self.metrics.items()}
+        photographs = tuple(self.photographs[row] for row in rows)
+        return replace(self, metrics=metrics, features=self.features[rows], photographs=photographs)
+
+    @property
+    def metric(self) -> str:
+        """The metric that rewards."""
+        return next(iter(self.metrics))
+
+    @property
+    def forwards(self) -> NDArray[np.int64]:
+        """Forwards of each schedule."""
+        return np.array([schedule.forwards for schedule in self.schedules])
+
+    def rewards(self, price: float = 0.0) -> Array:
+        """Return the rewards, -M less the price of the forwards, float64 (crops, noises, schedules)."""
+        return -self.metrics[self.metric].astype(np.float64) - check_price(price) * self.forwards
+
+    def best_fixed(self, price: float = 0.0) -> int:
+        """Return the place of the schedule with the largest mean reward."""
+        return int(np.nanmean(self.rewards(price), axis=(0, 1)).argmax())
+
+    def best_of_others(self, price: float = 0.0) -> NDArray[np.intp]:
+        """Return for each crop and noise the schedule that is best under the crop's other noises, (crops, noises).
+
+        Raises:
+            ConfigError: there is one noise only.
+        """
+        rewards = self.rewards(price)
+        if rewards.shape[1] < 2:
+            raise ConfigError("the choice by other noises needs at least 2 noises")
+        return (rewards.sum(axis=1, keepdims=True) - rewards).argmax(axis=2)
+
+    def per_photograph(self, values: Array) -> Array:
+        """Return the mean of values (crops, noises) over the crops and noises of each photograph, (photographs,)."""
+        names, places = np.unique(self.photographs, return_inverse=True)
+        return np.bincount(places, values.mean(axis=1)) / np.bincount(places, minlength=len(names))
+
+    def chosen(self, choices: NDArray[np.integer], price: float = 0.0) -> Array:
+        """Return the rewards of choices, (crops, noises); choices are (crops,) or (crops, noises)."""
+        rewards = self.rewards(price)
+        places = np.broadcast_to(choices.reshape(len(choices), -1), rewards.shape[:2])
+        return np.take_along_axis(rewards, places[..., None], axis=2)[..., 0]
+
+    def score(self, choices: NDArray[np.integer], fixed: int, price: float = 0.0, seed: int = 0) -> Score:
+        """Return the score of a policy: the part of the gain from the best fixed schedule to the best one of others.
+
+        Args:
+            choices: place of the schedule for each crop, (crops,), or for each crop and noise.
+            fixed: place of the best fixed schedule, which is found on training photographs.
+            price: of a forward.
+            seed: of the resampling.
+        """
+        everywhere = np.full(len(self.features), fixed)
+        parts = [self.per_photograph(self.chosen(each, price))
+                 for each in (choices, everywhere, self.best_of_others(price))]  # fmt: skip
+        reward, base, best = (float(part.mean()) for part in parts)
+        rng = np.random.default_rng(seed)
+        rows = rng.integers(0, len(parts[0]), (RESAMPLES, len(parts[0])))
+        resampled = [part[rows].mean(axis=1) for part in parts]
+        with np.errstate(divide="ignore", invalid="ignore"):  # a few photographs may all want the same schedule
+            low, high = np.nanquantile((resampled[0] - resampled[1]) / (resampled[2] - resampled[1]), [0.025, 0.975])
+        return Score((reward - base) / (best - base), float(low), float(high), reward, base, best)
+
+
+# --- making a table ---
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A crop of a photograph: the file, its left and top, and its number, which its noises depend on."""
+
+    file: str
+    left: int
+    top: int
+    number: int
+
+
+def _cuts(files: Sequence[Path], size: int, crops: int, seed: int) -> list[_Cut]:
+    """Random crops of photographs, `crops` of each."""
+    from ddpm.images import picture_size
+
+    cuts = []
+    for number, path in enumerate(files):
+        width, height = picture_size(path)
+        if min(width, height) < size:
+            raise ConfigError(f"{path} is {width} x {height}, smaller than the crops of {size}; remove it, or lower it")
+        rng = np.random.default_rng([seed, number])
+        for k in range(crops):
+            left, top = (int(rng.integers(side - size + 1)) for side in (width, height))
+            cuts.append(_Cut(str(path), left, top, number * crops + k))
+    return cuts
+
+
+def _photographs(files: Sequence[Path], sources: Path | None) -> list[str]:
+    """For each file the photograph that it is cut from; its own name unless `sources` says otherwise."""
+    if sources is None:
+        return [path.name for path in files]
+    try:
+        lines = [line.split("\t") for line in sources.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{sources} cannot be read ({error}); name a file of tab-separated columns") from None
+    known = {line[0]: line[1] for line in lines if len(line) > 1}
+    named = {str(path): next((known[name] for name in known if str(path).endswith(name)), None) for path in files}
+    missing = [name for name, photograph in named.items() if photograph is None]
+    if missing:
+        raise ConfigError(f"{sources} does not name {missing[0]}; its first column must hold the ends of all paths")
+    return [str(named[str(path)]) for path in files]
+
+
+_task: Any = None
+
+
+def _prepare(settings: Mapping[str, Any]) -> None:
+    """Makes the task of a worker process."""
+    global _task
+    import torch
+
+    from skipdiff_env.config import TaskConfig
+    from skipdiff_env.task import Task
+
+    torch.set_num_threads(1)
+    _task = Task(TaskConfig.of(settings))
+
+
+def _row(cut: _Cut, size: int, noises: int, schedules: Sequence[str]) -> dict[str, Any]:
+    """The features and outcomes of a crop."""
+    rgb = read_picture(cut.file).rgb[cut.top : cut.top + size, cut.left : cut.left + size]
+    rgb = np.ascontiguousarray(rgb)
+    seeds = [cut.number * noises + k for k in range(noises)]
+    outcomes = _task.schedule_outcomes([rgb], seeds, schedules)
+    return {
+        "features": features(_task.condition(rgb).cpu().numpy()),
+        **{f"metrics.{name}": values[0].astype(np.float32) for name, values in outcomes.metrics.items()},
+    }
+
+
+def tabulate_schedules(
+    settings: Mapping[str, Any],
+    out: Path,
+    schedules: Sequence[Schedule],
+    *,
+    crops: int = 1,
+    noises: int = 2,
+    sources: Path | None = None,
+    jobs: int = 1,
+    seed: int = 0,
+) -> OutcomeTable:
+    """Run every schedule for crops of photographs, and write the table into a folder; continue one that is unfinished.
+
+    Args:
+        settings: arguments of the environment, `skipdiff_env.config.TaskConfig`; `images` are the photographs, and the
+            first metric, that of the reward, is lower for better pictures.
+        out: the folder.
+        schedules: of one length, that of the steps.
+        crops: random crops of each photograph.
+        noises: noises of each crop, independent of those of all others.
+        sources: tab-separated file whose second column says which photograph a file is cut from, so that crops of one
+            photograph stay in one split; None: each file is a photograph.
+        jobs: processes that work at once.
+        seed: of the places of the crops.
+
+    Raises:
+        ConfigError: the folder holds a table of other settings, or a setting is wrong.
+    """
+    from skipdiff_env.config import TaskConfig
+    from skipdiff_env.task import Task, fingerprint
+
+    check_whole(crops=crops, noises=noises, jobs=jobs)
+    files = [Path(path) for path in find_images(settings["images"])]
+    settings = {**settings, "images": [str(files[0])], "cache_mb": 0}
+    task = Task(TaskConfig.of(settings))
+    for schedule in schedules:
+        task.process.check(schedule)
+    if not task.metric.lower_better:
+        raise ConfigError(f"the first metric must be lower for better pictures, got {task.metric.name}")
+    size = task.config.image_size
+    cuts, names = _cuts(files, size, crops, seed), _photographs(files, sources)
+    description = {
+        "format": FORMAT, "checkpoint": str(task.config.checkpoint), "network": fingerprint(task.unet),
+        "plan": task.plan.settings(), "degradation": str(task.degradation), "size": size, "seed": seed,
+        "metrics": list(task.metrics), "noises": noises, "schedules": [str(schedule) for schedule in schedules],
+        "photographs": [name for name in names for _ in range(crops)], "files": [path.name for path in files],
+    }  # fmt: skip
+    shape = len(cuts), noises, len(schedules)
+    arrays: dict[str, NDArray[Any]] = {
+        "done": np.zeros(len(cuts), np.uint8), "features": np.zeros((len(cuts), FEATURES), np.float32),
+        **{f"metrics.{name}": np.full(shape, np.nan, np.float32) for name in task.metrics},
+    }  # fmt: skip
+    with lock_run(out):
+        _resume(out, description, arrays)
+        write_json(out / DESCRIPTION, description)
+        todo = [int(place) for place in np.flatnonzero(arrays["done"] == 0)]
+        work = partial(_row, size=size, noises=noises, schedules=[str(schedule) for schedule in schedules])
+        if jobs == 1:
+            _prepare(settings)
+            _collect(map(work, (cuts[place] for place in todo)), todo, arrays, out)
+        elif todo:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(jobs, context, _prepare, (settings,)) as pool:
+                _collect(pool.map(work, [cuts[place] for place in todo], chunksize=4), todo, arrays, out)
+    return OutcomeTable.load(out)
+
+
+def _resume(out: Path, description: Mapping[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+    """Fills in the arrays of an unfinished table of the same description, if there is one."""
+    if not (out / DESCRIPTION).exists():
+        return
+    known = read_json(out / DESCRIPTION)
+    if known != description:
+        other = [k for k in description if not isinstance(known, dict) or known.get(k) != description[k]]
+        raise ConfigError(f"{out} holds a table of another {', '.join(other)}; name another folder, or remove it")
+    if (out / ARRAYS).exists():
+        try:
+            found = load_file(out / ARRAYS)
+            for name, array in arrays.items():
+                array[...] = found[name]
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise ConfigError(f"the unfinished table {out} is damaged ({error}); remove {out / ARRAYS}") from None
+
+
+def _collect(
+    rows: Iterable[Mapping[str, Any]], places: Sequence[int], arrays: dict[str, NDArray[Any]], out: Path
+) -> None:
+    """Puts rows into the arrays as they come, and writes these now and then."""
+
+    def write() -> None:
+        with atomic_path(out / ARRAYS) as temporary:
+            save_file(arrays, temporary)
+
+    written = time.monotonic()
+    try:
+        with progress(total=len(arrays["done"]), initial=len(arrays["done"]) - len(places), desc="tabulate") as bar:
+            for place, row in zip(places, rows, strict=True):
+                for name, values in row.items():
+                    arrays[name][place] = values
+                arrays["done"][place] = 1
+                bar.update()
+                if time.monotonic() - written > SECONDS:
+                    write()
+                    written = time.monotonic()
+    finally:
+        write()
