@@ -65,6 +65,18 @@ def _hint_at_judge(names: Iterable[str]) -> None:
 @click.option(
     "--train-images", multiple=True, help="Photographs to choose the best fixed start on.  [default: --images]"
 )
+@click.option(
+    "--paper/--no-paper", default=True, help="Run DDPM-100 and the paper's two stages from every start as well."
+)
+@click.option(
+    "--reference", help="Method that the others are compared with, as the table names it; gives bootstrap intervals."
+)
+@click.option(
+    "--sources",
+    type=click.Path(path_type=Path),
+    help="Tab-separated file whose second column names the photograph that a picture is cut from: the unit of "
+    "the intervals.  [default: each picture is a photograph]",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables, rows.csv and pictures.")
 @click.option(
     "--pictures", type=click.IntRange(min=0), default=4, help="Also save the first pictures, if --out is given."
@@ -77,6 +89,8 @@ def evaluate(
     agents: tuple[str, ...],
     trust_pickle: bool,
     train_images: tuple[str, ...],
+    reference: str | None,
+    sources: Path | None,
     out: Path | None,
     pictures: int,
     **options: Any,
@@ -94,24 +108,36 @@ def evaluate(
     from agents.study import default_metrics, default_reward, load_crops, save_pictures, to_markdown, write_tables
     from agents.study import evaluate as run
     from agents.study.gains import gains, gains_markdown
+    from agents.study.intervals import comparisons, comparisons_markdown
     from agents.study.tables import write_csv
     from ddpm.files import atomic_path
+    from skipdiff_env.pictures import photographs_of
 
     names = default_metrics() if metrics is None else metrics.split(",")
     if metrics is None:
         _hint_at_judge(names)
     loaded = {name: load_agent(path, options["device"], trust_pickle) for name, path in named_agents(agents).items()}
-    if options["reward"] is None:
+    if not options["paper"]:
+        if options["reward"] is not None or train_images:
+            raise click.UsageError("--reward and --train-images are about the paper's starts; leave out --no-paper")
+    elif options["reward"] is None:
         options["reward"] = default_reward(loaded, names)
     asked = {name: options.pop(name) for name in PLAN_OPTIONS if name in options}
     size = options.pop("image_size")
     crops = load_crops(images, size, options.pop("limit"))
+    photographs = photographs_of(crops.names, sources)
     train_crops = load_crops(train_images, size) if train_images else None
     keep = None if out is None else save_pictures(out / "pictures", pictures)
     rows = run(
         crops, asked=asked, metrics=names, agents=loaded, train_crops=train_crops, keep=keep, folder=out, **options
     )
     click.echo(to_markdown(rows))
+    if reference is not None:
+        text = comparisons_markdown(comparisons(rows, reference, photographs), reference, photographs)
+        click.echo(f"\n{text}")
+        if out is not None:
+            with atomic_path(out / "intervals.md") as temporary:
+                temporary.write_text(f"{text}\n", encoding="utf-8")
     shares = gains(rows, loaded)
     if shares:
         click.echo(f"\n{gains_markdown(shares)}")

@@ -77,7 +77,7 @@ def large(names: list[str], side: int, checkpoint: str, quality: float | None) -
 def compare_quality(images: Sequence[str], degradation: str, checkpoint: str, quality: float | None) -> None:
     """Prints what metrics say of the centre crops of photographs, shrunk and enlarged again."""
     metrics = [make_metric(name) for name in ("psnr", "niqe", "lpips", *(["dists"] if judge_file().is_file() else []))]
-    hr = torch.stack(load_crops(images, CROP))
+    hr = torch.stack(list(load_crops(images, CROP)))
     small = Degradation.parse(degradation)(hr, SCALE)
     ways: dict[str, Callable[[Rgb], Rgb]] = {
         "bicubic": lambda rgb: to_uint8(upsample(to_tensor(rgb)[None], SCALE)[0]),

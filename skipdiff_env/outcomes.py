@@ -22,6 +22,7 @@ from ddpm.images import find_images, read_picture
 from ddpm.progress import progress
 from ddpm.runs import lock_run
 from ddpm.schedule import Schedule
+from skipdiff_env.pictures import photographs_of
 from skipdiff_env.rules import check_price
 from skipdiff_env.table import ARRAYS, DESCRIPTION, FEATURES, features
 
@@ -225,22 +226,6 @@ def _cuts(files: Sequence[Path], size: int, crops: int, seed: int) -> list[_Cut]
     return cuts
 
 
-def _photographs(files: Sequence[Path], sources: Path | None) -> list[str]:
-    """For each file the photograph that it is cut from; its own name unless `sources` says otherwise."""
-    if sources is None:
-        return [path.name for path in files]
-    try:
-        lines = [line.split("\t") for line in sources.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{sources} cannot be read ({error}); name a file of tab-separated columns") from None
-    known = {line[0]: line[1] for line in lines if len(line) > 1}
-    named = {str(path): next((known[name] for name in known if str(path).endswith(name)), None) for path in files}
-    missing = [name for name, photograph in named.items() if photograph is None]
-    if missing:
-        raise ConfigError(f"{sources} does not name {missing[0]}; its first column must hold the ends of all paths")
-    return [str(named[str(path)]) for path in files]
-
-
 _task: Any = None
 
 
@@ -308,7 +293,7 @@ def tabulate_schedules(
     if not task.metric.lower_better:
         raise ConfigError(f"the first metric must be lower for better pictures, got {task.metric.name}")
     size = task.config.image_size
-    cuts, names = _cuts(files, size, crops, seed), _photographs(files, sources)
+    cuts, names = _cuts(files, size, crops, seed), photographs_of([str(path) for path in files], sources)
     description = {
         "format": FORMAT, "checkpoint": str(task.config.checkpoint), "network": fingerprint(task.unet),
         "plan": task.plan.settings(), "degradation": str(task.degradation), "size": size, "seed": seed,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.errors import ImageError
+from ddpm.errors import ConfigError, ImageError
 from ddpm.images import find_images, picture_size, read_picture
 
 Rgb = NDArray[np.uint8]
@@ -31,6 +31,35 @@ def crop(rgb: Rgb, size: int, name: str = "the picture") -> Rgb:
 def _check_size(width: int, height: int, size: int, name: str) -> None:
     if min(width, height) < size:
         raise ImageError(f"{name} is {width} x {height}, smaller than image_size {size}; lower image_size or remove it")
+
+
+def photographs_of(names: Sequence[str], sources: Path | None) -> list[str]:
+    """Return for each picture the photograph that it is cut from.
+
+    Args:
+        names: paths of the pictures.
+        sources: tab-separated file whose first column holds the ends of paths, and whose second column the photographs;
+            None: each picture is a photograph.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not name a picture.
+    """
+    if sources is None:
+        return list(names)
+    try:
+        lines = [line.split("\t") for line in sources.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{sources} cannot be read ({error}); name a file of tab-separated columns") from None
+    known = {line[0]: line[1] for line in lines if len(line) > 1}
+    found = []
+    for name in names:
+        parts = Path(name).parts
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))
+        photograph = next((known[end] for end in ends if end in known), None)
+        if photograph is None:
+            raise ConfigError(f"{sources} does not name {name}; its first column must hold the ends of all paths")
+        found.append(photograph)
+    return found
 
 
 class Pictures:

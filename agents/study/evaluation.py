@@ -63,7 +63,7 @@ def _jumps(agent: Agent) -> bool:
 
 
 def evaluation_methods(
-    runner: Runner, agents: Mapping[str, Agent], asked: Mapping[str, Any], levels: Sequence[str]
+    runner: Runner, agents: Mapping[str, Agent], asked: Mapping[str, Any], levels: Sequence[str], paper: bool
 ) -> tuple[list[Method], Plan]:
     """What `evaluate` compares, and the plan of the fixed starts.
 
@@ -72,17 +72,21 @@ def evaluation_methods(
         agents: name → agent; each decides under its own plan.
         asked: parts of a plan, as of `plans`; `fine_sampler` is that of the levels as well.
         levels: schedules, as `agents.study.methods.parse_schedule` takes them.
+        paper: whether the full chain and the paper's two stages are among them; else Real-ESRGAN is, if installed.
     """
     unet = runner.unet
     plan, own = plans(unet.settings, agents, asked)
     sampler = asked.get("fine_sampler") or unet.settings["fine_sampler"]
-    found = [*ways.without_forwards(unet), ways.chain(unet.diffusion_steps), ways.coarse_chain(plan)]
-    found += ways.all_starts(plan)
+    found = ways.without_forwards(unet)
+    if paper:
+        found += [ways.chain(unet.diffusion_steps), ways.coarse_chain(plan), *ways.all_starts(plan)]
+    else:
+        found += ways.other_nets(unet.scale)
     found += ways.shipped_schedule(unet)
     found += [ways.parse_schedule(text, sampler) for text in levels]
     decided = [method for name, agent in agents.items() for method in ways.agent_curve(name, agent, own[name])]
     found += decided
-    if decided:
+    if decided and paper:
         found.append(ways.random_skipping(decided[0]))
     return [*found, ways.originals()], plan
 
@@ -119,6 +123,7 @@ def evaluate(
     reward: str | None = None,
     agents: Mapping[str, Agent] | None = None,
     levels: Sequence[str] = (),
+    paper: bool = True,
     train_crops: Sequence[Tensor] | None = None,
     device: str = "cpu",
     batch_size: int = 16,
@@ -138,6 +143,7 @@ def evaluate(
         agents: name → agent; adds them, each under its own plan, and skipping at random with as many forwards as the
             first.
         levels: fixed schedules, as `agents.study.methods.parse_schedule` takes them.
+        paper: whether the full chain and the paper's two stages from every start run as well.
         train_crops: photographs that the best fixed start is chosen on; None: `crops`.
         device: where to compute.
         batch_size: pictures per batch.
@@ -162,7 +168,7 @@ def evaluate(
     if reward is not None and reward not in runner.metrics:
         raise ConfigError(f"the reward's metric {reward} must be one of the metrics {', '.join(runner.metrics)}")
     agents, asked = agents or {}, asked or {}
-    methods, plan = evaluation_methods(runner, agents, asked, levels)
+    methods, plan = evaluation_methods(runner, agents, asked, levels, paper)
     if folder is not None:
         _, own = plans(unet.settings, agents, asked)
         digests = {

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,21 @@ def default_metrics() -> list[str]:
     return ["psnr", "ssim", "niqe", "lpips", *judge, "colour"]
 
 
-def load_crops(images: Sequence[str | Path] | None, size: int, limit: int | None = None) -> list[Tensor]:
+@dataclass(frozen=True)
+class Crops(Sequence[Tensor]):
+    """Target pictures, each (3, size, size) in [-1, 1], and their names."""
+
+    pictures: Sequence[Tensor]
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.pictures[place]
+
+
+def load_crops(images: Sequence[str | Path] | None, size: int, limit: int | None = None) -> Crops:
     """Target pictures, each (3, size, size) in [-1, 1].
 
     Args:
@@ -54,7 +69,8 @@ def load_crops(images: Sequence[str | Path] | None, size: int, limit: int | None
     """
     pictures = Pictures(list(images) if images else None, size)
     count = len(pictures) if limit is None else min(limit, len(pictures))
-    return [to_tensor(pictures[i * len(pictures) // count]) for i in range(count)]
+    places = [i * len(pictures) // count for i in range(count)]
+    return Crops([to_tensor(pictures[place]) for place in places], [pictures.names[place] for place in places])
 
 
 class Runner:

@@ -1,0 +1,92 @@
+"""Differences between methods with bootstrap intervals over photographs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+
+from agents.study.rows import LOWER_BETTER, ORIGINALS, Row, by_method
+from agents.study.tables import COLUMNS, markdown
+from ddpm.errors import ConfigError
+
+RESAMPLES = 10_000
+# Photographs below which an interval says little.
+FEW = 100
+
+
+def per_photograph(rows: Sequence[Row], metric: str, photographs: Sequence[str]) -> dict[str, float]:
+    """Return the mean of a metric for each photograph, over its crops and noises; failures are left out."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(photographs[row.image], []).append(row.metrics[metric])
+    return {name: float(np.nanmean(own)) for name, own in values.items() if not np.isnan(own).all()}
+
+
+def interval(differences: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean of differences, one for each photograph."""
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return (float(differences.mean()),) * 2
+    rng = np.random.default_rng(seed)
+    found = bootstrap((differences,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=rng).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def comparisons(rows: Sequence[Row], reference: str, photographs: Sequence[str]) -> list[dict[str, Any]]:
+    """Return one entry for each method: its paired differences to a reference, by metric.
+
+    Args:
+        rows: of all methods.
+        reference: name of a method.
+        photographs: for each picture the photograph that it is cut from; the unit of the resampling.
+
+    Returns:
+        For each method "method" and, by metric, (difference, low, high, whether it is better).
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    methods = {name: own for name, own in by_method(rows).items() if own[0].family != ORIGINALS}
+    if reference not in methods:
+        raise ConfigError(f"reference must be one of the methods {'; '.join(methods)}, got {reference!r}")
+    entries = []
+    for name, own in methods.items():
+        entry: dict[str, Any] = {"method": name}
+        for metric in methods[reference][0].metrics:
+            theirs, ours = (per_photograph(each, metric, photographs) for each in (methods[reference], own))
+            both = sorted(theirs.keys() & ours.keys())
+            differences = np.array([ours[photograph] - theirs[photograph] for photograph in both])
+            if len(differences):
+                low, high = interval(differences)
+                lower = metric in LOWER_BETTER
+                better = high < 0 if lower else low > 0
+                worse = low > 0 if lower else high < 0
+                entry[metric] = (float(differences.mean()), low, high, 1 if better else -1 if worse else 0)
+        entries.append(entry)
+    return entries
+
+
+def comparisons_markdown(entries: Sequence[Mapping[str, Any]], reference: str, photographs: Sequence[str]) -> str:
+    """Return the entries as a Markdown table with a sentence before it; what is better than the reference is bold."""
+    count = len(set(photographs))
+    note = f" {count} photographs are few; an interval over fewer than {FEW} says little." if count < FEW else ""
+    metrics = [name for name in COLUMNS if any(name in entry for entry in entries)]
+    metrics += sorted({name for entry in entries for name in entry if name not in (*metrics, "method")})
+    lines = []
+    for entry in entries:
+        if entry["method"] == reference:
+            continue
+        cells = [entry["method"]]
+        for name in metrics:
+            difference, low, high, verdict = entry.get(name, (math.nan, math.nan, math.nan, 0))
+            digits = COLUMNS.get(name, ("", 4))[1]
+            text = f"{difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+            cells.append("–" if math.isnan(difference) else f"**{text}**" if verdict > 0 else text)
+        lines.append(cells)
+    return (
+        f"Differences to {reference}, with 95 % bootstrap intervals over {count} photographs; noises and crops are "
+        f"averaged within a photograph. Bold: better, and the interval excludes 0.{note}\n\n"
+        + markdown(["method", *(COLUMNS.get(name, (name, 4))[0] for name in metrics)], lines)
+    )
