@@ -11,6 +11,7 @@ from agents.study.tables import markdown
 from ddpm.checkpoints import load_unet, shipped_checkpoints
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.files import read_json
+from ddpm.unet import ADD_ON
 
 CARD = "README.md"
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
@@ -67,6 +68,8 @@ def _checkpoint(folder: Path) -> Shared:
         if not (folder / predictor).is_file():
             raise CheckpointError(f"the predictor {predictor} must lie in {folder} to be uploaded; copy it there")
         files[predictor] = folder / predictor
+    if unet.substeps > 1:
+        files[ADD_ON] = folder / ADD_ON
     if has_agent(folder / "agent"):
         files |= {f"agent/{file.name}": file for file in (folder / "agent").iterdir() if _belongs(file)}
     facts: dict[str, Mapping[str, Any]] = {"Settings": unet.settings}

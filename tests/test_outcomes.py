@@ -1,0 +1,334 @@
+"""Tables of a choice among schedules, the agents that learn on them, and what becomes of these."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+from stable_baselines3 import A2C, PPO
+
+from agents.agent import AgentConfig, load_agent
+from agents.bandit import BanditConfig, TableBandit, choices, export_agent, train_bandit
+from agents.cli import main
+from agents.playing import SchedulePolicy, policy_of
+from ddpm.checkpoints import save_checkpoint
+from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
+from ddpm.images import read_picture, to_tensor
+from ddpm.schedule import Schedule
+from skipdiff_env.config import TaskConfig
+from skipdiff_env.outcomes import SPLITS, OutcomeTable, split_of, tabulate_schedules
+from skipdiff_env.pictures import photographs_of
+from skipdiff_env.plan import Plan
+from skipdiff_env.refinement import Chooser
+from skipdiff_env.table import ARRAYS, DESCRIPTION, features
+from skipdiff_env.task import Task
+from skipdiff_env.upscaler import Upscaler
+from tests.test_substeps import with_substeps
+
+WAYS = ("6", "6*4", "6*8", "6*2,3*2")
+PLAN = Plan(1, 6, fine_sampler="ddim", skip_mode="jump")
+
+
+@pytest.fixture(scope="session")
+def jumping(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint of the tiny network with substeps."""
+    folder = tmp_path_factory.mktemp("jumping")
+    save_checkpoint(with_substeps(), folder)
+    return str(folder)
+
+
+def settings(checkpoint: str, photos: Path) -> dict[str, Any]:
+    return {
+        "checkpoint": checkpoint, "images": [str(photos)], "image_size": 32, "metric": "lpips",
+        "report_metrics": ["psnr"], "steps": (1, 6), "skip_mode": "jump", "fine_sampler": "ddim",
+    }  # fmt: skip
+
+
+def made(crops: int = 300, noises: int = 2, seed: int = 0) -> OutcomeTable:
+    """A table without pictures: the feature number 0 says which of three schedules is best, up to noise."""
+    rng = np.random.default_rng(seed)
+    wanted = rng.integers(3, size=crops)
+    rows = np.full((crops, 42), -1.0, np.float32)
+    rows[:, 0] = wanted - 2
+    values = 0.3 + 0.1 * (np.arange(3) != wanted[:, None])[:, None] + rng.normal(0, 0.01, (crops, noises, 3))
+    values += rng.normal(0, 0.2, (crops, 1, 1))  # some pictures are harder than others
+    schedules = tuple(Schedule.parse(text) for text in WAYS[:3])
+    description = {"plan": PLAN.settings(), "size": 32, "checkpoint": "tiny"}
+    photographs = tuple(f"photograph {i // 2}" for i in range(crops))
+    return OutcomeTable(schedules, {"lpips": values.astype(np.float32)}, rows, photographs, description)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_table_holds_what_the_process_gives(jobs: int, jumping: str, photos: Path, tmp_path: Path) -> None:
+    given, ways = settings(jumping, photos), [Schedule.parse(text) for text in WAYS]
+    table = tabulate_schedules(given, tmp_path / "table", ways, crops=2, noises=3, jobs=jobs)
+    assert table.schedules == tuple(ways)
+    assert {name: values.shape for name, values in table.metrics.items()} == dict.fromkeys(("lpips", "psnr"), (8, 3, 4))
+    assert (table.metric, table.forwards.tolist()) == ("lpips", [1, 1, 1, 2])
+    assert table.photographs == tuple(str(photos / f"{i // 2}.png") for i in range(8))
+    task = Task(TaskConfig.of(given))
+    rng = np.random.default_rng([0, 1])  # of the second photograph
+    left, top = (int(rng.integers(128 - 32 + 1)) for _ in range(2))
+    rgb = np.ascontiguousarray(read_picture(photos / "1.png").rgb[top : top + 32, left : left + 32])
+    expected = task.schedule_outcomes([rgb], [6, 7, 8], WAYS)  # crop 2, three noises
+    for name, values in expected.metrics.items():
+        np.testing.assert_allclose(table.metrics[name][2], values[0], atol=1e-4)
+    np.testing.assert_allclose(table.features[2], features(task.condition(rgb).numpy()), atol=1e-5)
+    assert len({table.metrics["lpips"][i, k, 1] for i in range(8) for k in range(3)}) == 24, "all noises differ"
+
+
+def test_an_unfinished_table_continues(
+    jumping: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, ways = settings(jumping, photos), [Schedule.parse(text) for text in WAYS[:2]]
+    whole = tabulate_schedules(given, tmp_path / "whole", ways)
+    import skipdiff_env.outcomes as module
+
+    row, calls = module._row, []
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return row(*args, **kwargs)
+
+    monkeypatch.setattr(module, "_row", failing)
+    with pytest.raises(KeyboardInterrupt):
+        tabulate_schedules(given, tmp_path / "part", ways)
+    with pytest.raises(ConfigError, match="has 2 of 4 crops; the same `skipdiff tabulate` continues it"):
+        OutcomeTable.load(tmp_path / "part")
+    found = tabulate_schedules(given, tmp_path / "part", ways)
+    assert len(calls) == 5, "what was done is not done again"
+    np.testing.assert_array_equal(found.metrics["lpips"], whole.metrics["lpips"])
+    others: list[dict[str, Any]] = [{"noises": 3}, {"crops": 2}, {"seed": 1}]
+    for changes in others:
+        with pytest.raises(ConfigError, match="holds a table of another"):
+            tabulate_schedules(given, tmp_path / "part", ways, **changes)
+    with pytest.raises(ConfigError, match="holds a table of another metrics"):
+        tabulate_schedules({**given, "metric": "lpips", "report_metrics": ["colour"]}, tmp_path / "part", ways)
+
+
+def test_what_is_no_table(jumping: str, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no table; `skipdiff tabulate --ways … --out"):
+        OutcomeTable.load(tmp_path)
+    given, ways = settings(jumping, photos), [Schedule.parse("6*8")]
+    with pytest.raises(ConfigError, match="the first metric must be lower for better pictures, got psnr"):
+        tabulate_schedules({**given, "metric": "psnr"}, tmp_path / "t", ways)
+    with pytest.raises(ConfigError, match="has learnt at most 8 substeps, got 9"):
+        tabulate_schedules(given, tmp_path / "t", [Schedule.parse("6*9")])
+    with pytest.raises(SkipDiffError, match="smaller than"):
+        tabulate_schedules({**given, "image_size": 160}, tmp_path / "t", ways)
+    assert not (tmp_path / "t").exists(), "nothing is left of what was refused"
+    tabulate_schedules(given, tmp_path / "t", ways)
+    arrays, text = load_file(tmp_path / "t" / ARRAYS), (tmp_path / "t" / DESCRIPTION).read_text(encoding="utf-8")
+    save_file({**arrays, "features": arrays["features"][:2]}, tmp_path / "t" / ARRAYS)
+    with pytest.raises(ConfigError, match="is damaged"):
+        OutcomeTable.load(tmp_path / "t")
+    (tmp_path / "t" / DESCRIPTION).write_text(json.dumps({**json.loads(text), "format": 9}), encoding="utf-8")
+    with pytest.raises(ConfigError, match="has format 9, expected 2"):
+        OutcomeTable.load(tmp_path / "t")
+
+
+def test_splits_are_by_photograph() -> None:
+    shares = [np.mean([split_of(f"{i}.jpg") == name for i in range(5000)]) for name in SPLITS]
+    np.testing.assert_allclose(shares, [0.68, 0.12, 0.20], atol=0.02)
+    table = made()
+    parts = [table.split(name) for name in SPLITS]
+    assert sum(len(part.photographs) for part in parts) == 300
+    names = [set(part.photographs) for part in parts]
+    assert not names[0] & names[1]
+    assert not names[0] & names[2]
+    with pytest.raises(ConfigError, match="split must be one of train, validation, test, got 'val'"):
+        table.split("val")
+
+
+def test_photographs_that_several_files_are_cut_from(tmp_path: Path) -> None:
+    sources = tmp_path / "sources.tsv"
+    sources.write_text("file\tphotograph\na/1.jpg\tx\na/2.jpg\tx\nb/1.jpg\ty\n", encoding="utf-8")
+    assert photographs_of(["/d/a/1.jpg", "/d/a/2.jpg", "/d/b/1.jpg"], sources) == ["x", "x", "y"]
+    assert photographs_of(["1.jpg", "2.jpg"], None) == ["1.jpg", "2.jpg"]
+    with pytest.raises(ConfigError, match=r"does not name /d/c/1\.jpg"):
+        photographs_of(["/d/c/1.jpg"], sources)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        photographs_of(["1.jpg"], tmp_path / "none.tsv")
+
+
+def test_scores_lie_between_the_best_constant_and_the_other_noises() -> None:
+    """By hand: two photographs, each of which wants another schedule."""
+    values = np.array([[[0.1, 0.3], [0.1, 0.3]], [[0.4, 0.2], [0.4, 0.2]], [[0.4, 0.2], [0.4, 0.2]]], np.float32)
+    ways = (Schedule.parse("6"), Schedule.parse("6*8"))
+    table = OutcomeTable(ways, {"lpips": values}, np.zeros((3, 42), np.float32), ("a", "b", "b"))
+    assert table.best_fixed() == 1
+    np.testing.assert_array_equal(table.best_of_others(), [[0, 0], [1, 1], [1, 1]])
+    np.testing.assert_allclose(table.per_photograph(table.chosen(np.array([1, 1, 1]))), [-0.3, -0.2])
+    score = table.score(np.array([0, 1, 1]), 1)
+    assert score.value == pytest.approx(1)
+    np.testing.assert_allclose((score.reward, score.fixed, score.others), (-0.15, -0.25, -0.15), atol=1e-6)
+    assert table.score(np.array([1, 1, 1]), 1).value == pytest.approx(0)
+    assert table.score(np.array([1, 0, 0]), 1).value == pytest.approx(-1)
+    half = table.score(np.array([0, 1, 0]), 1)  # crops of one photograph are averaged
+    assert half.value == pytest.approx(0.5)
+    with pytest.raises(ConfigError, match="at least 2 noises"):
+        replace(table, metrics={"lpips": values[:, :1]}).best_of_others()
+
+
+def test_the_price_is_that_of_the_forwards() -> None:
+    ways = tuple(Schedule.parse(text) for text in ("6*8", "6*2,3*2"))
+    table = OutcomeTable(ways, {"lpips": np.zeros((1, 2, 2), np.float32)}, np.zeros((1, 42), np.float32), ("a",))
+    np.testing.assert_allclose(table.rewards(0.01)[0, 0], [-0.01, -0.02])
+
+
+def test_environments_of_a_table() -> None:
+    table = made(40)
+    env = TableBandit(table, 5, seed=3)
+    obs: Any = env.reset()
+    assert env.observation_space.contains(obs[0])
+    places = env.place.copy()
+    _, rewards, dones, infos = env.step(np.array([0, 1, 2, 0, 1]))
+    assert dones.all()
+    own = table.rewards()[env.crops[places], env.noises[places]]
+    expected = own[np.arange(5), [0, 1, 2, 0, 1]] - own.mean(axis=1)
+    np.testing.assert_allclose(rewards, expected, atol=1e-6)
+    np.testing.assert_array_equal([info["terminal_observation"] for info in infos], obs)
+    plain = TableBandit(table, 5, relative=False, seed=3)
+    plain.reset()
+    np.testing.assert_allclose(plain.step(np.array([0, 1, 2, 0, 1]))[1], own[np.arange(5), [0, 1, 2, 0, 1]], atol=1e-6)
+    with pytest.raises(ConfigError, match="price cannot be set"):
+        env.set_attr("price", 1.0)
+    assert env.get_attr("price") == [0.0] * 5
+
+
+def test_plain_algorithms_learn_and_are_exported(tmp_path: Path) -> None:
+    """SB3's PPO and A2C with `MlpPolicy` find the schedule that the features tell."""
+    table = made()
+    train, test = table.split("train"), table.split("test")
+    every: list[tuple[Any, dict[str, Any]]] = [(PPO, {"n_steps": 8, "batch_size": 256}), (A2C, {})]
+    for algorithm, arguments in every:
+        env = TableBandit(train, 64)
+        model: Any = algorithm(
+            "MlpPolicy", env, learning_rate=3e-3, ent_coef=0.0, seed=0, policy_kwargs={"net_arch": [32]}, **arguments
+        )
+        model.learn(40_000)
+        export_agent(model, table, tmp_path / algorithm.__name__, seed=0)
+        agent = load_agent(tmp_path / algorithm.__name__)
+        assert agent.config.schedules == WAYS[:3]
+        assert test.score(choices(agent, test), train.best_fixed()).value > 0.8
+        actions, _ = model.predict(test.features, deterministic=True)
+        np.testing.assert_array_equal(choices(agent, test), actions)
+
+
+def test_training_keeps_the_best_on_validation_photographs(
+    jumping: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OutcomeTable, "load", classmethod(lambda cls, folder: made()))
+    small = BanditConfig("table", env_steps=20_000, num_envs=64, ent_coef=0.01)
+    folder, score = train_bandit(small, tmp_path / "run")
+    assert score.value > 0.7
+    assert score.low <= score.value <= score.high
+    agent = load_agent(tmp_path / "run")
+    assert agent.config.training["validation_score"] > 0.7
+    assert folder == tmp_path / "run" / "best"
+    with pytest.raises(ConfigError, match="is not empty"):
+        train_bandit(small, tmp_path / "run")
+
+
+@pytest.fixture
+def agent_folder(tmp_path: Path) -> Path:
+    """An agent that was trained for a moment."""
+    table = made()
+    model = PPO("MlpPolicy", TableBandit(table, 8), n_steps=8, batch_size=32, seed=0, policy_kwargs={"net_arch": [8]})
+    export_agent(model, table, tmp_path / "agent")
+    return tmp_path / "agent"
+
+
+def test_the_upscaler_takes_the_agents_choice_for_each_tile(agent_folder: Path, jumping: str) -> None:
+    agent = load_agent(agent_folder)
+    policy = policy_of(agent)
+    assert isinstance(policy, SchedulePolicy)
+    assert isinstance(policy, Chooser)
+    lr = torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    lr[:, :, 12:] = 0.3
+    upscaler = Upscaler(jumping, policy=policy, plan=agent.config.plan)
+    result = upscaler.upscale([lr], [0])[0]
+    assert len(result.tiles) > 4
+    condition = upscaler.unet.condition(lr[None])[0]
+    for tile in result.tiles:
+        scores = agent.scores(features(condition[tile.box.area].numpy())[None])
+        assert str(tile.schedule) == WAYS[int(scores.argmax())]
+    assert (result.nfe, upscaler.expected_nfe) == (1, 1)
+
+
+def test_commands_take_such_agents(agent_folder: Path, jumping: str, photos: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(main, [*arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    common = (f"--checkpoint={jumping}", f"--agent={agent_folder}")
+    source = str(photos / "0.png")
+    run("upscale", source, f"--out={tmp_path / 'large.png'}", f"--map={tmp_path / 'map.png'}", *common)
+    assert (tmp_path / "large.png").exists()
+    assert (tmp_path / "map.png").exists()
+    printed = run(
+        "evaluate", f"--images={photos}", "--image-size=96", "--metrics=psnr,lpips", "--no-paper", *common,
+        "--levels=even:1*4", "--levels=ddim/even:2", "--reference=ddim, 2 even steps", f"--out={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert "| 1 forward of 4 substeps |" in printed
+    assert "| agent agent |" in printed
+    assert "Differences to ddim, 2 even steps, with 95 % bootstrap intervals over 4 photographs" in printed
+    assert "4 photographs are few" in printed
+    assert "DDPM-100" not in printed
+    assert (tmp_path / "out" / "intervals.md").read_text(encoding="utf-8") in f"{printed}\n"
+
+
+def test_tables_and_trainings_by_the_command(jumping: str, photos: Path, tmp_path: Path) -> None:
+    common = ["tabulate", f"--images={photos}", f"--checkpoint={jumping}", "--image-size=32", "--ways=6", "--ways=6*8"]
+    result = CliRunner().invoke(main, [*common, f"--out={tmp_path / 'table'}", "--crops=20"])
+    assert result.exit_code == 0, result.output
+    assert "(80 crops: train " in result.output
+    result = CliRunner().invoke(main, [*common[:1], *common[2:], f"--out={tmp_path / 'other'}"])
+    assert result.exit_code == 2
+    assert "--ways needs --out and --images" in result.output
+    result = CliRunner().invoke(
+        main, ["train-agent", f"--table={tmp_path / 'table'}", f"--out={tmp_path / 'run'}", "--metric=psnr"]
+    )
+    assert result.exit_code == 2
+    assert "training on a table has no setting --metric" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedules": None}, "schedules and the observation features belong together"),
+        ({"schedules": ["6*x"]}, "levels must be falling whole numbers"),
+        ({"plan": None}, "schedules need a plan"),
+        ({"plan": {**PLAN.settings(), "fine_sampler": "ddpm"}}, "substeps need the sampler ddim"),
+        ({"schedules": ["6"]}, "does not fit"),
+    ],
+)
+def test_damaged_agents(changes: dict[str, Any], message: str, agent_folder: Path) -> None:
+    content = json.loads((agent_folder / "config.json").read_text(encoding="utf-8"))
+    (agent_folder / "config.json").write_text(json.dumps({**content, **changes}), encoding="utf-8")
+    with pytest.raises((ConfigError, CheckpointError), match=message):
+        load_agent(agent_folder)
+
+
+def test_agents_of_schedules_have_no_quality(agent_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="has learnt one price"):
+        policy_of(load_agent(agent_folder), quality=0.3)
+    with pytest.raises(ConfigError, match="an algorithm without a state"):
+        AgentConfig("recurrent-ppo", 5, 32, 1.0, PLAN, observation="features", schedules=("6",))
+
+
+def test_features_see_no_more_than_the_tile(agent_folder: Path, jumping: str) -> None:
+    """The same tile in another picture has the same choice."""
+    policy = policy_of(load_agent(agent_folder))
+    rgb = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
+    upscaler = Upscaler(jumping, policy=policy, plan=PLAN, tile=32)
+    first, other = (upscaler.upscale([to_tensor(each)], [0])[0] for each in (rgb, rgb[:, ::-1].copy()))
+    assert [tile.box for tile in first.tiles] == [tile.box for tile in other.tiles]
