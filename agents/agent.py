@@ -78,9 +78,8 @@ class AgentConfig:
         check_types(self)
         if self.algorithm != SUPERVISED:
             algorithm_class(self.algorithm)
-        known = (*OBSERVATIONS, FEATURES)
-        if self.observation not in known:
-            raise ConfigError(f"observation must be {' or '.join(known)}, got {self.observation!r}")
+        if self.observation not in OBSERVATIONS:
+            raise ConfigError(f"observation must be {' or '.join(OBSERVATIONS)}, got {self.observation!r}")
         if self.price_range is not None:
             lowest, highest = self.price_range[0], self.price_range[-1]
             if len(self.price_range) != 2 or not 0 < lowest <= highest:

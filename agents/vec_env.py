@@ -55,7 +55,7 @@ class SkipDiffVecEnv(VecEnv):
                 f'autoreset_mode="SameStep", got {env.autoreset_mode.value!r}'
             )
         self.env = env
-        self._actions: NDArray[np.int64] | None = None
+        self._actions: NDArray[Any] | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     @property
@@ -80,7 +80,7 @@ class SkipDiffVecEnv(VecEnv):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Takes the actions (num_envs,) that `step_wait` will perform."""
-        self._actions = np.asarray(actions, dtype=np.int64)
+        self._actions = np.asarray(actions, dtype=self.action_space.dtype)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Performs the actions; see the class."""
@@ -284,7 +284,7 @@ class VecEvenSteps(_Picklable, VecEnvWrapper):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Takes the actions (num_envs,), places of numbers of steps, that `step_wait` will perform."""
-        self._actions = np.asarray(actions, dtype=np.int64)
+        self._actions = np.asarray(actions, dtype=self.action_space.dtype)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Plays an episode in every environment."""

@@ -50,6 +50,9 @@ _JUMP: dict[str, Any] = {
     "metric": "lpips", "reward": "negative", "nfe_penalty": 0.002,
 }  # fmt: skip
 
+# Of the environments whose env steps are forwards or schedules.
+_FORWARDS: dict[str, Any] = {**_JUMP, "observation": "features", "image_size": 64}
+_BATCHED = "vector_env:SkipDiffVectorEnv"
 # The registered environments: id → (scalar, batched, arguments).
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "SkipDiff-v0": ("env:SkipDiffEnv", "vector_env:SkipDiffVectorEnv", {}),
@@ -62,6 +65,9 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "variants:SkipDiffPhotoEnv", "vector_env:SkipDiffVectorEnv",
         {**_JUMP, "checkpoint": "photo-x4", "image_size": 64, "degradation": "photo"},
     ),
+    "SkipDiffBandit-v0": ("variants:SkipDiffBanditEnv", _BATCHED, {**_FORWARDS, "decisions": "schedule"}),
+    "SkipDiffStride-v0": ("variants:SkipDiffStrideEnv", _BATCHED, {**_FORWARDS, "decisions": "stride"}),
+    "SkipDiffContinuous-v0": ("variants:SkipDiffContinuousEnv", _BATCHED, {**_FORWARDS, "decisions": "continuous"}),
     "SkipDiffTable-v0": ("table_env:SkipDiffTableEnv", "table_env:SkipDiffTableVectorEnv", {}),
 }  # fmt: skip
 

@@ -102,10 +102,14 @@ class BatchedEnv(VectorEnv[Any, Array, Array]):
         actions = np.asarray(actions)
         if not self.action_space.contains(actions):
             raise InvalidActionError(
-                f"actions must be whole numbers ({self.num_envs},), each 0 (DENOISE) or 1 (SKIP), got "
+                f"actions must be {self._actions_are()}, got "
                 f"{actions.dtype} {actions.shape}: {np.array2string(actions, threshold=8)}"
             )
         return actions
+
+    def _actions_are(self) -> str:
+        """Which actions there are, for messages."""
+        return f"whole numbers ({self.num_envs},), each 0 (DENOISE) or 1 (SKIP)"
 
     def _check_going(self, waiting: Sequence[int]) -> None:
         """Refuses to step environments whose episodes have ended, where nothing resets them."""

@@ -17,7 +17,7 @@ from skipdiff_env.metrics import MetricLike
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import REWARDS, price_range
 
-OBSERVATIONS = ("latent", "dict")
+OBSERVATIONS = ("latent", "dict", "features")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -47,7 +47,17 @@ class TaskConfig:
         skip_mode: what SKIP does, "restart" (the paper) or "jump".
         first_step: the diffusion step that is decided first, N … T; None: N. The coarse latent stands at the noise
             level of step N all the same: with T this is case 4 of the paper's Table 4, which decides on all T steps.
-        observation: "latent", or "dict": latent, condition, step, level, and the price of a forward if it is drawn.
+        decisions: what an env step decides: "skip", whether to perform a diffusion step (the paper); "stride", how many
+            levels the next forward covers, and the work of how many steps it does; "continuous", the same as numbers in
+            -1 … 1; or "schedule", which of some schedules the picture gets. All but the first need `skip_mode="jump"`;
+            see `skipdiff_env.decisions`.
+        substeps: numbers of substeps that "stride" chooses among; None: the powers of 2 that the network has learnt.
+        schedules: those that "schedule" chooses among, as `ddpm.schedule.as_schedule` takes them; None: one forward
+            with each of these numbers of substeps, or without substeps even schedules of 1, 2, 4, 8 … forwards.
+        observation: "latent"; "dict": latent, condition, step, level, and the price of a forward if it is drawn; or
+            "features", a vector: the 42 statistics of the condition (`skipdiff_env.table.features`), the level, the
+            price if it is drawn, and the statistics of the last estimate of the picture. With decisions "schedule",
+            which are made before the first forward, the level and the last statistics are left out.
         metric: the reward's metric: "niqe", "lpips", "psnr", "ssim", or any name that `skipdiff_env.make_metric` takes,
             but not the judges "dists" and "lpips-vgg"; or a `Metric`, or a function of results and targets, as
             `skipdiff_env.metrics.as_metric` says. With one that is not a name `spec.to_json()` raises a TypeError.
@@ -84,6 +94,9 @@ class TaskConfig:
     fine_sampler: str = "ddpm"
     skip_mode: str = "restart"
     first_step: int | None = None
+    decisions: str = "skip"
+    substeps: Sequence[int] | None = None
+    schedules: Sequence[Any] | None = None
     observation: str = "latent"
     metric: MetricLike = "niqe"
     report_metrics: MetricLike | Sequence[MetricLike] = ()

@@ -207,25 +207,37 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         assert self._episode is not None
         return one_observation(self.task.observe([self._episode]), 0)
 
-    def step(self, action: int | np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Decides one diffusion step; the last decision also performs diffusion step 1.
 
         Raises:
-            InvalidActionError: the action is neither 0 nor 1.
+            InvalidActionError: the action does not belong to the action space.
             ResetNeededError: there is no episode, or it has ended.
         """
         episode = self._episode
         if episode is None or episode.ended:
             raise ResetNeededError(f"the episode has {'ended' if episode else 'not begun'}; call reset() before step()")
         if not self.action_space.contains(action):
-            raise InvalidActionError(f"an action must be 0 (DENOISE) or 1 (SKIP), a whole number, got {action!r}")
-        self.task.step([episode], [int(action)])
+            raise InvalidActionError(
+                f"an action must be {self.task.process.decisions.describe()}, got {action!r}"
+            )  # fmt: skip
+        self.task.step([episode], [action])
         info = episode.info()
         if episode.sr is not None:
             self.sr = episode.sr.cpu().numpy()
             self.reward_failures += self.task.failed(episode)
             info["reward_failures"] = self.reward_failures
         return self._observe(), episode.reward, episode.ended, False, info
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return for each action whether it is possible now, as MaskablePPO wants it; see `Decisions.masks`.
+
+        Raises:
+            ResetNeededError: there is no episode yet.
+        """
+        if self._episode is None:
+            raise ResetNeededError("the episode has not begun; call reset() before action_masks()")
+        return self.task.process.decisions.masks(self._episode.refinement)
 
     def render(self) -> NDArray[np.uint8] | None:
         """A frame (height, width, 3): input, coarse estimate, current estimate, result, over the decisions so far.

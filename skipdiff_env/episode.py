@@ -10,7 +10,6 @@ from torch import Tensor
 
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.refinement import Refinement
-from skipdiff_env.rules import Action
 
 # One observation, or a batch of them: an array of latents, or a dictionary of arrays.
 Observation = Any
@@ -45,7 +44,7 @@ class Episode:
     refinement: Refinement
     price: float = 0.0
     rgb: Rgb | None = None
-    actions: list[Action] = field(default_factory=list)
+    actions: list[Any] = field(default_factory=list)
     sr: Tensor | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     reward: float = 0.0

@@ -6,7 +6,7 @@ The scalar environment, the batched one, the upscaler and the table of all start
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from ddpm.sampling import (
 )
 from ddpm.schedule import FloatArray, Schedule, check_levels, cosine_alphas_cumprod
 from ddpm.tiling import Box
+from skipdiff_env.decisions import Decisions, Skip
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import Action
@@ -55,8 +56,8 @@ class Refinement:
             the latent has reached; empty before the first step that is performed. With the picture, the seed and the
             substeps it determines `latent`.
         substeps: for each forward of the surviving chain, the number of even steps whose work it did.
-        before: what the net last estimated x_0 to be on the surviving chain, (3, H, W), where the fine sampler looks
-            back at it; else None.
+        before: the last estimate of x_0 on the surviving chain, (3, H, W), where the fine sampler looks back at it or
+            the process keeps it; else None.
         picture: of a tile, the picture as it began; None for a whole picture.
         box: of a tile, its place in that picture.
     """
@@ -107,7 +108,7 @@ class Refinement:
         return self.path if max(self.substeps, default=1) == 1 else (self.path, self.substeps)
 
 
-Policy = Callable[[Sequence[Refinement]], Sequence[int]]
+Policy = Callable[[Sequence[Refinement]], Sequence[Any]]
 
 
 @runtime_checkable
@@ -156,13 +157,22 @@ class RefinementProcess:
         memo: where transitions are remembered; None computes each anew.
         batch_size: largest batch of one UNet forward.
         device: where the net is.
+        decisions: what the actions mean; None: those of the paper, whether to perform a diffusion step.
+        keep_estimates: whether states hold the last estimate of x_0 with every sampler that adds no noise.
 
     Raises:
-        ConfigError: the batch size is below 1.
+        ConfigError: the batch size is below 1, or the sampler or the network cannot run what is decided.
     """
 
     def __init__(
-        self, unet: Denoiser, plan: Plan, memo: Memo | None = None, batch_size: int = 32, device: str = "cpu"
+        self,
+        unet: Denoiser,
+        plan: Plan,
+        memo: Memo | None = None,
+        batch_size: int = 32,
+        device: str = "cpu",
+        decisions: Decisions | None = None,
+        keep_estimates: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
@@ -178,6 +188,12 @@ class RefinementProcess:
         # DPM-Solver++(2M) adds no noise, and looks back at the estimate of the step before
         self.looks_back = fine_eta is None
         self.fine_eta = 0.0 if fine_eta is None else fine_eta
+        self.keep_estimates = keep_estimates
+        if keep_estimates and self.fine_eta > 0:
+            raise ConfigError(f"estimates need a sampler that adds no noise, such as ddim, got {plan.fine_sampler}")
+        self.decisions = Skip(plan) if decisions is None else decisions
+        for schedule in getattr(self.decisions, "schedules", ()):
+            self.check(schedule)
 
     @torch.inference_mode()
     def begin(
@@ -213,20 +229,31 @@ class RefinementProcess:
             for condition, seed, key, latent in zip(lr_up, noise_seeds, keys, coarse, strict=True)
         ]
 
-    def step(self, states: Sequence[Refinement], actions: Sequence[int]) -> None:
-        """One decision for each picture, at its step t ≥ 2; changes the states in place.
+    def step(self, states: Sequence[Refinement], actions: Sequence[Any]) -> None:
+        """Perform one decision for each picture; changes the states in place.
 
-        DENOISE asks the net at the state's level and goes to t - 1. SKIP goes back to the coarse latent ("restart", Eq.
-        14), or leaves latent and level as they are ("jump").
+        `decisions` turns actions into jumps. Of the paper's, at the steps t ≥ 2, DENOISE runs the network at the
+        state's level and goes to t - 1; SKIP goes back to the coarse latent ("restart", Eq. 14), or leaves latent and
+        level as they are ("jump").
         """
-        assert all(state.t >= 2 for state in states), "the step t = 1 is not decided, it is performed by finish()"
-        self.jump([(s, s.t - 1, 1) for s, action in zip(states, actions, strict=True) if action == Action.DENOISE])
+        assert all(not self.decided(state) for state in states), "nothing is left to decide; finish() does the rest"
+        jumps = [self.decisions.jumps(state, action) for state, action in zip(states, actions, strict=True)]
+        for place in range(max(map(len, jumps), default=0)):
+            self.jump([(s, *own[place]) for s, own in zip(states, jumps, strict=True) if place < len(own)])
+        if self.decisions.kind != "skip":
+            for state in states:
+                state.t = state.level
+            return
         for state, action in zip(states, actions, strict=True):
             state.t -= 1
             if self.plan.skip_mode == "restart":
                 if action == Action.SKIP:
                     state.latent, state.path, state.substeps = state.coarse_latent, (), ()
                 state.level = state.t
+
+    def decided(self, state: Refinement) -> bool:
+        """Whether nothing is left to decide about a picture, and `finish` does the rest."""
+        return state.t <= (1 if self.decisions.kind == "skip" else 0)
 
     def finish(self, states: Sequence[Refinement]) -> list[Tensor]:
         """Performs the step to the clean latent, which is never skipped; gives the pictures, (3, H, W) in [-1, 1]."""
@@ -297,8 +324,8 @@ class RefinementProcess:
         """Refine pictures at their first decision to the end, as the policy decides."""
         if isinstance(policy, Chooser):
             return self.run_schedules(states, policy.choose(states))
-        for _ in range(self.plan.decisions):
-            self.step(states, policy(states))
+        while left := [state for state in states if not self.decided(state)]:
+            self.step(left, policy(left))
         return self.finish(states)
 
     def run_schedules(self, states: Sequence[Refinement], schedules: Sequence[Schedule]) -> list[Tensor]:
@@ -426,9 +453,12 @@ class RefinementProcess:
 
     def _arrive(self, state: Refinement, ahead: Refinement, result: Tensor) -> None:
         """Puts a state where a forward has led: `result` is the latent, and behind it the estimate to look back at."""
-        state.latent, state.path, state.substeps, state.level = result[:3], ahead.path, ahead.substeps, ahead.path[-1]
         if self.looks_back:
             state.before = result[3:]
+        elif self.keep_estimates:
+            of_x0, of_x_t, _ = reverse_weights(self.alphas_cumprod, state.level, 0.0, ahead.path[-1])
+            state.before = (result - float(of_x_t) * state.latent) / float(of_x0)
+        state.latent, state.path, state.substeps, state.level = result[:3], ahead.path, ahead.substeps, ahead.path[-1]
 
     def _advance(self, states: Sequence[Refinement], noise_of: NoiseOf) -> Tensor:
         """The latents (B, 3, H, W) after one forward for each, from its level to the end of its path."""

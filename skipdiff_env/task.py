@@ -20,9 +20,11 @@ from ddpm.checks import is_whole
 from ddpm.degradation import PLAIN, Degradation, picture_key
 from ddpm.errors import ConfigError
 from ddpm.images import to_tensor, to_uint8
+from ddpm.sampling import to_image
 from ddpm.schedule import Schedule, as_schedule
 from ddpm.unet import UNet
 from skipdiff_env.config import DTYPES, TaskConfig
+from skipdiff_env.decisions import make_decisions
 from skipdiff_env.episode import Episode, Observation, StartOutcomes
 from skipdiff_env.judges import refuse_judge
 from skipdiff_env.memo import Memo, Store
@@ -31,6 +33,7 @@ from skipdiff_env.pictures import Pictures, Rgb, crop
 from skipdiff_env.refinement import Refinement, RefinementProcess
 from skipdiff_env.rendering import draw_frame
 from skipdiff_env.rules import NOISE_SEEDS, Action, check_price, draw_episode, quality
+from skipdiff_env.table import FEATURE_BOUNDS, FEATURES, features
 
 
 @functools.lru_cache(maxsize=4)
@@ -94,9 +97,15 @@ class Task:
         self.degradation = Degradation.parse(config.degradation)
         self._digests: dict[int, bytes] = {}
         self.memo = Memo(config.cache_mb, self._store())
-        self.process = RefinementProcess(self.unet, self.plan, self.memo, config.batch_size, config.device)
+        decisions = make_decisions(
+            config.decisions, self.plan, self.unet.substeps, config.substeps, config.schedules
+        )  # fmt: skip
+        self.process = RefinementProcess(
+            self.unet, self.plan, self.memo, config.batch_size, config.device, decisions,
+            keep_estimates=config.observation == "features" and decisions.kind != "schedule",
+        )  # fmt: skip
         self.observation_space = self._observation_space()
-        self.action_space = spaces.Discrete(len(Action))
+        self.action_space = decisions.space
 
     def __reduce__(self) -> tuple[type["Task"], tuple[TaskConfig]]:
         """Pickled as its arguments, and made anew from them: neither weights nor memory travel."""
@@ -136,6 +145,8 @@ class Task:
         latent = spaces.Box(-bound, bound, shape, dtype)
         if self.config.observation == "latent":
             return latent
+        if self.config.observation == "features":
+            return self._features_space()
         share = spaces.Box(0, 1, (1,), np.float32)
         parts: dict[str, spaces.Space[Any]] = {
             "latent": latent, "condition": spaces.Box(-1, 1, shape, dtype), "step": share, "level": share,
@@ -144,14 +155,22 @@ class Task:
             parts["price"] = spaces.Box(0, np.float32(prices[1]), (1,), np.float32)
         return spaces.Dict(parts)
 
+    def _features_space(self) -> spaces.Box:
+        (low, high), prices = FEATURE_BOUNDS, self.config.price_range
+        level = [] if self.process.decisions.kind == "schedule" else [(0.0, 1.0)]
+        price = [] if prices is None else [(0.0, prices[1])]
+        bounds = [(low, high)] * FEATURES + level + price + [(min(low, 0.0), high)] * (FEATURES * len(level))
+        lows, highs = np.array(bounds, np.float32).T
+        return spaces.Box(lows, highs)
+
     def remember_in(self, memo: Memo) -> None:
         """Remembers what it computes in `memo`, perhaps that of another task with the same pictures and process."""
         self.memo = self.process.memo = memo
 
     @property
     def decisions(self) -> int:
-        """Env steps of an episode, one less than the plan's first step."""
-        return self.plan.decisions
+        """Env steps of the longest episode."""
+        return self.process.decisions.longest
 
     @property
     def price(self) -> float:
@@ -216,12 +235,12 @@ class Task:
         """The condition (3, H, W) of a picture, given as for `begin`."""
         return self._picture(image)[2][1]
 
-    def step(self, episodes: Sequence[Episode], actions: Sequence[int]) -> None:
+    def step(self, episodes: Sequence[Episode], actions: Sequence[Any]) -> None:
         """One decision for each episode; those that made their last one run to the end and get their reward."""
         self.process.step([episode.refinement for episode in episodes], actions)
         for episode, action in zip(episodes, actions, strict=True):
-            episode.actions.append(Action(action))
-        last = [episode for episode in episodes if episode.refinement.t == 1]
+            episode.actions.append(Action(action) if self.process.decisions.kind == "skip" else action)
+        last = [episode for episode in episodes if self.process.decided(episode.refinement)]
         states = [episode.refinement for episode in last]
         results = self.process.finish(states)
         measured = self._measure(states, results, [episode.hr for episode in last])
@@ -248,6 +267,8 @@ class Task:
         def shares(numbers: Sequence[float]) -> NDArray[np.float32]:
             return np.array(numbers, dtype=np.float32)[:, None]
 
+        if self.config.observation == "features":
+            return np.stack([self._features(episode) for episode in episodes])
         latents = pictures([state.latent for state in states])
         if self.config.observation == "latent":
             return latents
@@ -261,6 +282,31 @@ class Task:
             parts["price"] = shares([episode.price for episode in episodes])
         return parts
 
+    def _features(self, episode: Episode) -> NDArray[np.float32]:
+        """The vector that is observed of an episode."""
+        state = episode.refinement
+
+        def remembered(key: Hashable, picture: Callable[[], Tensor]) -> NDArray[np.float32]:
+            known = self.memo.get(key)
+            if known is None:
+                known = torch.from_numpy(features(picture().cpu().numpy()))
+                self.memo.put(key, known)
+            return known.cpu().numpy()
+
+        parts: list[Any] = [remembered(("features", state.key), lambda: state.lr_up)]
+        alone = self.process.decisions.kind == "schedule"
+        if not alone:
+            parts.append([state.level / self.plan.length])
+        if self.config.price_range is not None:
+            parts.append([episode.price])
+        before = state.before
+        if not alone and before is None:
+            parts.append(np.zeros(FEATURES))
+        elif before is not None:
+            key = "features", state.key, state.noise_seed, state.trace
+            parts.append(remembered(key, lambda: to_image(self.unet, before[None], state.lr_up[None])[0]))
+        return np.concatenate(parts).astype(np.float32)
+
     def save(self, episode: Episode) -> dict[str, Any]:
         """An episode as plain data, which pickle takes; `restore` makes it one again."""
         state = episode.refinement
@@ -272,7 +318,7 @@ class Task:
             "latent": state.latent.cpu().numpy(),
             "before": None if state.before is None else state.before.cpu().numpy(),
             **{name: getattr(state, name) for name in ("t", "level", "nfe", "path", "substeps")},
-            "actions": [int(action) for action in episode.actions],
+            "actions": [np.asarray(action).tolist() for action in episode.actions],
             "sr": None if episode.sr is None else episode.sr.cpu().numpy(),
             "metrics": dict(episode.metrics),
             "reward": episode.reward,
@@ -299,7 +345,7 @@ class Task:
             )  # fmt: skip
             return Episode(
                 index, hr, state, saved["price"], saved["image"] if index < 0 else None,
-                [Action(action) for action in saved["actions"]],
+                [Action(each) if self.process.decisions.kind == "skip" else each for each in saved["actions"]],
                 None if saved["sr"] is None else tensor(saved["sr"]), dict(saved["metrics"]), saved["reward"],
                 strengths=self._strengths(hr),
             )  # fmt: skip
@@ -320,7 +366,14 @@ class Task:
             "result": episode.sr,
         }
         pictures = {name: None if image is None else to_uint8(image) for name, image in panels.items()}
-        return draw_frame(pictures, episode.actions, self.plan.first)
+        return draw_frame(pictures, self._strip(episode), self.plan.first)
+
+    def _strip(self, episode: Episode) -> Sequence[Action]:
+        """The decisions of an episode so far, as DENOISE and SKIP at each diffusion step."""
+        state, first = episode.refinement, self.plan.first
+        if self.process.decisions.kind == "skip":
+            return [Action(action) for action in episode.actions]
+        return [Action.DENOISE if t - 1 in state.path else Action.SKIP for t in range(first, max(state.t, 1), -1)]
 
     def start_outcomes(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> StartOutcomes:
         """Rewards and metrics of all starts for every picture and every noise seed; each chain runs once.

@@ -109,3 +109,93 @@ class SkipDiffJump128Env(SkipDiffJumpEnv):
     ## Version history
     * v0: initial version
     """
+
+
+class SkipDiffBanditEnv(SkipDiffEnv):
+    """SkipDiffBandit-v0: how much work should one forward do for this picture?
+
+    ## Description
+    One decision for each picture, before the network runs: which of some schedules it gets. Without other settings
+    these are one forward with 1, 2, 4, 8 or 16 substeps: from faithful to rich in invented detail. Smooth pictures want
+    few substeps, textured ones many. An episode has one env step, so this is a contextual bandit.
+
+    ## Action space
+    `Discrete(K)`: the place of the schedule among `schedules`.
+
+    ## Observation space
+    `Box(-3, 1, (42,))`: the statistics of the enlarged picture that the network starts from, see
+    `skipdiff_env.table.features`. `MlpPolicy` of Stable-Baselines3 suits it.
+
+    ## Reward
+    -LPIPS - 0.002 · forwards.
+
+    ## Arguments
+    Those of `SkipDiffJump-v0`, and `decisions="schedule"`, `observation="features"`. `schedules` lists other schedules,
+    as in `schedules=["20*8", "20*4,10*4"]`; all begin at step N of `steps=(S, N)`.
+
+    ## Example
+    ```python
+    env = gym.make("skipdiff_env:SkipDiffBandit-v0", split="train")
+    ```
+
+    ## Version history
+    * v0: initial version
+    """
+
+
+class SkipDiffStrideEnv(SkipDiffEnv):
+    """SkipDiffStride-v0: how far should the next forward go, and the work of how many steps should it do?
+
+    ## Description
+    From pure noise, one decision for each forward of the network: how many of the 20 levels it covers, and the work of
+    how many even steps it does. An episode ends where the clean picture is reached, after 1 to 20 env steps.
+
+    ## Action space
+    `MultiDiscrete([20, 5])`: the levels to cover, less 1, and the place of the substeps among 1, 2, 4, 8 and 16; for a
+    network without substeps `Discrete(20)`. `action_masks()` says which actions are possible. A stride that reaches
+    below the clean picture ends there.
+
+    ## Observation space
+    `Box((85,))`: 42 statistics of the enlarged picture that the network starts from, the level, and the same statistics
+    of the network's last estimate, 0 before the first forward.
+
+    ## Reward
+    0 until the last env step, then -LPIPS - 0.002 · forwards.
+
+    ## Arguments
+    Those of `SkipDiffJump-v0`, and `decisions="stride"`, `observation="features"`. `substeps` names other numbers of
+    substeps.
+
+    ## Example
+    ```python
+    env = gym.make("skipdiff_env:SkipDiffStride-v0", split="train")
+    ```
+
+    ## Version history
+    * v0: initial version
+    """
+
+
+class SkipDiffContinuousEnv(SkipDiffEnv):
+    """SkipDiffContinuous-v0: `SkipDiffStride-v0` with numbers in -1 … 1 as actions.
+
+    ## Description
+    Everything is as the page of `SkipDiffStrideEnv` says, but for the action. It suits algorithms of continuous
+    actions, such as SAC and TD3.
+
+    ## Action space
+    `Box(-1, 1, (2,))`: the share of the remaining way that the forward covers, from one level (-1) to all (1), and the
+    logarithm of its substeps, from 1 (-1) to as many as the network has learnt (1); for a network without substeps
+    `Box(-1, 1, (1,))`.
+
+    ## Arguments
+    Those of `SkipDiffStride-v0`, with `decisions="continuous"`.
+
+    ## Example
+    ```python
+    env = gym.make("skipdiff_env:SkipDiffContinuous-v0", split="train")
+    ```
+
+    ## Version history
+    * v0: initial version
+    """

@@ -108,7 +108,7 @@ class SkipDiffVectorEnv(BatchedEnv):
         rewards = np.zeros(self.num_envs)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
         going = [i for i, episode in enumerate(episodes) if not episode.ended]
-        self.task.step([episodes[i] for i in going], [int(actions[i]) for i in going])
+        self.task.step([episodes[i] for i in going], [actions[i] for i in going])
         ended = [i for i in going if episodes[i].ended]
         rewards[ended] = [episodes[i].reward for i in ended]
         terminations[ended] = True
@@ -123,6 +123,17 @@ class SkipDiffVectorEnv(BatchedEnv):
             infos = self._add_info(infos, self._final_info(i, episodes[i]), i)
         infos = self._begin(waiting, infos, {})
         return self._observe(), rewards, terminations, np.zeros_like(terminations), infos
+
+    def _actions_are(self) -> str:
+        decisions = self.task.process.decisions
+        if decisions.kind == "skip":
+            return super()._actions_are()
+        return f"an array {self.action_space.shape}, in each row {decisions.describe()}"
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return for each environment and action whether it is possible now, (num_envs, actions)."""
+        masks = self.task.process.decisions.masks
+        return np.stack([masks(episode.refinement) for episode in self._all_episodes("action_masks")])
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """A frame for each environment, as `SkipDiffEnv.render`."""

@@ -49,16 +49,19 @@ def test_checkers_and_batches(name: str, checkpoint: str) -> None:
     assert batch in vector.observation_space
     ended = truncated = False
     while not ended:
-        observations, reward, ended, truncated, info = made.step(1)
-        batch, rewards, ends, _, infos = vector.step(np.ones(2, dtype=np.int64))
+        action = np.ones(made.action_space.shape or (), made.action_space.dtype)
+        observations, reward, ended, truncated, info = made.step(action if action.shape else 1)
+        batch, rewards, ends, _, infos = vector.step(np.stack([action] * 2))
         assert observations in made.observation_space
         assert batch in vector.observation_space
     assert not truncated
     assert ends.all()
     assert reward == pytest.approx(float(rewards[0]), rel=1e-4)
     if "Faces" not in name:
-        assert (infos["nfe"].tolist(), info["levels"]) == ([1, 1], (20,))
-        assert reward == pytest.approx(-info["metrics"]["lpips"] - 0.002)
+        # action 1 is SKIP, the second schedule of a network without substeps, a stride of 2, or all of the way
+        levels = {"SkipDiffBandit-v0": (20, 10), "SkipDiffStride-v0": tuple(range(20, 0, -2))}.get(name, (20,))
+        assert (infos["nfe"].tolist(), info["levels"]) == ([len(levels)] * 2, levels)
+        assert reward == pytest.approx(-info["metrics"]["lpips"] - 0.002 * len(levels))
     else:
         assert (infos["nfe"].tolist(), info["start"]) == ([10, 10], 1)
 

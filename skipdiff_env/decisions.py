@@ -1,0 +1,235 @@
+"""Kinds of decision: what an action of the environment means, as the jumps that it stands for.
+
+Every kind turns an action at a state into jumps, `(level to go to, substeps)`. `RefinementProcess.step` runs them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from ddpm.checks import is_whole
+from ddpm.errors import ConfigError
+from ddpm.sampling import coarse_eta
+from ddpm.schedule import Schedule, as_schedule, check_levels, even_levels
+from skipdiff_env.plan import Plan
+from skipdiff_env.rules import Action
+
+if TYPE_CHECKING:
+    from skipdiff_env.refinement import Refinement
+
+KINDS = ("skip", "stride", "continuous", "schedule")
+# (level to go to, substeps of the forward that goes there)
+Jump = tuple[int, int]
+
+
+class Decisions(ABC):
+    """One kind of decision.
+
+    Args:
+        plan: the steps of the episodes.
+
+    Attributes:
+        space: the action space of one environment.
+        longest: env steps of the longest episode.
+    """
+
+    kind: str
+    space: spaces.Space[Any]
+    longest: int
+
+    def __init__(self, plan: Plan) -> None:
+        if plan.skip_mode != "jump" and self.kind != "skip":
+            raise ConfigError(f'decisions "{self.kind}" need skip_mode jump, got {plan.skip_mode}')
+        self.plan = plan
+
+    @abstractmethod
+    def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
+        """Return the jumps that an action stands for at a state, in their order."""
+
+    @abstractmethod
+    def masks(self, state: "Refinement") -> NDArray[np.bool_]:
+        """Return for each action whether it is possible at a state; for several parts of an action, one after another.
+
+        An action that is not possible acts as the nearest one that is.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return one line that says which actions there are, for messages."""
+
+
+class Skip(Decisions):
+    """At each diffusion step, whether to perform it: the paper's decision. `Discrete(2)`, see `Action`."""
+
+    kind = "skip"
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.space = spaces.Discrete(len(Action))
+        self.longest = plan.decisions
+
+    def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
+        """Return one step to t - 1 for DENOISE, and nothing for SKIP."""
+        return [(state.t - 1, 1)] if action == Action.DENOISE else []
+
+    def masks(self, state: "Refinement") -> NDArray[np.bool_]:
+        """Return True for both actions."""
+        return np.ones(2, dtype=np.bool_)
+
+    def describe(self) -> str:
+        """See `Decisions`."""
+        return "0 (DENOISE) or 1 (SKIP), a whole number"
+
+
+class Stride(Decisions):
+    """For each forward, how many levels it covers and the work of how many steps it does.
+
+    `MultiDiscrete([levels, counts])`: the action (k, j) goes from level l to level l - k - 1, or to the clean image if
+    that lies below it, with the j-th number of substeps. With one number of substeps the space is `Discrete(levels)`.
+
+    Args:
+        plan: the steps of the episodes.
+        substeps: numbers of substeps to choose among.
+    """
+
+    kind = "stride"
+
+    def __init__(self, plan: Plan, substeps: Sequence[int] = (1,)) -> None:
+        super().__init__(plan)
+        self.substeps = tuple(substeps)
+        self.longest = plan.first
+        counts = len(self.substeps)
+        self.space = spaces.Discrete(plan.first) if counts == 1 else spaces.MultiDiscrete([plan.first, counts])
+
+    def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
+        """Return one jump."""
+        stride, place = (action, 0) if len(self.substeps) == 1 else action
+        return [(max(state.level - int(stride) - 1, 0), self.substeps[int(place)])]
+
+    def masks(self, state: "Refinement") -> NDArray[np.bool_]:
+        """Return True for strides that do not reach below the clean image, and for all numbers of substeps."""
+        strides = np.arange(self.plan.first) < max(state.level, 1)
+        return strides if len(self.substeps) == 1 else np.append(strides, np.ones(len(self.substeps), dtype=np.bool_))
+
+    def describe(self) -> str:
+        """See `Decisions`."""
+        text = f"levels to cover, less 1: 0 … {self.plan.first - 1}"
+        return text if len(self.substeps) == 1 else f"({text}; place among the substeps {self.substeps})"
+
+
+class Continuous(Decisions):
+    """As `Stride`, as numbers in -1 … 1: the share of the remaining way, and the logarithm of the substeps.
+
+    `Box(-1, 1, (2,))`, the range that algorithms of continuous actions expect. With (share, amount) = (action + 1) / 2
+    the forward covers the share of all levels that are left, at least one, and does the work of most**amount steps,
+    rounded. Without substeps the space is `Box(-1, 1, (1,))`.
+
+    Args:
+        plan: the steps of the episodes.
+        most: the most substeps of a forward.
+    """
+
+    kind = "continuous"
+
+    def __init__(self, plan: Plan, most: int = 1) -> None:
+        super().__init__(plan)
+        self.most, self.longest = most, plan.first
+        self.space = spaces.Box(-1, 1, (1 if most == 1 else 2,), np.float32)
+
+    def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
+        """Return one jump."""
+        share, *amount = ((np.asarray(action, dtype=np.float64) + 1) / 2).tolist()
+        to = state.level - max(1, round(share * state.level))
+        return [(to, round(self.most ** amount[0]) if amount else 1)]
+
+    def masks(self, state: "Refinement") -> NDArray[np.bool_]:
+        """Return True for each part of the action."""
+        return np.ones(self.space.shape or (1,), dtype=np.bool_)
+
+    def describe(self) -> str:
+        """See `Decisions`."""
+        return f"a float32 array {self.space.shape} of numbers in -1 … 1"
+
+
+class Choice(Decisions):
+    """For each picture, one of some schedules: a contextual bandit. `Discrete(K)`, and one env step an episode.
+
+    Args:
+        plan: the steps of the episodes.
+        schedules: the schedules, from the plan's first step on.
+    """
+
+    kind = "schedule"
+
+    def __init__(self, plan: Plan, schedules: Sequence[Schedule]) -> None:
+        super().__init__(plan)
+        if len(schedules) < 2:
+            raise ConfigError(f"schedules must be at least 2, or there is nothing to decide; got {len(schedules)}")
+        self.schedules, self.longest = tuple(schedules), 1
+        for schedule in self.schedules:
+            check_levels(schedule.levels, plan.first)
+        self.space = spaces.Discrete(len(self.schedules))
+
+    def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
+        """Return the jumps of the chosen schedule."""
+        return list(self.schedules[int(action)].jumps())
+
+    def masks(self, state: "Refinement") -> NDArray[np.bool_]:
+        """Return True for every schedule."""
+        return np.ones(len(self.schedules), dtype=np.bool_)
+
+    def describe(self) -> str:
+        """See `Decisions`."""
+        return f"the place of a schedule, 0 … {len(self.schedules) - 1}"
+
+
+def make_decisions(
+    kind: str,
+    plan: Plan,
+    most: int,
+    substeps: Sequence[int] | None = None,
+    schedules: Sequence[Schedule | str | Sequence[int]] | None = None,
+) -> Decisions:
+    """Return the decisions of a kind.
+
+    Args:
+        kind: one of `KINDS`.
+        plan: the steps of the episodes.
+        most: the most substeps that the network has learnt.
+        substeps: numbers of substeps that "stride" chooses among; None: the powers of 2 up to `most`.
+        schedules: those that "schedule" chooses among; None: one forward with each of these numbers of substeps, or
+            without substeps even schedules of 1, 2, 4, 8 … forwards.
+
+    Raises:
+        ConfigError: the kind is unknown, or an argument does not belong to it or is out of range.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"decisions must be one of {', '.join(KINDS)}, got {kind!r}")
+    if substeps is not None and kind != "stride":
+        raise ConfigError(f'substeps are for decisions "stride", got decisions {kind!r}; leave substeps out')
+    if schedules is not None and kind != "schedule":
+        raise ConfigError(f'schedules are for decisions "schedule", got decisions {kind!r}; leave schedules out')
+    if coarse_eta(plan.fine_sampler) != 0:
+        most = 1  # substeps belong to ddim
+    powers = [2**i for i in range(max(most, plan.first).bit_length())]
+    counts = [m for m in powers if m <= most]
+    if kind == "skip":
+        return Skip(plan)
+    if kind == "continuous":
+        return Continuous(plan, most)
+    if kind == "stride":
+        chosen = list(counts if substeps is None else substeps)
+        if not chosen or not all(is_whole(m) and 1 <= m <= most for m in chosen):
+            raise ConfigError(f"substeps must be whole numbers in 1 … {most}, as the network has learnt, got {chosen}")
+        return Stride(plan, chosen)
+    if schedules is None:
+        first = plan.first
+        if most > 1:
+            schedules = [Schedule((first,), (m,)) for m in counts]
+        else:
+            schedules = [even_levels(first, n) for n in powers if n <= first]
+    return Choice(plan, [as_schedule(schedule) for schedule in schedules])
