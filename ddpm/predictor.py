@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ddpm.degradation import upsample
 from ddpm.errors import CheckpointError
 from ddpm.files import atomic_path
 from ddpm.torchvision_ops import ensure_torchvision
@@ -18,6 +20,12 @@ PREDICTOR = "predictor.safetensors"
 # Side of the largest piece of a low-resolution picture that is predicted at once, and how far a piece looks around
 # itself.
 TILE, MARGIN = 256, 24
+# A prediction is left where, shrunk again, it is so many levels farther from its input than bicubic enlargement is, on
+# average over 3 x 3 pixels: from the first number on in part, from the second on wholly. Of photographs it never is,
+# whether they are clean (12 at most, of 296 pictures) or noisy and compressed (28).
+LEFT_FROM, LEFT_AT = 32.0, 40.0
+# Side of the surroundings of such a place, in pixels of the input, that are left as well.
+AROUND = 9
 
 
 class Predictor(nn.Module):
@@ -67,6 +75,30 @@ class Predictor(nn.Module):
         with torch.autocast(lr_image.device.type, enabled=False):
             picture = self.net(lr_image.float().add(1).div_(2).contiguous(memory_format=torch.channels_last))
         return picture.float().clamp(0, 1).mul_(2).sub_(1).contiguous()
+
+    def condition(self, lr_image: Tensor) -> Tensor:
+        """Return the predicted pictures, and bicubic enlargement where they are not pictures of the input.
+
+        Networks that were trained on photographs run away on some hard edges and pure colours, and turn text and
+        drawings into noise. Wherever they do not, the prediction is given as it is, bit for bit.
+
+        Args:
+            lr_image: low-resolution pictures, (B, 3, h, w) in [-1, 1].
+
+        Returns:
+            (B, 3, scale·h, scale·w), float32, in [-1, 1].
+        """
+        predicted, bicubic = self(lr_image), upsample(lr_image.float(), self.scale)
+        off, near = (
+            (F.avg_pool2d(each, self.scale) - lr_image).abs().amax(dim=1, keepdim=True) for each in (predicted, bicubic)
+        )
+        excess = F.avg_pool2d(off - near, 3, 1, 1, count_include_pad=False) * 127.5
+        if excess.max() > LEFT_FROM:
+            excess = F.max_pool2d(excess, AROUND, 1, AROUND // 2)
+            share = ((excess - LEFT_FROM) / (LEFT_AT - LEFT_FROM)).clamp(0, 1)
+            share = F.interpolate(share, scale_factor=self.scale, mode="bilinear")
+            predicted += share * (bicubic - predicted)
+        return predicted
 
     def save(self, path: Path) -> None:
         """Copies the file it was loaded from, byte for byte."""

@@ -446,12 +446,12 @@ class UNet(
             lr_image: low-resolution pictures, (B, 3, h, w) in [-1, 1].
 
         Returns:
-            The predictor's picture, or the bicubic enlargement where there is none; (B, 3, scale·h, scale·w) in [-1,
-            1].
+            The predictor's picture, see `Predictor.condition`, or the bicubic enlargement where there is none; (B, 3,
+            scale·h, scale·w) in [-1, 1].
         """
         if self.settings["predictor"] is not None and not self._predictor:
             raise ConfigError("the net needs its predictor, which was not loaded; load the net with load_unet")
-        return self._predictor[0](lr_image) if self._predictor else upsample(lr_image, self.scale)
+        return self._predictor[0].condition(lr_image) if self._predictor else upsample(lr_image, self.scale)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -5,17 +5,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
+from skimage import data
 from torch import nn
 
 from ddpm import predictor as predictor_module
-from ddpm.checkpoints import load_unet, save_checkpoint
+from ddpm.checkpoints import load_unet, save_checkpoint, shipped_checkpoints
 from ddpm.configs import DDPMConfig, PredictorConfig
-from ddpm.degradation import downsample, upsample
+from ddpm.degradation import Degradation, downsample, upsample
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.images import to_tensor
 from ddpm.predictor import PREDICTOR, fuse, load_predictor
@@ -24,6 +27,7 @@ from ddpm.torchvision_ops import ensure_torchvision
 from ddpm.trainer import resumed_config
 from ddpm.training import initial_settings, train
 from skipdiff_env.env import SkipDiffEnv
+from skipdiff_env.pictures import Pictures
 from skipdiff_env.upscaler import Upscaler
 from tests.conftest import TINY, Photo, tiny_unet
 
@@ -71,7 +75,8 @@ def test_large_pictures_in_pieces(span: Path, monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(predictor(lr), whole, atol=1e-5, rtol=0)
 
 
-def test_the_condition_is_the_predictors_picture(span: Path, tmp_path: Path, photo: Photo) -> None:
+def test_the_condition_is_the_predictors_picture(tmp_path: Path, photo: Photo) -> None:
+    span = shipped_checkpoints()["natural-x4"] / PREDICTOR  # one with random weights gives no picture of its input
     unet = tiny_unet()
     unet.start_from(load_predictor(span))
     save_checkpoint(unet, tmp_path / "net")
@@ -92,6 +97,72 @@ def test_the_condition_is_the_predictors_picture(span: Path, tmp_path: Path, pho
     upscaler.unet.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     upscaler.upscale([lr[0]], [0])
     torch.testing.assert_close(seen[0], condition)
+
+
+def text(ground: Any, ink: Any, mode: str) -> Image.Image:
+    """Letters, of one bit (mode "1") or smooth ("L")."""
+    image = Image.new("RGB", (64, 48), ground)
+    draw = ImageDraw.Draw(image)
+    draw.fontmode = mode
+    draw.multiline_text((3, 2), "Form 7\nagain $\n100 %", fill=ink, font_size=12, spacing=2)
+    return image
+
+
+def graphics() -> dict[str, Image.Image]:
+    rng = np.random.default_rng(0)
+    colours = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)], np.uint8)
+    tiles = colours[rng.integers(5, size=(8, 8))].repeat(6, 0).repeat(6, 1)
+    chequer = np.indices((48, 48)).sum(axis=0) % 2 * 255
+    return {
+        "scan": text("white", "black", "1"),
+        "yellow": text((255, 240, 0), (0, 0, 200), "L"),
+        "terminal": text("black", (0, 255, 0), "1"),
+        "tiles": Image.fromarray(tiles),
+        "chequer": Image.fromarray(chequer.astype(np.uint8)).convert("RGB"),
+        "dots": Image.fromarray((rng.random((48, 48)) < 0.5).astype(np.uint8) * 255).convert("RGB"),
+        "flat": Image.new("RGB", (32, 32), (0, 255, 128)),
+    }
+
+
+def distance(large: Image.Image, small: Image.Image) -> np.ndarray:
+    """How far a picture that is shrunk again is from its input, in levels, averages of 8 x 8 pixels."""
+    again = np.asarray(large.convert("RGB").resize(small.size, Image.Resampling.BOX)).astype(float)
+    off = np.abs(again - np.asarray(small)).max(axis=-1)
+    rows, columns = (side // 8 for side in off.shape)
+    return off.reshape(rows, 8, columns, 8).mean(axis=(1, 3))
+
+
+@pytest.mark.parametrize("name", ["natural-x4", "photo-x4"])
+def test_graphics_are_no_worse_than_bicubic(name: str) -> None:
+    upscaler = Upscaler(name, levels=(5, 2))
+    for what, small in graphics().items():
+        bicubic = small.resize((4 * small.width, 4 * small.height), Image.Resampling.BICUBIC)
+        worse = distance(upscaler(small), small) - distance(bicubic, small)
+        assert worse.max() < 6, what  # 27 to 150 without the fallback, but where it is flat
+
+
+@pytest.mark.parametrize(
+    ("name", "degradation"), [("natural-x4", "bicubic"), ("photo-x4", "photo:1"), ("faces-x8", "bicubic")]
+)
+def test_photographs_keep_the_predictors_picture(name: str, degradation: str) -> None:
+    unet = load_unet(name)
+    assert unet.predictor is not None
+    for rgb in Pictures(None, 128):
+        lr = Degradation.parse(degradation)(to_tensor(rgb)[None], unet.scale)
+        assert torch.equal(unet.condition(lr), unet.predictor(lr))
+
+
+def test_the_fallback_is_local() -> None:
+    unet = load_unet("natural-x4")
+    assert unet.predictor is not None
+    rgb = data.astronaut()[:96, 150:246].copy()
+    alone = to_tensor(rgb)[None]
+    rgb[:40, :40] = np.asarray(graphics()["chequer"])[:40, :40]
+    lr = to_tensor(rgb)[None]
+    condition = unet.condition(lr)
+    torch.testing.assert_close(condition[..., :140, :140], upsample(lr, 4)[..., :140, :140])
+    assert torch.equal(condition[..., 240:, :], unet.predictor(lr)[..., 240:, :])
+    torch.testing.assert_close(unet.condition(torch.cat([alone, lr])), torch.cat([unet.condition(alone), condition]))
 
 
 def test_a_net_without_its_predictor_is_not_used(span: Path, tmp_path: Path) -> None:
