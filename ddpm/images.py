@@ -31,7 +31,7 @@ class Picture:
     Attributes:
         rgb: uint8, (H, W, 3); a grey picture has three equal channels.
         alpha: uint8, (H, W), or None.
-        grey: whether it holds no colour, whatever the file's mode.
+        grey: whether it shows no colour, whatever the file's mode.
         icc_profile: the file's colour profile, or None.
         exif: the file's EXIF without thumbnail, with orientation 1, or None.
         xmp: the file's XMP packet, or None.
@@ -205,7 +205,8 @@ def from_pil(image: Image.Image) -> Picture:
     if turned is not None:
         rgb = np.asarray(Image.fromarray(rgb).transpose(turned))
         alpha = None if alpha is None else np.asarray(Image.fromarray(alpha).transpose(turned))
-    grey = bool((rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 1] == rgb[..., 2]).all())
+    coloured = (rgb[..., 0] != rgb[..., 1]) | (rgb[..., 1] != rgb[..., 2])
+    grey = not (coloured if alpha is None else coloured & (alpha > 0)).any()
     return Picture(rgb, alpha, grey, icc_profile, clean_exif(exif), xmp)
 
 
@@ -218,6 +219,19 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def visible_colours(picture: Picture) -> NDArray[np.uint8]:
+    """Return `rgb` with the colours that wholly transparent pixels hide replaced by those of the nearest visible ones.
+
+    What is hidden, mostly black or white, then has no say in how the edge of a shape is enlarged.
+    """
+    if picture.alpha is None or picture.alpha.all() or not picture.alpha.any():
+        return picture.rgb
+    from scipy.ndimage import distance_transform_edt
+
+    y, x = distance_transform_edt(picture.alpha == 0, return_distances=False, return_indices=True)
+    return picture.rgb[y, x]
 
 
 def to_pil(picture: Picture) -> Image.Image:

@@ -26,6 +26,7 @@ from ddpm.images import (
     to_pil,
     to_tensor,
     to_uint8,
+    visible_colours,
     write_picture,
 )
 from ddpm.schedule import Schedule, as_schedule
@@ -333,7 +334,7 @@ class Upscaler:
         self, pictures: Sequence[Picture], seeds: Sequence[int], progress: Callable[[float], object] | None = None
     ) -> list[tuple[Picture, Upscaled]]:
         """Enlarges decoded pictures of one size; alpha (by bicubic), greyness, colour profile and metadata are kept."""
-        results = self.upscale([to_tensor(p.rgb) for p in pictures], seeds, progress)
+        results = self.upscale([to_tensor(visible_colours(p)) for p in pictures], seeds, progress)
         return [(self._enlarged(p, result), result) for p, result in zip(pictures, results, strict=True)]
 
     def enlarge_animation(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from PIL import Image
+from PIL import Image, ImageColor, ImageDraw
 
 from agents.cli import main
 from ddpm.checkpoints import is_hub_id
@@ -80,6 +80,45 @@ def test_alpha_and_grey_are_kept(upscaler: Upscaler, photo: Photo) -> None:
     assert alpha[:, 0].max() < alpha[:, 16].min() < alpha[:, -1].min()
     assert upscaler(Image.fromarray(photo(6, 8)).convert("L")).mode == "L"
     assert upscaler(Image.fromarray(photo(6, 8)).convert("P")).mode == "RGB"
+
+
+def cutout(colour: Any, hidden: Any, mode: str = "RGB") -> Image.Image:
+    """A triangle of one colour with soft edges; the pixels that are wholly transparent hide another colour."""
+    big = Image.new("L", (96, 96), 0)
+    draw = ImageDraw.Draw(big)
+    draw.polygon([(48, 8), (90, 88), (8, 88)], fill=255)
+    draw.ellipse((40, 50, 56, 66), fill=0)
+    alpha = big.resize((24, 24), Image.Resampling.BOX)
+    image = Image.new(mode, alpha.size, hidden)
+    image.paste(colour, (0, 0, *alpha.size), mask=alpha.point(lambda value: 255 * (value > 0)))
+    image.putalpha(alpha)
+    return image
+
+
+@pytest.mark.parametrize(("colour", "hidden"), [("white", "black"), ("black", "white"), ((230, 40, 40), "black")])
+def test_hidden_colours_leave_no_fringe(colour: Any, hidden: Any) -> None:
+    large = np.asarray(Upscaler(levels=(5, 2))(cutout(colour, hidden)).convert("RGBA")).astype(int)
+    wanted = np.array(ImageColor.getrgb(colour) if isinstance(colour, str) else colour)
+    opaque = large[..., 3] >= 200
+    assert opaque.sum() > 2000
+    assert np.abs(large[..., :3] - wanted)[opaque].max() < 40  # more than 200 where they are seen
+
+
+def test_hidden_colours_have_no_say(upscaler: Upscaler, tmp_path: Path) -> None:
+    for mode in ("RGB", "L"):
+        first, second = (upscaler(cutout("white", hidden, mode)) for hidden in (0, 99))  # in RGB black and a dark red
+        assert first.mode == "LA"
+        np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+    for hidden in (0, 99):
+        path = tmp_path / f"{hidden}.webp"
+        frames = [cutout("white", hidden), cutout("red", hidden)]
+        frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True, exact=True)
+        upscaler.upscale_file(path, path.with_suffix(".png"))
+    ones, others = (read_animation(tmp_path / f"{hidden}.png").frames for hidden in (0, 99))
+    for one, other in zip(ones, others, strict=True):
+        np.testing.assert_array_equal(one.rgb, other.rgb)
+    empty = Image.new("RGBA", (6, 6), (10, 20, 30, 0))
+    assert upscaler(empty).getchannel("A").getextrema() == (0, 0)
 
 
 def test_same_seed_same_picture_in_any_batch(upscaler: Upscaler, photo: Photo) -> None:
@@ -605,7 +644,7 @@ def test_a_signal_leaves_nothing_half_written(checkpoint: str, tmp_path: Path, p
     Image.fromarray(photo(8, 8)).save(tmp_path / "x.png")
     code = """
 import sys, time
-from PIL import Image
+from PIL import Image, ImageColor, ImageDraw
 from agents.cli import main
 def save(self, path, **options):
     open(path, "wb").write(b"half")
