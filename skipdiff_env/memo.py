@@ -26,7 +26,9 @@ BLOCK = 4096
 # written.
 KEPT, LOOKED_AFTER = 0.8, 1 / 16
 # Goes up when files of older versions no longer mean the same.
-VERSION = 1
+VERSION = 2
+# Name of the tensor that a file's digest is in.
+DIGEST = "#digest"
 
 
 class Store:
@@ -63,12 +65,15 @@ class Store:
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
     def get(self, key: Hashable) -> Any:
-        """The value stored under a key, or None; a damaged file counts as none."""
+        """The value stored under a key, or None; a file that does not hold what was written counts as none."""
         path = self._path(key)
         try:
             found = load_file(path)
             os.utime(path)
         except (OSError, SafetensorError):
+            return None
+        digest = found.pop(DIGEST, None)
+        if digest is None or not torch.equal(digest, _digest(key, found)):
             return None
         if found.keys() == {""}:
             return found[""].to(self.device)
@@ -82,7 +87,7 @@ class Store:
             tensors = {name: torch.tensor(number, dtype=torch.float64) for name, number in value.items()}
         try:
             with atomic_path(self._path(key)) as temporary:
-                save_file(tensors, temporary)
+                save_file({**tensors, DIGEST: _digest(key, tensors)}, temporary)
         except (OSError, SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) else type(error).__name__
             warnings.warn(f"a value could not be stored in cache_dir {self.root.parent} ({reason})", stacklevel=2)
@@ -106,6 +111,15 @@ class Store:
             used -= size
             if used <= self.capacity * KEPT:
                 break
+
+
+def _digest(key: Hashable, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the digest of a key and the tensors that are stored under it, uint8 (16,)."""
+    found = hashlib.blake2b(repr(key).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        found.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        found.update(tensor.numpy().tobytes())
+    return torch.frombuffer(bytearray(found.digest()), dtype=torch.uint8)
 
 
 class Memo:

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import pickle
+import shutil
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from ddpm.degradation import Degradation
 from skipdiff_env import SkipDiffEnv
-from skipdiff_env.memo import BLOCK, OVERHEAD, Memo, Store
+from skipdiff_env.memo import BLOCK, DIGEST, OVERHEAD, Memo, Store
 from skipdiff_env.metrics import Metric
 from tests.conftest import counting, tiny_unet
 from tests.test_vector_env import assert_same
@@ -106,6 +109,62 @@ def test_a_damaged_file_is_none(tmp_path: Path) -> None:
     assert store.get("a") is None
     store.put("a", TENSOR)
     assert store.get("a") is not None
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 0x40
+    file.write_bytes(content)
+
+
+def rewrite(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    """Writes other tensors into a file, as whole a safetensors file as before, with the digest of the old ones."""
+
+    def damage(file: Path) -> None:
+        found = load_file(file)
+        digest = found.pop(DIGEST)
+        save_file({**change(found), DIGEST: digest}, file)
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "a bit flipped": flip,
+    "flattened": rewrite(lambda found: {name: each.reshape(1, -1) for name, each in found.items()}),
+    "shorter": rewrite(lambda found: {name: each.reshape(-1)[1:].clone() for name, each in found.items()}),
+    "other tensors": rewrite(lambda found: {"x": torch.zeros(3)}),
+    "one more tensor": rewrite(lambda found: {**found, "x": torch.zeros(3)}),
+    "renamed": rewrite(lambda found: {f"{name}2": each for name, each in found.items()}),
+    "not a number": rewrite(lambda found: {name: each * float("nan") for name, each in found.items()}),
+    "another type": rewrite(lambda found: {name: each.float() for name, each in found.items()}),
+    "without digest": lambda file: save_file({k: v for k, v in load_file(file).items() if k != DIGEST}, file),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_was_not_written_is_none(damage: str, tmp_path: Path) -> None:
+    """Bit rot, a synchronised folder, a script: whole safetensors files that hold something else."""
+    values: dict[str, Any] = {"tensor": torch.randn(2, 3, dtype=torch.float64), "numbers": {"lpips": 0.1, "psnr": 20.0}}
+    for key, value in values.items():
+        store = Store(tmp_path / key, PROCESS, 1)
+        store.put(key, value)
+        (file,) = (tmp_path / key).glob("*/*/*/*.safetensors")
+        assert store.get(key) is not None
+        DAMAGES[damage](file)
+        assert store.get(key) is None
+        store.put(key, value)
+        assert store.get(key) is not None
+
+
+def test_a_file_under_another_name_is_none(tmp_path: Path) -> None:
+    store = Store(tmp_path, PROCESS, 1)
+    store.put("a", TENSOR)
+    (file,) = tmp_path.glob("*/*/*/*.safetensors")
+    store.put("b", TENSOR + 1)
+    other = next(each for each in tmp_path.glob("*/*/*/*.safetensors") if each != file)
+    shutil.copyfile(file, other)
+    assert store.get("a") is not None
+    assert store.get("b") is None
 
 
 def on_disk(folder: Path) -> int:
