@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from gymnasium import spaces
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# Folder of a shipped agent that decides step by step, beside "agent", which chooses the detail of one forward.
+STEPS = "agent-steps"
 # The observation of agents that choose among schedules: a vector of statistics of the condition.
 FEATURES = "features"
 # Pixels of all latents of an episode.
@@ -395,13 +397,13 @@ class Agent:
         return self.shares(self.scores(observations))
 
     def shares(self, scores: Tensor) -> NDArray[np.float64]:
-        """Scores (B, 2) as probabilities.
+        """Scores (B, actions) as probabilities.
 
         Where there are none, as for a Q-learner, 1 for the action that it chooses.
         """
         if hasattr(self.policy, "get_distribution"):
             return scores.double().softmax(dim=1).cpu().numpy()
-        return F.one_hot(scores.argmax(dim=1), 2).double().cpu().numpy()
+        return F.one_hot(scores.argmax(dim=1), scores.shape[1]).double().cpu().numpy()
 
     def check(self, plan: Plan) -> None:
         """Checks that the agent decides the episodes of a plan.

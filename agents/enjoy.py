@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from agents.agent import Agent
-from agents.playing import AgentPolicy
+from agents.playing import AgentPolicy, SchedulePolicy
 from ddpm.errors import ConfigError
 from ddpm.files import atomic_path, check_ending
 from skipdiff_env.episode import Episode
@@ -68,6 +68,8 @@ def enjoy(
         ConfigError: the agent was trained for other episodes, there is no such picture, or it takes no quality.
     """
     agent.check(task.plan)
+    if agent.config.schedules is not None:
+        return _chosen(agent, task, image, noise_seed, quality)
     policy = AgentPolicy(agent, quality)
     (episode,) = task.begin([image], [noise_seed], [task.price if policy.price is None else policy.price])
     probabilities: list[NDArray[np.float64]] = []
@@ -84,6 +86,16 @@ def enjoy(
         task.step([episode], [int(probability.argmax())])
     draw()
     return Played(episode, np.stack(probabilities), frames)
+
+
+def _chosen(agent: Agent, task: Task, image: int, noise_seed: int, quality: float | None) -> Played:
+    """The episode of an agent that chooses a schedule: its first and its last frame."""
+    policy = SchedulePolicy(agent, quality)
+    (episode,) = task.begin([image], [noise_seed], [task.price if policy.price is None else policy.price])
+    first = task.render(episode)
+    probabilities = agent.shares(policy.scores([episode.refinement]))
+    task.run([episode], policy)
+    return Played(episode, probabilities, [first, task.render(episode)])
 
 
 def _with_bars(

@@ -45,12 +45,13 @@ class SchedulePolicy:
 
     def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
         """Return the schedule of each picture, as the agent rates them by the features of its condition."""
-        if not states:
-            return []
+        return [self.schedules[place] for place in self.scores(states).argmax(dim=1).tolist()] if states else []
+
+    def scores(self, states: Sequence[Refinement]) -> Tensor:
+        """Return logits or values of the schedules for each picture, (B, schedules)."""
         price = [] if self.price is None else [self.price]
         rows = [np.append(features(state.lr_up.cpu().numpy()), price) for state in states]
-        scores = self.agent.scores(np.array(rows, dtype=np.float32))
-        return [self.schedules[place] for place in scores.argmax(dim=1).tolist()]
+        return self.agent.scores(np.array(rows, dtype=np.float32))
 
 
 def policy_of(agent: Agent, quality: float | None = None, price: float | None = None) -> "Policy | Chooser":
@@ -61,7 +62,7 @@ def policy_of(agent: Agent, quality: float | None = None, price: float | None = 
 
 def play(
     task: Task,
-    policy: Policy,
+    policy: "Policy | Chooser",
     images: Sequence[int | Rgb],
     noise_seeds: Sequence[int],
     batch_size: int = 32,
@@ -85,8 +86,7 @@ def play(
     for first in range(0, len(images), batch_size):
         chunk = images[first : first + batch_size]
         batch = task.begin(chunk, noise_seeds[first : first + batch_size], [price] * len(chunk))
-        for _ in range(task.decisions):
-            task.step(batch, policy([episode.refinement for episode in batch]))
+        task.run(batch, policy)
         episodes += batch
     return episodes
 

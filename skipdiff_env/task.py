@@ -30,7 +30,7 @@ from skipdiff_env.judges import refuse_judge
 from skipdiff_env.memo import Memo, Store
 from skipdiff_env.metrics import as_metric
 from skipdiff_env.pictures import Pictures, Rgb, crop
-from skipdiff_env.refinement import Refinement, RefinementProcess
+from skipdiff_env.refinement import Chooser, Policy, Refinement, RefinementProcess
 from skipdiff_env.rendering import draw_frame
 from skipdiff_env.rules import NOISE_SEEDS, Action, check_price, draw_episode, quality
 from skipdiff_env.table import FEATURE_BOUNDS, FEATURES, features
@@ -240,7 +240,20 @@ class Task:
         self.process.step([episode.refinement for episode in episodes], actions)
         for episode, action in zip(episodes, actions, strict=True):
             episode.actions.append(Action(action) if self.process.decisions.kind == "skip" else action)
-        last = [episode for episode in episodes if self.process.decided(episode.refinement)]
+        self._end([episode for episode in episodes if self.process.decided(episode.refinement)])
+
+    def run(self, episodes: Sequence[Episode], policy: Policy | Chooser) -> None:
+        """Play episodes at their first decision to the end, as a policy decides."""
+        if isinstance(policy, Chooser):
+            states = [episode.refinement for episode in episodes]
+            self.process.run_schedules(states, policy.choose(states))
+            self._end(episodes)
+            return
+        while left := [episode for episode in episodes if not episode.ended]:
+            self.step(left, policy([episode.refinement for episode in left]))
+
+    def _end(self, last: Sequence[Episode]) -> None:
+        """Runs the last step of episodes of which nothing is left to decide, and gives them their reward."""
         states = [episode.refinement for episode in last]
         results = self.process.finish(states)
         measured = self._measure(states, results, [episode.hr for episode in last])

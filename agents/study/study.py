@@ -5,13 +5,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.agent import Agent, find_agent, has_agent, load_agent
+from agents.agent import STEPS, Agent, find_agent, has_agent, load_agent
 from agents.study import methods as ways
 from agents.study.evaluation import training_of
 from agents.study.methods import PEERS, Method
@@ -124,8 +125,10 @@ class Study:
     def _load_agents(self) -> None:
         """The agents that were given, and the checkpoint's own where none stands for SkipDiff."""
         paths = dict(self.config.agents)
-        if MAIN not in paths and has_agent(resolve_checkpoint(self.config.checkpoint)):
-            paths[MAIN] = resolve_checkpoint(self.config.checkpoint)
+        own = resolve_checkpoint(self.config.checkpoint)
+        steps = str(Path(own) / STEPS)  # of the two that ship, the one that decides step by step
+        if MAIN not in paths and (has_agent(steps) or has_agent(own)):
+            paths[MAIN] = steps if has_agent(steps) else own
         for name, path in paths.items():
             self.agents[name] = load_agent(path, self.config.device, self.config.trust_pickle)
             found = find_agent(path)
