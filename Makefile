@@ -28,9 +28,9 @@ docs: .venv/installed  ## the site of the documentation, in site/
 GENERATED := docs/generated
 FILMS := SkipDiffJump-v0 SkipDiffJump128-v0 SkipDiffPhoto-v0
 # The agents that play, and the picture.
-AGENT_SkipDiffJump-v0 ?= natural-x4
-AGENT_SkipDiffJump128-v0 ?= natural-x4
-AGENT_SkipDiffPhoto-v0 ?= photo-x4
+AGENT_SkipDiffJump-v0 ?= natural-x4/agent-steps
+AGENT_SkipDiffJump128-v0 ?= natural-x4/agent-steps
+AGENT_SkipDiffPhoto-v0 ?= photo-x4/agent-steps
 FILM_OPTIONS ?= --image 1
 FIGURES := env_throughput forward headroom speed kills fuzz
 VARIANTS := SkipDiff-v0 SkipDiffFaces-v0 SkipDiffJump-v0 SkipDiffJump128-v0 SkipDiffPhoto-v0 SkipDiffTable-v0

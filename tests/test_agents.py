@@ -826,7 +826,7 @@ def test_training_on_other_episodes(
 @pytest.mark.parametrize("name", ["natural-x4", "photo-x4", "faces-x8"])
 def test_the_agents_that_ship(name: str) -> None:
     """They take even steps, as many as the price of a forward allows."""
-    agent = load_agent(name)
+    agent = load_agent(f"{name}/agent-steps")
     plan = agent.config.plan
     assert plan is not None
     assert agent.config.training["env"]["checkpoint"] == name
@@ -878,7 +878,7 @@ def test_damaged_configurations_of_agents(changes: dict[str, Any], message: str,
 def test_agents_on_devices_that_do_not_exist(tmp_path: Path) -> None:
     for device in ("even:0", "cuda:99", "meta"):
         with pytest.raises(ConfigError, match=f"no such device: '{device}'"):
-            load_agent("natural-x4", device)
+            load_agent("natural-x4/agent-steps", device)
 
 
 def test_a_run_that_was_killed_before_its_first_state_begins_anew(
