@@ -42,7 +42,7 @@ def perception_distortion(series: Series) -> Figure:
 
     A point that lies far off all others is outside the frame.
     """
-    names = _measured(series, ("niqe", "lpips"))
+    names = _measured(series, ("niqe", "lpips", "dists"))
     figure, axes = plt.subplots(1, len(names), figsize=(6.5 * len(names), 5), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         _lines(axis, series, "psnr", name)
@@ -59,7 +59,7 @@ def quality_against_steps(series: Series) -> Figure:
     for axis, name in zip(axes[0], names, strict=True):
         _lines(axis, {heading: [("", entry) for _, entry in own] for heading, own in series.items()}, "nfe", name)
         axis.set(xlabel="UNet forwards", ylabel=_label(name), xscale="log")
-        ticks = _apart(sorted({round(entry["nfe"]) for own in series.values() for _, entry in own if entry["nfe"]}))
+        ticks = _apart(sorted({round(entry["nfe"]) for own in series.values() for _, entry in own if entry["nfe"] > 0}))
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
     figure.tight_layout()

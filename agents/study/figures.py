@@ -1,6 +1,7 @@
 """Figures of what `skipdiff evaluate --out` wrote."""
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,30 @@ from ddpm.errors import ConfigError
 from ddpm.files import read_json
 from ddpm.images import read_picture
 
+# Names that `agents.study.methods.schedule` gives.
+EVEN = re.compile(r"(.+), (\d+) even steps")
+SUBSTEPS = re.compile(r"(.+ forwards?) of (\d+) substeps")
+
 
 def series_of(summary: Sequence[Mapping[str, Any]]) -> Series:
-    """The methods of a summary, or of the `table.json` that holds one: fixed starts are one line, the others are alone.
+    """The methods of a summary, or of the `table.json` that holds one, as lines.
 
-    The originals, which only some metrics measure, are left out.
+    Fixed starts are one line, even steps of a sampler another, and so are forwards that differ in their substeps alone.
+    The others are alone. The originals, which only some metrics measure, are left out.
     """
     series: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for entry in summary:
+        method = str(entry["method"])
         if entry["family"] == START:
             series.setdefault("fixed starts", []).append((f"{entry['start']:.0f}", entry))
+        elif match := EVEN.fullmatch(method):
+            series.setdefault(f"{match[1]}, even steps", []).append((match[2], entry))
+        elif match := SUBSTEPS.fullmatch(method):
+            series.setdefault(f"{match[1]}, substeps", []).append((match[2], entry))
         elif entry["family"] != ORIGINALS:
-            series[str(entry["method"])] = [("", entry)]
+            series[method] = [("", entry)]
+    for own in series.values():
+        own.sort(key=lambda point: int(point[0] or 0))
     return series
 
 
@@ -81,7 +94,8 @@ def plot_evaluation(folder: Path, out: Path) -> list[Path]:
         names = [name for name in LABELS if name in rows[0]]
         if rows[0].get("reward") not in (None, "", "nan"):
             names.append("reward")
-        figures["starts"] = starts(*outcomes_by_start(rows, names))
+        if any(row["family"] == START for row in rows):
+            figures["starts"] = starts(*outcomes_by_start(rows, names))
         sheet = _sheet(folder / "pictures", summary)
     except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder} does not hold what evaluate --out writes ({error!r})") from None
@@ -99,7 +113,7 @@ def _sheet(folder: Path, summary: Sequence[Mapping[str, Any]]) -> dict[str, list
     families = {e["method"]: e["family"] for e in summary}
     hidden = (START, RANDOM, ORIGINALS, *CHOSEN)
     shown = [method for method, family in families.items() if family not in hidden]
-    shown += [e["method"] for e in (fixed[0], fixed[-1])]
+    shown += [e["method"] for e in (*fixed[:1], *fixed[1:][-1:])]
     order = sorted(set(shown), key=lambda m: (families[m] != BICUBIC, families[m] == AGENT, m))
     return {
         "original" if method == ORIGINALS else method: [
