@@ -549,7 +549,7 @@ def _zip_algorithm(settings: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=8)
-def own_agent(folder: str, device: str) -> Agent | None:
-    """The agent that comes with a checkpoint, or None; it is loaded once."""
-    agent = Path(folder) / "agent"
+def own_agent(folder: str, device: str, name: str = "agent") -> Agent | None:
+    """Return the agent of that name that comes with a checkpoint, or None; it is loaded once."""
+    agent = Path(folder) / name
     return load_agent(agent, device) if agent.is_dir() and has_agent(agent) else None

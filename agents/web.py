@@ -1,4 +1,4 @@
-"""What `skipdiff web` does: enlarges pictures, and plays episodes. The page itself is `agents.web_page`."""
+"""The work behind `skipdiff web`: enlarging pictures and playing episodes. The page itself is `agents.web_page`."""
 
 import shutil
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import log
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 
 from agents.agent import Agent, own_agent
 from agents.options import environment
-from agents.playing import AgentPolicy, play
+from agents.playing import AgentPolicy, SchedulePolicy, play, policy_of
 from agents.upscale_jobs import make_upscaler
 from ddpm.checkpoints import resolve_checkpoint
 from ddpm.degradation import downsample
@@ -28,55 +29,44 @@ from skipdiff_env.episode import Episode
 from skipdiff_env.pictures import PHOTOGRAPHS, Pictures, Rgb
 from skipdiff_env.rendering import draw_map
 from skipdiff_env.rules import Action
-from skipdiff_env.task import Task, shared_unet
+from skipdiff_env.task import Task
 from skipdiff_env.upscaler import Upscaled, Upscaler, check_room
 
 # Levels of the schedules of even steps that the slider chooses from.
 LEVELS = 20
 # Largest side of the crops that samples are shrunk from, in pixels.
 SAMPLE_SIDE = 384
-# Schedules that are listed for one result.
-LISTED = 6
+# Words for the detail of a part, from the least to the most.
+AMOUNTS = ("little", "some", "much")
 
-
-@dataclass(frozen=True)
-class Knob:
-    """The slider between speed and quality.
-
-    Attributes:
-        label: what it chooses.
-        lowest: its smallest value.
-        highest: its largest value.
-        step: distance of its values.
-        value: where it stands at first.
-    """
-
-    label: str
-    lowest: float
-    highest: float
-    step: float
-    value: float
-
-
-QUALITY = Knob("Quality: few forwards (0) … many (1)", 0, 1, 0.05, 0.5)
-EVEN_STEPS = Knob("Number of even steps", 1, LEVELS, 1, 8)
+# The slider, as arguments of Gradio's.
+Knob = dict[str, Any]
+PART: Knob = {"minimum": 0, "maximum": 1, "step": 0.05, "value": 0.5}
+DETAIL: Knob = {"label": "Detail", "info": "0 (faithful) … 1 (rich)", **PART}
+QUALITY: Knob = {"label": "Quality", "info": "0 (few forwards) … 1 (many)", **PART}
+EVEN_STEPS: Knob = {
+    "label": "Number of even steps", "info": "Forwards of the network", "minimum": 1, "maximum": LEVELS, "step": 1,
+    "value": 8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Enlarged:
-    """A result with what is shown of it.
+    """A result, and the parts of the page that show it.
 
     Attributes:
         picture: the result, with alpha and metadata of the source.
         before: the source, enlarged by bicubic interpolation, uint8 (H, W, 3).
-        map: the forwards of each tile, drawn over the result, uint8.
-        summary: sizes, seconds, forwards and schedules, in lines.
+        map: the steps of each tile, drawn over the result, uint8.
+        summary: sizes, seconds, and the work that was done, in sentences.
+        parts: number of tiles whose steps were chosen one by one.
     """
 
     picture: Picture
     before: Rgb
     map: Rgb
     summary: str
+    parts: int
 
 
 class Workshop:
@@ -102,41 +92,69 @@ class Workshop:
         self.folders = {name: resolve_checkpoint(name) for name in checkpoints}
         self.device, self.max_pixels, self._episodes = device, max_pixels, episodes
         self._tasks: dict[str, Task] = {}
-        # the page opens with it; the others are loaded when they are chosen
-        Upscaler(self.folders[checkpoints[0]], device=device)
+        self._upscalers: dict[str, Upscaler] = {}
+        self._default(checkpoints[0])  # the page opens with it; the others are loaded when they are chosen
 
-    def agent(self, checkpoint: str) -> Agent | None:
-        """The agent that comes with the checkpoint.
+    def _default(self, checkpoint: str) -> Upscaler:
+        """Return the upscaler of `skipdiff upscale` without options, which is loaded once.
 
         Raises:
             ConfigError: the checkpoint is not one of those that may be chosen.
         """
         if checkpoint not in self.folders:
             raise ConfigError(f"unknown checkpoint {checkpoint!r}; known are {', '.join(self.folders)}")
-        return own_agent(self.folders[checkpoint], self.device)
+        if checkpoint not in self._upscalers:
+            self._upscalers[checkpoint] = make_upscaler(
+                checkpoint=self.folders[checkpoint], device=self.device, start=None, levels=None
+            )
+        return self._upscalers[checkpoint]
+
+    def _stepwise(self, checkpoint: str) -> Agent | None:
+        """Return the agent of the checkpoint that decides step by step, which plays the episodes."""
+        agent = own_agent(self.folders[checkpoint], self.device)
+        if agent is not None and agent.config.schedules is not None:
+            return own_agent(self.folders[checkpoint], self.device, "agent-steps")
+        return agent
 
     def knob(self, checkpoint: str) -> Knob:
-        """The slider of a checkpoint: the quality, if its agent takes a price, or else the number of steps."""
-        agent = self.agent(checkpoint)
+        """Return the slider of a checkpoint: the detail, if it has substeps; the quality, if its agent takes a price;
+        or else the number of steps.
+        """
+        if self._default(checkpoint).unet.substeps > 1:
+            return DETAIL
+        agent = self._stepwise(checkpoint)
         return EVEN_STEPS if agent is None or agent.config.price_range is None else QUALITY
 
+    def box(self, checkpoint: str) -> tuple[str, str]:
+        """Return the label of the box that stands beside the slider, and the line below the label."""
+        if isinstance(self._default(checkpoint).policy, SchedulePolicy):
+            return "An agent chooses the detail of each part", "Untick it to choose on the slider."
+        if self.knob(checkpoint) is DETAIL:
+            return "The checkpoint's own setting", "It has no agent for detail. Untick it to choose on the slider."
+        return "The checkpoint's own steps", "As skipdiff upscale takes them. Untick it to choose on the slider."
+
     def upscaler(self, checkpoint: str, amount: float | None) -> Upscaler:
-        """The upscaler for a position of the slider; None: that of `skipdiff upscale` without options.
+        """Return the upscaler for a position of the slider; None: that of `skipdiff upscale` without options.
 
         Raises:
             ConfigError: the position is out of range.
         """
-        knob = self.knob(checkpoint)
-        if amount is not None and not knob.lowest <= amount <= knob.highest:
-            raise ConfigError(f"the slider must stand in {knob.lowest:g} … {knob.highest:g}, got {amount!r}")
-        steps = None if amount is None or knob is QUALITY else round(amount)
-        return make_upscaler(
-            checkpoint=self.folders[checkpoint], device=self.device, start=None,
-            levels=None if steps is None else even_levels(LEVELS, steps), quality=amount if knob is QUALITY else None,
-        )  # fmt: skip
+        default, knob = self._default(checkpoint), self.knob(checkpoint)
+        if amount is None:
+            return default
+        if not knob["minimum"] <= amount <= knob["maximum"]:
+            raise ConfigError(f"the slider must stand in {knob['minimum']} … {knob['maximum']}, got {amount!r}")
+        agent, choice = self._stepwise(checkpoint), dict[str, Any]()
+        if knob is DETAIL:
+            choice = {"detail": amount}
+        elif knob is QUALITY and agent is not None:
+            choice = {"policy": policy_of(agent, amount), "plan": agent.config.plan}
+        else:
+            choice = {"levels": even_levels(LEVELS, round(amount))}
+        return Upscaler(default.unet, device=self.device, **choice)
 
     def read(self, path: str | Path) -> Picture:
-        """A photograph that was uploaded.
+        """Return a photograph that was uploaded.
 
         Raises:
             ImageError: it is no picture, or larger than allowed.
@@ -157,14 +175,14 @@ class Workshop:
         seed: int | None,
         progress: Callable[[float], object] = lambda part: None,
     ) -> Enlarged:
-        """Enlarges a picture.
+        """Enlarge a picture.
 
         Args:
             checkpoint: one of those that may be chosen.
             picture: the source.
             amount: position of the slider, see `knob`; None: as `skipdiff upscale` does without options.
             seed: of the noise.
-            progress: told the part that is done, 0 … 1.
+            progress: called with the part that is done, 0 … 1.
 
         Raises:
             SkipDiffError: an argument is out of range, or the result does not fit into memory.
@@ -184,31 +202,35 @@ class Workshop:
 
         ((large, result),) = upscaler.enlarge([picture], [int(seed)], advance)
         before = np.asarray(Image.fromarray(picture.rgb).resize(size, Image.Resampling.BICUBIC))
-        sizes = f"{width} x {height} → {size[0]} x {size[1]} pixels"
-        return Enlarged(large, before, draw_map(to_uint8(result.sr), result.tiles), f"{sizes}, {describe(result)}")
+        summary = f"{width} x {height} → {size[0]} x {size[1]} pixels in {result.seconds:.1f} s. {forwards(result)}"
+        if isinstance(upscaler.policy, SchedulePolicy):
+            most = max(sum(schedule.substeps) for schedule in upscaler.policy.schedules)
+            summary += f" {details(result, max(upscaler.unet.substeps, most, 2))}"
+        drawing = draw_map(to_uint8(result.sr), result.tiles)
+        return Enlarged(large, before, drawing, summary, len(result.tiles))
 
     def sample(self, name: str, checkpoint: str) -> Picture:
-        """The middle of one of scikit-image's photographs, shrunk as often as the checkpoint enlarges.
+        """Return the middle of one of scikit-image's photographs, shrunk as often as the checkpoint enlarges.
 
         Raises:
             ConfigError: there is no such photograph or checkpoint.
         """
         from skimage import data
 
-        self.agent(checkpoint)  # refuses what may not be chosen
+        scale = self._default(checkpoint).scale
         if name not in PHOTOGRAPHS:
             raise ConfigError(f"unknown sample {name!r}; known are {', '.join(PHOTOGRAPHS)}")
         rgb = getattr(data, name)()[..., :3]
-        scale = shared_unet(self.folders[checkpoint], self.device).scale
         sides = [min(side, SAMPLE_SIDE) // scale * scale for side in rgb.shape[:2]]
         top, left = ((whole - side) // 2 for whole, side in zip(rgb.shape[:2], sides, strict=True))
         middle = np.ascontiguousarray(rgb[top : top + sides[0], left : left + sides[1]])
         return Picture(to_uint8(downsample(to_tensor(middle)[None], scale)[0]))
 
     def task(self, checkpoint: str) -> Task:
-        """The environment of the episodes: that which the checkpoint's agent was trained for, or else one of jumps."""
-        agent = self.agent(checkpoint)
+        """Return the environment of the episodes: that of the agent's training, or else one of jumps."""
+        self._default(checkpoint)
         if checkpoint not in self._tasks:
+            agent = self._stepwise(checkpoint)
             plan = None if agent is None else agent.config.plan
             jump = plan is None or plan.skip_mode == "jump"
             settings = environment("SkipDiffJump128-v0" if jump else "SkipDiff-v0")
@@ -224,11 +246,13 @@ class Workshop:
         return self._tasks[checkpoint]
 
     def pictures(self) -> list[str]:
-        """The names of the pictures that episodes are about."""
+        """Return the names of the pictures that episodes are about."""
         return Pictures(None, self._episodes.get("image_size", TaskConfig.image_size)).names
 
     def game(self, checkpoint: str, picture: str, amount: float | None, seed: int | None) -> "Game":
-        """An episode at its first decision; the agent aims at the quality of the slider, without one at one half.
+        """Return an episode at its first decision.
+
+        An agent that takes a price aims at the quality that the slider of detail or quality says; None: one half.
 
         Raises:
             ConfigError: an argument is out of range.
@@ -238,31 +262,53 @@ class Workshop:
         task = self.task(checkpoint)
         if picture not in task.pictures.names:
             raise ConfigError(f"unknown picture {picture!r}; choose one of the list")
-        quality = amount if self.knob(checkpoint) is QUALITY else None
-        return Game(task, task.pictures.names.index(picture), int(seed), self.agent(checkpoint), quality)
+        agent = self._stepwise(checkpoint)
+        quality = None if agent is None or agent.config.price_range is None else amount
+        return Game(task, task.pictures.names.index(picture), int(seed), agent, quality)
 
 
-def describe(result: Upscaled) -> str:
-    """Seconds, forwards and schedules of a result, in lines; the most frequent schedules first."""
-    count = len(result.tiles)
-    mean = f" on average over {count} tiles" if count > 1 else ""
-    lines = [f"{result.seconds:.1f} s, {result.nfe:.4g} forwards (NFE){mean}"]
-    schedules = Counter(tile.schedule.levels for tile in result.tiles).most_common()
-    for levels, times in schedules[:LISTED]:
-        where = f", {times} of {count} tiles" if count > 1 else ""
-        lines.append(f"Schedule {chain(levels)}{where}")
-    if len(schedules) > LISTED:
-        lines.append(f"and {len(schedules) - LISTED} other schedules")
-    return "\n".join(lines)
+def forwards(result: Upscaled) -> str:
+    """Return a sentence on how often the network ran for a result."""
+    parts = f"each of {len(result.tiles)} parts" if len(result.tiles) > 1 else "each part"
+    fewest, most = (reach(tile.nfe for tile in result.tiles) for reach in (min, max))
+    if fewest < most:
+        return f"The network ran {fewest} to {most} times for {parts}, {result.nfe:.1f} times on average."
+    return f"The network ran {'once' if most == 1 else f'{most} times'} for {parts}."
+
+
+def details(result: Upscaled, most: int) -> str:
+    """Return a sentence on the detail that an agent chose for the parts of a result.
+
+    Args:
+        result: the result.
+        most: the number of steps that stands for the most detail.
+    """
+    places = (int(len(AMOUNTS) * log(tile.steps) / log(most)) for tile in result.tiles)
+    counts = Counter(AMOUNTS[min(place, len(AMOUNTS) - 1)] for place in places)
+    first, *others = (word for word in AMOUNTS if counts[word])
+    if not others:
+        return f"The agent chose {first} detail{' for all of them' if len(result.tiles) > 1 else ''}."
+    parts = [f"{first} detail for {counts[first]} part{'s' * (counts[first] > 1)}"]
+    parts += [f"{word} for {counts[word]}" for word in others]
+    return f"The agent chose {', '.join(parts[:-1])}{',' * (len(parts) > 2)} and {parts[-1]}."
+
+
+def left_out(path: str | Path) -> str:
+    """Return a sentence on the pictures of a file that the page leaves out; empty for a single picture."""
+    header = read_header(path)
+    if header.frames == 1:
+        return ""
+    kind = "frames of the animation" if header.animated else "pictures in the file"
+    return f"The page enlarges only the first of the {header.frames} {kind}."
 
 
 def chain(levels: Sequence[int]) -> str:
-    """A schedule for people, down to the clean picture."""
+    """Return a schedule for people, down to the clean picture."""
     return " → ".join(map(str, [*levels, 0]))
 
 
 class Game:
-    """An episode in which a person decides, beside what the checkpoint's agent would do.
+    """An episode in which a person decides, beside the advice of the checkpoint's agent.
 
     Args:
         task: pictures, process and reward.
@@ -280,20 +326,20 @@ class Game:
         self._policy = None if agent is None else AgentPolicy(agent, quality)
         (self.episode,) = task.begin([image], [seed], [self._price])
         self.advice: NDArray[np.float64] | None = None
-        self._ask()
+        self._consult()
 
     @property
     def _price(self) -> float:
         known = None if self._policy is None else self._policy.price
         return self.task.price if known is None else known
 
-    def _ask(self) -> None:
-        """Asks the agent what it would do; it must see each decision, whoever takes it."""
+    def _consult(self) -> None:
+        """Get the agent's advice; it must see each decision, whoever takes it."""
         if self._policy is not None and not self.episode.ended:
             (self.advice,) = self._policy.probabilities([self.episode.refinement])
 
     def step(self, action: Action) -> None:
-        """Takes one decision.
+        """Take one decision.
 
         Raises:
             ConfigError: the episode has ended.
@@ -301,16 +347,16 @@ class Game:
         if self.episode.ended:
             raise ConfigError("the episode has ended; begin another one")
         self.task.step([self.episode], [action])
-        self._ask()
+        self._consult()
 
     def follow(self) -> None:
-        """Lets the agent take the decisions that are left.
+        """Let the agent take the decisions that are left.
 
         Raises:
             ConfigError: there is no agent, or the episode has ended.
         """
         if self.advice is None:
-            raise ConfigError("the checkpoint has no agent; decide yourself")
+            raise ConfigError("the checkpoint has no agent for episodes; decide yourself")
         self.step(Action(int(self.advice.argmax())))
         while not self.episode.ended:
             self.step(Action(int(self.advice.argmax())))
@@ -324,12 +370,12 @@ class Game:
         return play(self.task, policy, [self._image], [self._seed], price=self._price)[0]
 
     def frames(self) -> tuple[Rgb, Rgb | None]:
-        """The person's episode, and at its end also the agent's, as drawings (height, width, 3)."""
+        """Return drawings of the person's episode and, at its end of the agent's, (height, width, 3)."""
         rival = self.rival if self.episode.ended else None
         return self.task.render(self.episode), None if rival is None else self.task.render(rival)
 
     def describe(self) -> str:
-        """What is to be decided, or what came of it, in lines."""
+        """Return the next decision, or the outcome, in lines."""
         if self.episode.ended:
             lines = [f"You: {_outcome(self.episode)}"]
             if self.rival is not None:
@@ -352,12 +398,12 @@ def _outcome(episode: Episode) -> str:
 
 @dataclass
 class Visit:
-    """What is kept for a page that is open: files in a folder, and an episode.
+    """The files and the episode of a page that is open.
 
     Attributes:
         folder: of its files.
         game: the episode that is played, if any.
-        shown: the folders of what is shown, by the part of the page.
+        shown: the folders of the files that are shown, by the part of the page.
     """
 
     folder: Path
@@ -365,7 +411,7 @@ class Visit:
     shown: dict[str, Path] = field(default_factory=dict)
 
     def fresh(self, part: str) -> Path:
-        """An empty folder for what is to be shown in a part of the page; what was shown there before is removed."""
+        """Return an empty folder for the files of a part of the page; those that were shown before are removed."""
         if part in self.shown:
             shutil.rmtree(self.shown[part], ignore_errors=True)
         self.folder.mkdir(exist_ok=True)  # it is gone if the page was closed meanwhile, see `Visits.during`
@@ -373,7 +419,7 @@ class Visit:
         return self.shown[part]
 
     def adopt(self, path: str | Path) -> str:
-        """Moves an uploaded file into the folder, and gives its new place.
+        """Move an uploaded file into the folder, and return its new place.
 
         Raises:
             ImageError: the file is gone.
@@ -399,7 +445,7 @@ class Visits:
     open: dict[str, Visit] = field(default_factory=dict)
 
     def of(self, session: str | None) -> Visit:
-        """The visit of a session, which begins with its first request."""
+        """Return the visit of a session, which begins with its first request."""
         name = session or ""
         if name not in self.open:
             self.open[name] = Visit(Path(mkdtemp(prefix="visit-", dir=self.root)))
@@ -407,9 +453,9 @@ class Visits:
 
     @contextmanager
     def during(self, session: str | None) -> Iterator[Visit]:
-        """The visit of a session while something is done for it.
+        """Give the visit of a session while something is done for it.
 
-        If the page is closed meanwhile, what was written for it afterwards is removed as well.
+        If the page is closed meanwhile, files that were written for it afterwards are removed as well.
         """
         visit = self.of(session)
         try:
@@ -419,7 +465,7 @@ class Visits:
                 shutil.rmtree(visit.folder, ignore_errors=True)
 
     def end(self, session: str | None) -> None:
-        """Forgets a page that was closed, with its files."""
+        """Forget a page that was closed, with its files."""
         visit = self.open.pop(session or "", None)
         if visit is not None:
             shutil.rmtree(visit.folder, ignore_errors=True)

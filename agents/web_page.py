@@ -2,19 +2,16 @@
 
 import os
 import threading
-import traceback
-import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
-from agents.web import PHOTOGRAPHS, Game, Visit, Visits, Workshop
+from agents.web import PHOTOGRAPHS, Game, Visit, Visits, Workshop, left_out
 from ddpm.errors import ConfigError, SkipDiffError
 from ddpm.formats import SUFFIXES
 from ddpm.images import Picture, write_picture
@@ -29,41 +26,17 @@ except ImportError as error:
 
 # Files of pages whose end the server was not told are removed after a day, looked for every hour; in seconds.
 SWEEP = (3600, 86400)
-# Leaves an output as it is.
-KEEP = gr.skip()
+# Arguments of the events that let a network run: one at a time.
+NET: dict[str, Any] = {"concurrency_id": "net", "api_visibility": "private"}
 ABOUT = """# SkipDiff
 A photograph is enlarged with few steps of a diffusion model. Details that the photograph does not show are made up."""
-
-OWN = "As skipdiff upscale takes them without options. Untick it to choose on the slider."
-
-
-def in_one_line(*others: Any) -> Callable[[Callable[..., tuple[Any, ...]]], Callable[..., tuple[Any, ...]]]:
-    """A decorator by which a handler tells an error in its last output, a line of text.
-
-    Args:
-        others: what the outputs before get then.
-    """
-
-    def decorate(handler: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-        @wraps(handler)
-        def guarded(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-            try:
-                return handler(*args, **kwargs)
-            except Exception as error:
-                line = " ".join(str(error).split())
-                if not isinstance(error, SkipDiffError):  # the page goes on; the terminal shows where it happened
-                    traceback.print_exc()
-                    line = f"{type(error).__name__}: {line}"
-                return (*others, f"Error: {line}")
-
-        return guarded
-
-    return decorate
 
 
 @dataclass
 class Handlers:
-    """What happens when something is done on the page.
+    """The functions behind the page.
+
+    An error of the project is shown by Gradio in a line, until it is closed.
 
     Attributes:
         workshop: enlarges and plays.
@@ -73,18 +46,26 @@ class Handlers:
     workshop: Workshop
     visits: Visits
 
-    def arrive(self, dropped: str | None, request: gr.Request) -> tuple[Any, Any]:
-        """A photograph was dropped: it is moved to the other files of the page, and no sample is chosen."""
-        return (None if dropped is None else self.visits.of(request.session_hash).adopt(dropped)), None
+    @contextmanager
+    def _visit(self, request: gr.Request) -> Iterator[Visit]:
+        """Give the visit of a page while something is done for it."""
+        with self.visits.during(request.session_hash) as visit:
+            try:
+                yield visit
+            except SkipDiffError as error:
+                line = " ".join(str(error).split())
+                raise gr.Error(line, duration=None, print_exception=False) from None
 
-    def turn(self, checkpoint: str) -> Any:
-        """Another checkpoint was chosen: the slider is its."""
-        knob = self.workshop.knob(checkpoint)
-        return gr.update(
-            label=knob.label, minimum=knob.lowest, maximum=knob.highest, step=knob.step, value=knob.value
-        )  # fmt: skip
+    def arrive(self, dropped: str | None, request: gr.Request) -> tuple[str | None, None]:
+        """Move a photograph that was dropped to the other files of the page; no sample is chosen then."""
+        with self._visit(request) as visit:
+            return (None if dropped is None else visit.adopt(dropped)), None
 
-    @in_one_line(None, None, None)
+    def turn(self, checkpoint: str) -> tuple[Any, Any]:
+        """Show the box and the slider of another checkpoint."""
+        label, info = self.workshop.box(checkpoint)
+        return gr.update(label=label, info=info), gr.update(**self.workshop.knob(checkpoint))
+
     def enlarge(
         self,
         dropped: str | None,
@@ -92,18 +73,20 @@ class Handlers:
         checkpoint: str,
         own: bool,
         amount: float,
-        seed: float | None,
+        seed: int | None,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio finds it here
     ) -> tuple[Any, ...]:
-        """Before and after, map, file, and what it took."""
+        """Return the files of before and after, of the map and of the result, and the summary.
+
+        A single part has no map.
+        """
         shop = self.workshop
-        if dropped is None and sample is None:
-            raise ConfigError("no photograph; drop one, or choose a sample")
-        with self.visits.during(request.session_hash) as visit:
+        with self._visit(request) as visit:
+            if dropped is None and sample is None:
+                raise ConfigError("no photograph; drop one, or choose a sample")
             picture = shop.sample(sample or "", checkpoint) if dropped is None else shop.read(dropped)
-            chosen = None if own else amount
-            result = shop.enlarge(checkpoint, picture, chosen, None if seed is None else int(seed), progress)
+            result = shop.enlarge(checkpoint, picture, None if own else amount, seed, progress)
             folder = visit.fresh("result")
             stem = (sample or "") if dropped is None else Path(dropped).stem[:64]
             scale = result.before.shape[0] // picture.rgb.shape[0]
@@ -114,47 +97,44 @@ class Handlers:
             for name, content in files.items():
                 write_picture(content, folder / f"{name}.png")
             before, after, drawing, whole = (str(folder / f"{name}.png") for name in files)
-            return (before, after), drawing, whole, result.summary
+            note = "" if dropped is None else left_out(dropped)
+            shown = gr.update(value=drawing, visible=result.parts > 1)
+            return (before, after), shown, whole, f"{result.summary} {note}".strip()
 
-    @in_one_line(None, None)
+    def redraw(self, request: gr.Request, *settings: Any) -> tuple[Any, ...]:
+        """Enlarge anew after the box or the slider was moved, if a result is shown."""
+        visit = self.visits.open.get(request.session_hash or "")
+        if visit is None or "result" not in visit.shown:
+            return (gr.skip(),) * 4
+        arguments: Any = (*settings, request)
+        return self.enlarge(*arguments)
+
     def begin(
-        self, picture: str, checkpoint: str, own: bool, amount: float, seed: float | None, request: gr.Request
+        self, picture: str, checkpoint: str, own: bool, amount: float, seed: int | None, request: gr.Request
     ) -> tuple[Any, ...]:
-        """A new episode."""
-        chosen = None if own else amount
-        with self.visits.during(request.session_hash) as visit:
-            visit.game = self.workshop.game(checkpoint, picture, chosen, None if seed is None else int(seed))
+        """Begin an episode."""
+        with self._visit(request) as visit:
+            visit.game = self.workshop.game(checkpoint, picture, None if own else amount, seed)
             return _shown(visit, visit.game)
 
-    @in_one_line(KEEP, KEEP)
-    def follow(self, request: gr.Request) -> tuple[Any, ...]:
-        """The agent's decisions to the end."""
-        return self._play(request, Game.follow)
-
-    def _play(self, request: gr.Request, what: Callable[[Game], None]) -> tuple[Any, ...]:
-        with self.visits.during(request.session_hash) as visit:
+    def play(self, button: str, request: gr.Request) -> tuple[Any, ...]:
+        """Take the decision that a button names, or let the agent take those that are left."""
+        with self._visit(request) as visit:
             if visit.game is None:
                 raise ConfigError("no episode has begun; choose a picture, and begin one")
-            what(visit.game)
+            if button in Action.__members__:
+                visit.game.step(Action[button])
+            else:
+                visit.game.follow()
             return _shown(visit, visit.game)
 
-    @in_one_line(KEEP, KEEP)
-    def denoise(self, request: gr.Request) -> tuple[Any, ...]:
-        """DENOISE was pressed."""
-        return self._play(request, lambda game: game.step(Action.DENOISE))
-
-    @in_one_line(KEEP, KEEP)
-    def skip(self, request: gr.Request) -> tuple[Any, ...]:
-        """SKIP was pressed."""
-        return self._play(request, lambda game: game.step(Action.SKIP))
-
     def leave(self, request: gr.Request) -> None:
-        """The page was closed."""
+        """Forget a page that was closed."""
         self.visits.end(request.session_hash)
 
 
 def _shown(visit: Visit, game: Game) -> tuple[Any, ...]:
-    """The files of both drawings of an episode, and what is said of it."""
+    """Return the files of both drawings of an episode, and its description."""
     folder, files = visit.fresh("episode"), []
     for name, frame in zip(("yours", "agents"), game.frames(), strict=True):
         files.append(None if frame is None else str(folder / f"{name}.png"))
@@ -164,21 +144,18 @@ def _shown(visit: Visit, game: Game) -> tuple[Any, ...]:
 
 
 def build(handlers: Handlers) -> gr.Blocks:
-    """The page."""
+    """Return the page."""
     shop = handlers.workshop
     names = list(shop.folders)
-    knob = shop.knob(names[0])
+    label, info = shop.box(names[0])
     with gr.Blocks(title="SkipDiff", analytics_enabled=False, delete_cache=SWEEP) as page:
         gr.Markdown(ABOUT)
         with gr.Row():
             checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint")
-            own = gr.Checkbox(True, label="The checkpoint's own steps", info=OWN, elem_id="own")
-            amount = gr.Slider(
-                knob.lowest, knob.highest, knob.value, step=knob.step, label=knob.label, interactive=False,
-                elem_id="amount",
-            )  # fmt: skip
+            own = gr.Checkbox(True, label=label, info=info, elem_id="own")
+            amount = gr.Slider(**shop.knob(names[0]), interactive=False, buttons=[], elem_id="amount")
             seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0)
-        checkpoint.change(handlers.turn, checkpoint, amount, api_visibility="private")
+        checkpoint.change(handlers.turn, checkpoint, [own, amount], api_visibility="private")
         own.input(lambda own: gr.update(interactive=not own), own, amount, api_visibility="private")
         settings = [checkpoint, own, amount, seed]
         with gr.Tab("Enlarge"):
@@ -205,14 +182,16 @@ def _enlarge_tab(handlers: Handlers, settings: list[Any]) -> None:
                 max_height=640, elem_id="slider",
             )  # fmt: skip
             drawing = gr.Image(
-                label="Forwards of each tile", type="filepath", interactive=False, buttons=["fullscreen"], elem_id="map"
-            )
+                label="Detail that was chosen for each part", type="filepath", interactive=False, visible=False,
+                buttons=["fullscreen"], elem_id="map",
+            )  # fmt: skip
     dropped.upload(handlers.arrive, dropped, [dropped, sample], api_visibility="private")
     sample.input(lambda: None, None, dropped, api_visibility="private")
-    button.click(
-        handlers.enlarge, [dropped, sample, *settings], [slider, drawing, download, summary],
-        concurrency_id="net", show_progress_on=summary, api_visibility="private",
-    )  # fmt: skip
+    inputs, outputs = [dropped, sample, *settings], [slider, drawing, download, summary]
+    button.click(handlers.enlarge, inputs, outputs, show_progress_on=summary, **NET)
+    _, own, amount, _ = settings
+    moved = [own.input, amount.input]
+    gr.on(moved, handlers.redraw, inputs, outputs, trigger_mode="always_last", show_progress_on=summary, **NET)
 
 
 def _episode_tab(handlers: Handlers, settings: list[Any]) -> None:
@@ -228,22 +207,21 @@ def _episode_tab(handlers: Handlers, settings: list[Any]) -> None:
     yours = gr.Image(label="Your episode", interactive=False, type="filepath", buttons=[], elem_id="yours")
     agents = gr.Image(label="The agent's episode", interactive=False, type="filepath", buttons=[], elem_id="agents")
     outputs = [yours, agents, status]
-    inputs = {begin: [picture, *settings], denoise: None, skip: None, follow: None}
-    for button, handler in zip(inputs, (handlers.begin, handlers.denoise, handlers.skip, handlers.follow), strict=True):
-        button.click(
-            handler, inputs[button], outputs, concurrency_id="net", show_progress_on=status, api_visibility="private"
-        )
+    begin.click(handlers.begin, [picture, *settings], outputs, show_progress_on=status, **NET)
+    for button in (denoise, skip, follow):
+        button.click(handlers.play, button, outputs, show_progress_on=status, **NET)
 
 
 @contextmanager
-def served(workshop: Workshop, host: str, port: int | None, max_mb: float) -> Iterator[str]:
-    """Serves the page within the block, and gives its address. At the end nothing is left on disk.
+def served(workshop: Workshop, host: str, port: int | None, max_mb: float, browser: bool = False) -> Iterator[str]:
+    """Serve the page within the block, and give its address. At the end nothing is left on disk.
 
     Args:
         workshop: enlarges and plays.
         host: address to listen at.
         port: TCP port; None: the first that is free from 7860 on.
         max_mb: largest file that may be uploaded, in MB.
+        browser: whether the page is opened in the browser.
 
     Raises:
         ConfigError: the address cannot be listened at.
@@ -256,7 +234,7 @@ def served(workshop: Workshop, host: str, port: int | None, max_mb: float) -> It
             _, address, _ = page.launch(
                 server_name=host, server_port=port, max_file_size=f"{max(1, round(max_mb * 1000))}kb",
                 share=False, run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
-                footer_links=[], show_error=True, quiet=True, inline=False, prevent_thread_lock=True,
+                footer_links=[], show_error=True, quiet=True, inline=False, inbrowser=browser, prevent_thread_lock=True,
                 theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             )  # fmt: skip
         except OSError as error:
@@ -268,11 +246,9 @@ def served(workshop: Workshop, host: str, port: int | None, max_mb: float) -> It
 
 
 def run(workshop: Workshop, host: str, port: int | None, max_mb: float, browser: bool) -> None:
-    """Serves the page until the program is ended by Ctrl+C or a signal."""
-    with served(workshop, host, port, max_mb) as address:
+    """Serve the page until the program is ended by Ctrl+C or a signal."""
+    with served(workshop, host, port, max_mb, browser) as address:
         click.echo(f"SkipDiff is at {address} until Ctrl+C is pressed.")
-        if browser:
-            webbrowser.open_new_tab(address)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -116,7 +116,7 @@ class Upscaler:
     `Upscaler().upscale_file("small.jpg", "large.png")` is all it takes; `Upscaler()(image)` does it for a Pillow image.
 
     Args:
-        checkpoint: name of a shipped checkpoint, a folder, or a Hub id.
+        checkpoint: name of a shipped checkpoint, a folder, or a Hub id; or a network that was loaded onto `device`.
         steps: (S, N), coarse steps and diffusion steps that each spans; None: the checkpoint's own.
         start: diffusion step 1 … N (or `first_step`) at which the fine chain begins, under "restart".
         levels: a schedule, as `ddpm.schedule.as_schedule` takes it: with "20,13,6,2" the network runs at 20/20 of the
@@ -148,7 +148,7 @@ class Upscaler:
 
     def __init__(
         self,
-        checkpoint: str | Path = "natural-x4",
+        checkpoint: str | Path | UNet = "natural-x4",
         *,
         steps: tuple[int, int] | None = None,
         start: int | None = None,
@@ -165,7 +165,7 @@ class Upscaler:
     ) -> None:
         if sum(given is not None for given in (start, levels, detail, policy)) > 1:
             raise ConfigError("start, levels, detail and policy all say which steps are done; give one of them")
-        self.unet = load_unet(checkpoint, device)
+        self.unet = checkpoint if isinstance(checkpoint, UNet) else load_unet(checkpoint, device)
         settings = self.unet.settings
         chooses = policy is not None
         if detail is not None:

@@ -17,21 +17,27 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from agents.agent import Agent, AgentConfig
+from agents.agent import FEATURES, Agent, AgentConfig
 from agents.algorithms import SUPERVISED
 from agents.cli import main
-from agents.web import EVEN_STEPS, QUALITY, Visits, Workshop, chain
+from agents.web import DETAIL, EVEN_STEPS, QUALITY, Visits, Workshop, chain, details, forwards, left_out
 from benchmarks import screenshot
 from benchmarks.screenshot import find, press, read, wait_for, widths
+from ddpm.checkpoints import save_checkpoint
 from ddpm.errors import CheckpointError, ConfigError, ImageError
 from ddpm.images import Picture
+from ddpm.schedule import Schedule
+from ddpm.tiling import Box
 from skipdiff_env import Upscaler
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import Action
+from skipdiff_env.upscaler import Tile, Upscaled
 from tests.conftest import Photo, tiny_unet
+from tests.test_substeps import MOST, with_substeps
 
 ROOT = Path(__file__).parents[1]
 # The schedule that the checkpoint with an agent names.
@@ -52,8 +58,22 @@ def jumping(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def shop(checkpoint: str, jumping: str) -> Workshop:
-    return Workshop([jumping, checkpoint], max_pixels=1000, image_size=64)
+def detailed(jumping: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny checkpoint with substeps, an agent that chooses among them for tiles, and the agent of `jumping`."""
+    folder = tmp_path_factory.mktemp("detailed") / "detailed"
+    save_checkpoint(with_substeps(), folder)
+    schedules = tuple(f"20*{m}" if m > 1 else "20" for m in (1, 3, MOST))
+    plan = Plan(1, 20, fine_sampler="ddim", skip_mode="jump")
+    config = AgentConfig("ppo", plan.decisions, 16, 1.0, plan, {"net_arch": [8]}, {}, FEATURES, schedules=schedules)
+    torch.manual_seed(0)
+    Agent.build(config).save(folder / "agent")
+    shutil.copytree(Path(jumping) / "agent", folder / "agent-steps")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def shop(checkpoint: str, jumping: str, detailed: str) -> Workshop:
+    return Workshop([jumping, checkpoint, detailed], max_pixels=1000, image_size=64)
 
 
 def test_slider_is_the_price_or_the_number_of_steps(shop: Workshop, checkpoint: str, jumping: str) -> None:
@@ -67,9 +87,99 @@ def test_slider_is_the_price_or_the_number_of_steps(shop: Workshop, checkpoint: 
         shop.knob("other")
 
 
-@pytest.mark.parametrize(("name", "schedule"), [("jumping", "6 → "), ("checkpoint", "5 → 4 → 3 → 2 → 1 → 0")])
+def test_slider_of_substeps_is_the_detail(shop: Workshop, jumping: str, detailed: str, photo: Photo) -> None:
+    """One forward for any position; the network is loaded once."""
+    assert shop.knob(detailed) is DETAIL
+    assert shop.box(detailed)[0] == "An agent chooses the detail of each part"
+    assert shop.box(jumping)[0] == "The checkpoint's own steps"
+    with pytest.raises(ConfigError, match="0 … 1, got 2"):
+        shop.upscaler(detailed, 2)
+    default = shop.upscaler(detailed, None)
+    assert default is shop.upscaler(detailed, None)
+    for amount in (0, 0.7, 1):
+        assert shop.upscaler(detailed, amount).unet is default.unet
+        result = shop.enlarge(detailed, Picture(photo(16, 24)), amount, 3)
+        ((expected, _),) = Upscaler(detailed, detail=amount).enlarge([Picture(photo(16, 24))], [3])
+        np.testing.assert_array_equal(result.picture.rgb, expected.rgb)
+        assert result.summary.endswith(" s. The network ran once for each part.")
+
+
+def test_without_an_agent_the_detail_is_the_checkpoints(
+    shop: Workshop, detailed: str, tmp_path: Path, photo: Photo
+) -> None:
+    for name in ("none", "other"):
+        shutil.copytree(detailed, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "agent")
+    (tmp_path / "other" / "agent-steps").rename(tmp_path / "other" / "agent")
+    for name, agent in (("none", False), ("other", True)):
+        without = Workshop([str(tmp_path / name)], image_size=64)
+        assert without.knob(str(tmp_path / name)) is DETAIL
+        assert without.box(str(tmp_path / name)) == (
+            "The checkpoint's own setting", "It has no agent for detail. Untick it to choose on the slider."
+        )  # fmt: skip
+        game = without.game(str(tmp_path / name), without.pictures()[0], 0.3, 0)
+        assert (game.advice is not None) == agent
+        assert "The agent chose" not in without.enlarge(str(tmp_path / name), Picture(photo(8, 8)), None, 0).summary
+
+
+def test_episodes_have_the_agent_that_decides_step_by_step(shop: Workshop, detailed: str) -> None:
+    """It lies beside the agent that chooses schedules, and aims at the position of the slider."""
+    game = shop.game(detailed, shop.pictures()[0], 0, 1)
+    assert "Decision 1 of 5, at step t = 6" in game.describe()
+    assert game.task.price == pytest.approx(0.01)
+    assert game.episode.price == pytest.approx(0.1)
+    game.follow()
+    assert game.rival is not None
+    assert game.rival.reward == game.episode.reward
+
+
+def upscaled(*schedules: str) -> Upscaled:
+    """A result whose tiles have these schedules."""
+    tiles = tuple(Tile(Box(0, 0, 8, 8), each, each.forwards) for each in map(Schedule.parse, schedules))
+    return Upscaled(torch.zeros(3, 8, 8), 20, sum(tile.nfe for tile in tiles) / len(tiles), tiles, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("schedules", "sentences"),
+    [
+        (["20"], "The network ran once for each part. The agent chose little detail."),
+        (["20*16"] * 3, "The network ran once for each of 3 parts. The agent chose much detail for all of them."),
+        (
+            ["20*2"] * 10 + ["20*4"] * 8 + ["20*16"] * 6,
+            "The network ran once for each of 24 parts. "
+            "The agent chose little detail for 10 parts, some for 8, and much for 6.",
+        ),
+        (
+            ["20*4", "20*8,9*8,4"],
+            "The network ran 1 to 3 times for each of 2 parts, 2.0 times on average. "
+            "The agent chose some detail for 1 part and much for 1.",
+        ),
+    ],
+)
+def test_the_summary_is_in_plain_words(schedules: list[str], sentences: str) -> None:
+    result = upscaled(*schedules)
+    assert f"{forwards(result)} {details(result, 16)}" == sentences
+
+
+def test_only_the_first_frame_is_enlarged(tmp_path: Path, photo: Photo) -> None:
+    first, *others = (Image.fromarray(photo(8, 8, seed)) for seed in range(3))
+    for name, said in (("a.gif", "frames of the animation"), ("a.tiff", "pictures in the file")):
+        first.save(tmp_path / name, save_all=True, append_images=others)
+        assert left_out(tmp_path / name) == f"The page enlarges only the first of the 3 {said}."
+    first.save(tmp_path / "still.png")
+    assert left_out(tmp_path / "still.png") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("jumping", r"The network ran (once|\d to \d times|\d times) for each of \d+ parts"),
+        ("checkpoint", r"The network ran 14 times for each part\.$"),
+        ("detailed", r"The network ran once for each of \d+ parts\. The agent chose "),
+    ],
+)
 def test_the_default_is_that_of_the_command(
-    name: str, schedule: str, shop: Workshop, photo: Photo, tmp_path: Path, request: pytest.FixtureRequest
+    name: str, said: str, shop: Workshop, photo: Photo, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Also where the checkpoint names a schedule beside its agent, which decides."""
     chosen = request.getfixturevalue(name)
@@ -78,7 +188,7 @@ def test_the_default_is_that_of_the_command(
     assert CliRunner().invoke(main, command).exit_code == 0
     result = shop.enlarge(chosen, shop.read(tmp_path / "x.png"), None, 0)
     np.testing.assert_array_equal(result.picture.rgb, np.asarray(Image.open(tmp_path / "y.png")))
-    assert f"Schedule {schedule}" in result.summary
+    assert re.search(said, result.summary)
 
 
 @pytest.mark.parametrize("steps", [None, 3])
@@ -90,17 +200,17 @@ def test_result_is_the_upscalers(shop: Workshop, checkpoint: str, photo: Photo, 
     ((expected, upscaled),) = upscaler.enlarge([picture], [5])
     np.testing.assert_array_equal(result.picture.rgb, expected.rgb)
     assert result.before.shape == (48, 64, 3)
-    assert result.summary.startswith("16 x 12 → 64 x 48 pixels, ")
-    assert f"{upscaled.nfe:g} forwards (NFE)\n" in result.summary
-    if steps:
-        assert result.summary.endswith("Schedule 20 → 13 → 7 → 0")
+    assert result.summary.startswith("16 x 12 → 64 x 48 pixels in ")
+    assert result.summary.endswith(f" s. The network ran {upscaled.nfe:g} times for each part.")
+    assert upscaled.tiles[0].schedule.levels == ((20, 13, 7) if steps else (5, 4, 3, 2, 1))
     assert parts[-1] == pytest.approx(1)
 
 
 def test_tiles_have_schedules_of_their_own(shop: Workshop, jumping: str, photo: Photo) -> None:
     result = shop.enlarge(jumping, Picture(photo(16, 24)), 1, 0)
-    assert re.search(r"forwards \(NFE\) on average over (\d+) tiles\n", result.summary)
-    assert re.search(r"^Schedule 6 → .*0, \d+ of \d+ tiles$", result.summary, re.MULTILINE)
+    assert re.search(r"The network ran (once|\d to \d times|\d times) for each of (\d+) parts", result.summary)
+    assert f" for each of {result.parts} parts" in result.summary
+    assert result.parts > 1
     assert result.map.shape[0] > 64
 
 
@@ -200,23 +310,29 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> Non
 @pytest.mark.filterwarnings("ignore")  # of Gradio
 def test_handlers_tell_errors_in_a_line(shop: Workshop, jumping: str, tmp_path: Path, photo: Photo) -> None:
     pytest.importorskip("gradio")
-    from agents.web_page import KEEP, Handlers
+    import gradio as gr
+
+    from agents.web_page import Handlers
 
     handlers = Handlers(shop, Visits(tmp_path))
     request: Any = SimpleNamespace(session_hash="one")
-    empty: tuple[Any, ...] = (None, None, None)
-    assert handlers.enlarge(None, None, jumping, True, 0.5, 0, request) == (
-        *empty, "Error: no photograph; drop one, or choose a sample"
-    )  # fmt: skip
-    *none, line = handlers.skip(request)
-    assert none == [KEEP, KEEP]
-    assert line.startswith("Error: no episode has begun")
+    with pytest.raises(gr.Error) as caught:
+        handlers.enlarge(None, None, jumping, True, 0.5, 0, request)
+    assert caught.value.message == "no photograph; drop one, or choose a sample"
+    with pytest.raises(gr.Error) as caught:
+        handlers.play("SKIP", request)
+    assert caught.value.message.startswith("no episode has begun")
+    settings: tuple[Any, ...] = (None, "chelsea", jumping, False, 0.5, 0)
+    assert handlers.redraw(request, *settings) == (gr.skip(),) * 4, "nothing has been enlarged yet"
     Image.fromarray(photo(8, 8)).save(tmp_path / "my photo.png")
     (before, _), _, whole, _ = handlers.enlarge(str(tmp_path / "my photo.png"), None, jumping, True, 0.5, 0, request)
     assert Image.open(before).size == Image.open(whole).size == (32, 32)
     assert Path(whole).name == "my photo_x4.png"
+    (_, after), *_ = handlers.redraw(request, str(tmp_path / "my photo.png"), None, jumping, False, 1, 0)
+    expected = shop.enlarge(jumping, Picture(photo(8, 8)), 1, 0).picture.rgb
+    np.testing.assert_array_equal(np.asarray(Image.open(after)), expected)
     handlers.begin(shop.pictures()[0], jumping, False, 0.5, 0, request)
-    assert "Decision 2 of 5" in handlers.denoise(request)[-1]
+    assert "Decision 2 of 5" in handlers.play("DENOISE", request)[-1]
     handlers.leave(request)
     assert [path.name for path in tmp_path.rglob("*")] == ["my photo.png"]
 
@@ -230,10 +346,13 @@ def test_the_box_chooses_between_default_and_slider(
 
     handlers = Handlers(shop, Visits(tmp_path))
     request: Any = SimpleNamespace(session_hash="one")
-    for own, schedule in ((True, "Schedule 5 → 4 → 3 → 2 → 1 → 0"), (False, "Schedule 20 → 13 → 7 → 0")):
-        Image.fromarray(photo(8, 8)).save(tmp_path / "x.png")
-        *_, summary = handlers.enlarge(str(tmp_path / "x.png"), None, checkpoint, own, 3, 0, request)
-        assert schedule in summary
+    for own, levels, times in ((True, None, 14), (False, (20, 13, 7), 3)):
+        Image.fromarray(photo(8, 8)).save(tmp_path / "x.gif", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+        (_, after), *_, summary = handlers.enlarge(str(tmp_path / "x.gif"), None, checkpoint, own, 3, 0, request)
+        assert f"The network ran {times} times for each part. " in summary
+        assert summary.endswith("The page enlarges only the first of the 2 frames of the animation.")
+        expected = Upscaler(checkpoint, levels=levels).enlarge([shop.read(tmp_path / "x.gif")], [0])[0][0]
+        np.testing.assert_array_equal(np.asarray(Image.open(after)), expected.rgb)
 
 
 @pytest.mark.parametrize("closed", ["before", "after"])
@@ -318,6 +437,8 @@ def test_in_the_browser(
     browser: Any, page: tuple[str, Path, "subprocess.Popen[str]"], shop: Workshop, jumping: str, tmp_path: Path,
     photo: Photo,
 ) -> None:  # fmt: skip
+    from selenium.webdriver.common.keys import Keys
+
     address, temporary, process = page
 
     def drop(path: Path) -> None:
@@ -332,7 +453,7 @@ def test_in_the_browser(
     Image.fromarray(photo(12, 16)).save(tmp_path / "holiday.png")
     drop(tmp_path / "holiday.png")
     press(browser, "#enlarge")
-    assert "forwards (NFE)" in read(browser, "summary", "16 x 12 → 64 x 48 pixels")
+    assert "The network ran " in read(browser, "summary", "16 x 12 → 64 x 48 pixels")
     browser.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     press(browser, "#download")
     wait_for((tmp_path / "holiday_x4.png").is_file, "the download")
@@ -347,8 +468,23 @@ def test_in_the_browser(
         wait_for(shown, name)
     slider = find(browser, "#amount input[type=range]")
     assert not slider.is_enabled()
-    press(browser, "#own input[type=checkbox]")
-    wait_for(slider.is_enabled, "the slider")
+
+    def drawn() -> set[str]:
+        script = "return [...document.querySelectorAll('#slider img')].map(image => image.src)"
+        return set(browser.execute_script(script))
+
+    def move() -> None:
+        wait_for(slider.is_enabled, "the slider")
+        slider.send_keys(Keys.END)
+
+    for act in (lambda: press(browser, "#own input[type=checkbox]"), move):
+        old = drawn()
+        act()
+
+        def anew(old: set[str] = old) -> bool:
+            return len(drawn()) == 2 and not drawn() & old
+
+        wait_for(anew, "the result to be drawn anew")
     press(browser, "#enlarge")
     browser.refresh()  # while it is enlarged
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save(tmp_path / "large.png")
@@ -362,7 +498,10 @@ def test_in_the_browser(
     (tmp_path / "broken.png").write_bytes(b"no picture")
     drop(tmp_path / "broken.png")
     press(browser, "#enlarge")
-    assert "\n" not in read(browser, "summary", "Error: ")
+    said = find(browser, ".toast-body")
+    wait_for(lambda: "broken.png" in said.text, "the error")
+    title, _, line = said.text.splitlines()
+    assert (title, "holiday" in line) == ("Error", False)
 
     press(browser, "button[role=tab]:nth-of-type(2)")
     press(browser, "#begin")
