@@ -383,7 +383,7 @@ class UNet(
 
         It is what runs where a forward does the work of more than one step, see `add_substeps`.
         """
-        jumps = UNet(**{**self.settings, "predictor": None, "substeps": 1})
+        jumps = UNet(**{**self.settings, "predictor": None, "substeps": 1, "levels": None})
         jumps.load_state_dict(self.state_dict())
         jumps.jump = JumpEmbedding(int(self.settings["width"]))
         return jumps.to(next(self.parameters()).device)

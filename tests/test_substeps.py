@@ -351,3 +351,15 @@ def test_a_network_that_predicts_noise_learns_no_substeps(config: SubstepsConfig
     save_checkpoint(tiny_unet(prediction="eps"), tmp_path / "eps")
     with pytest.raises(ConfigError, match=r"substeps need a network that predicts v, but .* predicts eps"):
         train_substeps(replace(config, init=str(tmp_path / "eps")), tmp_path / "run")
+
+
+def test_a_checkpoint_may_name_a_schedule_with_substeps(jumping: str, tmp_path: Path) -> None:
+    unet = tiny_unet(levels="even:1*8", substeps=MOST)
+    unet.add_substeps(MOST, with_substeps()._jumps[0])
+    save_checkpoint(unet, tmp_path)
+    lr = inputs()[0][0, :, :8, :8]
+    own, given = Upscaler(tmp_path).upscale([lr], [0])[0], Upscaler(jumping, levels="even:1*8").upscale([lr], [0])[0]
+    assert own.tiles[0].schedule == Schedule.parse("even:1*8")
+    torch.testing.assert_close(own.sr, given.sr)
+    with pytest.raises(ConfigError, match="substeps of levels must be at most 4, got 8"):
+        tiny_unet(levels="even:1*8", substeps=4)
