@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from agents import hub_commands, study_commands, training_commands
+from agents import export_command, hub_commands, study_commands, training_commands
 from agents.command import Group
 from agents.options import (
     CHECKPOINT,
@@ -178,6 +178,7 @@ COMMANDS = (
     study_commands.tabulate,
     study_commands.fetch_judge,
     hub_commands.push_to_hub,
+    export_command.export,
 )
 for command in COMMANDS:
     main.add_command(command)
