@@ -54,6 +54,12 @@ def main() -> None:
 @click.option("--samples", type=click.IntRange(min=1), default=1, help="Different answers for each picture.")
 @DEVICE
 @click.option(
+    "--backend",
+    type=click.Choice(["torch", "onnxruntime", "openvino"]),
+    default="torch",
+    help="Program that runs the networks; all but torch need --device cpu and the extra of the same name.",
+)
+@click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=8,
