@@ -1,6 +1,7 @@
 """ONNX graphs: one of a single network, and one of a whole enlargement by one forward."""
 
 import io
+import math
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
@@ -115,7 +116,10 @@ class OneForward(nn.Module):
             detail: for the network of the jumps, (1,) in [0, 1].
         """
         unet, lr_image = self.unet, image * 2 - 1
-        condition = _bicubic(lr_image, unet.scale) if self.predictor is None else self.predictor(lr_image)
+        if self.predictor is None:
+            condition = _bicubic(lr_image, unet.scale)
+        else:
+            condition = self.predictor.condition(lr_image, _bicubic)
         height, width = condition.shape[-2:]
         rows, columns = (torch.arange(_padded(side, unet.stride)) for side in (height, width))
         condition = condition.index_select(2, rows.clamp(max=height - 1)).index_select(3, columns.clamp(max=width - 1))
@@ -125,7 +129,7 @@ class OneForward(nn.Module):
         level = torch.full_like(x_t[:, 0, 0, 0], signal)
         jump = []
         if detail is not None:
-            jump = [torch.ones_like(level), level * 0 + unet.substeps ** detail.clamp(0, 1)]
+            jump = [torch.ones_like(level), level * 0 + (unet.substeps ** detail.clamp(0, 1)).round()]
         of_out, of_x_t = x0_weights(unet.prediction, signal, sigma)
         x0 = self.network(condition, x_t, level, *jump) * of_out + x_t * of_x_t
         return (to_image(unet, x0, condition)[..., :height, :width] + 1) / 2
@@ -154,7 +158,8 @@ def _branch(onnx: Any, graph: bytes, weights: dict[bytes, Any]) -> Any:
 def build(unet: UNet, detail: float = 1.0) -> Any:
     """Return the ONNX model of `OneForward`, with the inputs `image` and `noise` and the output `sr`.
 
-    A network with substeps also has the input `detail`, at 0 of which the plain network runs.
+    A network with substeps also has the input `detail`. A forward then has `UNet.substeps` ** detail substeps, rounded,
+    and where that is 1, the plain network runs.
 
     Args:
         unet: a network that predicts v.
@@ -181,8 +186,8 @@ def build(unet: UNet, detail: float = 1.0) -> Any:
         "then_branch": _branch(onnx, graph(unet._jumps[0], "sr_several", detail=torch.ones(1)), weights),
     }
     nodes = [
-        helper.make_node("Constant", [], ["zero"], value_floats=[0.0]),
-        helper.make_node("Greater", ["detail", "zero"], ["several"]),
+        helper.make_node("Constant", [], ["one_and_a_half"], value_floats=[math.log(1.5, unet.substeps)]),
+        helper.make_node("Greater", ["detail", "one_and_a_half"], ["several"]),
         helper.make_node("If", ["several"], ["sr"], **branches),
     ]
     inputs = [
@@ -258,7 +263,7 @@ def export_onnx(checkpoint: str | Path, out: str | Path, detail: float | None = 
     model = build(unet, 1.0 if detail is None else detail)
     model.producer_name, model.producer_version = "skipdiff", version("skipdiff")
     properties = {
-        "checkpoint": Path(checkpoint).name,
+        "checkpoint": Path(checkpoint).name if Path(checkpoint).is_dir() else checkpoint,
         "scale": unet.scale,
         "stride": unet.stride,
         "most_substeps": unet.substeps,
