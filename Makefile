@@ -32,8 +32,9 @@ AGENT_SkipDiffJump-v0 ?= natural-x4/agent-steps
 AGENT_SkipDiffJump128-v0 ?= natural-x4/agent-steps
 AGENT_SkipDiffPhoto-v0 ?= photo-x4/agent-steps
 FILM_OPTIONS ?= --image 1
-FIGURES := env_throughput forward headroom speed kills fuzz
+FIGURES := env_throughput forward headroom speed backends kills fuzz
 VARIANTS := SkipDiff-v0 SkipDiffFaces-v0 SkipDiffJump-v0 SkipDiffJump128-v0 SkipDiffPhoto-v0 SkipDiffTable-v0
+OPTIONS_backends := --sides 16,64,256 --cpu-time
 OPTIONS_env_throughput := --threads 1 --cpu-time --num-envs 8 --policies random --variants $(VARIANTS)
 
 films: $(FILMS:%=$(GENERATED)/film-%.md)  ## a film of an episode for each environment

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from agents import hub_commands, study_commands, training_commands
+from agents import export_command, hub_commands, study_commands, training_commands
 from agents.command import Group
 from agents.options import (
     CHECKPOINT,
@@ -53,6 +53,12 @@ def main() -> None:
 @click.option("--seed", type=int, default=0, help="Seed of the noise, 0 … 2**64 - samples.")
 @click.option("--samples", type=click.IntRange(min=1), default=1, help="Different answers for each picture.")
 @DEVICE
+@click.option(
+    "--backend",
+    type=click.Choice(["torch", "onnxruntime", "openvino"]),
+    default="torch",
+    help="Program that runs the networks; all but torch need --device cpu and the extra of the same name.",
+)
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -178,6 +184,7 @@ COMMANDS = (
     study_commands.tabulate,
     study_commands.fetch_judge,
     hub_commands.push_to_hub,
+    export_command.export,
 )
 for command in COMMANDS:
     main.add_command(command)

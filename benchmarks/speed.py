@@ -45,7 +45,12 @@ from skipdiff_env.upscaler import Upscaled, Upscaler
 SIDE = 128
 
 
-def in_turns(works: Mapping[str, Callable[[], object]], repeats: int, settle: bool = False) -> dict[str, float]:
+def in_turns(
+    works: Mapping[str, Callable[[], object]],
+    repeats: int,
+    settle: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Median seconds of each, run in turns after one run each that is not counted.
 
     `settle` puts an uncounted run before each counted one: threads of the one before may still be spinning.
@@ -57,9 +62,9 @@ def in_turns(works: Mapping[str, Callable[[], object]], repeats: int, settle: bo
         for name, work in works.items():
             if settle:
                 work()
-            began = time.perf_counter()
+            began = clock()
             work()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

@@ -1,7 +1,7 @@
 """The small super-resolution net whose picture a diffusion net starts from, and its loading by spandrel."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Predictor(nn.Module):
             picture = self.net(lr_image.float().add(1).div_(2).contiguous(memory_format=torch.channels_last))
         return picture.float().clamp(0, 1).mul_(2).sub_(1).contiguous()
 
-    def condition(self, lr_image: Tensor) -> Tensor:
+    def condition(self, lr_image: Tensor, enlarge: Callable[[Tensor, int], Tensor] = upsample) -> Tensor:
         """Return the predicted pictures, and bicubic enlargement where they are not pictures of the input.
 
         Networks that were trained on photographs run away on some hard edges and pure colours, and turn text and
@@ -84,16 +84,17 @@ class Predictor(nn.Module):
 
         Args:
             lr_image: low-resolution pictures, (B, 3, h, w) in [-1, 1].
+            enlarge: bicubic enlargement of pictures by a factor.
 
         Returns:
             (B, 3, scale·h, scale·w), float32, in [-1, 1].
         """
-        predicted, bicubic = self(lr_image), upsample(lr_image.float(), self.scale)
+        predicted, bicubic = self(lr_image), enlarge(lr_image.float(), self.scale)
         off, near = (
             (F.avg_pool2d(each, self.scale) - lr_image).abs().amax(dim=1, keepdim=True) for each in (predicted, bicubic)
         )
         excess = F.avg_pool2d(off - near, 3, 1, 1, count_include_pad=False) * 127.5
-        if excess.max() > LEFT_FROM:
+        if torch.jit.is_tracing() or excess.max() > LEFT_FROM:  # an exported graph has no such branch
             excess = F.max_pool2d(excess, AROUND, 1, AROUND // 2)
             share = ((excess - LEFT_FROM) / (LEFT_AT - LEFT_FROM)).clamp(0, 1)
             share = F.interpolate(share, scale_factor=self.scale, mode="bilinear")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ddpm.backends import run_by
 from ddpm.checkpoints import load_unet
 from ddpm.checks import is_number
 from ddpm.errors import CheckpointError, ConfigError, ImageError, out_of_memory
@@ -135,6 +136,7 @@ class Upscaler:
             the picture's noise, and their results are blended. Else it decides for the whole picture.
         plan: the episodes of the policy; None: those of the arguments above.
         device: where to compute.
+        backend: program that runs the networks, one of `ddpm.backends.BACKENDS`; all but torch need the device cpu.
         tile: side of the overlapping tiles for pictures larger than that, in pixels of the result; 0: no tiles. None:
             256, or where a policy decides for each tile, its attribute `tile`, if it has one.
         batch_size: pictures of one size that are enlarged together, and tiles of one forward; fewer pictures where
@@ -143,7 +145,8 @@ class Upscaler:
     Raises:
         CheckpointError: the checkpoint is unknown or damaged.
         ConfigError: the steps do not fit the checkpoint, `start`, `levels` or `first_step` is out of range, two of them
-            say different things, a sampler is unknown, or there is no such device.
+            say different things, a sampler is unknown, there is no such device, or the backend is not installed or does
+            not run there.
     """
 
     def __init__(
@@ -160,12 +163,14 @@ class Upscaler:
         policy: Policy | Chooser | None = None,
         plan: Plan | None = None,
         device: str = "cpu",
+        backend: str = "torch",
         tile: int | None = None,
         batch_size: int = 8,
     ) -> None:
         if sum(given is not None for given in (start, levels, detail, policy)) > 1:
             raise ConfigError("start, levels, detail and policy all say which steps are done; give one of them")
-        self.unet = checkpoint if isinstance(checkpoint, UNet) else load_unet(checkpoint, device)
+        loaded = checkpoint if isinstance(checkpoint, UNet) else load_unet(checkpoint, device)
+        self.unet = run_by(backend, loaded, device)
         settings = self.unet.settings
         chooses = policy is not None
         if detail is not None:

@@ -368,7 +368,10 @@ def schedule(levels: Schedule | str | Sequence[int], sampler: str = "ddim") -> M
 def shipped_schedule(unet: UNet) -> list[Method]:
     """The schedule that the checkpoint enlarges by, if it has one."""
     settings = unet.settings
-    return [] if settings["levels"] is None else [schedule(settings["levels"], settings["fine_sampler"])]
+    if settings["levels"] is None:
+        return []
+    way = as_schedule(settings["levels"])
+    return [schedule(way, settings["fine_sampler"] if way.plain else "ddim")]
 
 
 def parse_schedule(text: str, sampler: str) -> Method:
