@@ -22,7 +22,7 @@ from agents.outcomes import check_numbers
 from ddpm.checkpoints import check_device, hub_folder, is_hub_id, shipped_checkpoints
 from ddpm.checks import check_types, shown
 from ddpm.errors import CheckpointError, ConfigError
-from ddpm.files import atomic_path, read_json, write_json
+from ddpm.files import atomic_path, read_json, stamp, write_json
 from ddpm.schedule import Schedule
 from skipdiff_env.config import OBSERVATIONS
 from skipdiff_env.plan import Plan
@@ -548,8 +548,18 @@ def _zip_algorithm(settings: Mapping[str, Any]) -> str:
     return "ppo" if "clip_range" in settings else "a2c"
 
 
-@lru_cache(maxsize=8)
 def own_agent(folder: str, device: str, name: str = "agent") -> Agent | None:
-    """Return the agent of that name that comes with a checkpoint, or None; it is loaded once."""
+    """Return the agent of that name that comes with a checkpoint, or None.
+
+    It is loaded once, until a file of it is replaced.
+    """
     agent = Path(folder) / name
-    return load_agent(agent, device) if agent.is_dir() and has_agent(agent) else None
+    if not agent.is_dir() or not has_agent(agent):
+        return None
+    return _load_once(agent, device, tuple(stamp(file) for file in sorted(find_agent(agent).iterdir())))
+
+
+@lru_cache(maxsize=8)
+def _load_once(agent: Path, device: str, files: tuple[tuple[int, ...], ...]) -> Agent:
+    """As `load_agent`; `files` notices an agent that is new."""
+    return load_agent(agent, device)

@@ -73,6 +73,15 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def stamp(path: str | Path) -> tuple[int, ...]:
+    """Return numbers that tell a file from one that takes its place; none where there is no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON under a temporary name and renames it."""
     with atomic_path(path) as temporary:

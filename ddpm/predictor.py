@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ddpm.degradation import upsample
 from ddpm.errors import CheckpointError
-from ddpm.files import atomic_path
+from ddpm.files import atomic_path, stamp
 from ddpm.torchvision_ops import ensure_torchvision
 
 # What the file is called inside a checkpoint's folder.
@@ -40,6 +40,7 @@ class Predictor(nn.Module):
     def __init__(self, net: nn.Module, scale: int, file: Path) -> None:
         super().__init__()
         self.net, self.scale, self.file = net, scale, file
+        self.stamp = stamp(file)
         self.eval().requires_grad_(False)
 
     @torch.no_grad()

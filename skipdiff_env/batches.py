@@ -17,6 +17,19 @@ from skipdiff_env.rules import InvalidActionError, ResetNeededError
 Array = NDArray[Any]
 
 
+def set_generators(generators: Sequence[np.random.Generator], states: Sequence[Any]) -> None:
+    """Puts generators into states that their bit generators gave.
+
+    Raises:
+        ConfigError: these are no such states.
+    """
+    try:
+        for generator, state in zip(generators, states, strict=True):
+            generator.bit_generator.state = state
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"this is no state that get_state() gave ({error!r})") from None
+
+
 class BatchedEnv(VectorEnv[Any, Array, Array]):
     """Environments of equally many env steps, each with a generator of its own, as in Gymnasium's `SyncVectorEnv`.
 

@@ -122,6 +122,12 @@ class TaskConfig:
         for name in ("cache_mb", "cache_dir_mb"):
             if not is_number(getattr(self, name)):
                 raise ConfigError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
+        # copies, so that nobody changes them afterwards
+        if isinstance(self.images, np.ndarray):
+            object.__setattr__(self, "images", self.images.copy())
+        elif isinstance(self.images, list | tuple):
+            own = [each.copy() if isinstance(each, np.ndarray) else each for each in self.images]
+            object.__setattr__(self, "images", own)
         if not isinstance(self.cache_dir, str | Path | None):
             raise ConfigError(f"cache_dir must be the path of a folder, or None, got {self.cache_dir!r}")
         with contextlib.suppress(TypeError, ValueError, SyntaxError):  # np.float16 is as good as "float16"

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from ddpm.errors import ConfigError
 from ddpm.schedule import Schedule
+from skipdiff_env.batches import set_generators
 from skipdiff_env.config import TaskConfig
-from skipdiff_env.episode import Episode, Observation, StartOutcomes, one_observation
+from skipdiff_env.episode import Episode, Observation, StartOutcomes, array, one_observation
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
 from skipdiff_env.rules import InvalidActionError, ResetNeededError
@@ -200,7 +201,7 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         super().reset(seed=seed)
         image, noise_seed, price = self.task.draw(self.np_random, options)
         (self._episode,) = self.task.begin([image], [noise_seed], [price])
-        self.hr = self._episode.hr.cpu().numpy()
+        self.hr = array(self._episode.hr)
         return self._observe(), self._episode.info()
 
     def _observe(self) -> Observation:
@@ -224,7 +225,7 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         self.task.step([episode], [action])
         info = episode.info()
         if episode.sr is not None:
-            self.sr = episode.sr.cpu().numpy()
+            self.sr = array(episode.sr)
             self.reward_failures += self.task.failed(episode)
             info["reward_failures"] = self.reward_failures
         return self._observe(), episode.reward, episode.ended, False, info
@@ -270,14 +271,14 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
             The observation of that moment.
 
         Raises:
-            ConfigError: it is no such state, or one of other pictures.
+            ConfigError: it is no such state, or one of another picture, checkpoint, plan or degradation.
         """
         if not isinstance(state, Mapping) or state.keys() != {"episode", "generator"}:
             raise ConfigError("this is no state that get_state() gave")
-        self._episode = self.task.restore(state["episode"])
-        self.np_random.bit_generator.state = state["generator"]
-        self.hr = self._episode.hr.cpu().numpy()
-        self.sr = None if self._episode.sr is None else self._episode.sr.cpu().numpy()
+        episode = self.task.restore(state["episode"])
+        set_generators([self.np_random], [state["generator"]])
+        self._episode, self.hr = episode, array(episode.hr)
+        self.sr = None if episode.sr is None else array(episode.sr)
         return self._observe()
 
     def start_outcomes(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> StartOutcomes:

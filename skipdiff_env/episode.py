@@ -20,6 +20,11 @@ def one_observation(batch: Observation, i: int) -> Observation:
     return {name: part[i] for name, part in batch.items()} if isinstance(batch, dict) else batch[i]
 
 
+def array(tensor: Tensor) -> NDArray[np.float32]:
+    """Return a copy of a tensor, which shares no memory with what is remembered."""
+    return tensor.cpu().numpy().copy()
+
+
 @dataclass
 class Episode:
     """One picture with one noise, from the coarse latent to the result.

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.errors import ConfigError, SkipDiffError
+from ddpm.files import stamp
 from ddpm.torchvision_ops import ensure_torchvision
 from skipdiff_env.judges import JUDGES, judge_file, make_judge
 
@@ -199,11 +200,11 @@ def make_metric(name: str, device: str = "cpu") -> Metric:
     Raises:
         ConfigError: the metric is unknown, or its weights are missing and cannot be fetched.
     """
-    return _make_metric(name, str(device), judge_file() if name in JUDGES else None)
+    return _make_metric(name, str(device), (judge_file(), *stamp(judge_file())) if name in JUDGES else None)
 
 
 @functools.cache
-def _make_metric(name: str, device: str, judge: Path | None) -> Metric:
+def _make_metric(name: str, device: str, judge: tuple[Any, ...] | None) -> Metric:
     """As `make_metric`; `judge` is the file of the judges' weights, so that another file is another metric."""
     if name == "colour":
         return Metric(name, True, True, 1, _colour_error, device)

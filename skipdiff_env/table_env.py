@@ -1,5 +1,7 @@
 """SkipDiffTable-v0: episodes played from a table of outcomes. Nothing here needs a net or torch."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from ddpm.checks import check_whole, is_whole
 from ddpm.errors import ConfigError
-from skipdiff_env.batches import Array, BatchedEnv
+from skipdiff_env.batches import Array, BatchedEnv, set_generators
 from skipdiff_env.rules import (
     REWARDS,
     Action,
@@ -88,6 +90,9 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         self.render_mode = None
         highest = prices[1] if prices is not None else nfe_penalty
         self._highest_price = max(float(highest), 1.0)  # type: ignore[arg-type]
+        # what the numbers of a state refer to
+        told = [description, self._rows.tolist(), self._highest_price]
+        self._identity = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
         low = np.array([FEATURE_BOUNDS[0]] * FEATURES + [0, 0, 0], dtype=np.float32)
         high = np.array([FEATURE_BOUNDS[1]] * FEATURES + [1, 1, self._highest_price], dtype=np.float32)
         self._set_spaces(spaces.Box(low, high), spaces.Discrete(len(Action)))
@@ -186,6 +191,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         """The episodes and the random generators as they stand, as plain data for `set_state` and pickle."""
         self._check_begun("get_state")
         return {
+            "table": self._identity,
             "episodes": {name: array.copy() for name, array in self._state.items()},
             "generators": [generator.bit_generator.state for generator in self.np_random],
         }
@@ -194,9 +200,14 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         """Goes on from where `get_state` was called; gives the observations of that moment.
 
         Raises:
-            ConfigError: it is no such state, or one of another number of environments.
+            ConfigError: it is no such state, or one of another number of environments, table, split or range of prices.
         """
         try:
+            if state["table"] != self._identity:
+                raise ConfigError(
+                    "the state was taken with another table, split or nfe_penalty; take it in an environment of the "
+                    "same arguments"
+                )
             episodes = {name: np.array(state["episodes"][name], array.dtype) for name, array in self._state.items()}
             fits = all(array.shape == (self.num_envs,) for array in episodes.values())
             generators = self._one_each("generators", state["generators"])
@@ -206,9 +217,8 @@ class SkipDiffTableVectorEnv(BatchedEnv):
             raise ConfigError("this is no state that get_state() gave") from None
         if not fits:
             raise ConfigError(f"the state must be one of {self.num_envs} environments")
+        set_generators(self.np_random, generators)
         self._state = episodes
-        for generator, inner in zip(self.np_random, generators, strict=True):
-            generator.bit_generator.state = inner
         return self._observe()
 
     def _check_begun(self, call: str = "step") -> None:
@@ -427,7 +437,7 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
         """Goes on from where `get_state` was called; gives the observation of that moment.
 
         Raises:
-            ConfigError: it is no such state.
+            ConfigError: it is no such state, or one of another table, split or range of prices.
         """
         self._batch._generators = [(self.np_random, self.np_random_seed)]
         return self._batch.set_state(state)[0]

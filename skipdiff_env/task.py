@@ -19,14 +19,15 @@ from ddpm.checkpoints import load_unet, resolve_checkpoint
 from ddpm.checks import is_whole
 from ddpm.degradation import PLAIN, Degradation, picture_key
 from ddpm.errors import ConfigError
+from ddpm.files import stamp
 from ddpm.images import to_tensor, to_uint8
 from ddpm.sampling import to_image
 from ddpm.schedule import Schedule, as_schedule
 from ddpm.unet import UNet
 from skipdiff_env.config import DTYPES, TaskConfig
 from skipdiff_env.decisions import make_decisions
-from skipdiff_env.episode import Episode, Observation, StartOutcomes
-from skipdiff_env.judges import refuse_judge
+from skipdiff_env.episode import Episode, Observation, StartOutcomes, array
+from skipdiff_env.judges import JUDGES, judge_file, refuse_judge
 from skipdiff_env.memo import Memo, Store
 from skipdiff_env.metrics import as_metric
 from skipdiff_env.pictures import Pictures, Rgb, crop
@@ -37,25 +38,24 @@ from skipdiff_env.table import FEATURE_BOUNDS, FEATURES, features
 
 
 @functools.lru_cache(maxsize=4)
-def _load_once(source: str, device: str, changed: int) -> UNet:
-    """The net of a checkpoint, shared by all environments of the process.
-
-    `changed` notices a checkpoint that is new.
-    """
+def _load_once(source: str, device: str, files: tuple[tuple[int, ...], ...]) -> UNet:
+    """The net of a checkpoint, shared by all environments of the process; `files` notices one that is new."""
     return load_unet(source, device)
 
 
 def shared_unet(checkpoint: str | Path, device: str) -> UNet:
-    """As `load_unet`, but the same checkpoint is loaded once."""
+    """As `load_unet`, but the same checkpoint is loaded once, until a file of it is replaced."""
     source = resolve_checkpoint(checkpoint)
-    weights = Path(source) / "model.safetensors"
-    return _load_once(source, device, weights.stat().st_mtime_ns if weights.exists() else 0)
+    files = tuple(stamp(file) for file in sorted(Path(source).iterdir()) if file.is_file())
+    unet = _load_once(source, device, files)
+    if any(stamp(predictor.file) != predictor.stamp for predictor in unet._predictor):  # it may lie elsewhere
+        _load_once.cache_clear()
+        unet = _load_once(source, device, files)
+    return unet
 
 
 def fingerprint(unet: UNet) -> str:
-    """What tells a net from every other: a hash of its settings and its weights, those of its predictor and its
-    substeps among them.
-    """
+    """What tells a net from every other: a hash of its settings and its weights, predictor and substeps among them."""
     digest = hashlib.blake2b(json.dumps(unet.settings, sort_keys=True, default=str).encode(), digest_size=16)
     for net in (unet, *unet._predictor, *unet._jumps):
         for name, tensor in net.state_dict().items():
@@ -95,7 +95,8 @@ class Task:
         self._make_metrics()
         self.pictures = Pictures(config.images, config.image_size, config.split)
         self.degradation = Degradation.parse(config.degradation)
-        self._digests: dict[int, bytes] = {}
+        # the keys of the pictures, as they were when last read
+        self._keys: dict[int, bytes] = {}
         self.memo = Memo(config.cache_mb, self._store())
         decisions = make_decisions(
             config.decisions, self.plan, self.unet.substeps, config.substeps, config.schedules
@@ -118,8 +119,12 @@ class Task:
     def _store(self) -> Store | None:
         if self.config.cache_dir is None:
             return None
-        process = {"net": fingerprint(self.unet), "plan": self.plan.settings()}
-        return Store(self.config.cache_dir, process, self.config.cache_dir_mb, self.config.device)
+        return Store(self.config.cache_dir, self.identity, self.config.cache_dir_mb, self.config.device)
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What episodes depend on beside their picture and noise, as plain data: network, plan, degradation."""
+        return {"net": fingerprint(self.unet), "plan": self.plan.settings(), "degradation": str(self.degradation)}
 
     def _make_metrics(self) -> None:
         """The reward's metric and all that are reported, checked against the size of the pictures."""
@@ -136,6 +141,9 @@ class Task:
             each.check_size(config.image_size, config.image_size)
             if each != self.metrics[each.name]:
                 raise ConfigError(f"two different metrics are called {each.name}; give one of them another name")
+        # judges with other weights give other values
+        judged = not self.metrics.keys().isdisjoint(JUDGES)
+        self._judge = (hashlib.blake2b(judge_file().read_bytes(), digest_size=16).digest(),) if judged else ()
 
     def _observation_space(self) -> spaces.Space[Any]:
         # whole numbers, so that rounding to float16 cannot leave the bounds
@@ -197,8 +205,12 @@ class Task:
         drawn = draw_episode(rng, len(self.pictures), config.noise_seeds or NOISE_SEEDS, config.nfe_penalty)
         given: list[Any] = [options.get(name) for name in names]
         chosen: list[Any] = [own if wanted is None else wanted for own, wanted in zip(drawn, given, strict=True)]
-        prices = config.price_range
-        return chosen[0], chosen[1], check_price(chosen[2], math.inf if prices is None else prices[1])
+        return chosen[0], chosen[1], self._check_price(chosen[2])
+
+    def _check_price(self, price: Any) -> float:
+        """The price of an episode, which the observation space must hold where it is observed."""
+        prices = self.config.price_range
+        return check_price(price, math.inf if prices is None else prices[1])
 
     def begin(
         self, images: Sequence[int | Rgb], noise_seeds: Sequence[int], prices: Sequence[float] | None = None
@@ -226,14 +238,14 @@ class Task:
         prices = [self.price] * len(images) if prices is None else prices
         return [
             Episode(
-                index, hr, state, price, None if is_whole(image) else np.asarray(image), strengths=self._strengths(hr)
+                index, hr, state, price, None if is_whole(image) else np.array(image), strengths=self._strengths(hr)
             )
             for (index, _, (hr, _)), state, price, image in zip(pictures, states, prices, images, strict=True)
         ]
 
     def condition(self, image: int | Rgb) -> Tensor:
         """The condition (3, H, W) of a picture, given as for `begin`."""
-        return self._picture(image)[2][1]
+        return self._picture(image)[2][1].clone()
 
     def step(self, episodes: Sequence[Episode], actions: Sequence[Any]) -> None:
         """One decision for each episode; those that made their last one run to the end and get their reward."""
@@ -324,15 +336,16 @@ class Task:
         """An episode as plain data, which pickle takes; `restore` makes it one again."""
         state = episode.refinement
         return {
-            "image": episode.image_index if episode.rgb is None else episode.rgb,
+            "image": episode.image_index if episode.rgb is None else episode.rgb.copy(),
+            "key": state.key,
             "noise_seed": state.noise_seed,
             "price": episode.price,
-            "coarse_latent": state.coarse_latent.cpu().numpy(),
-            "latent": state.latent.cpu().numpy(),
-            "before": None if state.before is None else state.before.cpu().numpy(),
+            "coarse_latent": array(state.coarse_latent),
+            "latent": array(state.latent),
+            "before": None if state.before is None else array(state.before),
             **{name: getattr(state, name) for name in ("t", "level", "nfe", "path", "substeps")},
             "actions": [np.asarray(action).tolist() for action in episode.actions],
-            "sr": None if episode.sr is None else episode.sr.cpu().numpy(),
+            "sr": None if episode.sr is None else array(episode.sr),
             "metrics": dict(episode.metrics),
             "reward": episode.reward,
         }
@@ -341,23 +354,29 @@ class Task:
         """The episode that `save` took down; runs no net.
 
         Raises:
-            ConfigError: it is no saved episode, or one of other pictures.
+            ConfigError: it is no saved episode, or one of another picture, network, plan or degradation.
         """
 
-        def tensor(array: NDArray[np.float32]) -> Tensor:
-            return torch.from_numpy(array).to(self.config.device)
+        def tensor(values: NDArray[np.float32]) -> Tensor:
+            return torch.tensor(values, device=self.config.device)
 
         try:
             index, key, (hr, lr_up) = self._picture(saved["image"])
             if saved["latent"].shape != hr.shape:
                 raise ConfigError(f"the state is one of pictures {saved['latent'].shape}, not {tuple(hr.shape)}")
+            if saved["key"] != key:
+                raise ConfigError(
+                    "the state was taken with another picture, checkpoint, plan or degradation; take it in an "
+                    "environment of the same arguments, whose pictures are still the same"
+                )
+            price = self._check_price(saved["price"])
             state = Refinement(
                 lr_up, saved["noise_seed"], key, tensor(saved["coarse_latent"]), tensor(saved["latent"]),
                 saved["t"], saved["level"], saved["nfe"], tuple(saved["path"]), tuple(saved["substeps"]),
                 None if saved["before"] is None else tensor(saved["before"]),
             )  # fmt: skip
             return Episode(
-                index, hr, state, saved["price"], saved["image"] if index < 0 else None,
+                index, hr, state, price, saved["image"].copy() if index < 0 else None,
                 [Action(each) if self.process.decisions.kind == "skip" else each for each in saved["actions"]],
                 None if saved["sr"] is None else tensor(saved["sr"]), dict(saved["metrics"]), saved["reward"],
                 strengths=self._strengths(hr),
@@ -462,11 +481,10 @@ class Task:
         """The strengths of what made the input of a target (3, H, W); none where it was only shrunk."""
         return {} if self.degradation == PLAIN else self.degradation.recipe(picture_key(hr)).strengths
 
-    def _digest(self, rgb: Rgb) -> bytes:
-        """What tells a picture and its input from all others."""
+    def _key(self, rgb: Rgb) -> bytes:
+        """What tells the episodes of a picture from all others: its pixels, and `identity`."""
         digest = hashlib.blake2b(rgb.tobytes(), digest_size=16)
-        if self.degradation != PLAIN:
-            digest.update(str(self.degradation).encode())
+        digest.update(json.dumps(self.identity, sort_keys=True).encode())
         return digest.digest()
 
     def _picture(self, image: int | Rgb) -> tuple[int, Hashable, Tensor]:
@@ -474,23 +492,27 @@ class Task:
         rgb: Rgb | None = None
         if isinstance(image, np.ndarray) and image.ndim:
             index, rgb = -1, crop(image, self.config.image_size)
-            key = self._digest(rgb)
         elif is_whole(image) and 0 <= image < len(self.pictures):
             index = int(image)
-            if index not in self._digests:
+            if index not in self._keys:
                 rgb = self.pictures[index]
-                self._digests[index] = self._digest(rgb)
-            key = self._digests[index]
         else:
             raise ConfigError(
                 f"image must be an index from 0 to {len(self.pictures) - 1} or a uint8 array (height, width, 3), "
                 f"got {image!r}"
             )
+        key = self._keys[index] if rgb is None else self._key(rgb)
         known = self.memo.get(("picture", key))
+        if known is None and rgb is None:
+            rgb = self.pictures[index]  # which is another one where the file was replaced
+            key = self._key(rgb)
         if known is None:
-            hr = to_tensor(self.pictures[index] if rgb is None else rgb).to(self.config.device)
+            assert rgb is not None
+            hr = to_tensor(rgb).to(self.config.device)
             known = torch.stack([hr, self.unet.condition(self.low_resolution(hr)[None])[0]])
             self.memo.put(("picture", key), known)
+        if index >= 0:
+            self._keys[index] = key
         return index, key, known
 
     def _measure(
@@ -499,8 +521,8 @@ class Task:
         """All metrics of finished pictures, in one call each for those that are not remembered."""
         # values of functions are not stored on disk, nor looked for there, since a name does not tell one from another
         lasting = all(metric.device is not None for metric in self.metrics.values())
-        kind = "metrics" if lasting else "own metrics"
-        keys = [(kind, state.key, state.noise_seed, state.trace) for state in states]
+        kind = ("metrics", *self._judge) if lasting else ("own metrics",)
+        keys = [(*kind, state.key, state.noise_seed, state.trace) for state in states]
         found: list[Mapping[str, float]] = [self.memo.get(key) or {} for key in keys]
         # on disk there may be fewer metrics than are wanted here, or more
         missing = [i for i, known in enumerate(found) if not self.metrics.keys() <= known.keys()]

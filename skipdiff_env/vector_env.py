@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ddpm.errors import ConfigError
 from ddpm.schedule import Schedule
-from skipdiff_env.batches import Array, BatchedEnv
+from skipdiff_env.batches import Array, BatchedEnv, set_generators
 from skipdiff_env.config import TaskConfig
-from skipdiff_env.episode import Episode, Observation, StartOutcomes, one_observation
+from skipdiff_env.episode import Episode, Observation, StartOutcomes, array, one_observation
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
 from skipdiff_env.rules import ResetNeededError
@@ -154,14 +154,14 @@ class SkipDiffVectorEnv(BatchedEnv):
         """Goes on from where `get_state` was called; runs no net.
 
         Raises:
-            ConfigError: it is no such state, or one of another number of environments or of other pictures.
+            ConfigError: it is no such state, or one of another number of environments, of other pictures, or of another
+                checkpoint, plan or degradation.
         """
         if not isinstance(state, Mapping) or state.keys() != {"episodes", "generators"}:
             raise ConfigError("this is no state that get_state() gave")
-        saved = self._one_each("episodes", state["episodes"])
-        self._episodes = [self.task.restore(each) for each in saved]
-        for generator, inner in zip(self.np_random, state["generators"], strict=True):
-            generator.bit_generator.state = inner
+        restored = [self.task.restore(each) for each in self._one_each("episodes", state["episodes"])]
+        set_generators(self.np_random, self._one_each("generators", state["generators"]))
+        self._episodes = [*restored]
         return self._observe()
 
     def start_outcomes(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> StartOutcomes:
@@ -194,7 +194,7 @@ class SkipDiffVectorEnv(BatchedEnv):
     def _final_info(self, i: int, episode: Episode) -> dict[str, Any]:
         info = episode.info()
         if episode.sr is not None:
-            self.sr[i], self.hr[i] = episode.sr.cpu().numpy(), episode.hr.cpu().numpy()
+            self.sr[i], self.hr[i] = array(episode.sr), array(episode.hr)
             self.reward_failures[i] += self.task.failed(episode)
             info["reward_failures"] = self.reward_failures[i]
         return info

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import warnings
@@ -19,11 +20,14 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import skipdiff_env
+from ddpm.checkpoints import shipped_checkpoints
 from ddpm.degradation import Degradation
 from ddpm.errors import CheckpointError, ConfigError, ImageError, SkipDiffError
 from ddpm.noise import KeyedNoise
+from ddpm.predictor import PREDICTOR
 from ddpm.sampling import COARSE_SAMPLERS, coarse_sampler, refine, sample, to_image
 from ddpm.schedule import Schedule, cosine_alphas_cumprod
 from skipdiff_env import Action, SkipDiffEnv
@@ -387,6 +391,109 @@ def test_states_of_others(short_checkpoint: str, photo: Photo) -> None:
     assert same(other.set_state(env.get_state()), env._observe()), "a picture of its own travels with the state"
 
 
+# what the state was taken with instead of the environment's own
+FOREIGN: list[dict[str, Any]] = [
+    {"images": "others"},
+    {"checkpoint": "another"},
+    {"fine_sampler": "ddim"},
+    {"steps": (4, 3)},
+    {"first_step": 6},
+    {"coarse_sampler": "ddim"},
+    {"skip_mode": "jump"},
+    {"degradation": "photo:1"},
+]
+
+
+@pytest.mark.parametrize("difference", FOREIGN, ids=lambda difference: next(iter(difference)))
+def test_foreign_states_are_refused(
+    difference: dict[str, Any], short_checkpoint: str, tmp_path: Path, photo: Photo
+) -> None:
+    """Nothing of them is computed, remembered or kept."""
+    tiny_unet(seed=1, diffusion_steps=12, coarse_steps=3, start=None).save_pretrained(tmp_path / "net")
+    theirs: dict[str, Any] = {"images": [photo(32, 32)], **difference}
+    if "checkpoint" in difference:
+        theirs["checkpoint"] = str(tmp_path / "net")
+    if difference.get("images"):
+        theirs["images"] = [photo(32, 32, seed=1)]
+    arguments: dict[str, Any] = {"images": [photo(32, 32)], "cache_dir": str(tmp_path / "cache")}
+    wanted = play(make(short_checkpoint, **arguments), [0, 1, 0], seed=0)
+    foreign = make(**{"checkpoint": short_checkpoint, **theirs})
+    foreign.reset(seed=0)
+    foreign.step(DENOISE)
+    env = make(short_checkpoint, **arguments)
+    seen, _ = env.reset(seed=1)
+    with pytest.raises(ConfigError, match="another picture, checkpoint, plan or degradation"):
+        env.set_state(foreign.get_state())
+    assert same(env._observe(), seen), "the episode goes on"
+    several = SkipDiffVectorEnv(2, checkpoint=short_checkpoint, image_size=32, steps=(3, 4), metric="psnr", **arguments)
+    several.reset(seed=0)
+    state = several.get_state()
+    state["episodes"][1] = foreign.get_state()["episode"]
+    with pytest.raises(ConfigError, match="another picture, checkpoint, plan or degradation"):
+        several.set_state(state)
+    for later in (env, make(short_checkpoint, **arguments)):
+        assert play(later, [0, 1, 0], seed=0)[0] == wanted[0]
+
+
+def test_a_price_that_is_not_observable_is_refused(short_checkpoint: str) -> None:
+    dear, cheap = (make(short_checkpoint, **JUMP, nfe_penalty=(0.001, highest)) for highest in (0.5, 0.01))
+    dear.reset(options={"nfe_penalty": 0.4})
+    with pytest.raises(ConfigError, match=r"nfe_penalty must be a number in 0 … 0.01, got 0.4"):
+        cheap.set_state(dear.get_state())
+
+
+def test_a_damaged_generator_leaves_the_episode(short_checkpoint: str) -> None:
+    env = make(short_checkpoint)
+    env.reset(seed=0)
+    state = env.get_state()
+    seen, _ = env.reset(seed=1)
+    for generator in (None, {}, {"bit_generator": "MT19937"}):
+        with pytest.raises(ConfigError, match=r"no state that get_state\(\) gave"):
+            env.set_state({**state, "generator": generator})
+    assert same(env._observe(), seen)
+
+
+def test_nothing_that_is_given_out_is_shared(short_checkpoint: str, photo: Photo) -> None:
+    """Whoever writes into pictures, states and observations changes no environment and nothing that is remembered."""
+    given = photo(32, 32)
+    arguments = {**JUMP, "images": [given], "noise_seeds": 1}
+    env = make(short_checkpoint, **arguments)
+    clone = copy.deepcopy(env)
+    actions = [0] * env.task.decisions
+    wanted = play(env, actions), result(env).copy()
+    state = env.get_state()["episode"]
+
+    def spoil(value: Any) -> None:
+        for each in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(each, np.ndarray):
+                each[...] = 77
+
+    given[...] = 77
+    seen, _ = env.reset()
+    begun = env.get_state()
+    for value in (seen, env.hr, env.sr, state, env.task.condition(0).numpy()):
+        spoil(value)
+    for each in (env, clone, pickle.loads(pickle.dumps(env))):
+        each.reset()
+        spoil(each.get_state()["episode"])
+        spoil(each.hr)
+        again = play(each, actions), result(each)
+        assert again[0] == wanted[0]
+        assert np.array_equal(again[1], wanted[1])
+    env.set_state(begun)
+    spoil(begun["episode"])
+    for _ in actions:
+        *_, reward, _, _, _ = env.step(0)
+    assert reward == wanted[0][0]
+    own = photo(32, 32, seed=1)
+    env.reset(options={"image": own})
+    before = env._observe()
+    state = env.get_state()
+    own[...] = 0
+    assert same(env.set_state(state), before)
+    assert np.array_equal(env.get_state()["episode"]["image"], photo(32, 32, seed=1))
+
+
 def test_copies_share_what_never_changes(short_checkpoint: str) -> None:
     env = make(short_checkpoint, **JUMP, metric=closeness)
     env.reset(seed=0)
@@ -591,6 +698,72 @@ def test_a_small_cache_is_kept(short_checkpoint: str) -> None:
     for seed in range(20):
         play(env, [0, 0, 0], seed=seed)
         assert 0 < env.task.memo.used <= 2**18
+
+
+@pytest.mark.parametrize("cache_mb", [0, 64])
+def test_a_replaced_picture_has_a_key_of_its_own(
+    cache_mb: float, short_checkpoint: str, tmp_path: Path, photo: Photo
+) -> None:
+    """What is stored under a picture's key is that picture's, whenever its file changes."""
+    first, second = (Image.fromarray(photo(32, 32, seed=seed)) for seed in (0, 1))
+    for name, image in (("a", first), ("b", second), ("images", first)):
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "0.png")
+
+    def gain(folder: str, **arguments: Any) -> float:
+        return play(make(short_checkpoint, images=str(tmp_path / folder), **arguments), [0, 1, 0], **options)[0]
+
+    options = {"options": {"image": 0, "noise_seed": 0}}
+    wanted = gain("a"), gain("b")
+    assert wanted[0] != wanted[1]
+    stored = {"cache_mb": cache_mb, "cache_dir": str(tmp_path / "cache")}
+    env = make(short_checkpoint, images=str(tmp_path / "images"), **stored)
+    assert play(env, [0, 1, 0], **options)[0] == wanted[0]
+    second.save(tmp_path / "images" / "0.png")
+    for file in (tmp_path / "cache").rglob("*.safetensors"):  # as the oldest are dropped when the folder is full
+        file.unlink()
+    env.task.memo._entries.clear()
+    assert play(env, [0, 1, 0], **options)[0] == wanted[1]
+    assert (gain("a", **stored), gain("b", **stored)) == wanted
+
+
+def test_a_replaced_predictor_is_noticed(tmp_path: Path, photo: Photo) -> None:
+    """It is part of the network, wherever it lies: in the checkpoint's folder or elsewhere."""
+    one, two = (shipped_checkpoints()[name] / PREDICTOR for name in ("natural-x4", "photo-x4"))
+    for place in (tmp_path / "net" / PREDICTOR, tmp_path / "mine.safetensors"):
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(one, place)
+        tiny_unet(predictor=place.name if place.parent.name == "net" else str(place)).save_pretrained(tmp_path / "net")
+        arguments: dict[str, Any] = {"images": photo(32, 32), "steps": (10, 10), "cache_dir": tmp_path / "cache"}
+        env = make(str(tmp_path / "net"), **arguments)
+        wanted = play(env, [0] * 9, seed=0)[0]
+        state = env.get_state()
+        shutil.copyfile(two, place)
+        other = make(str(tmp_path / "net"), **arguments)
+        assert play(other, [0] * 9, seed=0)[0] != wanted
+        with pytest.raises(ConfigError, match="another picture, checkpoint"):
+            other.set_state(state)
+        shutil.copyfile(one, place)
+        assert play(make(str(tmp_path / "net"), **arguments), [0] * 9, seed=0)[0] == wanted
+
+
+def test_judges_with_other_weights_are_measured_again(
+    short_checkpoint: str, random_judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "judge.safetensors"
+    shutil.copyfile(random_judge, file)
+    monkeypatch.setenv(VARIABLE, str(file))
+
+    def judged() -> float:
+        env = make(short_checkpoint, report_metrics="dists", cache_dir=str(tmp_path / "cache"))
+        return play(env, [0, 1, 0], seed=0)[1]["metrics"]["dists"]
+
+    before = judged()
+    weights = load_file(file)
+    save_file({name: each if name.startswith("conv") else each.flip(0) for name, each in weights.items()}, file)
+    assert judged() != before
+    shutil.copyfile(random_judge, file)
+    assert judged() == before
 
 
 def test_nets_are_shared_but_notice_a_new_checkpoint(tmp_path: Path) -> None:

@@ -403,6 +403,30 @@ def test_wrong_steps(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
             env.set_state(state)
 
 
+def test_states_of_other_tables(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    def make(name: str, **arguments: Any) -> SkipDiffTableEnv:
+        env = SkipDiffTableEnv(table=tables[name][0], **arguments)
+        env.reset(seed=0)
+        return env
+
+    env = make("jump", nfe_penalty=0.1)
+    seen = env.reset(seed=1)[0]
+    for other in (make("coarse"), make("sampled"), make("jump", nfe_penalty=2)):
+        with pytest.raises(ConfigError, match="taken with another table, split or nfe_penalty"):
+            env.set_state(other.get_state())
+    np.testing.assert_array_equal(env._batch._observe()[0], seen)
+    splits = [SkipDiffTableEnv(split=split) for split in ("train", "test")]
+    splits[0].reset(seed=0)
+    with pytest.raises(ConfigError, match="another table, split"):
+        splits[1].set_state(splits[0].get_state())
+    state = env.get_state()
+    state["episodes"]["t"][0] = 3
+    state["generators"] = [None]
+    with pytest.raises(ConfigError, match="no state"):
+        env.set_state(state)
+    np.testing.assert_array_equal(env._batch._observe()[0], seen)
+
+
 @pytest.mark.parametrize("damage", ["format", "arrays", "json", "shape", "endless"])
 def test_damaged_tables(tables: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path, damage: str) -> None:
     source = tables["jump"][0]
