@@ -29,7 +29,7 @@ from agents.outcomes import even_outcomes
 from agents.playing import AgentPolicy, play
 from agents.plots import compared_curves, save
 from agents.study.methods import skipping_policy
-from agents.study.running import SETTINGS, settle
+from agents.study.running import SETTINGS, digest, settle
 from agents.study.tables import markdown
 from agents.supervised import SupervisedConfig, train_supervised
 from agents.training import AgentTrainingConfig, tabulate, train_agent
@@ -38,7 +38,7 @@ from ddpm.files import atomic_path, read_json, write_json
 from skipdiff_env.memo import Memo
 from skipdiff_env.pictures import Pictures
 from skipdiff_env.refinement import Policy
-from skipdiff_env.task import Episode, Task, TaskConfig
+from skipdiff_env.task import Episode, Task, TaskConfig, fingerprint
 
 Figures = dict[str, float]
 
@@ -188,6 +188,7 @@ def main(
     shown = range(noise_seeds, noise_seeds + eval_noise_seeds)
     changes = {"env_steps": env_steps, **parse_overrides(overrides)}
     told = {**env, "eval_images": eval_images, "eval_noise_seeds": eval_noise_seeds, "metrics": names, **changes}
+    told |= {"weights": fingerprint(judged.unet), "pictures": digest(rgb.tobytes() for rgb in judged.pictures)}
     settle(out / SETTINGS, {**told, "agents": {}})  # which runs there are is free
     kept = out / "references.json"
     if not kept.exists():

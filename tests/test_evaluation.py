@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from agents.agent import Agent, AgentConfig
 from agents.cli import main
@@ -20,18 +22,20 @@ from agents.study import methods as ways
 from agents.study.methods import Method
 from agents.study.rows import ORIGINALS, START, Row, summarise, with_rewards
 from agents.study.running import Runner
+from ddpm.checkpoints import save_checkpoint, shipped_checkpoints
 from ddpm.degradation import degrade
 from ddpm.errors import ConfigError, ImageError
 from ddpm.noise import KeyedNoise
+from ddpm.predictor import PREDICTOR, load_predictor
 from ddpm.sampling import coarse_approximation, refine, sample, to_image
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
-from ddpm.unet import UNet
+from ddpm.unet import ADD_ON, WEIGHTS, UNet
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.judges import VARIABLE
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.plan import Plan
 from skipdiff_env.task import Task
-from tests.conftest import Photo
+from tests.conftest import Photo, tiny_unet
 
 
 def test_methods_against_the_plain_samplers(unet: UNet, alphas_cumprod: FloatArray, count_forwards: Any) -> None:
@@ -144,6 +148,50 @@ def test_going_on(short_checkpoint: str, photos: Path, tmp_path: Path, monkeypat
             run(**{name: value})
     with pytest.raises(ConfigError, match="holds results with plan"):
         run(asked={"steps": (2, 6)})
+
+
+def test_rows_of_others_are_no_part_of_it(
+    photos: Path, photo: Photo, random_judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those of other weights, be they the predictor's, the substeps' or a judge's, nor of other pictures."""
+    predictors = [shipped_checkpoints()[name] / PREDICTOR for name in ("natural-x4", "photo-x4")]
+    net, judge = tmp_path / "net", tmp_path / "judge.safetensors"
+    unet = tiny_unet(diffusion_steps=12, coarse_steps=3, start=None)
+    unet.start_from(load_predictor(predictors[0]))
+    jumps = unet.jump_network()
+    assert jumps.jump is not None
+    with torch.no_grad():
+        for parameter in jumps.jump.parameters():
+            parameter.add_(0.01)
+    unet.add_substeps(4, jumps)
+    save_checkpoint(unet, net)
+    shutil.copyfile(random_judge, judge)
+    monkeypatch.setenv(VARIABLE, str(judge))
+    kept = {file: file.read_bytes() for file in (*net.iterdir(), judge, photos / "0.png")}
+
+    def run() -> list[Row]:
+        settings: dict[str, Any] = {"metrics": ["psnr", "dists"], "asked": {"steps": (3, 4)}}
+        return evaluate(load_crops([photos], 32, limit=1), str(net), **settings, folder=tmp_path / "out")
+
+    def change(file: Path) -> None:
+        """Writes tensors that differ a little."""
+        tensors = load_file(file)
+        save_file({name: each * (1.01 if each.is_floating_point() else 1) for name, each in tensors.items()}, file)
+
+    first = run()
+    changes: dict[Path, tuple[str, Callable[[Path], object]]] = {
+        net / PREDICTOR: ("weights", lambda file: shutil.copyfile(predictors[1], file)),
+        net / ADD_ON: ("weights", change),
+        net / WEIGHTS: ("weights", change),
+        judge: ("judge", change),
+        photos / "0.png": ("pictures", lambda file: Image.fromarray(photo(128, 128, seed=9)).save(file)),
+    }
+    for file, (name, make) in changes.items():
+        make(file)
+        with pytest.raises(ConfigError, match=f"holds results with {name} .*, got .*; go on with the same settings"):
+            run()
+        file.write_bytes(kept[file])
+    assert untimed(run()) == untimed(first)
 
 
 def test_dists_is_shown_where_its_weights_are(

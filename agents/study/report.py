@@ -162,7 +162,7 @@ def make_work(config: Mapping[str, Any], settings: Mapping[str, Any], out: str) 
     """
     report = Report(Study(ReportConfig(**config)), Path(out))
     own = report.study.settings()
-    others = [name for name in settings if name != "checkpoint" and own[name] != settings[name]]  # which is a path
+    others = [name for name in settings if name != "checkpoint" and own.get(name) != settings[name]]  # which is a path
     if others:
         raise ConfigError(f"a worker has other {', '.join(others)} than the command; all nodes must see the same files")
 

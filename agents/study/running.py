@@ -22,10 +22,11 @@ from ddpm.files import read_json, write_json
 from ddpm.images import Picture, to_tensor, to_uint8, write_picture
 from ddpm.progress import progress
 from ddpm.unet import UNet
-from skipdiff_env.judges import judge_file
+from skipdiff_env.judges import JUDGES, judge_file
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.pictures import Pictures
 from skipdiff_env.refinement import Refinement
+from skipdiff_env.task import fingerprint
 
 # Told of what a method made of a batch.
 Keep = Callable[[Batch, Method, Result], None]
@@ -123,13 +124,15 @@ class Runner:
             seeds: number of noise seeds.
         """
         made = "" if self.degradation == PLAIN else f", {self.degradation}"
+        judged = not self.metrics.keys().isdisjoint(JUDGES)
         return {
-            "weights": tensor_digest(self.unet.state_dict().values(), self.unet.settings),
+            "weights": fingerprint(self.unet),
             "pictures": f"{len(crops)} of {crops[0].shape[-1]} px, {tensor_digest(crops)}{made}",
             "seeds": seeds,
             "batch_size": self.batch_size,
             "device": self.device,
             "metrics": list(self.metrics),
+            **({"judge": digest([judge_file().read_bytes()])} if judged else {}),
         }
 
     def run(
