@@ -1,10 +1,12 @@
 """SkipDiff-v0, the scalar environment."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from ddpm.errors import ConfigError
@@ -16,6 +18,9 @@ from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
 from skipdiff_env.rules import InvalidActionError, ResetNeededError
 from skipdiff_env.task import Task
+
+# Env steps of an episode in the specification: the largest int32, in which Gymnasium counts.
+UNLIMITED = 2**31 - 1
 
 
 class SkipDiffEnv(gym.Env[Observation, np.int64]):
@@ -184,6 +189,17 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         self.hr: NDArray[np.float32] | None = None
         self.reward_failures = 0
         self._episode: Episode | None = None
+        self._spec: EnvSpec | None = None
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """The specification that Gymnasium made it from."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        # TimeAwareObservation wants a number, although no episode is truncated
+        self._spec = None if spec is None else replace(spec, max_episode_steps=UNLIMITED)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -254,6 +270,17 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         if self._episode is None:
             raise ResetNeededError("the episode has not begun; call reset() before render()")
         return self.task.render(self._episode)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The diffusion step that is decided next, and the level that the latent stands at; both 0 at the end.
+
+        Raises:
+            ResetNeededError: there is no episode yet.
+        """
+        if self._episode is None:
+            raise ResetNeededError("the episode has not begun; call reset() before step()")
+        return self._episode.refinement.t, self._episode.refinement.level
 
     def get_state(self) -> dict[str, Any]:
         """The episode as it stands and the random generator, as plain data that `set_state` takes and pickle stores."""

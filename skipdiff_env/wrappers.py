@@ -55,13 +55,6 @@ class Stride(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
             raise ConfigError(f"strides must be whole numbers in 1 … {first}, at least one of them, got {strides!r}")
         self.strides = tuple(int(stride) for stride in strides)
         self.action_space = spaces.Discrete(len(self.strides))
-        self._level = 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode, as the environment within does."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        self._level = info["diffusion_step"]
-        return observation, info
 
     def step(self, action: int | np.int64) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Performs one step of the sampler.
@@ -77,11 +70,11 @@ class Stride(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
             raise InvalidActionError(
                 f"an action must be a whole number from 0 to {len(self.strides) - 1}, got {action!r}"
             )
-        target = self._level - self.strides[int(action)]
+        step, level = self.unwrapped.position  # type: ignore[attr-defined]
+        # levels that were skipped before set_state() cannot be reached any more
+        target = min(max(level - self.strides[int(action)], 0), step - 1)
         # As many SKIPs, and the DENOISE that lands at the target; the step to the clean latent comes by itself.
-        skips = self._level - 1 - max(target, 0)
-        decisions = [Action.SKIP] * skips + [Action.DENOISE] * (target > 0)
+        decisions = [Action.SKIP] * (step - 1 - target) + [Action.DENOISE] * (target > 0)
         for decision in decisions or [Action.SKIP]:
             outcome = self.env.step(int(decision))
-        self._level = target
         return outcome

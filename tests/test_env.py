@@ -435,6 +435,21 @@ def test_foreign_states_are_refused(
         assert play(later, [0, 1, 0], seed=0)[0] == wanted[0]
 
 
+def test_planning_goes_through_gymnasiums_wrappers(checkpoint: str) -> None:
+    arguments: dict[str, Any] = {"checkpoint": checkpoint, "image_size": 32, "metric": "psnr", "noise_seeds": 1}
+    env: Any = gym.make("SkipDiffJump-v0", **arguments)
+    env.reset(seed=0)
+    state = env.unwrapped.get_state()
+    for _ in range(1100):
+        env.unwrapped.set_state(state)
+        assert env.step(1)[2:4] == (False, False)
+    fresh: Any = gym.make("SkipDiffJump-v0", **arguments)
+    with pytest.raises(ResetNeededError, match=r"not begun; call reset\(\) before step"):
+        fresh.step(0)
+    fresh.unwrapped.set_state(state)
+    assert fresh.step(1)[-1]["diffusion_step"] == 19
+
+
 def test_a_price_that_is_not_observable_is_refused(short_checkpoint: str) -> None:
     dear, cheap = (make(short_checkpoint, **JUMP, nfe_penalty=(0.001, highest)) for highest in (0.5, 0.01))
     dear.reset(options={"nfe_penalty": 0.4})

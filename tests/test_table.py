@@ -403,6 +403,23 @@ def test_wrong_steps(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
             env.set_state(state)
 
 
+def test_planning_goes_through_gymnasiums_wrappers() -> None:
+    """Restoring a state neither needs a reset before it nor uses up env steps."""
+    env: Any = gym.make("SkipDiffTable-v0")
+    env.reset(seed=0)
+    state = env.unwrapped.get_state()
+    for _ in range(1500):
+        env.unwrapped.set_state(state)
+        assert env.step(0)[2:4] == (False, False)
+    fresh: Any = gym.make("SkipDiffTable-v0")
+    with pytest.raises(ResetNeededError, match=r"not begun; call reset\(\) before step"):
+        fresh.step(0)
+    fresh.unwrapped.set_state(state)
+    for _ in range(7):
+        _, _, ended, truncated, info = fresh.step(0)
+    assert (ended, truncated, len(info["levels"])) == (True, False, 8)
+
+
 def test_states_of_other_tables(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     def make(name: str, **arguments: Any) -> SkipDiffTableEnv:
         env = SkipDiffTableEnv(table=tables[name][0], **arguments)

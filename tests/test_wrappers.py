@@ -69,6 +69,28 @@ def test_any_strides(checkpoint: str, strides: list[int]) -> None:
     assert info["levels"] == tuple(expected)
 
 
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(begun=st.lists(st.integers(0, 1), max_size=17), stride=st.integers(1, 20))
+def test_the_level_is_that_of_the_environment_within(checkpoint: str, begun: list[int], stride: int) -> None:
+    """However it got there: by its own decisions, or by set_state(), here and under a new wrapper."""
+    env, other = make(checkpoint), make(checkpoint)
+    inner: Any = env.unwrapped
+    inner.reset(options={"image": 0, "noise_seed": 0})
+    level = 20
+    for place, action in enumerate(begun):
+        inner.step(action)
+        level = level if action else 19 - place
+    target = min(max(level - stride, 0), 19 - len(begun))
+    state = inner.get_state()
+    for each in (env, env, other):
+        each.unwrapped.set_state(state)  # type: ignore[attr-defined]
+        *_, ended, _, info = each.step(stride - 1)
+        assert info["diffusion_step"] == (target if target > 1 else 0)
+        assert ended == (target <= 1)
+        if ended:
+            assert info["levels"][-1] == (target or level)
+
+
 def test_what_is_refused(checkpoint: str) -> None:
     with pytest.raises(ConfigError, match="got skip_mode='restart'"):
         Stride(gym.make("SkipDiff-v0", checkpoint=checkpoint))
