@@ -7,6 +7,7 @@ without state.
 """
 
 import math
+import threading
 from typing import Any
 
 import torch
@@ -167,24 +168,19 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         self.image_size = image_size
         self.n_frames = channels // 3
         self.state_size, self.tell_step = state_size, tell_step
-        self._remembered: DistinctFrames | None = None
-        self._remember = False
+        # by thread, each of which plays episodes of its own
+        self._remembered: dict[int, DistinctFrames] = {}
 
     def remember(self, on: bool) -> None:
         """Starts or stops keeping what was computed from one call to the next, and forgets what was kept.
 
         While a policy collects or plays, each call sees the frames of the one before again. Only for as long as the
-        weights stand still: switch it off (or on again) before they change. Calls that want gradients neither use
-        nor fill it.
+        weights stand still: switch it off (or on again) before they change. Calls that want gradients, and those of
+        other threads, neither use nor fill it.
         """
-        self._remember, self._remembered = on, None
-
-    def _episodes(self) -> DistinctFrames:
-        if self._remember and not torch.is_grad_enabled():
-            if self._remembered is None:
-                self._remembered = DistinctFrames(self._zeros())
-            return self._remembered
-        return DistinctFrames(self._zeros())
+        self._remembered.pop(threading.get_ident(), None)
+        if on:
+            self._remembered[threading.get_ident()] = DistinctFrames(self._zeros())
 
     def _zeros(self) -> Tensor:
         return next(self.parameters()).new_zeros(1, self.state_size)
@@ -202,8 +198,9 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         frames = frames_of(observations)
         if self.gru is None:
             frames = frames[:, -1:]
-        episodes = self._episodes()
-        numbers, new = episodes.index(frames, keep=episodes is self._remembered)
+        kept = None if torch.is_grad_enabled() else self._remembered.get(threading.get_ident())
+        episodes = kept or DistinctFrames(self._zeros())
+        numbers, new = episodes.index(frames, keep=kept is not None)
         if new:
             features = self.convolutions(resize_latents(torch.stack([frames[place] for place in new]), self.image_size))
             if self.gru is not None:

@@ -1,5 +1,6 @@
 """Playing: episodes of a task, and an agent as a policy of the refinement process."""
 
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -96,7 +97,8 @@ class AgentPolicy:
 
     It decides for all pictures of a call together. A picture must come with every decision, from the first on: what the
     agent keeps of an episode, the latents so far, the features of the condition or the state of a recurrent policy, is
-    kept here. Latents are resized to the size that an SPN was trained on; a `JumpExtractor` takes crops of any picture.
+    kept here, apart for each thread. Latents are resized to the size that an SPN was trained on; a `JumpExtractor`
+    takes crops of any picture.
 
     Args:
         agent: the agent.
@@ -110,11 +112,19 @@ class AgentPolicy:
     def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
         self.agent = agent
         self.price = agent.config.price(quality, price)
-        self._view: _Frames | _Whole | _Schedules
-        if agent.config.choosing:
-            self._view = _Schedules(agent, self.price)
-        else:
-            self._view = _Whole(agent, self.price) if agent.config.observation == "dict" else _Frames(agent)
+        self._views = threading.local()
+
+    @property
+    def _view(self) -> "_Frames | _Whole | _Schedules":
+        """What is kept of the episodes that this thread plays; those of other threads are none of its business."""
+        if not hasattr(self._views, "own"):
+            config = self.agent.config
+            if config.choosing:
+                self._views.own = _Schedules(self.agent, self.price)
+            else:
+                whole = config.observation == "dict"
+                self._views.own = _Whole(self.agent, self.price) if whole else _Frames(self.agent)
+        return self._views.own
 
     @property
     def tile(self) -> int:

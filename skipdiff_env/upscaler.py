@@ -1,5 +1,6 @@
 """Enlarging pictures: coarse stage, then fine refinement as a policy decides, for a whole picture or tile by tile."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -247,8 +248,11 @@ class Upscaler:
             if isinstance(self.denoiser, TiledUNet):
                 area = self.denoiser.tiling.area(*canvas)
 
+            thread = threading.get_ident()
+
             def advance(net: object, args: object, out: Tensor) -> None:
-                progress(out.numel() / 3 / area)
+                if threading.get_ident() == thread:  # others may enlarge pictures at the same time
+                    progress(out.numel() / 3 / area)
 
             hook = self.unet.register_forward_hook(advance)
         results: list[Upscaled] = []

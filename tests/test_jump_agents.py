@@ -1,8 +1,10 @@
 """Agents on dictionaries: what they see, prices, play on the process, tables of outcomes and the supervised agent."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -25,9 +27,9 @@ from ddpm.images import find_images, read_picture, to_tensor
 from ddpm.schedule import even_levels
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Action, Refinement, RefinementProcess
+from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProcess
 from skipdiff_env.task import Task
-from skipdiff_env.upscaler import Upscaler
+from skipdiff_env.upscaler import Upscaled, Upscaler
 from tests.conftest import Photo, counting
 
 N = 6
@@ -203,6 +205,45 @@ def test_policy_on_pictures_of_any_size(algorithm: str, unet: Any) -> None:
     process.step(state, [0])
     with pytest.raises(ConfigError, match=f"from t = {N} on; got one at t = {N - 1} after 0"):
         AgentPolicy(jump_agent(algorithm))(state)
+
+
+def in_step(policy: Policy, threads: int) -> Policy:
+    """The same policy, called by all threads at once at each decision."""
+    barrier = Barrier(threads, timeout=60)
+
+    def decide(states: Any) -> Any:
+        barrier.wait()
+        return policy(states)
+
+    return decide
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", RECURRENT, SUPERVISED, "spn"])
+def test_one_upscaler_in_several_threads(algorithm: str, checkpoint: str, photo: Photo) -> None:
+    """Each thread has its own episodes, and is told of its own forwards alone."""
+    if algorithm == "spn":
+        kwargs = {"features_extractor_kwargs": {"hidden_size": 8}}
+        agent = Agent.build(AgentConfig("ppo", 4, 32, 9.0, Plan(20, 5), kwargs))
+    else:
+        agent = jump_agent(algorithm)
+    plan = agent.config.plan
+    assert plan is not None
+    pictures = [to_tensor(photo(8 + i, 8, seed=i)) for i in range(3)]
+    alone = Upscaler(checkpoint, policy=AgentPolicy(agent), plan=plan, tile=0)
+    wanted = [alone.upscale([picture], [i])[0] for i, picture in enumerate(pictures)]
+    policy = AgentPolicy(agent)
+    shared = Upscaler(checkpoint, policy=in_step(policy, len(pictures)), plan=plan, tile=0)
+
+    def work(i: int) -> tuple[Upscaled, float]:
+        parts: list[float] = []
+        return shared.upscale([pictures[i]], [i], parts.append)[0], sum(parts)
+
+    with ThreadPoolExecutor(len(pictures)) as pool:
+        found = list(pool.map(work, range(len(pictures))))
+    for (result, done), expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(result.sr, expected.sr, atol=1e-4, rtol=0)
+        assert (result.nfe, result.start) == (expected.nfe, expected.start)
+        assert done == pytest.approx(result.nfe, abs=1e-6)
 
 
 def test_quality_and_price() -> None:
