@@ -178,8 +178,10 @@ def _begun(out: Path, description: dict[str, Any], arrays: dict[str, NDArray[Any
     known = read_json(out / DESCRIPTION)
     if isinstance(known, dict):
         known = {"degradation": "bicubic", **known}  # tables of the time when there was no other
-    if known != description:
+    # the first metric is the reward's
+    if known != description or list(known["metrics"]) != list(description["metrics"]):
         names = [name for name in description if not isinstance(known, dict) or known.get(name) != description[name]]
+        names = names or ["order of metrics"]
         raise ConfigError(f"{out} holds a table of another {', '.join(names)}; name another folder, or remove it")
     if not (out / ARRAYS).exists():
         return False

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import warnings
@@ -347,6 +348,29 @@ def test_goes_on(short_checkpoint: str, tmp_path: Path, photo: Photo, monkeypatc
     assert np.array_equal(table.features, whole.features)
     with pytest.raises(ConfigError, match="holds a table of another noise_seeds; name another folder, or remove it"):
         tabulate(config, tmp_path / "parts", noise_seeds=3)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_first_metric_stays_the_first(
+    tables: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path, finished: bool
+) -> None:
+    """It is the reward's, so a table of the same metrics in another order is another table."""
+    folder, arguments = tables["jump"]
+    known = {name: value for name, value in arguments.items() if name in (*LIVE, "checkpoint", "images")}
+    known |= {"steps": arguments["steps"], "skip_mode": "jump"}
+    shutil.copytree(folder, tmp_path / "table")
+    if not finished:
+        (tmp_path / "table" / ARRAYS).unlink()
+    swapped = {**known, "metric": "psnr", "report_metrics": ["colour"]}
+    with pytest.raises(ConfigError, match="holds a table of another order of metrics; name another folder"):
+        tabulate(TaskConfig.of(swapped), tmp_path / "table")
+    assert list(tabulate(TaskConfig.of(known), tmp_path / "table").metrics) == ["colour", "psnr"]
+    assert list(tabulate(TaskConfig.of(swapped), tmp_path / "other").metrics) == ["psnr", "colour"]
+    env = SkipDiffTableEnv(table=tmp_path / "other", nfe_penalty=0)
+    env.reset(seed=0)
+    for _ in range(4):
+        _, reward, *_, info = env.step(0)
+    assert reward == pytest.approx(info["metrics"]["psnr"])
 
 
 @pytest.mark.parametrize(
