@@ -129,6 +129,8 @@ def run_by(backend: str, unet: UNet, device: str = "cpu") -> UNet:
         return unet
     if torch.device(device).type != "cpu":
         raise ConfigError(f"the backend {backend} runs on the device cpu, got {device!r}; take the backend torch")
+    for name in ("onnx", backend):
+        package(name, backend)
 
     def low(factor: int) -> dict[str, Tensor]:
         return {"lr_image": torch.linspace(0, 1, 7 * factor).expand(2, 3, 5 * factor, 7 * factor).contiguous()}
