@@ -25,6 +25,8 @@ from skipdiff_env.vector_env import SkipDiffVectorEnv
 
 # Attributes of the batched environment that are a list with one entry for each environment.
 ONE_EACH = frozenset({"sr", "np_random", "np_random_seed", "reward_failures"})
+# Methods of the batched environment that give one result for each environment.
+ONE_RESULT_EACH = frozenset({"render", "action_masks"})
 # Far above the rounding of a reward, far below the differences between rewards.
 ROUNDING = 1e-6
 # What a VecEnv does itself, for all environments at once.
@@ -125,7 +127,7 @@ class SkipDiffVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Calls a method of the batched environment once; its result, for each index.
+        """Calls a method of the batched environment once; its result, or each environment's own, for each index.
 
         Raises:
             ConfigError: `reset`, `step` and `close` are for the VecEnv itself, which does them for all at once.
@@ -134,7 +136,8 @@ class SkipDiffVecEnv(VecEnv):
             raise ConfigError(f"call {method_name}() of the VecEnv instead, which does it for all environments")
         at = list(self._get_indices(indices))
         result = getattr(self._owner(method_name), method_name)(*method_args, **method_kwargs)
-        return [result[i] for i in at] if method_name == "render" and result is not None else [result] * len(at)
+        own = method_name in ONE_RESULT_EACH and result is not None
+        return [result[i] for i in at] if own else [result] * len(at)
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """False for each index: the environments have no wrappers of their own."""
@@ -281,6 +284,14 @@ class VecEvenSteps(_Picklable, VecEnvWrapper):
     def reset(self) -> VecEnvObs:
         """As the environment does."""
         return self._filtered(self.venv.reset())
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """As the environment does, but for the masks of the actions, all of which are possible."""
+        if method_name == "action_masks":
+            return [np.ones(len(self.numbers), dtype=np.bool_) for _ in self._get_indices(indices)]
+        return self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Takes the actions (num_envs,), places of numbers of steps, that `step_wait` will perform."""

@@ -16,7 +16,7 @@ from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import Episode, Observation, StartOutcomes, array, one_observation
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
-from skipdiff_env.rules import InvalidActionError, ResetNeededError
+from skipdiff_env.rules import Action, FixedPrice, InvalidActionError, ResetNeededError
 from skipdiff_env.task import Task
 
 # Env steps of an episode in the specification: the largest int32, in which Gymnasium counts.
@@ -178,6 +178,7 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     """
 
     metadata: dict[str, Any] = METADATA
+    nfe_penalty = FixedPrice()
 
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
         check_render_mode(render_mode)
@@ -188,6 +189,7 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         self.sr: NDArray[np.float32] | None = None
         self.hr: NDArray[np.float32] | None = None
         self.reward_failures = 0
+        self._price = self.task.config.nfe_penalty
         self._episode: Episode | None = None
         self._spec: EnvSpec | None = None
 
@@ -270,6 +272,10 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         if self._episode is None:
             raise ResetNeededError("the episode has not begun; call reset() before render()")
         return self.task.render(self._episode)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which actions are possible, bool (2,), as sb3-contrib's `MaskablePPO` wants it: always both."""
+        return np.ones(len(Action), dtype=np.bool_)
 
     @property
     def position(self) -> tuple[int, int]:

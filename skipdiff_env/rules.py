@@ -94,3 +94,19 @@ def check_price(price: Any, highest: float = math.inf) -> float:
     if not is_number(price) or price > highest:
         raise ConfigError(f"nfe_penalty must be a number in 0 … {highest:g}, got {price!r}")
     return float(price)
+
+
+class FixedPrice:
+    """The `nfe_penalty` of an environment: it can be read but not set, since not all that depends on it would follow.
+
+    Without this, Stable-Baselines3's `set_attr` would set an attribute that nothing reads.
+    """
+
+    def __get__(self, env: Any, owner: type) -> Any:
+        return self if env is None else env._price
+
+    def __set__(self, env: Any, price: Any) -> None:
+        raise ConfigError(
+            f"nfe_penalty cannot be set in an environment that is made, got {price!r}; give reset the option "
+            "nfe_penalty, or make another environment"
+        )

@@ -18,6 +18,7 @@ from skipdiff_env.batches import Array, BatchedEnv, set_generators
 from skipdiff_env.rules import (
     REWARDS,
     Action,
+    FixedPrice,
     InvalidActionError,
     ResetNeededError,
     check_price,
@@ -52,6 +53,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    nfe_penalty = FixedPrice()
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         if reward not in REWARDS:
             raise ConfigError(f"reward must be {' or '.join(REWARDS)}, got {reward!r}")
         self.reward = reward
-        self.nfe_penalty = nfe_penalty
+        self._price = nfe_penalty
         prices = price_range(nfe_penalty)
         self.noise_seeds = description["noise_seeds"] if noise_seeds is None else noise_seeds
         check_whole(noise_seeds=self.noise_seeds)
@@ -234,7 +236,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         drawn = []
         for i in envs:
             rng = self._generator(i)[0]
-            image, noise_seed, price = draw_episode(rng, len(self._rows), self.noise_seeds, self.nfe_penalty)
+            image, noise_seed, price = draw_episode(rng, len(self._rows), self.noise_seeds, self._price)
             chosen = {"image": image, "noise_seed": noise_seed, "nfe_penalty": price}
             chosen |= {name: column[i] for name, column in options.items() if column[i] is not None}
             for name, limit in limits.items():
@@ -376,7 +378,7 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
     * v0: initial version
 
     Args:
-        render_mode: None; a table has no pictures.
+        render_mode: None, or "rgb_array", which counts as None, since a table has no pictures.
         settings: the arguments above.
 
     Raises:
@@ -384,10 +386,14 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    nfe_penalty = FixedPrice()
 
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
-        self._batch = SkipDiffTableVectorEnv(1, autoreset_mode="Disabled", render_mode=render_mode, **settings)
+        # Stable-Baselines3 asks for "rgb_array" whatever the environment has; Gymnasium warns of it
+        inner = None if render_mode == "rgb_array" else render_mode
+        self._batch = SkipDiffTableVectorEnv(1, autoreset_mode="Disabled", render_mode=inner, **settings)
         self.render_mode = None
+        self._price = self._batch.nfe_penalty
         self.table = self._batch.table
         self.observation_space = self._batch.single_observation_space
         self.action_space = self._batch.single_action_space

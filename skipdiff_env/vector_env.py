@@ -15,7 +15,7 @@ from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import Episode, Observation, StartOutcomes, array, one_observation
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
-from skipdiff_env.rules import ResetNeededError
+from skipdiff_env.rules import FixedPrice, ResetNeededError
 from skipdiff_env.task import Task
 
 
@@ -47,6 +47,7 @@ class SkipDiffVectorEnv(BatchedEnv):
     """
 
     metadata: dict[str, Any] = METADATA | {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    nfe_penalty = FixedPrice()
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class SkipDiffVectorEnv(BatchedEnv):
         self._set_spaces(self.task.observation_space, self.task.action_space)
         self.sr: list[NDArray[np.float32] | None] = [None] * self.num_envs
         self.hr: list[NDArray[np.float32] | None] = [None] * self.num_envs
+        self._price = self.task.config.nfe_penalty
         self._episodes: list[Episode | None] = [None] * self.num_envs
 
     def reset(

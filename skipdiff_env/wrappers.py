@@ -6,6 +6,7 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 from ddpm.checks import is_whole
 from ddpm.errors import ConfigError
@@ -55,6 +56,10 @@ class Stride(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
             raise ConfigError(f"strides must be whole numbers in 1 … {first}, at least one of them, got {strides!r}")
         self.strides = tuple(int(stride) for stride in strides)
         self.action_space = spaces.Discrete(len(self.strides))
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which actions are possible, bool (strides,): all of them."""
+        return np.ones(len(self.strides), dtype=np.bool_)
 
     def step(self, action: int | np.int64) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Performs one step of the sampler.
