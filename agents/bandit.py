@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from agents.agent import FEATURES, Agent, AgentConfig, features_space
 from agents.algorithms import algorithm_class, policy_alias
 from agents.even_steps import action_values
+from agents.study.tables import write_csv
 from ddpm.checks import check_types
 from ddpm.configs import check_least
 from ddpm.errors import ConfigError
@@ -27,6 +28,8 @@ from skipdiff_env.outcomes import OutcomeTable, Score
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import check_price
 
+# The learning curve: decisions, and the score on validation photographs.
+CURVE = "curve.csv"
 # What an agent of a table does not use, but its configuration holds.
 NO_LATENT = 1.0
 
@@ -109,7 +112,7 @@ class BanditConfig:
     """Settings of a training on a table; `config.json` in the run's folder.
 
     Attributes:
-        table: folder of the table, as `skipdiff tabulate --ways` writes it.
+        table: folder of the table, as `skipdiff tabulate --ways` writes it, or the name of one that ships.
         algorithm: which one trains.
         price: of a forward.
         env_steps: decisions in all.
@@ -209,7 +212,7 @@ def train_bandit(config: BanditConfig, folder: Path) -> tuple[Path, Score]:
 
     Args:
         config: the settings.
-        folder: of the run; the agent goes to `best`.
+        folder: of the run; the agent goes to `best`, the learning curve to `curve.csv`.
 
     Returns:
         The agent's folder, and its score on the table's test photographs.
@@ -234,6 +237,7 @@ def train_bandit(config: BanditConfig, folder: Path) -> tuple[Path, Score]:
         watch, began = _Watch(validation, fixed, config), time.monotonic()
         model.learn(config.env_steps, callback=watch)
         model.policy.load_state_dict(watch.weights)
+        write_csv(folder / CURVE, [{"decisions": steps, "score": score} for steps, score in watch.curve])
         agent = export_agent(
             model, table, folder / "best", checkpoint=table.description["checkpoint"], price=config.price,
             env_steps=config.env_steps, seed=config.seed, seconds=round(time.monotonic() - began, 1),

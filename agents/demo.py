@@ -1,35 +1,31 @@
-"""The demonstration: scikit-image's own photographs enlarged in every way, and an agent trained on half of them."""
+"""The demonstration: scikit-image's own photographs enlarged in every way, and an agent that is trained in a minute."""
 
+import csv
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import numpy as np
 import torch
+from matplotlib.figure import Figure
 from skimage import data
 from torch import Tensor
 
-from agents.agent import Agent
-from agents.evaluator import QUALITIES
-from agents.outcomes import even_outcomes
-from agents.playing import AgentPolicy, play, policy_of
+from agents.agent import Agent, load_agent
+from agents.bandit import CURVE, BanditConfig, train_bandit
+from agents.playing import policy_of
 from agents.plots import contact_sheet, save
 from agents.study import methods as ways
 from agents.study.methods import Batch, Method, Result
 from agents.study.rows import to_markdown
 from agents.study.running import Runner
-from agents.study.tables import markdown_table
-from ddpm.checkpoints import load_unet, resolve_checkpoint
+from ddpm.checkpoints import load_unet
 from ddpm.degradation import downsample
 from ddpm.files import check_ending
-from ddpm.images import Picture, to_tensor, to_uint8, write_picture
-from skipdiff_env.config import TaskConfig
-from skipdiff_env.pictures import PHOTOGRAPHS as SPLITS
+from ddpm.images import to_tensor, to_uint8
+from skipdiff_env.outcomes import TABLES
 from skipdiff_env.plan import Plan
 from skipdiff_env.rendering import draw_map
-from skipdiff_env.task import Task, shared_unet
 from skipdiff_env.upscaler import Upscaler
 
 # Photographs that scikit-image carries in its wheel, and the top left corner of the crop that is shown.
@@ -38,10 +34,9 @@ SIZE = 192
 # What it can be written as.
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 METRICS = ("psnr", "ssim", "lpips", "niqe")
-# Side of the crops that the demonstration's agent is trained on, and of the tiles it decides about.
-TILE = 128
-# The crops of two photographs are few: one net that passes over them often.
-DEMO_AGENT: dict[str, Any] = {"minutes": 1.0, "members": 1, "epochs": 60}
+# Decisions of the training of the demonstration, and the photographs whose parts get the detail that the agent chooses.
+DECISIONS = 100_000
+TILED = ("chelsea", "rocket")
 
 
 def photographs() -> Tensor:
@@ -93,82 +88,56 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
 
 
 def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str = "cpu") -> str:
-    """Trains an agent of jumps on two of scikit-image's photographs, and plays it on the two others.
-
-    Two photographs teach little, so the agent that comes with the checkpoint plays beside it, and its decisions are
-    drawn; without one those of the agent that was trained.
+    """Train PPO on the table that ships with a checkpoint, and draw what it learns and what it chooses.
 
     Args:
-        out: picture to write: the two others with the forwards of each tile.
+        out: picture to write: the learning curve, and the detail that the agent chooses in two photographs.
         checkpoint: name, folder or Hub id.
         seed: of the training.
         device: where to compute.
 
     Returns:
-        A table: fixed numbers of even steps, and the agents at three qualities, on crops they were not trained on.
+        The score on test photographs, in words.
     """
-    from agents.agent import load_agent, own_agent
-    from agents.supervised import SupervisedConfig, train_supervised
-
+    name = Path(checkpoint).name
+    if not (TABLES / f"{name}-schedules").is_dir():
+        return f"No agent is trained: no table ships for {name}; `skipdiff tabulate --ways` makes one."
     began = time.monotonic()
-    env: dict[str, Any] = {
-        "checkpoint": checkpoint, "steps": (1, 20), "skip_mode": "jump", "observation": "dict", "metric": "lpips",
-        "fine_sampler": shared_unet(checkpoint, device).settings["fine_sampler"], "reward": "negative",
-        "nfe_penalty": (0.0005, 0.02), "image_size": TILE,
-    }  # fmt: skip
     with TemporaryDirectory() as temporary:
-        config = SupervisedConfig(env={**env, "split": "train"}, seed=seed, device=device, **DEMO_AGENT)
-        agent = load_agent(train_supervised(config, Path(temporary) / "run"), device)
-    seconds = time.monotonic() - began
-    task = Task(TaskConfig.of({**env, "split": "test", "report_metrics": ("psnr",), "device": device}))
-    pictures = range(len(task.pictures))
-    even = even_outcomes(task, pictures, [0], config.forwards)
-    fixed = [even.at(np.full((len(pictures), 1), place)) for place in range(len(config.forwards))]
-    entries = [{"method": f"{row['nfe']:.0f} even steps", **row} for row in fixed]
-    agents = {"agent of two photographs": agent}
-    shipped = own_agent(resolve_checkpoint(checkpoint), device)
-    if shipped is not None and shipped.config.plan == task.plan:
-        agents[f"agent of {Path(checkpoint).name}"] = agent = shipped
-    for name, each in agents.items():
-        for level in QUALITIES:
-            played = play(task, AgentPolicy(each, quality=level), pictures, [0] * len(pictures))
-            row = {metric: float(np.mean([one.metrics[metric] for one in played])) for metric in even.metrics}
-            row["nfe"] = float(np.mean([one.refinement.nfe for one in played]))
-            entries.append({"method": f"{name}, quality {level:g}", **row, "even": _steps_for(row["lpips"], fixed)})
-    _draw_decisions(out, checkpoint, agent, device)
-    columns = ["method", "psnr", "lpips", "nfe", "even"]
-    return "\n".join(
-        [
-            f"A supervised agent, trained in {seconds:.0f} s on astronaut and coffee"
-            + (", and the one that comes with the checkpoint" if len(agents) > 1 else "")
-            + f"; {len(pictures)} crops of chelsea and rocket, {TILE} px:",
-            "",
-            markdown_table(entries, columns, {"even": ("even steps for this LPIPS", 1)}),
-            "",
-            f"picture: {out}, the decisions of the {list(agents)[-1]}",
-        ]
+        config = BanditConfig(table=name, seed=seed, env_steps=DECISIONS)
+        folder, score = train_bandit(config, Path(temporary) / "run")
+        agent, curve = load_agent(folder, device), read_curve(Path(temporary) / "run" / CURVE)
+    _draw_agent(out, checkpoint, agent, curve, device)
+    return (
+        f"PPO learnt in {time.monotonic() - began:.0f} s how much detail a crop of a photograph should get. On "
+        f"photographs that it has not seen it scores {score.value:.2f}, with a 95 % interval from {score.low:.2f} to "
+        f"{score.high:.2f}: 0 is the best amount for all, 1 the best one for each crop under its other noises.\n\n"
+        f"picture: {out}, its learning curve and the detail that it chooses"
     )
 
 
-def _steps_for(lpips: float, fixed: Sequence[Mapping[str, float]]) -> float:
-    """How many even steps have this LPIPS on average, by interpolation in the logarithm; NaN beyond those tried."""
-    values, steps = ([row[name] for row in fixed] for name in ("lpips", "nfe"))
-    order = np.argsort(values)
-    found = np.interp(lpips, np.array(values)[order], np.log(np.array(steps)[order]), np.nan, np.nan)
-    return float(np.exp(found))
+def read_curve(path: Path) -> list[tuple[int, float]]:
+    """Return the learning curve that a training on a table has written: decisions and scores."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [(int(row["decisions"]), float(row["score"])) for row in csv.DictReader(file)]
 
 
-def _draw_decisions(out: Path, checkpoint: str, agent: Agent, device: str) -> None:
-    """Draws the forwards of each tile of the photographs that the agent was not trained on, side by side."""
+def _draw_agent(out: Path, checkpoint: str, agent: Agent, curve: Sequence[tuple[int, float]], device: str) -> None:
+    """Draws a learning curve, and the steps that were done in each part of two photographs."""
     upscaler = Upscaler(checkpoint, policy=policy_of(agent), plan=agent.config.plan, device=device)
-    maps = []
-    for name, split in SPLITS.items():
-        if split == "test":
-            rgb = getattr(data, name)()[..., :3]
-            height, width = (side - side % upscaler.scale for side in rgb.shape[:2])
-            small = downsample(to_tensor(rgb[:height, :width])[None], upscaler.scale)
-            (result,) = upscaler.upscale(list(small), [0])
-            maps.append(draw_map(to_uint8(result.sr), result.tiles))
-    height = max(len(one) for one in maps)
-    padded = [np.pad(one, ((0, height - len(one)), (0, 0), (0, 0)), constant_values=255) for one in maps]
-    write_picture(Picture(np.concatenate(padded, axis=1)), out)
+    figure = Figure(figsize=(15, 4.5))
+    axes = figure.subplots(1, 3)
+    axes[0].plot(*zip(*curve, strict=True), marker=".")
+    for height, label in ((0, "the same detail for all"), (1, "the best detail under the other noises")):
+        axes[0].axhline(height, color="grey", ls=":")
+        axes[0].annotate(label, (0, height), textcoords="offset points", xytext=(4, 4))
+    axes[0].set(xlabel="decisions", ylabel="score on validation photographs", ylim=(-0.6, 1.2))
+    for axis, name in zip(axes[1:], TILED, strict=True):
+        rgb = getattr(data, name)()[..., :3]
+        height, width = (side - side % upscaler.scale for side in rgb.shape[:2])
+        small = downsample(to_tensor(rgb[:height, :width])[None], upscaler.scale)
+        (result,) = upscaler.upscale(list(small), [0])
+        axis.imshow(draw_map(to_uint8(result.sr), result.tiles))
+        axis.set_axis_off()
+    figure.tight_layout()
+    save(figure, out)

@@ -152,11 +152,11 @@ def evaluate(
 @click.command()
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="demo.png", help="Picture to write.")
 @CHECKPOINT
-@click.option("--agent/--no-agent", default=True, help="Also train an agent on the photographs, a minute or two.")
+@click.option("--agent/--no-agent", default=True, help="Also train an agent, a minute or two.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise and of the training.")
 @DEVICE
 def demo(out: Path, agent: bool, **options: Any) -> None:
-    """Shrink scikit-image's photographs four times, enlarge them in every way, and train an agent on them."""
+    """Shrink scikit-image's photographs, enlarge them in every way, and train an agent that chooses the detail."""
     from agents.demo import demo as run
     from agents.demo import demo_agent
 

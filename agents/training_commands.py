@@ -164,9 +164,9 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 )
 @click.option(
     "--table",
-    type=click.Path(path_type=Path),
-    help="Table of `tabulate --ways`: the agent chooses a schedule for each picture by the features of its condition, "
-    "and learns on the table alone; -p sets what `agents.bandit.BanditConfig` names.",
+    help="Table of `tabulate --ways`, or the name of one that ships, natural-x4 or photo-x4: the agent chooses a "
+    "schedule for each picture by the features of its condition, and learns on the table alone; -p sets what "
+    "`agents.bandit.BanditConfig` names.",
 )
 @episodes
 @click.option("--env-steps", type=click.IntRange(min=1), help="Decisions in all.  [default: the algorithm's file]")
@@ -196,7 +196,7 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 @click.option("-p", "overrides", multiple=True, metavar="KEY=VALUE", help="Changes a hyperparameter; may be repeated.")
 @click.option("--seed", type=click.IntRange(min=0), default=0)
 @click.pass_context
-def train_agent(ctx: click.Context, out: Path, resume: bool, table: Path | None, **options: Any) -> None:
+def train_agent(ctx: click.Context, out: Path, resume: bool, table: str | None, **options: Any) -> None:
     """Train an agent that decides which diffusion steps to skip.
 
     OUT/best is the agent with the highest reward in an evaluation; other commands take OUT or OUT/best as --agent.
@@ -232,7 +232,7 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, table: Path | None,
     click.echo(f"agent: {train(config, out, resume)}")
 
 
-def _train_bandit(out: Path, table: Path, given: dict[str, Any]) -> None:
+def _train_bandit(out: Path, table: str, given: dict[str, Any]) -> None:
     """`train-agent --table`, which has settings of its own."""
     from dataclasses import fields
 
@@ -249,7 +249,7 @@ def _train_bandit(out: Path, table: Path, given: dict[str, Any]) -> None:
         raise ConfigError(
             f"training on a table has no setting {', '.join(foreign)}; known for -p are {', '.join(known)}"
         )
-    folder, score = train_bandit(BanditConfig(table=str(table.absolute()), **changes), out)
+    folder, score = train_bandit(BanditConfig(table=table, **changes), out)
     click.echo(
         f"agent: {folder} (score {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] on the test photographs; 0 is "
         "the best fixed schedule, 1 the best one under the other noises)"

@@ -16,7 +16,7 @@ from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import Episode, Observation, StartOutcomes, array, one_observation
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
-from skipdiff_env.rules import Action, FixedPrice, InvalidActionError, ResetNeededError
+from skipdiff_env.rules import FixedPrice, InvalidActionError, ResetNeededError
 from skipdiff_env.task import Task
 
 # Env steps of an episode in the specification: the largest int32, in which Gymnasium counts.
@@ -272,10 +272,6 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         if self._episode is None:
             raise ResetNeededError("the episode has not begun; call reset() before render()")
         return self.task.render(self._episode)
-
-    def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions are possible, bool (2,), as sb3-contrib's `MaskablePPO` wants it: always both."""
-        return np.ones(len(Action), dtype=np.bool_)
 
     @property
     def position(self) -> tuple[int, int]:

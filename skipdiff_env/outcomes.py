@@ -24,10 +24,12 @@ from ddpm.runs import lock_run
 from ddpm.schedule import Schedule
 from skipdiff_env.pictures import photographs_of
 from skipdiff_env.rules import check_price
-from skipdiff_env.table import ARRAYS, DESCRIPTION, FEATURES, features
+from skipdiff_env.table import ARRAYS, DESCRIPTION, FEATURES, SHIPPED, features
 
 # Goes up when tables of older versions cannot be read.
 FORMAT = 2
+# Tables that ship.
+TABLES = SHIPPED.parent
 SPLITS = ("train", "validation", "test")
 # The first parts of all photographs that are for training, and for training or validation.
 SHARES = 0.68, 0.80
@@ -86,13 +88,17 @@ class OutcomeTable:
     description: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "OutcomeTable":
+    def load(cls, table: str | Path = "natural-x4") -> "OutcomeTable":
         """Read a table that `tabulate_schedules` has written.
+
+        Args:
+            table: its folder, or the name of one that ships: "natural-x4" or "photo-x4".
 
         Raises:
             ConfigError: there is none, or it is damaged or unfinished.
         """
-        folder = Path(folder)
+        shipped = TABLES / f"{table}-schedules"
+        folder = shipped if shipped.is_dir() else Path(table)
         if not (folder / DESCRIPTION).is_file() or not (folder / ARRAYS).is_file():
             raise ConfigError(f"{folder} holds no table; `skipdiff tabulate --ways … --out {folder}` makes one")
         try:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,9 +34,13 @@ from ddpm.unet import ADD_ON, WEIGHTS, UNet
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.judges import VARIABLE
 from skipdiff_env.metrics import make_metric
+from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.plan import Plan
 from skipdiff_env.task import Task
 from tests.conftest import Photo, tiny_unet
+from tests.test_outcomes import jumping, made
+
+__all__ = ["jumping"]
 
 
 def test_methods_against_the_plain_samplers(unet: UNet, alphas_cumprod: FloatArray, count_forwards: Any) -> None:
@@ -303,23 +308,29 @@ def test_bad_input(checkpoint: str, photos: Path, photo: Photo) -> None:
         evaluate(crops, checkpoint, metrics=["nique"])
 
 
-def test_demo(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.demo.DEMO_AGENT", {"crops": 6, "members": 1, "epochs": 1, "forwards": (2, 4)})
-    arguments = ["demo", f"--checkpoint={checkpoint}", "-o", str(tmp_path / "demo.png")]
+def test_demo(jumping: str, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "tables" / f"{Path(jumping).name}-schedules"
+    folder.mkdir(parents=True)
+    for module in ("agents.demo", "skipdiff_env.outcomes"):
+        monkeypatch.setattr(f"{module}.TABLES", folder.parent)
+    monkeypatch.setattr("agents.demo.DECISIONS", 20_000)
+    monkeypatch.setattr(OutcomeTable, "load", classmethod(lambda cls, table: made()))
+    arguments = ["demo", f"--checkpoint={jumping}", "-o", str(tmp_path / "demo.png")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    for method in ("bicubic", "DDPM-100", "CSA(10)", "CSA(10) + FSR(5)", "2 even steps", "4 even steps"):
+    for method in ("bicubic", "DDPM-100", "CSA(10)", "CSA(10) + FSR(5)"):
         assert f"| {method} |" in result.output
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["demo-agent.png", "demo.png"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["demo-agent.png", "demo.png"]
     with Image.open(tmp_path / "demo.png") as image:
         assert image.width > 1000
-    with Image.open(tmp_path / "demo-agent.png") as image:  # chelsea and rocket
-        assert image.width >= 448 + 640
-    lines = [line.strip("| ").split(" | ") for line in result.output.splitlines()]
-    forwards = [float(line[3]) for line in lines if line[0].startswith("agent of two photographs, quality")]
-    assert len(forwards) == 3
-    assert all(2 <= number <= 4 for number in forwards)
-    assert "the decisions of the agent of two photographs" in result.output  # the checkpoint has none of its own
+    with Image.open(tmp_path / "demo-agent.png") as image:  # the learning curve, chelsea and rocket
+        assert image.width > 1000
+    found = re.search(r"it scores (\S+), with a 95 % interval from (\S+) to (\S+):", result.output)
+    assert found is not None
+    assert 0.5 < float(found[2]) <= float(found[1]) <= float(found[3])
+    result = CliRunner().invoke(main, ["demo", f"--checkpoint={checkpoint}", "-o", str(tmp_path / "other.png")])
+    assert result.exit_code == 0, result.output
+    assert "No agent is trained: no table ships for " in result.output
 
 
 def test_demo_knows_early_what_it_cannot_write() -> None:
