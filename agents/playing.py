@@ -112,19 +112,20 @@ class AgentPolicy:
     def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
         self.agent = agent
         self.price = agent.config.price(quality, price)
-        self._views = threading.local()
+        # by thread, each of which plays episodes of its own
+        self._views: dict[int, _Frames | _Whole | _Schedules] = {}
 
     @property
     def _view(self) -> "_Frames | _Whole | _Schedules":
-        """What is kept of the episodes that this thread plays; those of other threads are none of its business."""
-        if not hasattr(self._views, "own"):
-            config = self.agent.config
+        """What is kept of the episodes that this thread plays."""
+        thread, config = threading.get_ident(), self.agent.config
+        if thread not in self._views:
             if config.choosing:
-                self._views.own = _Schedules(self.agent, self.price)
+                self._views[thread] = _Schedules(self.agent, self.price)
             else:
                 whole = config.observation == "dict"
-                self._views.own = _Whole(self.agent, self.price) if whole else _Frames(self.agent)
-        return self._views.own
+                self._views[thread] = _Whole(self.agent, self.price) if whole else _Frames(self.agent)
+        return self._views[thread]
 
     @property
     def tile(self) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
@@ -25,6 +26,8 @@ BLOCK = 4096
 # Where the disk is full, the store shrinks to this share of its capacity; it looks again after this share has been
 # written.
 KEPT, LOOKED_AFTER = 0.8, 1 / 16
+# Held while entries change: copies of an environment, which share them, may be played in several threads.
+LOCK = threading.Lock()
 # Goes up when files of older versions no longer mean the same.
 VERSION = 2
 # Name of the tensor that a file's digest is in.
@@ -145,10 +148,11 @@ class Memo:
 
     def get(self, key: Hashable) -> Any:
         """The value stored under a key, or None."""
-        value = self._entries.get(key)
-        if value is not None:
-            self._entries.move_to_end(key)
-        elif self.store is not None:
+        with LOCK:
+            value = self._entries.get(key)
+            if value is not None:
+                self._entries.move_to_end(key)
+        if value is None and self.store is not None:
             value = self.store.get(key)
             if value is not None:
                 self._keep(key, value)
@@ -171,9 +175,11 @@ class Memo:
         size = self._size(value)
         if size > self.capacity:
             return
-        if key in self._entries:
-            self.used -= self._size(self._entries.pop(key))
-        self._entries[key] = value.clone() if isinstance(value, Tensor) else value
-        self.used += size
-        while self.used > self.capacity:
-            self.used -= self._size(self._entries.popitem(last=False)[1])
+        value = value.clone() if isinstance(value, Tensor) else value
+        with LOCK:
+            if key in self._entries:
+                self.used -= self._size(self._entries.pop(key))
+            self._entries[key] = value
+            self.used += size
+            while self.used > self.capacity:
+                self.used -= self._size(self._entries.popitem(last=False)[1])

@@ -4,7 +4,7 @@ import multiprocessing
 import pickle
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,21 @@ def test_never_above_capacity(entries: list[tuple[int, int]]) -> None:
     for key, value in kept.items():
         if value is not None:
             assert (value == key).all()
+
+
+def test_several_threads() -> None:
+    """The room that is counted is the room that is used, whoever comes first."""
+    memo = Memo(20 * SIZE / 2**20)
+
+    def work(seed: int) -> None:
+        for key in np.random.default_rng(seed).integers(30, size=2000).tolist():
+            value = memo.get(key)
+            assert value is None or value[0, 0] == key
+            memo.put(key, TENSOR + key)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert memo.used == SIZE * len(memo) <= memo.capacity
 
 
 # --- on disk ---
