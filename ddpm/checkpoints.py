@@ -25,13 +25,13 @@ def shipped_checkpoints() -> dict[str, Path]:
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether this is the id of a repository on the Hugging Face Hub, OWNER/NAME.
+    """Whether this is the id of a repository on the Hugging Face Hub, OWNER/NAME or OWNER/NAME@REVISION.
 
     What looks like a path, or lies in a folder that exists, is not looked up on the network.
     """
     if not isinstance(name, str) or name.startswith((".", "~")) or "\\" in name:
         return False
-    owner, _, rest = name.partition("/")
+    owner, _, rest = name.partition("@")[0].partition("/")
     return bool(owner and rest) and "/" not in rest and not Path(owner).is_dir()
 
 
@@ -41,7 +41,7 @@ def hub_folder(repo_id: str, what: str = "checkpoint") -> Path:
     Files that are known from before are not downloaded again, and stand in where the Hub cannot be reached.
 
     Args:
-        repo_id: OWNER/NAME.
+        repo_id: OWNER/NAME; behind it perhaps @ and a revision: a branch, a tag or a commit.
         what: what is expected there, for the error.
 
     Returns:
@@ -52,8 +52,9 @@ def hub_folder(repo_id: str, what: str = "checkpoint") -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    name, _, revision = repo_id.partition("@")
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"unknown {what} {repo_id!r}: no such folder, and the Hub did not give it ({type(error).__name__}); "
@@ -88,9 +89,8 @@ def resolve_checkpoint(checkpoint: str | Path) -> str:
 
 
 def _known() -> str:
-    return ", ".join(
-        [*shipped_checkpoints(), f"a folder with config.json and {WEIGHTS}, or a Hub id such as owner/name"]
-    )
+    hub = "a Hub id such as owner/name or owner/name@revision"
+    return ", ".join([*shipped_checkpoints(), f"a folder with config.json and {WEIGHTS}, or {hub}"])
 
 
 def save_checkpoint(unet: UNet, folder: Path) -> None:

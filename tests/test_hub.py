@@ -18,9 +18,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from agents.agent import Agent, AgentConfig
+from agents.agent import Agent, AgentConfig, load_agent
 from agents.cli import main
 from agents.hub import card_of, find_shared, push_to_hub
+from ddpm.checkpoints import is_hub_id, load_unet
 from ddpm.errors import CheckpointError, ConfigError
 from skipdiff_env.plan import Plan
 from tests.conftest import tiny_unet
@@ -249,3 +250,20 @@ def test_the_hub_refuses(hub: Hub, shared: Path, monkeypatch: pytest.MonkeyPatch
         assert "the Hub did not take me/agent" in " ".join(result.output.split())
         assert "Traceback" not in result.output
     assert not hub.repositories
+
+
+def test_a_revision_of_a_repository(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind an @: a branch, a tag or a commit, of checkpoints and of agents."""
+    asked: list[tuple[str, str | None]] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        return str(shared / ("run/checkpoint" if name == "me/net" else "agent-run/best"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for name in ("me/net", "me/net@v1.0", "me/net@refs/pr/3"):
+        load_unet(name)
+    load_agent("me/agent@4f2a")
+    assert asked == [("me/net", None), ("me/net", "v1.0"), ("me/net", "refs/pr/3"), ("me/agent", "4f2a")]
+    assert is_hub_id("owner/net@v1.0")
+    assert not any(is_hub_id(name) for name in ("net@v1.0", "./owner/net@v1", "a/b/c@v1"))
