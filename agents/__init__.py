@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agents.agent import load_agent
-    from agents.playing import AgentPolicy, policy_of
+    from agents.playing import AgentPolicy
     from agents.training import train_agent
 
-__all__ = ["AgentPolicy", "load_agent", "policy_of", "train_agent"]
+__all__ = ["AgentPolicy", "load_agent", "train_agent"]
 
-_MODULES = {"AgentPolicy": "playing", "load_agent": "agent", "policy_of": "playing", "train_agent": "training"}
+_MODULES = {"AgentPolicy": "playing", "load_agent": "agent", "train_agent": "training"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agents.agent import Agent, load_agent
 from agents.bandit import CURVE, BanditConfig, train_bandit
-from agents.playing import policy_of
+from agents.playing import AgentPolicy
 from agents.plots import contact_sheet, save
 from agents.study import methods as ways
 from agents.study.methods import Batch, Method, Result
@@ -124,7 +124,7 @@ def read_curve(path: Path) -> list[tuple[int, float]]:
 
 def _draw_agent(out: Path, checkpoint: str, agent: Agent, curve: Sequence[tuple[int, float]], device: str) -> None:
     """Draws a learning curve, and the steps that were done in each part of two photographs."""
-    upscaler = Upscaler(checkpoint, policy=policy_of(agent), plan=agent.config.plan, device=device)
+    upscaler = Upscaler(checkpoint, policy=AgentPolicy(agent), plan=agent.config.plan, device=device)
     figure = Figure(figsize=(15, 4.5))
     axes = figure.subplots(1, 3)
     axes[0].plot(*zip(*curve, strict=True), marker=".")

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ TOGETHER = 8
 
 
 class SchedulePolicy:
-    """An agent that chooses among schedules, as a `skipdiff_env.refinement.Chooser`.
+    """An agent that chooses among schedules, as a `skipdiff_env.refinement.Chooser`; `AgentPolicy(agent)` makes it.
 
     Args:
         agent: the agent; its observation is "features".
@@ -53,12 +54,6 @@ class SchedulePolicy:
         price = [] if self.price is None else [self.price]
         rows = [np.append(features(state.lr_up.cpu().numpy()), price) for state in states]
         return self.agent.scores(np.array(rows, dtype=np.float32))
-
-
-def policy_of(agent: Agent, quality: float | None = None, price: float | None = None) -> "Policy | Chooser":
-    """Return the policy of an agent for `RefinementProcess.run` and the upscaler; arguments as for `AgentPolicy`."""
-    kind = AgentPolicy if agent.config.schedules is None else SchedulePolicy
-    return kind(agent, quality, price)
 
 
 def play(
@@ -108,6 +103,10 @@ class AgentPolicy:
     Raises:
         ConfigError: the agent has learnt one price, or the number is out of range.
     """
+
+    def __new__(cls, agent: Agent, quality: float | None = None, price: float | None = None) -> Any:
+        """Return the policy of an agent, a `SchedulePolicy` if it chooses among schedules."""
+        return super().__new__(cls) if agent.config.schedules is None else SchedulePolicy(agent, quality, price)
 
     def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
         self.agent = agent

@@ -257,7 +257,7 @@ def _agent_policy(
         return {}
     settings = load_unet(source).settings
     from agents.agent import load_agent
-    from agents.playing import policy_of
+    from agents.playing import AgentPolicy
 
     loaded = load_agent(agent or own, options["device"], trust_pickle)
     asked = {name: options.get(name) for name in PLAN_OPTIONS}
@@ -265,4 +265,4 @@ def _agent_policy(
     if agent is None and loaded.config.plan != plan:
         return {}  # other settings than those of the checkpoint's agent
     loaded.check(plan)
-    return {"policy": policy_of(loaded, quality), "plan": plan}
+    return {"policy": AgentPolicy(loaded, quality), "plan": plan}

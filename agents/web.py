@@ -17,7 +17,7 @@ from PIL import Image
 
 from agents.agent import Agent, own_agent
 from agents.options import environment
-from agents.playing import AgentPolicy, SchedulePolicy, play, policy_of
+from agents.playing import AgentPolicy, SchedulePolicy, play
 from agents.upscale_jobs import make_upscaler
 from ddpm.checkpoints import resolve_checkpoint
 from ddpm.degradation import downsample
@@ -148,7 +148,7 @@ class Workshop:
         if knob is DETAIL:
             choice = {"detail": amount}
         elif knob is QUALITY and agent is not None:
-            choice = {"policy": policy_of(agent, amount), "plan": agent.config.plan}
+            choice = {"policy": AgentPolicy(agent, amount), "plan": agent.config.plan}
         else:
             choice = {"levels": even_levels(LEVELS, round(amount))}
         return Upscaler(default.unet, device=self.device, **choice)

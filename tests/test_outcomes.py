@@ -15,7 +15,7 @@ from stable_baselines3 import A2C, PPO
 from agents.agent import AgentConfig, load_agent
 from agents.bandit import BanditConfig, TableBandit, choices, export_agent, train_bandit
 from agents.cli import main
-from agents.playing import SchedulePolicy, policy_of
+from agents.playing import AgentPolicy, SchedulePolicy
 from ddpm.checkpoints import save_checkpoint
 from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
 from ddpm.images import read_picture, to_tensor
@@ -248,7 +248,7 @@ def agent_folder(tmp_path: Path) -> Path:
 
 def test_the_upscaler_takes_the_agents_choice_for_each_tile(agent_folder: Path, jumping: str) -> None:
     agent = load_agent(agent_folder)
-    policy = policy_of(agent)
+    policy = AgentPolicy(agent)
     assert isinstance(policy, SchedulePolicy)
     assert isinstance(policy, Chooser)
     lr = torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -320,14 +320,14 @@ def test_damaged_agents(changes: dict[str, Any], message: str, agent_folder: Pat
 
 def test_agents_of_schedules_have_no_quality(agent_folder: Path) -> None:
     with pytest.raises(ConfigError, match="has learnt one price"):
-        policy_of(load_agent(agent_folder), quality=0.3)
+        AgentPolicy(load_agent(agent_folder), quality=0.3)
     with pytest.raises(ConfigError, match="an algorithm without a state"):
         AgentConfig("recurrent-ppo", 5, 32, 1.0, PLAN, observation="features", schedules=("6",))
 
 
 def test_features_see_no_more_than_the_tile(agent_folder: Path, jumping: str) -> None:
     """The same tile in another picture has the same choice."""
-    policy = policy_of(load_agent(agent_folder))
+    policy = AgentPolicy(load_agent(agent_folder))
     rgb = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
     upscaler = Upscaler(jumping, policy=policy, plan=PLAN, tile=32)
     first, other = (upscaler.upscale([to_tensor(each)], [0])[0] for each in (rgb, rgb[:, ::-1].copy()))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.playing import policy_of
+from agents.playing import AgentPolicy
 from agents.study import realesrgan
 from agents.study.rows import (
     AGENT,
@@ -299,7 +299,7 @@ def by_agent(name: str, agent: Agent, plan: Plan, quality: float | None = None) 
         ConfigError: the agent was trained for the episodes of another plan, or for one price.
     """
     agent.check(plan)
-    policy = policy_of(agent, quality)
+    policy = AgentPolicy(agent, quality)
     return Method(agent_name(name, quality), AGENT, plan, lambda batch: decided(batch, plan, policy), plan.first)
 
 
