@@ -28,8 +28,9 @@ from ddpm.checks import check_most, check_positive, check_types, check_whole, sh
 from ddpm.configs import MOST_CHANNELS, check_least
 from ddpm.errors import ConfigError
 from ddpm.files import read_json
+from ddpm.images import find_images
 from ddpm.progress import progress
-from ddpm.runs import check_new_run, lock_run, start_run
+from ddpm.runs import check_new_run, lock_run, pictures_digest, start_run
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.pictures import Pictures, Rgb
 from skipdiff_env.task import Task
@@ -285,7 +286,8 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
         return late or (config.crops is not None and done >= config.crops)
 
     with lock_run(folder):
-        start_run(folder, asdict(config))
+        given = [env.images] if isinstance(env.images, str | Path) else env.images or []
+        start_run(folder, asdict(config), pictures_digest(find_images(given)), (folder / TABLE).exists())
         if not (folder / TABLE).exists():
             gather(task, _crops(env), config.noises, config.forwards, enough, config.seed)[1].save(folder / TABLE)
         values = _values(folder / TABLE, task, config)

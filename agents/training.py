@@ -25,9 +25,10 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from agents.agent import Agent, AgentConfig, policy_settings
@@ -351,10 +352,12 @@ def train_agent(
     agent_config = _agent_config(config, env, task)
     with lock_run(folder):
         begun = (folder / STATE).exists()
+        start_run(folder, asdict(config), task.pictures.digest(), begun)
         model, curve = _resumed(config, folder, env) if begun else (make_model(config, env), [])
-        start_run(folder, asdict(config))
         _write_outcomes(folder / "outcomes.npz", evaluator.outcomes)
-        model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
+        purge_step = model.num_timesteps + 1 if begun else None
+        place = str(folder / "tensorboard")
+        model.set_logger(Logger(place, [_TensorBoard(place, purge_step)]))
         title = f"train-agent {config.algorithm}"
         with progress(total=h.env_steps, initial=model.num_timesteps, desc=title, unit="step") as bar:
             callback = TrainingCallback(config, folder, evaluator, agent_config, rewards, curve, bar)
@@ -383,6 +386,14 @@ def _learn(model: Any, callback: TrainingCallback, left: int, begun: bool) -> No
         raise KeyboardInterrupt
     if callback.evaluated < model.num_timesteps:
         callback.evaluate()
+
+
+class _TensorBoard(TensorBoardOutputFormat):
+    """TensorBoard's files, in which what was logged from `purge_step` on, before a run was killed, no longer counts."""
+
+    def __init__(self, folder: str, purge_step: int | None) -> None:
+        self.writer = SummaryWriter(folder, purge_step=purge_step)
+        self._is_closed = False
 
 
 def _write_outcomes(path: Path, outcomes: StartOutcomes | Outcomes | None) -> None:

@@ -1,8 +1,9 @@
 """What a training run leaves beside its weights: configuration, versions, command."""
 
+import hashlib
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,8 +15,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from ddpm.errors import ConfigError
-from ddpm.files import remove_leftovers, write_json
+from ddpm.files import read_json, remove_leftovers, write_json
 
+# So many bytes of a file tell it from others of its name and size.
+PART = 4096
 PACKAGES = (
     "skipdiff",
     "torch",
@@ -30,9 +33,44 @@ PACKAGES = (
 )
 
 
-def start_run(folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes `config.json` and `versions.json` (packages, Python, machine, command line) into a run's folder."""
-    versions = {"python": platform.python_version(), "machine": platform.platform(), "command": sys.argv}
+def pictures_digest(pictures: Iterable[Path | bytes]) -> str:
+    """Return letters that stand for pictures: of files, their names, their sizes and a part of each."""
+    digest = hashlib.blake2b(digest_size=8)
+    for picture in pictures:
+        if isinstance(picture, bytes):
+            digest.update(picture)
+            continue
+        size = picture.stat().st_size
+        digest.update(f"{picture.name} {size}".encode())
+        with picture.open("rb") as file:  # a part is enough: compressed pictures of one size differ there
+            file.seek(max(0, size - PART) // 2)
+            digest.update(file.read(PART))
+    return digest.hexdigest()
+
+
+def start_run(folder: Path, config: Mapping[str, Any], pictures: str | None = None, goes_on: bool = False) -> None:
+    """Writes `config.json` and `versions.json` (packages, Python, machine, command line) into a run's folder.
+
+    Args:
+        folder: the run's folder.
+        config: the settings.
+        pictures: what `pictures_digest` says of the pictures; None: nothing.
+        goes_on: whether the run has learnt from pictures before, which must still be the same.
+
+    Raises:
+        ConfigError: they are others.
+    """
+    versions: dict[str, Any] = {
+        "python": platform.python_version(), "machine": platform.platform(), "command": sys.argv, "pictures": pictures,
+    }  # fmt: skip
+    if goes_on and (folder / "versions.json").exists():
+        before = read_json(folder / "versions.json")
+        known = before.get("pictures") if isinstance(before, dict) else None
+        if known not in (None, pictures):  # runs of older versions do not say
+            raise ConfigError(
+                f"the run in {folder} was trained on other pictures ({known}, got {pictures}); put them back, or start "
+                "a new run with those"
+            )
     for package in PACKAGES:
         try:
             versions[package] = version(package)

@@ -27,7 +27,7 @@ from ddpm.errors import CheckpointError, ConfigError
 from ddpm.files import atomic_folder, read_json, remove_folder
 from ddpm.images import find_images
 from ddpm.progress import progress
-from ddpm.runs import check_new_run, lock_run, start_run
+from ddpm.runs import check_new_run, lock_run, pictures_digest, start_run
 
 C = TypeVar("C", bound="TrainingConfig")
 
@@ -179,7 +179,7 @@ class Training:
         """Trains to the last iteration."""
         # 1. the run's folder says what it holds before anything is computed
         if self.main:
-            start_run(self.folder, asdict(self.config))
+            start_run(self.folder, asdict(self.config), pictures_digest(self.dataset.paths), self.state is not None)
         # 2. model, optimizer and average, as they were where a state is there
         accelerator, config = self.accelerator, self.config
         model = self.trainee.model
@@ -189,7 +189,7 @@ class Training:
         wrapped, optimizer = accelerator.prepare(model, adam)
         accelerator.register_for_checkpointing(ema)
         self._load_state()
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.first}})
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.first + 1}})
         samples = [self.dataset[n] for n in range(min(4, len(self.dataset.paths)))]
         preview = [torch.stack(pictures).to(accelerator.device) for pictures in zip(*samples, strict=True)]
         if self.state:  # the run may have been killed after the state was written and before the weights were

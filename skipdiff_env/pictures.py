@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ddpm.errors import ConfigError, ImageError
 from ddpm.images import find_images, picture_size, read_picture
+from ddpm.runs import pictures_digest
 
 Rgb = NDArray[np.uint8]
 # What scikit-image carries in its wheel, so that nothing is downloaded; the split of each.
@@ -113,6 +114,10 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self._sources)
+
+    def digest(self) -> str:
+        """Return letters that stand for the pictures, see `ddpm.runs.pictures_digest`."""
+        return pictures_digest(each if isinstance(each, Path) else each.tobytes() for each in self._sources)
 
     def __iter__(self) -> Iterator[Rgb]:
         """The pictures in their order."""

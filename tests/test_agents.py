@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from gymnasium import spaces
+from PIL import Image
 from safetensors.torch import load_file
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
@@ -39,7 +40,7 @@ from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, RefinementProcess, fixed_start
 from skipdiff_env.task import Task, shared_unet
-from tests.conftest import counting
+from tests.conftest import Photo, counting
 
 N = 5
 DECISIONS = N - 1
@@ -254,6 +255,40 @@ def test_tensorboard_and_statistics(config: Callable[..., AgentTrainingConfig], 
     assert 20 <= values["nfe"] <= 19 + N
     assert events.Scalars("rollout/entropy")[0].value == pytest.approx(np.log(2), abs=0.05)  # nearly even at first
     assert events.Scalars("train/approx_kl")[-1].value == pytest.approx(0, abs=1e-6)  # one epoch, one minibatch
+
+
+def test_each_step_is_in_tensorboard_once(config: Callable[..., AgentTrainingConfig], tmp_path: Path) -> None:
+    """Also where a run was killed after it had logged more than its last state holds."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    train_agent(config(overrides={"env_steps": 4 * DECISIONS}), run)
+    kept = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    train_agent(config(), run, resume=True)
+    for path in run.glob("state-*"):
+        path.unlink()
+    for path, content in kept.items():
+        path.write_bytes(content)
+    train_agent(config(), run, resume=True)
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    for name in ("rollout/reward", "eval/reward"):
+        steps = [event.step for event in events.Scalars(name)]
+        assert steps == sorted(set(steps))
+        assert steps[-1] == 8 * DECISIONS
+
+
+def test_a_run_goes_on_with_its_pictures(
+    config: Callable[..., AgentTrainingConfig], settings: dict[str, Any], photo: Photo, tmp_path: Path
+) -> None:
+    train_agent(config(overrides={"env_steps": 4 * DECISIONS}), tmp_path / "run")
+    (file, *_) = sorted(Path(settings["images"]).iterdir())
+    before = file.read_bytes()
+    Image.fromarray(photo(128, 128, seed=9)).save(file)
+    with pytest.raises(ConfigError, match="was trained on other pictures"):
+        train_agent(config(), tmp_path / "run", resume=True)
+    file.write_bytes(before)
+    train_agent(config(), tmp_path / "run", resume=True)
 
 
 def test_ppo_finds_the_best_start(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training: resuming after a kill gives the same weights, and bad settings are refused."""
 
+import json
 import os
 import shutil
 import signal
@@ -30,7 +31,7 @@ from ddpm.runs import lock_run, start_run
 from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.trainer import _Samples, latest_state, resumed_config
 from ddpm.training import train, training_loss
-from tests.conftest import TINY, tiny_unet
+from tests.conftest import TINY, Photo, tiny_unet
 
 UNET = {**TINY, "dropout": 0.2}
 OPTIONS = [
@@ -288,6 +289,40 @@ def test_resuming_keeps_the_run(config: DDPMConfig, tmp_path: Path) -> None:
     (tmp_path / "run" / "config.json").write_text('{"images": ["x"], "lrr": 1}', encoding="utf-8")
     with pytest.raises(ConfigError, match="lrr"):
         resumed_config(DDPMConfig, tmp_path / "run", {})
+
+
+def test_a_run_goes_on_with_its_pictures(config: DDPMConfig, photos: Path, photo: Photo, tmp_path: Path) -> None:
+    train(config, tmp_path / "run")
+    more = resumed_config(DDPMConfig, tmp_path / "run", {"iterations": 6})
+    before = (photos / "2.png").read_bytes()
+    Image.fromarray(photo(128, 128, seed=9)).save(photos / "2.png")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"was trained on other pictures .*; put them back, or start a new run"):
+            train(more, tmp_path / "run", resume=True)
+    assert latest_state(tmp_path / "run") == tmp_path / "run" / "state-00000004"
+    (photos / "2.png").write_bytes(before)
+    train(more, tmp_path / "run", resume=True)
+    versions = json.loads((tmp_path / "run" / "versions.json").read_text(encoding="utf-8"))
+    del versions["pictures"]  # as in runs of older versions
+    (tmp_path / "run" / "versions.json").write_text(json.dumps(versions), encoding="utf-8")
+    (photos / "2.png").unlink()
+    train(replace(more, iterations=8), tmp_path / "run", resume=True)
+
+
+def test_each_step_is_in_tensorboard_once(config: DDPMConfig, tmp_path: Path) -> None:
+    """Also where a run was killed after it had logged more than its last state holds."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(replace(config, iterations=2), tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "kept")
+    train(resumed_config(DDPMConfig, tmp_path / "run", {"iterations": 4}), tmp_path / "run", resume=True)
+    shutil.rmtree(tmp_path / "run" / "state-00000004")
+    shutil.copytree(tmp_path / "kept" / "state-00000002", tmp_path / "run" / "state-00000002")
+    train(resumed_config(DDPMConfig, tmp_path / "run", {"iterations": 6}), tmp_path / "run", resume=True)
+    (place,) = {file.parent for file in (tmp_path / "run").rglob("events.*")}
+    events = EventAccumulator(str(place))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [2, 4, 6]
 
 
 def test_diverging_loss_stops(config: DDPMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
