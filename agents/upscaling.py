@@ -19,6 +19,8 @@ from skipdiff_env.upscaler import Upscaler
 Spread = Callable[[list[list[Any]]], Iterator[dict[str, Any]]]
 # How names of results end: _x4, _x2.5, _1920x, _x1080 or _1920x1080, and the number of the sample.
 _RESULT = re.compile(r"_(x\d+(\.\d+)?|\d+x\d*)(_\d+)?$")
+# Smaller tiles leave the network too little to see.
+LEAST_TILE = 64
 _MAY_MOVE = frozenset({".gif", ".png", ".apng", ".webp", ".avif", ".avifs"})
 
 
@@ -152,6 +154,12 @@ def upscale_files(upscaler: Upscaler, options: UpscaleOptions, spread: Spread | 
     """
     check_folder(options.folder)
     report = Report(options.json)
+    least = min(LEAST_TILE, getattr(upscaler.policy, "tile", LEAST_TILE))  # an agent may be made for smaller ones
+    if 0 < upscaler.tile < least:
+        report.note(
+            f"tiles of {upscaler.tile} pixels show the network too little, which puts grain into sky and other smooth "
+            f"parts; leave --tile out, or give {least} or more"
+        )
     jobs = _plan(options, upscaler.scale, report)
     if options.map is not None:
         _check_map(Path(options.map), jobs, options.overwrite)

@@ -19,7 +19,7 @@ from agents.frames import resize_latents
 from agents.outcomes import EVEN_NUMBERS, check_numbers
 from ddpm.errors import ConfigError
 from ddpm.schedule import even_levels
-from skipdiff_env.rules import Action
+from skipdiff_env.rules import Action, InvalidActionError
 from skipdiff_env.task import Task
 from skipdiff_env.vector_env import SkipDiffVectorEnv
 
@@ -82,7 +82,7 @@ class SkipDiffVecEnv(VecEnv):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Takes the actions (num_envs,) that `step_wait` will perform."""
-        self._actions = np.asarray(actions, dtype=self.action_space.dtype)
+        self._actions = np.asarray(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Performs the actions; see the class."""
@@ -294,8 +294,15 @@ class VecEvenSteps(_Picklable, VecEnvWrapper):
         return self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Takes the actions (num_envs,), places of numbers of steps, that `step_wait` will perform."""
-        self._actions = np.asarray(actions, dtype=self.action_space.dtype)
+        """Takes the actions (num_envs,), places of numbers of steps, that `step_wait` will perform.
+
+        Raises:
+            InvalidActionError: one is out of range, or no whole number.
+        """
+        self._actions = np.asarray(actions)
+        whole = np.issubdtype(self._actions.dtype, np.integer)
+        if not whole or ((self._actions < 0) | (self._actions >= len(self.numbers))).any():
+            raise InvalidActionError(f"actions must be whole numbers in 0 … {len(self.numbers) - 1}, got {actions!r}")
 
     def step_wait(self) -> VecEnvStepReturn:
         """Plays an episode in every environment."""

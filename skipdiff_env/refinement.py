@@ -31,7 +31,7 @@ from ddpm.tiling import Box
 from skipdiff_env.decisions import Decisions, Skip
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
-from skipdiff_env.rules import Action
+from skipdiff_env.rules import Action, check_actions
 
 T = TypeVar("T")
 # (noise seed, step, shape) → the noise of the fine step to step - 1.
@@ -237,6 +237,8 @@ class RefinementProcess:
         level as they are ("jump").
         """
         assert all(not self.decided(state) for state in states), "nothing is left to decide; finish() does the rest"
+        if self.decisions.kind == "skip":
+            check_actions(actions, len(states))
         jumps = [self.decisions.jumps(state, action) for state, action in zip(states, actions, strict=True)]
         for place in range(max(map(len, jumps), default=0)):
             self.jump([(s, *own[place]) for s, own in zip(states, jumps, strict=True) if place < len(own)])

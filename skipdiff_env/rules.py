@@ -96,6 +96,19 @@ def check_price(price: Any, highest: float = math.inf) -> float:
     return float(price)
 
 
+def check_actions(actions: Sequence[Any], count: int) -> None:
+    """Checks the decisions of a policy.
+
+    Raises:
+        InvalidActionError: there is not one for each picture, or one is neither 0 nor 1.
+    """
+    if len(actions) != count:
+        raise InvalidActionError(f"a policy must give an action for each of {count} pictures, got {len(actions)}")
+    for action in actions:
+        if action not in tuple(Action):
+            raise InvalidActionError(f"an action must be 0 (DENOISE) or 1 (SKIP), got {action!r}")
+
+
 class FixedPrice:
     """The `nfe_penalty` of an environment: it can be read but not set, since not all that depends on it would follow.
 

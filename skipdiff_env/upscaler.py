@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddpm.backends import run_by
 from ddpm.checkpoints import load_unet
-from ddpm.checks import is_number
+from ddpm.checks import check_whole, is_number, is_whole
 from ddpm.errors import CheckpointError, ConfigError, ImageError, out_of_memory
 from ddpm.formats import check_output, output_format
 from ddpm.images import (
@@ -170,6 +170,8 @@ class Upscaler:
     ) -> None:
         if sum(given is not None for given in (start, levels, detail, policy)) > 1:
             raise ConfigError("start, levels, detail and policy all say which steps are done; give one of them")
+        if tile is not None:
+            check_whole(0, tile=tile)
         loaded = checkpoint if isinstance(checkpoint, UNet) else load_unet(checkpoint, device)
         self.unet = run_by(backend, loaded, device)
         settings = self.unet.settings
@@ -197,8 +199,8 @@ class Upscaler:
         # how pictures are cut where the policy decides for each tile
         self.choosing = self.denoiser.tiling if chooses and isinstance(self.denoiser, TiledUNet) else None
         self.process = RefinementProcess(self.denoiser, plan, batch_size=batch_size, device=device)
-        if start is not None and not 1 <= start <= plan.first:
-            raise ConfigError(f"start must lie in 1 … {plan.first}, the fine steps, got {start}")
+        if start is not None and not (is_whole(start) and 1 <= start <= plan.first):
+            raise ConfigError(f"start must lie in 1 … {plan.first}, the fine steps, a whole number, got {start!r}")
         if schedule is not None:
             self.process.check(schedule)
         # with a policy it is known only afterwards

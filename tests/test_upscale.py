@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from ddpm.images import Animation, Picture, from_pil, read_animation, read_pictu
 from ddpm.schedule import Schedule
 from ddpm.tiling import Box
 from skipdiff_env.rendering import draw_map
+from skipdiff_env.rules import InvalidActionError
 from skipdiff_env.upscaler import LIVE_PICTURES, Tile, Upscaler
 from tests.conftest import Photo, counting, tiny_unet
 from tests.test_images import BAD_FILES
@@ -119,6 +121,30 @@ def test_hidden_colours_have_no_say(upscaler: Upscaler, tmp_path: Path) -> None:
         np.testing.assert_array_equal(one.rgb, other.rgb)
     empty = Image.new("RGBA", (6, 6), (10, 20, 30, 0))
     assert upscaler(empty).getchannel("A").getextrema() == (0, 0)
+
+
+def test_odd_arguments(checkpoint: str, photo: Photo) -> None:
+    """Each is refused before anything is computed."""
+    for arguments, message in (
+        ({"tile": 128.0}, "tile must be a whole number of at least 0, got 128.0"),
+        ({"tile": "128"}, "tile must be a whole number of at least 0, got '128'"),
+        ({"start": 1.5}, "start must lie in 1 … 10, the fine steps, a whole number, got 1.5"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            Upscaler(checkpoint, **arguments)
+    for actions, message in ([5], "0 (DENOISE) or 1 (SKIP), got 5"), ([], "an action for each of 1 pictures, got 0"):
+        upscaler = Upscaler(checkpoint, policy=lambda states, actions=actions: actions)  # type: ignore[misc]
+        with counting(upscaler.unet) as forwards, pytest.raises(InvalidActionError, match=re.escape(message)):
+            upscaler(Image.fromarray(photo(8, 8)))
+        assert forwards == [1] * 9, "the coarse stage alone"
+
+
+def test_small_tiles_are_told_of(checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    told = "tiles of 16 pixels show the network too little, which puts grain into sky and other smooth parts"
+    for tile, expected in ((16, True), (64, False), (0, False)):
+        result = upscale(checkpoint, photos / "0.png", "-o", tmp_path / str(tile), f"--tile={tile}")
+        assert result.exit_code == 0
+        assert (told in " ".join(result.output.split())) == expected
 
 
 def test_same_seed_same_picture_in_any_batch(upscaler: Upscaler, photo: Photo) -> None:

@@ -23,6 +23,7 @@ from ddpm.errors import ConfigError
 from ddpm.schedule import even_levels
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.memo import Memo
+from skipdiff_env.rules import InvalidActionError
 from skipdiff_env.vector_env import SkipDiffVectorEnv
 
 N = 5
@@ -158,6 +159,20 @@ def test_render(env: SkipDiffVecEnv) -> None:
     assert frame.shape == (2 * images[0].shape[0], 2 * images[0].shape[1], 3)
     one = env.env_method("render", indices=1)
     np.testing.assert_array_equal(one[0], images[1])
+
+
+def test_what_is_no_action_is_refused(env: SkipDiffVecEnv, settings: dict[str, Any]) -> None:
+    """Rather than rounded, or taken for another one."""
+    env.reset()
+    for actions in ([0, 1, 5], [0, 1, -1], [0.7, 1.0, 0.0]):
+        with pytest.raises(InvalidActionError, match="each 0"):
+            env.step(np.array(actions))
+    jumps = {**settings, "steps": (1, 6), "skip_mode": "jump", "observation": "dict"}
+    venv = VecEvenSteps(SkipDiffVecEnv(SkipDiffVectorEnv(2, autoreset_mode="SameStep", **jumps)))
+    venv.reset()
+    for actions in ([0, 3], [-1, 0], [0.5, 0.0]):
+        with pytest.raises(InvalidActionError, match=r"whole numbers in 0 … 2, got"):
+            venv.step(np.array(actions))
 
 
 def test_another_autoreset_mode_is_refused(settings: dict[str, Any]) -> None:
