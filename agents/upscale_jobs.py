@@ -215,7 +215,7 @@ def _left(job: Job, report: Report) -> list[tuple[Path, int]]:
     """The results that a worker which was lost in this chunk has not written; tells of the others."""
     left = []
     for target, seed in job.targets:
-        if target.exists():
+        if target.exists() and target.stat().st_size:
             header = read_header(target)
             report.finish(job.source, target, (header.width, header.height), header.frames, None, [])
         else:

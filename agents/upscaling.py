@@ -80,7 +80,7 @@ def _literal_root(pattern: str) -> Path:
 def _plan(options: UpscaleOptions, scale: int, report: Report) -> list[Job]:
     """The jobs that can be done, as far as names and headers tell; tells of the others."""
     jobs = []
-    taken: set[Path] = set()
+    taken: dict[Path, Path] = {}
     for source, folder in _sources(options, report):
         frames = 1
         if source.suffix.lower() in _MAY_MOVE or not source.suffix:
@@ -103,11 +103,16 @@ def _plan(options: UpscaleOptions, scale: int, report: Report) -> list[Job]:
         for k, target in enumerate(names):
             try:
                 exists = target.exists() or target.is_symlink()
+                if exists and options.skip_existing and target.is_file() and not target.stat().st_size:
+                    exists = False  # an empty file is what something that was killed has left, and no result
                 trouble = f"{target} is a folder" if target.is_dir() else None
             except OSError as error:  # a name that is too long, for one
                 exists, trouble = False, f"cannot write {target}: {error.strerror}; give --out a file with another name"
             if trouble is None and target in taken:
-                trouble = f"another picture of this run is written to {target} already; give it a run of its own"
+                trouble = (
+                    f"another picture of this run, {taken[target]}, is written to {target} already; give --format same "
+                    "where their endings differ, or give it a run of its own"
+                )
             elif trouble is None and exists and options.skip_existing:
                 report.skip(source, target)
                 continue
@@ -122,7 +127,7 @@ def _plan(options: UpscaleOptions, scale: int, report: Report) -> list[Job]:
             targets.append((target, options.seed + k))
         if targets:
             jobs.append(Job(source, targets, frames))
-            taken.update(target for target, _ in targets)
+            taken.update((target, source) for target, _ in targets)
     return jobs
 
 

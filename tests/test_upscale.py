@@ -184,7 +184,10 @@ def test_two_pictures_of_one_name(checkpoint: str, tmp_path: Path, photo: Photo)
     result = upscale(checkpoint, tmp_path, "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert "another picture of this run" in result.output
+    assert "give --format same" in " ".join(result.output.split())
     assert len(list((tmp_path / "out").iterdir())) == 1
+    assert upscale(checkpoint, tmp_path, "-o", tmp_path / "both", "--format=same").exit_code == 0
+    assert {path.name for path in (tmp_path / "both").iterdir()} >= {"same_x4.png", "same_x4.jpg"}
 
 
 def test_bad_files_leave_the_others_done(checkpoint: str, tmp_path: Path, photo: Photo) -> None:
@@ -520,6 +523,19 @@ def test_skip_existing(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     assert (out / "1_x4.png").read_bytes() == b"precious"
     again = upscale(checkpoint, photos, "-o", out, "--skip-existing")
     assert (again.exit_code, again.stdout) == (0, "4 skipped, as they exist\n")
+
+
+def test_an_empty_file_is_no_result(checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    """It may be what a program that was killed has left, so it is made anew."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "1_x4.png").touch()
+    assert "exists; replace it with --overwrite" in " ".join(upscale(checkpoint, photos, "-o", out).output.split())
+    assert (out / "1_x4.png").stat().st_size == 0
+    result = upscale(checkpoint, photos, "-o", out, "--skip-existing")
+    assert result.exit_code == 0
+    assert "1 pictures, 5 forwards each" in result.output
+    assert size(out / "1_x4.png") == (64, 64)
 
 
 def test_failures_stand_last(checkpoint: str, photos: Path, tmp_path: Path) -> None:
