@@ -78,7 +78,7 @@ def main() -> None:
     "their own]",
 )
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), default=95, help="Quality of JPEG, and of WebP and AVIF.")
-@click.option("--strip-metadata", is_flag=True, help="Leave EXIF and XMP out of the results.")
+@click.option("--strip-metadata", is_flag=True, help="Leave EXIF, XMP and texts out of the results.")
 @click.option("--outscale", type=float, help="Enlarge so many times: with the net, then by Lanczos' filter.")
 @click.option(
     "--size",

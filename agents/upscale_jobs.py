@@ -167,7 +167,9 @@ class Run:
         size = self.options.final_size(width, height, self.upscaler.scale)
         if size != (large.rgb.shape[1], large.rgb.shape[0]):
             large = resized(large, *size)
-        return replace(large, exif=None, xmp=None) if self.options.strip_metadata else large
+        if not self.options.strip_metadata:
+            return large
+        return replace(large, exif=None, xmp=None, details=replace(large.details, texts={}))
 
 
 def _naming(source: Path, error: SkipDiffError) -> str:

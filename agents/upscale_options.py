@@ -25,7 +25,7 @@ class UpscaleOptions:
         skip_existing: leave results that exist as they are, and do the others.
         format: one of `FORMATS`; None: PNG, and of animations their own.
         jpeg_quality: 1 … 100, of JPEG, WebP and AVIF.
-        strip_metadata: write neither EXIF nor XMP.
+        strip_metadata: write neither EXIF, XMP nor texts.
         outscale: how many times as large as the source a result is; None: as the net enlarges.
         size: size of the results, "1920x", "x1080" or "1920x1080"; None: as the net enlarges.
         json: print a JSON object for each result, and one for all.

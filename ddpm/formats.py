@@ -2,8 +2,9 @@
 
 import re
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,8 @@ _STRUCTURE = frozenset(
         50839,
     }
 )
+# The largest density that a JPEG holds; texts that are longer are compressed in PNG.
+LARGEST_DPI, LONG_TEXT = 65_535, 1024
 _ORIENTATION, _EXIF_IFD, _MAKER_NOTE, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0x927C, 0xA002, 0xA003
 _JPEG_SEGMENT = 65_533
 _JPEG_XMP = _JPEG_SEGMENT - 29
@@ -158,6 +161,45 @@ def check_output(path: Path, width: int, height: int) -> None:
             f"cannot write {path}: {wanted.name} holds at most {wanted.max_side} pixels a side, and this picture "
             f"would have {width} x {height}; take another format, such as png"
         )
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a file says beside its pixels, EXIF, XMP and colour profile.
+
+    Attributes:
+        dpi: pixels per inch, across and down; None where it does not say.
+        texts: the text chunks of a PNG, and as "Comment" the comment of a JPEG.
+        colour: the chunks of a PNG that say what its numbers mean: gAMA, cHRM and sRGB.
+    """
+
+    dpi: tuple[float, float] | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
+    colour: Mapping[bytes, bytes] = field(default_factory=dict)
+
+
+def details_of(image: Image.Image) -> Details:
+    """Return what a picture of PNG or JPEG, once loaded, says of itself; nothing of what is damaged."""
+    info: dict[Any, Any] = image.info
+    texts: dict[str, str] = {}
+    colour: dict[bytes, bytes] = {}
+    dpi = None
+    if image.format == "PNG":  # all words among what Pillow says of it are texts; some are kept elsewhere
+        elsewhere = ("XML:com.adobe.xmp", "Raw profile type", "Thumb::")
+        texts = {k: v for k, v in info.items() if isinstance(v, str) and not k.startswith(elsewhere)}
+    elif image.format == "JPEG" and isinstance(info.get("comment"), bytes):
+        texts = {"Comment": info["comment"].decode("utf-8", "replace")}
+    with suppress(TypeError, ValueError, OverflowError, ZeroDivisionError, struct.error):
+        across, down = map(float, info.get("dpi", ()))
+        dpi = (across, down) if 0 < across <= LARGEST_DPI and 0 < down <= LARGEST_DPI else None
+    with suppress(TypeError, ValueError, OverflowError, struct.error):
+        if "gamma" in info:
+            colour[b"gAMA"] = struct.pack(">I", round(info["gamma"] * 100_000))
+        if "chromaticity" in info:
+            colour[b"cHRM"] = struct.pack(">8I", *(round(value * 100_000) for value in info["chromaticity"]))
+        if "srgb" in info:
+            colour[b"sRGB"] = struct.pack(">B", info["srgb"])
+    return Details(dpi, texts, colour)
 
 
 @cache
@@ -232,8 +274,21 @@ def _suited(image: Image.Image, wanted: Format) -> tuple[Image.Image, list[str]]
     return image, notes
 
 
+def _png_chunks(xmp: bytes | None, details: Details) -> PngImagePlugin.PngInfo:
+    """The chunks of a PNG that Pillow does not write by itself."""
+    chunks = PngImagePlugin.PngInfo()
+    if xmp:
+        chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+    for chunk, value in details.colour.items():
+        chunks.add(chunk, value)
+    for name, text in details.texts.items():
+        with suppress(ValueError):  # a name that PNG does not take
+            chunks.add_text(name, text, zip=len(text) > LONG_TEXT)
+    return chunks
+
+
 def _metadata(
-    wanted: Format, size: tuple[int, int], exif: bytes | None, xmp: bytes | None, icc: bytes | None
+    wanted: Format, size: tuple[int, int], exif: bytes | None, xmp: bytes | None, icc: bytes | None, details: Details
 ) -> tuple[dict[str, Any], list[str]]:
     """Arguments of Pillow's `save` for metadata, and the names of what the format cannot hold."""
     jpeg = wanted.name == "JPEG"
@@ -253,10 +308,12 @@ def _metadata(
     if sized:
         arguments["exif"] = sized
     kept_xmp = has["XMP"][1]
-    if kept_xmp and wanted.name == "PNG":
-        text = PngImagePlugin.PngInfo()
-        text.add_itxt("XML:com.adobe.xmp", kept_xmp.decode("utf-8", "replace"))
-        arguments["pnginfo"] = text
+    if details.dpi and wanted.name in ("PNG", "JPEG"):
+        arguments["dpi"] = tuple(max(1, round(each)) for each in details.dpi) if jpeg else details.dpi
+    if jpeg and "Comment" in details.texts:
+        arguments["comment"] = details.texts["Comment"].encode()[:_JPEG_SEGMENT]
+    if wanted.name == "PNG":
+        arguments["pnginfo"] = _png_chunks(kept_xmp, details)
     elif kept_xmp and wanted.name == "TIFF":
         tags = Image.Exif()
         if sized:
@@ -277,6 +334,7 @@ def save(
     exif: bytes | None = None,
     xmp: bytes | None = None,
     icc: bytes | None = None,
+    details: Details | None = None,
     durations: Sequence[float] | None = None,
     plays: int = 0,
     still_first: bool = False,
@@ -291,6 +349,7 @@ def save(
         exif: as `clean_exif` gives it.
         xmp: an XMP packet.
         icc: a colour profile.
+        details: what else a PNG or JPEG says of itself.
         durations: of each frame, in milliseconds.
         plays: how often the animation is played; 0: without end.
         still_first: whether the first image is shown by programs that know no animations only (APNG).
@@ -301,7 +360,7 @@ def save(
     suited = [_suited(image, wanted) for image in images]
     notes = list(dict.fromkeys(note for _, notes in suited for note in notes))
     frames = [frame for frame, _ in suited]
-    arguments, left_out = _metadata(wanted, frames[0].size, exif, xmp, icc)
+    arguments, left_out = _metadata(wanted, frames[0].size, exif, xmp, icc, details or Details())
     if left_out:
         notes.append(f"{wanted.name} has no place for {' and '.join(left_out)} (of this size): left out")
     if wanted.name == "GIF":  # whose transparency is all or nothing

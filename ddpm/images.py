@@ -6,7 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,17 @@ from torch import Tensor
 
 from ddpm.errors import ImageError
 from ddpm.files import atomic_path
-from ddpm.formats import HEIF, SUFFIXES, clean_exif, clean_xmp, output_format, register_heif, save
+from ddpm.formats import (
+    HEIF,
+    SUFFIXES,
+    Details,
+    clean_exif,
+    clean_xmp,
+    details_of,
+    output_format,
+    register_heif,
+    save,
+)
 from ddpm.levels import deep_tiff, grey_levels, keyed_alpha, stored_mode
 
 # Pillow's names of the formats whose further pictures are frames, and not pages, layers or previews.
@@ -35,6 +45,7 @@ class Picture:
         icc_profile: the file's colour profile, or None.
         exif: the file's EXIF without thumbnail, with orientation 1, or None.
         xmp: the file's XMP packet, or None.
+        details: what else a PNG or JPEG says of itself.
     """
 
     rgb: NDArray[np.uint8]
@@ -43,6 +54,7 @@ class Picture:
     icc_profile: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    details: Details = field(default_factory=Details)
 
 
 @dataclass
@@ -207,7 +219,7 @@ def from_pil(image: Image.Image) -> Picture:
         alpha = None if alpha is None else np.asarray(Image.fromarray(alpha).transpose(turned))
     coloured = (rgb[..., 0] != rgb[..., 1]) | (rgb[..., 1] != rgb[..., 2])
     grey = not (coloured if alpha is None else coloured & (alpha > 0)).any()
-    return Picture(rgb, alpha, grey, icc_profile, clean_exif(exif), xmp)
+    return Picture(rgb, alpha, grey, icc_profile, clean_exif(exif), xmp, details_of(image))
 
 
 _UPRIGHT = {
@@ -422,6 +434,7 @@ def write_picture(picture: Picture | Animation, path: str | Path, quality: int =
                 exif=first.exif,
                 xmp=first.xmp,
                 icc=first.icc_profile,
+                details=first.details,
                 durations=animation.durations,
                 plays=animation.plays,
                 still_first=animation.still_first,

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from ddpm.errors import ImageError
 from ddpm.formats import OUTPUTS, check_output
-from ddpm.images import Animation, Picture, from_pil, read_animation, read_header, read_picture, write_picture
+from ddpm.images import Animation, Picture, from_pil, read_animation, read_header, read_picture, resized, write_picture
 from tests.conftest import Photo
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -38,6 +38,35 @@ def camera_file(path: Path, photo: Photo, **more: Any) -> None:
     Image.fromarray(photo(8, 16)).save(path, exif=b"Exif\0\0" + tiff, icc_profile=PROFILE, xmp=XMP, **more)
     with Image.open(path) as image:
         assert image.getexif().get_ifd(ExifTags.IFD.IFD1)
+
+
+def test_what_png_and_jpeg_say_of_themselves(tmp_path: Path, photo: Photo) -> None:
+    """Density, gamma and texts; in a JPEG its comment."""
+    image = Image.fromarray(photo(8, 8))
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add(b"gAMA", struct.pack(">I", 100_000))
+    chunks.add(b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000))
+    chunks.add_text("Title", "A house")
+    chunks.add_itxt("Comment", "Häuser 家", "de")
+    chunks.add_text("Long", "word " * 9999, zip=True)
+    image.save(tmp_path / "in.png", pnginfo=chunks, dpi=(300, 150))
+    image.save(tmp_path / "in.jpg", dpi=(200, 200), comment="made by hand")
+    for source, ending in (("in.png", "png"), ("in.jpg", "jpg"), ("in.jpg", "png"), ("in.png", "jpg")):
+        picture = read_picture(tmp_path / source)
+        for changed in (picture, resized(picture, 5, 5)):
+            write_picture(changed, tmp_path / f"out.{ending}")
+            with Image.open(tmp_path / source) as before, Image.open(tmp_path / f"out.{ending}") as after:
+                after.load()
+                assert after.info["dpi"] == pytest.approx(before.info["dpi"], abs=0.02)
+                said = before.info.get("comment", b"").decode() or before.info.get("Comment")
+                assert (after.info["comment"].decode() if ending == "jpg" else after.info["Comment"]) == said
+                for name in ("gamma", "chromaticity", "Title", "Long") if source[3:] == ending == "png" else ():
+                    assert after.info[name] == before.info[name]
+    with Image.open(tmp_path / "in.png") as plain:
+        assert "Title" in plain.info
+    write_picture(Picture(photo(8, 8)), tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as bare:
+        assert not bare.info.keys() & {"dpi", "gamma", "Title"}
 
 
 @pytest.mark.parametrize("ending", WITH_EXIF)
