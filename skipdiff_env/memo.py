@@ -52,7 +52,7 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, process: Mapping[str, Any], megabytes: float, device: str = "cpu") -> None:
-        self.root = Path(folder) / f"skipdiff-{VERSION}"
+        self.root = Path(folder).absolute() / f"skipdiff-{VERSION}"
         self.capacity = int(megabytes * 2**20)
         self.device = device
         text = json.dumps(process, sort_keys=True)

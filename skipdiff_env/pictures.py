@@ -107,7 +107,7 @@ class Pictures:
         files = find_images([each for each in given if not isinstance(each, np.ndarray)])
         for path in files:
             _check_size(*picture_size(path), size, str(path))
-        self._sources.extend(files)
+        self._sources.extend(path.absolute() for path in files)  # which mean the same after a change of the folder
         self.names.extend(map(str, files))
         if not self._sources:
             raise ImageError("images is empty; name a folder or files, or leave it out for scikit-image's photographs")

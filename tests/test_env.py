@@ -715,6 +715,21 @@ def test_a_small_cache_is_kept(short_checkpoint: str) -> None:
         assert 0 < env.task.memo.used <= 2**18
 
 
+def test_paths_mean_the_same_after_a_change_of_folder(
+    short_checkpoint: str, tmp_path: Path, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    Image.fromarray(photo(32, 32)).save(tmp_path / "photos" / "0.png")
+    monkeypatch.chdir(tmp_path)
+    env = make(short_checkpoint, images="photos", cache_mb=0, cache_dir="cache")
+    assert env.task.pictures.names == [str(Path("photos/0.png"))]
+    monkeypatch.chdir("elsewhere")
+    play(env, [0, 1, 0], seed=0)
+    assert list((tmp_path / "cache").rglob("*.safetensors"))
+    assert not list(Path().iterdir())
+
+
 @pytest.mark.parametrize("cache_mb", [0, 64])
 def test_a_replaced_picture_has_a_key_of_its_own(
     cache_mb: float, short_checkpoint: str, tmp_path: Path, photo: Photo
