@@ -312,7 +312,7 @@ def test_other_bad_input(
     refused("trained for episodes of S,N = 20,5", *evaluate, f"--agent={agent_folder}", "--steps=10,10")
     refused("the reward's metric niqe must be one of the metrics psnr", *evaluate, "--reward=niqe")
     upscale = ("upscale", photos / "0.png", "-o", tmp_path / "x.png", f"--checkpoint={checkpoint}")
-    refused("--agent, --start and --levels all", *upscale, f"--agent={agent_folder}", "--start=3")
+    refused("--agent, --detail, --start and --levels all", *upscale, f"--agent={agent_folder}", "--start=3")
     refused("trained for episodes of S,N = 20,5", *upscale, f"--agent={agent_folder}", "--steps=10,10")
     refused("nothing to draw", "plot", f"--out={tmp_path}")
     refused("table.json", "plot", f"--evaluation={tmp_path}", f"--out={tmp_path}")
