@@ -55,10 +55,13 @@ def test_make_vec_env(name: str, checkpoint: str) -> None:
     arguments = {} if "Table" in name else {"checkpoint": checkpoint, "noise_seeds": 1}
     venv = make_vec_env(name, 2, seed=0, env_kwargs=arguments)
     venv.reset()
-    for _ in range(2):
-        _, rewards, dones, _ = venv.step(np.array([0, 1]))
+    space: Any = venv.action_space
+    longest = 1 if "Bandit" in name else 2
+    for _ in range(longest):
+        actions = [np.zeros(space.shape, space.dtype), np.ones(space.shape, space.dtype) * ("Continuous" not in name)]
+        _, rewards, dones, _ = venv.step(np.stack(actions))
     assert rewards.shape == (2,)
-    assert not dones.any()
+    assert dones.all() == (longest == 1)
 
 
 def test_make_vec_env_with_processes(live: dict[str, Any]) -> None:
