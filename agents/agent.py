@@ -424,6 +424,16 @@ class Agent:
                 f"{plan.decisions}; give the steps it was trained for, or take another agent"
             )
 
+    def told_of(self, checkpoint: str | Path) -> str | None:
+        """Return a sentence where the agent was trained with another network than that of a checkpoint, else None."""
+        trained = self.config.training.get("env", {}).get("checkpoint")
+        if trained in (None, "None", str(checkpoint)):
+            return None
+        weights = [_weights_of(each) for each in (trained, checkpoint)]
+        if weights[0] is not None and weights[0] == weights[1]:
+            return None
+        return f"the agent was trained with the checkpoint {trained}, and decides for {checkpoint} here"
+
     def save(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors."""
         from safetensors.torch import save_model
@@ -432,6 +442,12 @@ class Agent:
         with atomic_path(folder / WEIGHTS) as temporary:
             save_model(self.policy, str(temporary))
         write_json(folder / CONFIG, asdict(self.config))
+
+
+def _weights_of(checkpoint: str | Path) -> bytes | None:
+    """The file of a checkpoint's weights; None where it is not on this machine."""
+    file = Path(shipped_checkpoints().get(str(checkpoint), checkpoint)) / WEIGHTS
+    return file.read_bytes() if file.is_file() else None
 
 
 def find_agent(path: str | Path) -> Path:

@@ -12,6 +12,7 @@ from agents.agent import Agent
 from agents.playing import AgentPolicy, SchedulePolicy
 from ddpm.errors import ConfigError
 from ddpm.files import atomic_path, check_ending
+from ddpm.progress import say
 from skipdiff_env.episode import Episode
 from skipdiff_env.refinement import Action
 from skipdiff_env.rendering import BACKGROUND, COLOURS, EMPTY, MARGIN, METADATA, TEXT
@@ -68,6 +69,8 @@ def enjoy(
         ConfigError: the agent was trained for other episodes, there is no such picture, or it takes no quality.
     """
     agent.check(task.plan)
+    if told := agent.told_of(task.config.checkpoint):
+        say(f"Note: {told}")
     if agent.config.schedules is not None:
         return _chosen(agent, task, image, noise_seed, quality)
     policy = AgentPolicy(agent, quality)

@@ -21,6 +21,7 @@ from ddpm.images import (
     to_uint8,
     write_picture,
 )
+from ddpm.progress import say
 from skipdiff_env.plan import Plan
 from skipdiff_env.rendering import draw_map, map_size
 from skipdiff_env.upscaler import Upscaler, check_room
@@ -267,4 +268,6 @@ def _agent_policy(
     if agent is None and loaded.config.plan != plan:
         return {}  # other settings than those of the checkpoint's agent
     loaded.check(plan)
+    if agent is not None and (told := loaded.told_of(options["checkpoint"])):
+        say(f"Note: {told}")
     return {"policy": AgentPolicy(loaded, quality), "plan": plan}

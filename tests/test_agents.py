@@ -1,6 +1,7 @@
 """Agents: training by every algorithm, files, play on the process, hyperparameters, and what is refused."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -22,6 +23,7 @@ from torch import Tensor
 from agents.agent import Agent, AgentConfig, find_agent, has_agent, load_agent
 from agents.algorithms import ALGORITHMS, algorithm_class, frame_stacked
 from agents.buffers import EpisodeReplayBuffer, EpisodeRolloutBuffer
+from agents.cli import main
 from agents.evaluator import Evaluator
 from agents.extractors import SkipProposalExtractor
 from agents.hyperparameters import MINIBATCHES, OFF_POLICY, load_hyperparameters, parse_overrides
@@ -40,7 +42,7 @@ from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, RefinementProcess, fixed_start
 from skipdiff_env.task import Task, shared_unet
-from tests.conftest import Photo, counting
+from tests.conftest import Photo, counting, tiny_unet
 
 N = 5
 DECISIONS = N - 1
@@ -428,6 +430,36 @@ def test_agent_policy_must_see_whole_episodes(unet: Any) -> None:
     with pytest.raises(ConfigError, match="got one at t = 10"):
         AgentPolicy(small_agent())(longer)
     assert AgentPolicy(small_agent())([]) == []
+
+
+def test_an_agent_on_another_network_is_told_of(
+    checkpoint: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But not where the same network lies elsewhere."""
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    tiny_unet(seed=1).save_pretrained(tmp_path / "other")
+    agent = small_agent()
+    agent = Agent(replace(agent.config, plan=Plan(20, N), training={"env": {"checkpoint": checkpoint}}), agent.policy)
+    agent.save(tmp_path / "agent")
+    assert agent.told_of(checkpoint) is agent.told_of(tmp_path / "copy") is small_agent().told_of("faces-x8") is None
+    said = f"the agent was trained with the checkpoint {checkpoint}, and decides for {tmp_path / 'other'} here"
+    assert agent.told_of(tmp_path / "other") == said
+    photo = str(photos / "0.png")
+    for name, expected in (("copy", 0), ("other", 1)):
+        for command in (
+            ["upscale", photo, f"--out={tmp_path / name}.png", f"--agent={tmp_path / 'agent'}"],
+            ["evaluate", f"--images={photo}", "--image-size=96", "--metrics=psnr", f"--agent={tmp_path / 'agent'}"],
+            [
+                "enjoy",
+                f"--images={photo}",
+                "--image-size=32",
+                "--metric=psnr",
+                f"--agent={tmp_path / 'agent'}",
+                f"--out={tmp_path / name}-episode.png",
+            ],
+        ):
+            main([*command, f"--checkpoint={tmp_path / name}"], standalone_mode=False)
+            assert capsys.readouterr().err.count(f"Note: {said}") == expected, command
 
 
 def test_agent_for_other_episodes_is_refused() -> None:

@@ -16,7 +16,7 @@ from agents.study.rows import RANDOM, Row, with_rewards
 from agents.study.running import PARTS, SETTINGS, Keep, Runner, default_metrics, settle, tensor_digest
 from ddpm.checkpoints import load_unet
 from ddpm.errors import ConfigError
-from ddpm.progress import progress
+from ddpm.progress import progress, say
 from skipdiff_env.judges import refuse_judge
 from skipdiff_env.metrics import Metric
 from skipdiff_env.plan import Plan
@@ -168,6 +168,9 @@ def evaluate(
     if reward is not None and reward not in runner.metrics:
         raise ConfigError(f"the reward's metric {reward} must be one of the metrics {', '.join(runner.metrics)}")
     agents, asked = agents or {}, asked or {}
+    for agent in agents.values():
+        if note := agent.told_of(checkpoint):
+            say(f"Note: {note}")
     methods, plan = evaluation_methods(runner, agents, asked, levels, paper)
     if folder is not None:
         _, own = plans(unet.settings, agents, asked)
