@@ -264,13 +264,16 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
     """
     check_new_run(folder, resume)
     env = TaskConfig.of({"batch_size": 16, "cache_mb": 256, **config.env, "device": config.device})
+    prices = env.price_range
+    if prices is None:
+        raise ConfigError(
+            f"a supervised agent needs a range of prices, got {env.nfe_penalty}; give nfe_penalty as lowest,highest, "
+            "such as 0.0005,0.008"
+        )
     _, first = next(_crops(env), (0, None))
     if first is None:
         raise ConfigError("no photograph has a crop of image_size; lower it or name other photographs")
     task = Task(replace(env, split=None, images=first))
-    prices = task.config.price_range
-    if prices is None:
-        raise ConfigError("a supervised agent needs a range of prices; give nfe_penalty as lowest,highest")
     if not task.metric.lower_better:
         raise ConfigError(
             f"a supervised agent needs a metric that is lower for better pictures, got {task.metric.name}"

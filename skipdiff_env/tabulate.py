@@ -29,6 +29,8 @@ from skipdiff_env.task import Task, fingerprint
 ALL_UP_TO = 10
 # Decisions of a schedule are the bits of one 64-bit number.
 LARGEST = 64
+# What a table says of paths, which may be spelt in several ways.
+PATHS = frozenset({"checkpoint", "pictures"})
 # What is finished is written so often.
 SECONDS = 20
 
@@ -178,10 +180,12 @@ def _begun(out: Path, description: dict[str, Any], arrays: dict[str, NDArray[Any
     known = read_json(out / DESCRIPTION)
     if isinstance(known, dict):
         known = {"degradation": "bicubic", **known}  # tables of the time when there was no other
-    # the first metric is the reward's
-    if known != description or list(known["metrics"]) != list(description["metrics"]):
-        names = [name for name in description if not isinstance(known, dict) or known.get(name) != description[name]]
-        names = names or ["order of metrics"]
+    # names of files do not matter, since the network and the pictures have digests
+    names = [name for name in description if name not in PATHS]
+    names = [name for name in names if not isinstance(known, dict) or known.get(name) != description[name]]
+    if not names and list(known["metrics"]) != list(description["metrics"]):
+        names = ["order of metrics"]  # the first is the reward's
+    if names:
         raise ConfigError(f"{out} holds a table of another {', '.join(names)}; name another folder, or remove it")
     if not (out / ARRAYS).exists():
         return False

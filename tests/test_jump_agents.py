@@ -443,6 +443,7 @@ def test_supervised_settings_are_checked(settings: dict[str, Any], tmp_path: Pat
     other: dict[str, Any]
     for other, message in (
         ({"nfe_penalty": 0.01}, "needs a range of prices"),
+        ({"nfe_penalty": 0.01, "images": "nowhere"}, r"needs a range of prices, got 0\.01"),  # before anything else
         ({"metric": "psnr"}, "lower for better pictures, got psnr"),
         ({"image_size": "x"}, "image_size must be a whole number"),
         ({"image_size": 1}, "image_size must be a multiple of"),

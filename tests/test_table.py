@@ -18,6 +18,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from agents.cli import main
@@ -348,6 +349,24 @@ def test_goes_on(short_checkpoint: str, tmp_path: Path, photo: Photo, monkeypatc
     assert np.array_equal(table.features, whole.features)
     with pytest.raises(ConfigError, match="holds a table of another noise_seeds; name another folder, or remove it"):
         tabulate(config, tmp_path / "parts", noise_seeds=3)
+
+
+def test_a_path_may_be_spelt_in_several_ways(
+    short_checkpoint: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures and network have digests; the names are those of the first spelling."""
+    shutil.copytree(short_checkpoint, tmp_path / "net")
+    monkeypatch.chdir(tmp_path)
+    found = []
+    spellings = ("net", photos.name), ("./net", f"./{photos.name}"), (str(tmp_path / "net"), str(photos))
+    for checkpoint, images in spellings:
+        settings = {**LIVE, "checkpoint": checkpoint, "images": images, "steps": (1, 3), "skip_mode": "jump"}
+        found.append(tabulate(TaskConfig.of(settings), tmp_path / "table", noise_seeds=1, limit=2).description)
+    assert found[0] == found[1] == found[2]
+    assert found[0]["pictures"][0] == str(Path(photos.name, "0.png"))
+    Image.fromarray(np.zeros((128, 128, 3), np.uint8)).save(photos / "0.png")
+    with pytest.raises(ConfigError, match="holds a table of another digest"):
+        tabulate(TaskConfig.of(settings), tmp_path / "table", noise_seeds=1, limit=2)
 
 
 @pytest.mark.parametrize("finished", [True, False])
