@@ -352,8 +352,9 @@ def train_agent(
     agent_config = _agent_config(config, env, task)
     with lock_run(folder):
         begun = (folder / STATE).exists()
+        fresh = None if begun else make_model(config, env)  # refuses settings before anything is written
         start_run(folder, asdict(config), task.pictures.digest(), begun)
-        model, curve = _resumed(config, folder, env) if begun else (make_model(config, env), [])
+        model, curve = _resumed(config, folder, env) if fresh is None else (fresh, [])
         _write_outcomes(folder / "outcomes.npz", evaluator.outcomes)
         purge_step = model.num_timesteps + 1 if begun else None
         place = str(folder / "tensorboard")
