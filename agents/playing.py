@@ -114,9 +114,12 @@ class AgentPolicy:
         # by thread, each of which plays episodes of its own
         self._views: dict[int, _Frames | _Whole | _Schedules] = {}
 
-    @property
-    def _view(self) -> "_Frames | _Whole | _Schedules":
-        """What is kept of the episodes that this thread plays."""
+    def _view(self, states: Sequence[Refinement]) -> "_Frames | _Whole | _Schedules":
+        """What is kept of these episodes, which another thread may have begun, or else of those of this thread."""
+        for view in list(self._views.values()):
+            seen: Any = view._chosen if isinstance(view, _Schedules) else view._seen
+            if states and any(each is states[0] for each, *_ in list(seen.values())):
+                return view
         thread, config = threading.get_ident(), self.agent.config
         if thread not in self._views:
             if config.choosing:
@@ -140,7 +143,7 @@ class AgentPolicy:
         Raises:
             ConfigError: the episodes are longer than those the agent was trained for, or were not seen from the start.
         """
-        return self._view.scores(states)
+        return self._view(states).scores(states)
 
     def probabilities(self, states: Sequence[Refinement]) -> NDArray[np.float64]:
         """Probabilities of the two actions for each picture at its decision, (B, 2); see `Agent.shares`."""

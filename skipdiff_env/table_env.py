@@ -102,6 +102,8 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         self._length, self._coarse = plan["S"] * plan["N"], plan["S"] - 1
         self._levels = np.empty(len(self.table.schedules), dtype=object)
         self._levels[:] = self.table.schedules
+        self._substeps = np.empty(len(self.table.schedules), dtype=object)
+        self._substeps[:] = [(1,) * len(levels) for levels in self.table.schedules]
         whole = {
             name: np.zeros(self.num_envs, dtype=np.int64) for name in ("image", "seed", "t", "level", "nfe", "start")
         }
@@ -318,7 +320,8 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         failures = np.array(self.reward_failures)[ended]
         infos: dict[str, Any] = {
             "metrics": metrics, "start": column(self._state["start"][ended], np.int64),
-            "levels": column(self._levels[places], object), "reward_failures": column(failures, np.int64),
+            "levels": column(self._levels[places], object), "substeps": column(self._substeps[places], object),
+            "reward_failures": column(failures, np.int64),
         }  # fmt: skip
         return infos | {f"_{name}": ended.copy() for name in infos}
 
