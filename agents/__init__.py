@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agents.agent import load_agent
     from agents.playing import AgentPolicy
-    from agents.training import train_agent
+    from agents.training.sb3 import train_agent
 
 __all__ = ["AgentPolicy", "load_agent", "train_agent"]
 
-_MODULES = {"AgentPolicy": "playing", "load_agent": "agent", "train_agent": "training"}
+_MODULES = {"AgentPolicy": "playing", "load_agent": "agent", "train_agent": "training.sb3"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.algorithms import RECURRENT, SUPERVISED, algorithm_class, policy_alias
-from agents.even_steps import EvenSteps, NumberPolicy, action_values, distribution
-from agents.frames import frames_of
-from agents.outcomes import check_numbers
+from agents.networks.frames import frames_of
+from agents.training.even_outcomes import check_numbers
+from agents.training.even_steps import EvenSteps, NumberPolicy, action_values, distribution
 from ddpm.checkpoints import check_device, hub_folder, is_hub_id, shipped_checkpoints
-from ddpm.checks import check_types, shown
-from ddpm.errors import CheckpointError, ConfigError
-from ddpm.files import atomic_path, read_json, stamp, write_json
 from ddpm.schedule import Schedule
+from ddpm.util.checks import check_types, shown
+from ddpm.util.errors import CheckpointError, ConfigError
+from ddpm.util.files import atomic_path, read_json, stamp, write_json
 from skipdiff_env.config import OBSERVATIONS
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import Action
@@ -213,8 +213,8 @@ def features_space(prices: tuple[float, float] | None) -> "spaces.Box":
 
 def policy_settings(algorithm: str, policy_kwargs: Mapping[str, Any], observation: str = "latent") -> dict[str, Any]:
     """Plain settings as `policy_kwargs` for Stable-Baselines3, the features extractor filled in."""
-    from agents.extractors import SkipProposalExtractor
-    from agents.jump_extractor import JumpExtractor
+    from agents.networks.extractors import SkipProposalExtractor
+    from agents.networks.jump_extractor import JumpExtractor
 
     if observation == FEATURES:
         return dict(policy_kwargs)
@@ -258,7 +258,7 @@ class Agent:
 
     Args:
         config: what it was built for.
-        policy: policy of a Stable-Baselines3 algorithm, or an `agents.even_steps.EvenSteps`.
+        policy: policy of a Stable-Baselines3 algorithm, or an `agents.training.even_steps.EvenSteps`.
     """
 
     def __init__(self, config: AgentConfig, policy: Any) -> None:
@@ -276,7 +276,7 @@ class Agent:
             ConfigError: the settings of the policy do not exist or do not fit.
         """
         if config.algorithm == SUPERVISED:
-            from agents.supervised import SchedulePredictor
+            from agents.training.supervised import SchedulePredictor
 
             make: Any = SchedulePredictor
             arguments: tuple[Any, ...] = (config.decisions + 1,)
@@ -540,7 +540,7 @@ def _load_zip(path: Path, device: str, trust_pickle: bool) -> Agent:
     except Exception as error:  # pickles raise anything
         raise CheckpointError(f"{path} does not load as {name} ({error})") from None
     policy = _acting_part(model.policy)
-    from agents.extractors import SkipProposalExtractor
+    from agents.networks.extractors import SkipProposalExtractor
 
     if not isinstance(policy.features_extractor, SkipProposalExtractor):
         raise CheckpointError(f"{path} holds no SkipProposalExtractor but a {type(policy.features_extractor).__name__}")

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ddpm.errors import ConfigError
+from ddpm.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -14,11 +14,11 @@ ALGORITHMS = {
     "a2c": ("stable_baselines3", "A2C"),
     "dqn": ("stable_baselines3", "DQN"),
     "qrdqn": ("sb3_contrib", "QRDQN"),
-    "trpo": ("agents.trpo", "QuickTRPO"),
+    "trpo": ("agents.training.trpo", "QuickTRPO"),
     "recurrent-ppo": ("sb3_contrib", "RecurrentPPO"),
 }
 RECURRENT = "recurrent-ppo"
-# Learns from a table of outcomes instead of episodes, see `agents.supervised`.
+# Learns from a table of outcomes instead of episodes, see `agents.training.supervised`.
 SUPERVISED = "supervised"
 
 

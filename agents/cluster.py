@@ -12,9 +12,9 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from ddpm.checks import check_whole
-from ddpm.errors import ConfigError, SkipDiffError
-from ddpm.progress import orderly_end
+from ddpm.util.checks import check_whole
+from ddpm.util.errors import ConfigError, SkipDiffError
+from ddpm.util.progress import orderly_end
 
 # Bytes that a cluster on this machine keeps for what workers hand over, which are a few lines of text; Ray's least.
 STORE = 80 * 2**20

@@ -9,9 +9,9 @@ from typing import Any
 from agents.agent import CONFIG, WEIGHTS, find_agent, has_agent, load_agent
 from agents.study.tables import markdown
 from ddpm.checkpoints import load_unet, shipped_checkpoints
-from ddpm.errors import CheckpointError, ConfigError
-from ddpm.files import read_json
-from ddpm.unet import ADD_ON
+from ddpm.nets.unet import ADD_ON
+from ddpm.util.errors import CheckpointError, ConfigError
+from ddpm.util.files import read_json
 
 CARD = "README.md"
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")

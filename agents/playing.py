@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.agent import Agent, State, by_now
-from ddpm.errors import ConfigError
 from ddpm.schedule import Schedule
+from ddpm.util.errors import ConfigError
 from skipdiff_env.episode import Episode
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.refinement import Chooser, Policy, Refinement
@@ -173,7 +173,7 @@ class _Frames:
 
     def observe(self, states: Sequence[Refinement]) -> Tensor:
         """The stacked latents of the episodes, (B, 3 · decisions, H, W), as the agent saw them in training."""
-        from agents.frames import resize_latents
+        from agents.networks.frames import resize_latents
 
         first = self.agent.config.decisions + 1
         seen = {}

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from agents.learning_curve import CurvePoint, read_curve
-from ddpm.errors import ConfigError
-from ddpm.files import atomic_path, real_path
+from agents.training.learning_curve import CurvePoint, read_curve
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import atomic_path, real_path
 
 # name → axis label; ↑: larger is better
 LABELS = {"psnr": "PSNR-Y ↑ (dB)", "ssim": "SSIM-Y ↑", "niqe": "NIQE ↓", "lpips": "LPIPS ↓", "dists": "DISTS ↓"}

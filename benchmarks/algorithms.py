@@ -21,20 +21,20 @@ from scipy.stats import bootstrap, trim_mean
 
 from agents.agent import load_agent
 from agents.algorithms import ALGORITHMS, SUPERVISED
-from agents.command import Command
-from agents.hyperparameters import load_hyperparameters, parse_overrides
-from agents.learning_curve import CurvePoint, read_curve
-from agents.options import STEPS, environment
-from agents.outcomes import even_outcomes
+from agents.cli.command import Command
+from agents.cli.options import STEPS, environment
 from agents.playing import AgentPolicy, play
 from agents.plots import compared_curves, save
 from agents.study.methods import skipping_policy
 from agents.study.running import SETTINGS, digest, settle
 from agents.study.tables import markdown
-from agents.supervised import SupervisedConfig, train_supervised
-from agents.training import AgentTrainingConfig, tabulate, train_agent
-from ddpm.errors import ConfigError
-from ddpm.files import atomic_path, read_json, write_json
+from agents.training.even_outcomes import even_outcomes
+from agents.training.hyperparameters import load_hyperparameters, parse_overrides
+from agents.training.learning_curve import CurvePoint, read_curve
+from agents.training.sb3 import AgentTrainingConfig, tabulate, train_agent
+from agents.training.supervised import SupervisedConfig, train_supervised
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import atomic_path, read_json, write_json
 from skipdiff_env.memo import Memo
 from skipdiff_env.pictures import Pictures
 from skipdiff_env.refinement import Policy

@@ -12,12 +12,12 @@ import click
 import numpy as np
 import torch
 
-from agents.command import Command
-from agents.options import numbers
+from agents.cli.command import Command
+from agents.cli.options import numbers
 from benchmarks import tiny
 from benchmarks.speed import in_turns, print_table
-from ddpm.backends import BACKENDS
-from ddpm.images import to_tensor, to_uint8
+from ddpm.nets.backends import BACKENDS
+from ddpm.pictures.images import to_tensor, to_uint8
 from skipdiff_env.upscaler import Upscaler
 
 PARTS = ("predictor", "forward", "enlargement")

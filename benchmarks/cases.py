@@ -11,7 +11,7 @@ import torch
 from agents.cli import main as skipdiff
 from benchmarks import tiny
 from benchmarks.mutations import Rng, damaged, damaged_json, damaged_picture, damaged_safetensors, pick
-from ddpm.formats import OUTPUTS
+from ddpm.pictures.formats import OUTPUTS
 
 ODD_TEXTS = (
     "", " ", "0", "1", "-1", "2", "3", "7", "0.5", "-0.5", "nan", "inf", "-inf", "1e400", "1" + "0" * 30, "abc",

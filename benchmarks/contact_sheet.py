@@ -11,9 +11,9 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw
 
-from agents.command import Command
-from ddpm.files import atomic_path
-from ddpm.images import to_tensor, to_uint8
+from agents.cli.command import Command
+from ddpm.pictures.images import to_tensor, to_uint8
+from ddpm.util.files import atomic_path
 from skipdiff_env.pictures import PHOTOGRAPHS, Rgb, crop
 from skipdiff_env.upscaler import Upscaler
 

@@ -21,7 +21,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 import skipdiff_env
-from ddpm.unet import UNet
+from ddpm.nets.unet import UNet
 
 POLICIES = {"skip-all": 0.0, "denoise-all": 1.0, "random": 0.5}  # probability of DENOISE
 

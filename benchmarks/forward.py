@@ -10,7 +10,7 @@ from collections.abc import Callable
 import click
 import torch
 
-from agents.command import Command
+from agents.cli.command import Command
 from agents.study.tables import markdown
 from skipdiff_env.upscaler import Upscaler
 

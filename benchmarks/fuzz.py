@@ -31,20 +31,20 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from agents.cli import main as skipdiff
-from agents.command import Command
+from agents.cli.command import Command
 from agents.study.tables import markdown
 from benchmarks.cases import KINDS, Stock
-from ddpm.formats import OUTPUTS
-from ddpm.torchvision_ops import ensure_torchvision
+from ddpm.pictures.formats import OUTPUTS
+from ddpm.util.torchvision_ops import ensure_torchvision
 
 # Pixels that a picture may claim, so that no case takes long; it has to be refused as a decompression bomb.
 MAX_PIXELS = 2**14
 # Address space of this process, in bytes: whatever wants more fails as on a small machine.
 MEMORY = 12 * 2**30
 LATE = (
-    "accelerate", "agents.demo", "agents.enjoy", "agents.study", "agents.supervised", "agents.training", "diffusers",
-    "ddpm.predictor_training", "ddpm.sr3", "pyiqa", "sb3_contrib", "spandrel", "tensorboard", "tifffile",
-    "torch._dynamo",
+    "accelerate", "agents.cli.demo", "agents.cli.enjoy", "agents.study", "agents.training.supervised",
+    "agents.training.sb3", "diffusers", "ddpm.training.predictor", "ddpm.nets.sr3", "pyiqa", "sb3_contrib",
+    "spandrel", "tensorboard", "tifffile", "torch._dynamo",
 )  # fmt: skip
 # What a refused command may print beside its error: how it is used, notes, and what failed once more.
 ALLOWED = ("Usage: ", "Try ", "Error: ", "Note: ", "  ", "DISTS is left out")

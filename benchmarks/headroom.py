@@ -19,13 +19,13 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.command import Command
-from agents.options import DegradationName
-from ddpm.degradation import picture_key
-from ddpm.files import write_json
-from ddpm.images import to_tensor
-from ddpm.progress import progress
+from agents.cli.command import Command
+from agents.cli.options import DegradationName
+from ddpm.pictures.degradation import picture_key
+from ddpm.pictures.images import to_tensor
 from ddpm.schedule import even_levels
+from ddpm.util.files import write_json
+from ddpm.util.progress import progress
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.judges import JUDGES, judge_file
 from skipdiff_env.rules import qualities

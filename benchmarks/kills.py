@@ -28,18 +28,18 @@ from safetensors.numpy import load_file
 
 import skipdiff_env.tabulate
 from agents.cli import main as skipdiff
-from agents.command import Command
-from agents.learning_curve import read_curve
+from agents.cli.command import Command
 from agents.study.tables import markdown
+from agents.training.learning_curve import read_curve
 from benchmarks import tiny
 from benchmarks.fuzz import half_written
 from skipdiff_env.metrics import make_metric
 
 # What each imports, so that it is there before the clock runs.
 COMMANDS = {
-    "train-ddpm": "ddpm.training",
-    "train-agent": "agents.training",
-    "upscale": "agents.upscaling",
+    "train-ddpm": "ddpm.training.unet",
+    "train-agent": "agents.training.sb3",
+    "upscale": "agents.upscaling.run",
     "tabulate": "skipdiff_env.tabulate",
     "evaluate": "agents.study",
 }

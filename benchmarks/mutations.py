@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from benchmarks import tiny
-from ddpm.formats import register_heif
+from ddpm.pictures.formats import register_heif
 
 # What stands in for a value of JSON.
 ODD_VALUES: tuple[Any, ...] = (

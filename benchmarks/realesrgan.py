@@ -22,16 +22,16 @@ import click
 import numpy as np
 import torch
 
-from agents.command import Command
-from agents.options import DegradationName, numbers
+from agents.cli.command import Command
+from agents.cli.options import DegradationName, numbers
 from agents.study.realesrgan import NAME, SCALE, Rgb, missing, realesrgan
 from agents.study.running import load_crops
-from agents.upscale_jobs import make_upscaler
+from agents.upscaling.jobs import make_upscaler
 from benchmarks import tiny
 from benchmarks.speed import in_turns, print_table
-from ddpm.degradation import Degradation, upsample
-from ddpm.images import Picture, to_tensor, to_uint8
-from ddpm.progress import progress
+from ddpm.pictures.degradation import Degradation, upsample
+from ddpm.pictures.images import Picture, to_tensor, to_uint8
+from ddpm.util.progress import progress
 from skipdiff_env.judges import judge_file
 from skipdiff_env.metrics import make_metric
 

@@ -17,9 +17,9 @@ from typing import Any
 import click
 from PIL import Image
 
-from agents.command import Command
-from ddpm.errors import ConfigError
-from ddpm.files import atomic_path
+from agents.cli.command import Command
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import atomic_path
 
 PROGRAMS = ("chromium", "chromedriver")
 # Seconds that a step of the page may take.
@@ -110,8 +110,8 @@ def widths(driver: Any, name: str) -> list[int]:
 @click.option("--sample", default="chelsea", help="Which of scikit-image's photographs is enlarged.")
 def main(out: Path, checkpoint: str, sample: str) -> None:
     """Enlarge a sample on the page, and write how the page looks then."""
-    from agents.web import Workshop
-    from agents.web_page import served
+    from agents.web.app import Workshop
+    from agents.web.page import served
 
     with served(Workshop([checkpoint]), "127.0.0.1", None, 20) as address, browser() as driver:
         driver.get(address)

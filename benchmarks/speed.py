@@ -20,23 +20,23 @@ import click
 import torch
 
 from agents.agent import has_agent, load_agent
+from agents.cli.command import Command
 from agents.cluster import Cluster
-from agents.command import Command
+from agents.paper.tables import count_flops
 from agents.playing import AgentPolicy
-from agents.study.paper_tables import count_flops
 from agents.study.tables import markdown
-from agents.upscale_jobs import Job, chunks, make_worker
-from agents.upscale_options import UpscaleOptions
+from agents.upscaling.jobs import Job, chunks, make_worker
+from agents.upscaling.options import UpscaleOptions
 from benchmarks import tiny
 from ddpm.checkpoints import load_unet, resolve_checkpoint
-from ddpm.degradation import downsample
-from ddpm.images import to_tensor
+from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise
+from ddpm.pictures.degradation import downsample
+from ddpm.pictures.images import to_tensor
 from ddpm.sampling import sample, to_image
 from ddpm.schedule import cosine_alphas_cumprod, even_levels
-from ddpm.torchvision_ops import ensure_torchvision
-from ddpm.training import training_loss
-from ddpm.unet import UNet
+from ddpm.training.unet import training_loss
+from ddpm.util.torchvision_ops import ensure_torchvision
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import RefinementProcess, fixed_start

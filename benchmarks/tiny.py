@@ -10,7 +10,7 @@ from PIL import Image
 
 from agents.cli import main
 from ddpm.checkpoints import save_checkpoint
-from ddpm.unet import UNet
+from ddpm.nets.unet import UNet
 
 NET: dict[str, Any] = {
     "width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (), "norm_groups": 4, "patch_size": 2,

@@ -12,13 +12,13 @@ import click
 import numpy as np
 import torch
 
-from agents.command import Command
-from agents.hyperparameters import load_hyperparameters, parse_overrides
-from agents.learning_curve import CurvePoint, read_curve
+from agents.cli.command import Command
 from agents.study.rows import gap_closed
 from agents.study.tables import markdown
-from agents.training import train_agent
-from agents.training_config import AgentTrainingConfig
+from agents.training.config import AgentTrainingConfig
+from agents.training.hyperparameters import load_hyperparameters, parse_overrides
+from agents.training.learning_curve import CurvePoint, read_curve
+from agents.training.sb3 import train_agent
 from skipdiff_env.memo import Memo
 
 

@@ -9,10 +9,10 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 
-from ddpm.checks import shown
-from ddpm.errors import CheckpointError, ConfigError
-from ddpm.files import read_json
-from ddpm.unet import WEIGHTS, UNet
+from ddpm.nets.unet import WEIGHTS, UNet
+from ddpm.util.checks import shown
+from ddpm.util.errors import CheckpointError, ConfigError
+from ddpm.util.files import read_json
 
 # What is downloaded of a repository: settings and weights of a net, its predictor and its agent.
 HUB_FILES = ("*.json", "*.safetensors", "*.pth")

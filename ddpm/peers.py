@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ddpm.degradation import upsample
-from ddpm.errors import ConfigError
 from ddpm.noise import Stage
+from ddpm.pictures.degradation import upsample
 from ddpm.sampling import Denoiser, Noise, p_sample, predict_x0, to_latent, x0_weights
 from ddpm.schedule import FloatArray, even_steps
+from ddpm.util.errors import ConfigError
 
 # name → diffusers' class, its settings
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.errors import ConfigError
 from ddpm.noise import Stage
 from ddpm.schedule import FloatArray
+from ddpm.util.errors import ConfigError
 
 Noise = Callable[[Stage, int | NDArray[np.integer]], Tensor]
 Step = int | NDArray[np.integer]
@@ -28,7 +28,7 @@ Level = Tensor | float
 
 
 class Denoiser(Protocol):
-    """What a sampler needs of a net: `ddpm.unet.UNet`, or a tiled one."""
+    """What a sampler needs of a net: `ddpm.nets.unet.UNet`, or a tiled one."""
 
     prediction: str
     target: str

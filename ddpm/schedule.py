@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.checks import shown
-from ddpm.errors import ConfigError
+from ddpm.util.checks import shown
+from ddpm.util.errors import ConfigError
 
 FloatArray = NDArray[np.float64]
 # The largest number of diffusion steps.

@@ -26,9 +26,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
 
-from agents.jump_extractor import JumpExtractor
-from agents.outcomes import EVEN_NUMBERS, crops_of
-from agents.vec_env import SkipDiffVecEnv, VecEvenSteps, VecPictureBaseline
+from agents.networks.jump_extractor import JumpExtractor
+from agents.training.even_outcomes import EVEN_NUMBERS, crops_of
+from agents.training.vec_env import SkipDiffVecEnv, VecEvenSteps, VecPictureBaseline
 from ddpm.schedule import even_levels
 from skipdiff_env import StartOutcomes
 

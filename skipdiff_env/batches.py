@@ -10,8 +10,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from ddpm.checks import is_whole
-from ddpm.errors import ConfigError
+from ddpm.util.checks import is_whole
+from ddpm.util.errors import ConfigError
 from skipdiff_env.rules import InvalidActionError, ResetNeededError
 
 Array = NDArray[Any]

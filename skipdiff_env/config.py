@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddpm.checks import check_whole, is_number
-from ddpm.degradation import Degradation
-from ddpm.errors import ConfigError
-from ddpm.unet import UNet
+from ddpm.nets.unet import UNet
+from ddpm.pictures.degradation import Degradation
+from ddpm.util.checks import check_whole, is_number
+from ddpm.util.errors import ConfigError
 from skipdiff_env.metrics import MetricLike
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import REWARDS, price_range

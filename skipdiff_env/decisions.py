@@ -11,10 +11,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from ddpm.checks import is_whole
-from ddpm.errors import ConfigError
 from ddpm.sampling import coarse_eta
 from ddpm.schedule import Schedule, as_schedule, check_levels, even_levels
+from ddpm.util.checks import is_whole
+from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import Action
 

@@ -9,8 +9,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
-from ddpm.errors import ConfigError
 from ddpm.schedule import Schedule
+from ddpm.util.errors import ConfigError
 from skipdiff_env.batches import set_generators
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import Episode, Observation, StartOutcomes, array, one_observation

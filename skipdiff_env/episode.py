@@ -40,7 +40,7 @@ class Episode:
         metrics: name → value, NaN where a metric failed; empty until the end.
         reward: terminal reward; 0 until the end.
         coarse_estimate: the picture that the net sees in the coarse latent; only where episodes are rendered.
-        strengths: of the operations that made the input, each 0 … 1, see `ddpm.degradation.Recipe`; empty where it was
+        strengths: of the operations that made the input, each 0 … 1, see `Recipe`; empty where it was
             only shrunk.
     """
 

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpm.errors import ConfigError
-from ddpm.files import atomic_path
-from ddpm.torchvision_ops import ensure_torchvision
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import atomic_path
+from ddpm.util.torchvision_ops import ensure_torchvision
 
 JUDGES = ("dists", "lpips-vgg")
 # Environment variable that names the file of the weights.

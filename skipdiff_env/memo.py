@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ddpm.errors import ConfigError
-from ddpm.files import atomic_path, write_json
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import atomic_path, write_json
 
 # What an entry costs beside its tensor: key, dictionary slot, small values.
 OVERHEAD = 512

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.errors import ConfigError, SkipDiffError
-from ddpm.files import stamp
-from ddpm.torchvision_ops import ensure_torchvision
+from ddpm.util.errors import ConfigError, SkipDiffError
+from ddpm.util.files import stamp
+from ddpm.util.torchvision_ops import ensure_torchvision
 from skipdiff_env.judges import JUDGES, judge_file, make_judge
 
 WEIGHTS = Path(str(files("skipdiff_env"))) / "weights"

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ddpm.checks import check_one_of, check_whole
-from ddpm.errors import ConfigError
-from ddpm.files import atomic_path, read_json, write_json
-from ddpm.images import find_images, read_picture
-from ddpm.progress import progress
-from ddpm.runs import lock_run
+from ddpm.pictures.images import find_images, read_picture
 from ddpm.schedule import Schedule
+from ddpm.training.runs import lock_run
+from ddpm.util.checks import check_one_of, check_whole
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import atomic_path, read_json, write_json
+from ddpm.util.progress import progress
 from skipdiff_env.pictures import photographs_of
 from skipdiff_env.rules import check_price
 from skipdiff_env.table import ARRAYS, DESCRIPTION, FEATURES, SHIPPED, features
@@ -218,7 +218,7 @@ class _Cut:
 
 def _cuts(files: Sequence[Path], size: int, crops: int, seed: int) -> list[_Cut]:
     """Random crops of photographs, `crops` of each."""
-    from ddpm.images import picture_size
+    from ddpm.pictures.images import picture_size
 
     cuts = []
     for number, path in enumerate(files):

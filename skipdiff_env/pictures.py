@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.errors import ConfigError, ImageError
-from ddpm.images import find_images, picture_size, read_picture
-from ddpm.runs import pictures_digest
+from ddpm.pictures.images import find_images, picture_size, read_picture
+from ddpm.training.runs import pictures_digest
+from ddpm.util.errors import ConfigError, ImageError
 
 Rgb = NDArray[np.uint8]
 # What scikit-image carries in its wheel, so that nothing is downloaded; the split of each.
@@ -116,7 +116,7 @@ class Pictures:
         return len(self._sources)
 
     def digest(self) -> str:
-        """Return letters that stand for the pictures, see `ddpm.runs.pictures_digest`."""
+        """Return letters that stand for the pictures, see `ddpm.training.runs.pictures_digest`."""
         return pictures_digest(each if isinstance(each, Path) else each.tobytes() for each in self._sources)
 
     def __iter__(self) -> Iterator[Rgb]:

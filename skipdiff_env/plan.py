@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from ddpm.checks import check_most, check_one_of, check_whole, is_whole
-from ddpm.errors import ConfigError
 from ddpm.sampling import coarse_eta
 from ddpm.schedule import LONGEST, Schedule
+from ddpm.util.checks import check_most, check_one_of, check_whole, is_whole
+from ddpm.util.errors import ConfigError
 
 SKIP_MODES = ("restart", "jump")
 
@@ -112,7 +112,7 @@ class Plan:
         alone.
 
         Args:
-            settings: those of the checkpoint's net, `ddpm.unet.UNet.settings`.
+            settings: those of the checkpoint's net, `ddpm.nets.unet.UNet.settings`.
             agent: the plan of the agent that decides; None: there is no agent, or it does not know its plan.
             given: parts asked for, by the names of the attributes, and `steps` for (S, N); None means not asked for.
 

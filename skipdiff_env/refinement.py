@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.errors import ConfigError
 from ddpm.noise import MAX_NOISE, KeyedNoise, Stage
+from ddpm.pictures.tiling import Box
 from ddpm.sampling import (
     Denoiser,
     coarse_eta,
@@ -27,7 +27,7 @@ from ddpm.sampling import (
     to_image,
 )
 from ddpm.schedule import FloatArray, Schedule, check_levels, cosine_alphas_cumprod
-from ddpm.tiling import Box
+from ddpm.util.errors import ConfigError
 from skipdiff_env.decisions import Decisions, Skip
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ddpm.errors import ConfigError
+from ddpm.util.errors import ConfigError
 from skipdiff_env.rules import Action
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.checks import is_number
-from ddpm.errors import ConfigError, SkipDiffError
+from ddpm.util.checks import is_number
+from ddpm.util.errors import ConfigError, SkipDiffError
 
 # Where the number of noises of a picture is not limited, this many is enough.
 NOISE_SEEDS = 2**31

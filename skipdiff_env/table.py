@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ddpm.checks import check_one_of
-from ddpm.errors import ConfigError
+from ddpm.util.checks import check_one_of
+from ddpm.util.errors import ConfigError
 from skipdiff_env.rules import REWARDS, check_price, qualities
 
 # Goes up when tables of older versions cannot be read.

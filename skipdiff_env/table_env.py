@@ -12,8 +12,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from ddpm.checks import check_whole, is_whole
-from ddpm.errors import ConfigError
+from ddpm.util.checks import check_whole, is_whole
+from ddpm.util.errors import ConfigError
 from skipdiff_env.batches import Array, BatchedEnv, set_generators
 from skipdiff_env.rules import (
     REWARDS,

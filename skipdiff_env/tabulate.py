@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ddpm.checks import check_whole
-from ddpm.errors import ConfigError
-from ddpm.files import atomic_path, read_json, write_json
-from ddpm.progress import progress
-from ddpm.runs import lock_run
 from ddpm.schedule import even_levels
+from ddpm.training.runs import lock_run
+from ddpm.util.checks import check_whole
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import atomic_path, read_json, write_json
+from ddpm.util.progress import progress
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import Action

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.checkpoints import load_unet, resolve_checkpoint
-from ddpm.checks import is_whole
-from ddpm.degradation import PLAIN, Degradation, picture_key
-from ddpm.errors import ConfigError
-from ddpm.files import stamp
-from ddpm.images import to_tensor, to_uint8
+from ddpm.nets.unet import UNet
+from ddpm.pictures.degradation import PLAIN, Degradation, picture_key
+from ddpm.pictures.images import to_tensor, to_uint8
 from ddpm.sampling import to_image
 from ddpm.schedule import Schedule, as_schedule
-from ddpm.unet import UNet
+from ddpm.util.checks import is_whole
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import stamp
 from skipdiff_env.config import DTYPES, TaskConfig
 from skipdiff_env.decisions import make_decisions
 from skipdiff_env.episode import Episode, Observation, StartOutcomes, array

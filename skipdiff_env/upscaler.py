@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ddpm.backends import run_by
 from ddpm.checkpoints import load_unet
-from ddpm.checks import check_whole, is_number, is_whole
-from ddpm.errors import CheckpointError, ConfigError, ImageError, out_of_memory
-from ddpm.formats import check_output, output_format
-from ddpm.images import (
+from ddpm.nets.backends import run_by
+from ddpm.nets.unet import UNet
+from ddpm.pictures.formats import check_output, output_format
+from ddpm.pictures.images import (
     Animation,
     Picture,
     from_pil,
@@ -31,9 +30,10 @@ from ddpm.images import (
     visible_colours,
     write_picture,
 )
+from ddpm.pictures.tiling import Blend, Box, TiledUNet, Tiling
 from ddpm.schedule import Schedule, as_schedule
-from ddpm.tiling import Blend, Box, TiledUNet, Tiling
-from ddpm.unet import UNet
+from ddpm.util.checks import check_whole, is_number, is_whole
+from ddpm.util.errors import CheckpointError, ConfigError, ImageError, out_of_memory
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Chooser, Fixed, Policy, Refinement, RefinementProcess, fixed_start
 
@@ -137,7 +137,7 @@ class Upscaler:
             the picture's noise, and their results are blended. Else it decides for the whole picture.
         plan: the episodes of the policy; None: those of the arguments above.
         device: where to compute.
-        backend: program that runs the networks, one of `ddpm.backends.BACKENDS`; all but torch need the device cpu.
+        backend: program that runs the networks, one of `BACKENDS`; all but torch need the device cpu.
         tile: side of the overlapping tiles for pictures larger than that, in pixels of the result; 0: no tiles. None:
             256, or where a policy decides for each tile, its attribute `tile`, if it has one.
         batch_size: pictures of one size that are enlarged together, and tiles of one forward; fewer pictures where

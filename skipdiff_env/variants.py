@@ -88,7 +88,7 @@ class SkipDiffPhotoEnv(SkipDiffJumpEnv):
     ## Description
     Everything is as the page of `SkipDiffJumpEnv` says, but for `degradation="photo"`: each picture has a blur, a
     kernel of shrinking, noise and a quality of JPEG of its own, in an order of its own, as
-    `ddpm.degradation.Degradation` says. They are drawn once for each picture and are the same under every noise seed,
+    `Degradation` says. They are drawn once for each picture and are the same under every noise seed,
     and `info["degradation"]` holds their strengths. `degradation="photo:0.5"` gives all pictures the same strength.
 
     The checkpoint is photo-x4, whose net and predictor were trained on such inputs. The best number of steps follows

@@ -8,8 +8,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from ddpm.checks import is_whole
-from ddpm.errors import ConfigError
+from ddpm.util.checks import is_whole
+from ddpm.util.errors import ConfigError
 from skipdiff_env.rules import Action, InvalidActionError
 
 STRIDES = (1, 2, 3, 4, 5, 7, 10)

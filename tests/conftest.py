@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from ddpm.nets.unet import UNet
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
-from ddpm.unet import UNet
 from skipdiff_env.judges import VARIABLE
 
 Photo = Callable[..., np.ndarray]

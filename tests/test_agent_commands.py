@@ -15,10 +15,10 @@ from PIL import Image
 
 from agents.agent import Agent, AgentConfig, load_agent
 from agents.cli import main
-from agents.enjoy import enjoy
-from agents.learning_curve import read_curve
+from agents.cli.enjoy import enjoy
+from agents.training.learning_curve import read_curve
 from benchmarks import train_agent as benchmark
-from ddpm.unet import UNet
+from ddpm.nets.unet import UNet
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.plan import Plan
@@ -39,8 +39,8 @@ def test_a_run_finds_its_files_from_any_folder(
 ) -> None:
     """Paths are kept as absolute ones."""
     kept: list[Any] = []
-    monkeypatch.setattr("agents.training.train_agent", lambda config, *_: kept.append(config))
-    monkeypatch.setattr("agents.supervised.train_supervised", lambda config, *_: kept.append(config))
+    monkeypatch.setattr("agents.training.sb3.train_agent", lambda config, *_: kept.append(config))
+    monkeypatch.setattr("agents.training.supervised.train_supervised", lambda config, *_: kept.append(config))
     monkeypatch.chdir(photos.parent)
     net = os.path.relpath(checkpoint)
     more = [f"--eval-images={photos.name}/0.png"] if algorithm == "ppo" else []

@@ -22,20 +22,20 @@ from torch import Tensor
 
 from agents.agent import Agent, AgentConfig, find_agent, has_agent, load_agent
 from agents.algorithms import ALGORITHMS, algorithm_class, frame_stacked
-from agents.buffers import EpisodeReplayBuffer, EpisodeRolloutBuffer
 from agents.cli import main
-from agents.evaluator import Evaluator
-from agents.extractors import SkipProposalExtractor
-from agents.hyperparameters import MINIBATCHES, OFF_POLICY, load_hyperparameters, parse_overrides
-from agents.learning_curve import read_curve
+from agents.networks.extractors import SkipProposalExtractor
 from agents.playing import AgentPolicy, play
-from agents.training import TrainingCallback, make_model, train_agent
-from agents.training_config import AgentTrainingConfig, resumed_config
-from agents.vec_env import make_env
-from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
-from ddpm.files import read_json
-from ddpm.runs import lock_run
+from agents.training.buffers import EpisodeReplayBuffer, EpisodeRolloutBuffer
+from agents.training.config import AgentTrainingConfig, resumed_config
+from agents.training.evaluator import Evaluator
+from agents.training.hyperparameters import MINIBATCHES, OFF_POLICY, load_hyperparameters, parse_overrides
+from agents.training.learning_curve import read_curve
+from agents.training.sb3 import TrainingCallback, make_model, train_agent
+from agents.training.vec_env import make_env
 from ddpm.schedule import even_levels
+from ddpm.training.runs import lock_run
+from ddpm.util.errors import CheckpointError, ConfigError, SkipDiffError
+from ddpm.util.files import read_json
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import StartOutcomes
 from skipdiff_env.memo import Memo

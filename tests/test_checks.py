@@ -9,14 +9,14 @@ from typing import Any, Literal
 import pytest
 
 from agents.agent import AgentConfig
-from agents.hyperparameters import Hyperparameters
-from agents.options import named_agents
-from agents.supervised import SupervisedConfig, resumed_supervised
-from agents.training_config import AgentTrainingConfig, resumed_config
-from ddpm import trainer
-from ddpm.checks import check_types, is_number, shown
-from ddpm.configs import DDPMConfig, PredictorConfig
-from ddpm.errors import ConfigError
+from agents.cli.options import named_agents
+from agents.training.config import AgentTrainingConfig, resumed_config
+from agents.training.hyperparameters import Hyperparameters
+from agents.training.supervised import SupervisedConfig, resumed_supervised
+from ddpm.training import trainer
+from ddpm.training.configs import DDPMConfig, PredictorConfig
+from ddpm.util.checks import check_types, is_number, shown
+from ddpm.util.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from agents.cli import Group, main
-from ddpm.errors import ConfigError
+from ddpm.util.errors import ConfigError
 
 HEAVY = {"torch", "torchvision", "pyiqa", "lpips", "stable_baselines3", "matplotlib", "skimage", "accelerate", "scipy"}
 

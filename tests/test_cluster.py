@@ -18,10 +18,10 @@ from PIL import Image
 
 from agents.cli import main
 from agents.cluster import Cluster
-from agents.upscale_jobs import Job, chunks, make_upscaler, make_worker
-from agents.upscale_options import UpscaleOptions
-from agents.upscaling import upscale_files
-from ddpm.errors import ConfigError
+from agents.upscaling.jobs import Job, chunks, make_upscaler, make_worker
+from agents.upscaling.options import UpscaleOptions
+from agents.upscaling.run import upscale_files
+from ddpm.util.errors import ConfigError
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.table import Table
 from skipdiff_env.tabulate import make_rows, tabulate

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from benchmarks.contact_sheet import LABEL, cases, main
-from ddpm.unet import UNet
+from ddpm.nets.unet import UNet
 
 
 def test_twelve_cases_of_rising_harm() -> None:

@@ -13,10 +13,10 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import skipdiff_env
-from agents.vec_env import SkipDiffVecEnv
-from ddpm.errors import ConfigError
-from ddpm.images import to_tensor
+from agents.training.vec_env import SkipDiffVecEnv
+from ddpm.pictures.images import to_tensor
 from ddpm.schedule import Schedule
+from ddpm.util.errors import ConfigError
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.rules import InvalidActionError
 from skipdiff_env.table import features

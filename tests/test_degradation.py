@@ -25,10 +25,8 @@ from agents.study.methods import Batch
 from agents.study.running import Runner
 from agents.study.study import ReportConfig, Study
 from benchmarks import headroom
-from ddpm import trainer
-from ddpm.configs import DDPMConfig, PredictorConfig
-from ddpm.crops import CropDataset
-from ddpm.degradation import (
+from ddpm.pictures.crops import CropDataset
+from ddpm.pictures.degradation import (
     KERNELS,
     OPERATIONS,
     PLAIN,
@@ -42,11 +40,13 @@ from ddpm.degradation import (
     downsample,
     picture_key,
 )
-from ddpm.errors import ConfigError, ImageError
-from ddpm.images import to_tensor, to_uint8
-from ddpm.predictor_training import train_predictor
-from ddpm.trainer import resumed_config
-from ddpm.training import train
+from ddpm.pictures.images import to_tensor, to_uint8
+from ddpm.training import trainer
+from ddpm.training.configs import DDPMConfig, PredictorConfig
+from ddpm.training.predictor import train_predictor
+from ddpm.training.trainer import resumed_config
+from ddpm.training.unet import train
+from ddpm.util.errors import ConfigError, ImageError
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.table import Table

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.elbo import best_levels, jump_costs, x0_errors
-from ddpm.errors import ConfigError
 from ddpm.noise import KeyedNoise
 from ddpm.sampling import reverse_weights
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
+from ddpm.training.elbo import best_levels, jump_costs, x0_errors
+from ddpm.util.errors import ConfigError
 from tests.conftest import tiny_unet
 from tests.test_sampling import pictures
 

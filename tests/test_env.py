@@ -24,12 +24,12 @@ from safetensors.torch import load_file, save_file
 
 import skipdiff_env
 from ddpm.checkpoints import shipped_checkpoints
-from ddpm.degradation import Degradation
-from ddpm.errors import CheckpointError, ConfigError, ImageError, SkipDiffError
+from ddpm.nets.predictor import PREDICTOR
 from ddpm.noise import KeyedNoise
-from ddpm.predictor import PREDICTOR
+from ddpm.pictures.degradation import Degradation
 from ddpm.sampling import COARSE_SAMPLERS, coarse_sampler, refine, sample, to_image
 from ddpm.schedule import Schedule, cosine_alphas_cumprod
+from ddpm.util.errors import CheckpointError, ConfigError, ImageError, SkipDiffError
 from skipdiff_env import Action, SkipDiffEnv
 from skipdiff_env.judges import JUDGES, VARIABLE
 from skipdiff_env.metrics import Metric, make_metric

@@ -24,13 +24,13 @@ from agents.study.methods import Method
 from agents.study.rows import ORIGINALS, START, Row, summarise, with_rewards
 from agents.study.running import Runner
 from ddpm.checkpoints import save_checkpoint, shipped_checkpoints
-from ddpm.degradation import degrade
-from ddpm.errors import ConfigError, ImageError
+from ddpm.nets.predictor import PREDICTOR, load_predictor
+from ddpm.nets.unet import ADD_ON, WEIGHTS, UNet
 from ddpm.noise import KeyedNoise
-from ddpm.predictor import PREDICTOR, load_predictor
+from ddpm.pictures.degradation import degrade
 from ddpm.sampling import coarse_approximation, refine, sample, to_image
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
-from ddpm.unet import ADD_ON, WEIGHTS, UNet
+from ddpm.util.errors import ConfigError, ImageError
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.judges import VARIABLE
 from skipdiff_env.metrics import make_metric
@@ -311,9 +311,9 @@ def test_bad_input(checkpoint: str, photos: Path, photo: Photo) -> None:
 def test_demo(jumping: str, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "tables" / f"{Path(jumping).name}-schedules"
     folder.mkdir(parents=True)
-    for module in ("agents.demo", "skipdiff_env.outcomes"):
+    for module in ("agents.cli.demo", "skipdiff_env.outcomes"):
         monkeypatch.setattr(f"{module}.TABLES", folder.parent)
-    monkeypatch.setattr("agents.demo.DECISIONS", 20_000)
+    monkeypatch.setattr("agents.cli.demo.DECISIONS", 20_000)
     monkeypatch.setattr(OutcomeTable, "load", classmethod(lambda cls, table: made()))
     arguments = ["demo", f"--checkpoint={jumping}", "-o", str(tmp_path / "demo.png")]
     result = CliRunner().invoke(main, arguments)

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from agents.agent import Agent, AgentConfig, load_agent
 from agents.algorithms import ALGORITHMS, RECURRENT, SUPERVISED
 from agents.cli import main
-from agents.hyperparameters import load_hyperparameters
-from agents.learning_curve import read_curve
 from agents.playing import AgentPolicy, play
-from agents.vec_env import VecEvenSteps, make_env
-from ddpm.errors import CheckpointError, ConfigError
+from agents.training.hyperparameters import load_hyperparameters
+from agents.training.learning_curve import read_curve
+from agents.training.vec_env import VecEvenSteps, make_env
 from ddpm.schedule import even_levels
+from ddpm.util.errors import CheckpointError, ConfigError
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
 from skipdiff_env.task import Task

@@ -13,14 +13,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from agents.cli import main
-from ddpm import backends, export
-from ddpm.backends import run_by
 from ddpm.checkpoints import load_unet, save_checkpoint
-from ddpm.degradation import upsample
-from ddpm.errors import ConfigError
-from ddpm.images import to_tensor, to_uint8
+from ddpm.nets import backends, export
+from ddpm.nets.backends import run_by
+from ddpm.nets.predictor import load_predictor
 from ddpm.noise import Stage, keyed_noise
-from ddpm.predictor import load_predictor
+from ddpm.pictures.degradation import upsample
+from ddpm.pictures.images import to_tensor, to_uint8
+from ddpm.util.errors import ConfigError
 from skipdiff_env.upscaler import Upscaler
 from tests.conftest import Photo, tiny_unet
 from tests.test_predictor import tiny_span

@@ -13,9 +13,9 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from torch import Tensor, nn
 
-from agents.extractors import RolloutBatchNorm2d, SkipProposalExtractor
-from agents.frames import resize_latents
-from ddpm.errors import ConfigError
+from agents.networks.extractors import RolloutBatchNorm2d, SkipProposalExtractor
+from agents.networks.frames import resize_latents
+from ddpm.util.errors import ConfigError
 
 SIZE = 32
 DECISIONS = 4

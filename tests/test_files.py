@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.errors import ConfigError
-from ddpm.files import TEMPORARY, atomic_folder, atomic_path, remove_folder
-from ddpm.runs import check_new_run, lock_run
+from ddpm.training.runs import check_new_run, lock_run
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import TEMPORARY, atomic_folder, atomic_path, remove_folder
 
 
 def test_a_folder_is_there_at_once_or_not_at_all(tmp_path: Path) -> None:

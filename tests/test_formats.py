@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
-from ddpm.errors import ImageError
-from ddpm.formats import OUTPUTS, check_output
-from ddpm.images import Animation, Picture, from_pil, read_animation, read_header, read_picture, resized, write_picture
+from ddpm.pictures.formats import OUTPUTS, check_output
+from ddpm.pictures.images import (
+    Animation,
+    Picture,
+    from_pil,
+    read_animation,
+    read_header,
+    read_picture,
+    resized,
+    write_picture,
+)
+from ddpm.util.errors import ImageError
 from tests.conftest import Photo
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -254,7 +263,7 @@ def test_heic(tmp_path: Path, photo: Photo, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ImageError, match="damaged or truncated") as error:
         read_picture(tmp_path / "cut.heic")
     assert "\n" not in str(error.value)
-    monkeypatch.setattr("ddpm.images.register_heif", lambda: False)
+    monkeypatch.setattr("ddpm.pictures.images.register_heif", lambda: False)
     with pytest.raises(ImageError, match="HEIC needs pillow-heif: pip install"):
         read_picture(tmp_path / "bad.heic")
 

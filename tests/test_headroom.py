@@ -11,7 +11,7 @@ from PIL import Image
 
 from agents.study import load_crops
 from benchmarks.headroom import Levels, Outcomes, choose, local_search, main, neighbours
-from ddpm.degradation import Degradation, picture_key
+from ddpm.pictures.degradation import Degradation, picture_key
 from skipdiff_env.metrics import Metric
 from skipdiff_env.task import Task, TaskConfig
 

@@ -22,7 +22,7 @@ from agents.agent import Agent, AgentConfig, load_agent
 from agents.cli import main
 from agents.hub import card_of, find_shared, push_to_hub
 from ddpm.checkpoints import is_hub_id, load_unet
-from ddpm.errors import CheckpointError, ConfigError
+from ddpm.util.errors import CheckpointError, ConfigError
 from skipdiff_env.plan import Plan
 from tests.conftest import tiny_unet
 
@@ -156,7 +156,7 @@ import gymnasium, torch
 import skipdiff_env
 from agents import load_agent
 from ddpm.checkpoints import load_unet
-from ddpm.unet import UNet
+from ddpm.nets.unet import UNet
 here = load_unet("run/checkpoint").state_dict()
 for there in (load_unet("me/net"), UNet.from_pretrained("me/net")):
     torch.testing.assert_close(there.state_dict(), here, rtol=0, atol=0)

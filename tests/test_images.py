@@ -14,9 +14,7 @@ import tifffile
 import torch
 from PIL import Image, ImageCms
 
-from ddpm.errors import ImageError
-from ddpm.files import atomic_path
-from ddpm.images import (
+from ddpm.pictures.images import (
     Picture,
     check_folder,
     find_images,
@@ -28,6 +26,8 @@ from ddpm.images import (
     to_uint8,
     write_picture,
 )
+from ddpm.util.errors import ImageError
+from ddpm.util.files import atomic_path
 from tests.conftest import Photo
 
 

@@ -17,14 +17,14 @@ from PIL import Image
 from agents.agent import Agent, AgentConfig, load_agent
 from agents.algorithms import ALGORITHMS, RECURRENT, SUPERVISED
 from agents.cli import main
-from agents.jump_extractor import CropEncoder, JumpExtractor, even_crops
-from agents.outcomes import Outcomes, crops_of, even_outcomes, gather
+from agents.networks.jump_extractor import CropEncoder, JumpExtractor, even_crops
 from agents.playing import AgentPolicy, play
-from agents.supervised import SchedulePredictor, SupervisedConfig, fit, train_supervised
-from agents.vec_env import VecPictureBaseline, make_env
-from ddpm.errors import ConfigError, SkipDiffError
-from ddpm.images import find_images, read_picture, to_tensor
+from agents.training.even_outcomes import Outcomes, crops_of, even_outcomes, gather
+from agents.training.supervised import SchedulePredictor, SupervisedConfig, fit, train_supervised
+from agents.training.vec_env import VecPictureBaseline, make_env
+from ddpm.pictures.images import find_images, read_picture, to_tensor
 from ddpm.schedule import even_levels
+from ddpm.util.errors import ConfigError, SkipDiffError
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, Policy, Refinement, RefinementProcess

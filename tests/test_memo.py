@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ddpm.degradation import Degradation
+from ddpm.pictures.degradation import Degradation
 from skipdiff_env import SkipDiffEnv
 from skipdiff_env.memo import BLOCK, DIGEST, OVERHEAD, Memo, Store
 from skipdiff_env.metrics import Metric

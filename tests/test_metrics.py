@@ -20,8 +20,8 @@ from skimage import data
 from torch import Tensor
 
 from agents.cli import main
-from ddpm.errors import ConfigError
-from ddpm.images import to_tensor
+from ddpm.pictures.images import to_tensor
+from ddpm.util.errors import ConfigError
 from skipdiff_env import judges
 from skipdiff_env.metrics import Metric, _make_metric, as_metric, make_metric
 

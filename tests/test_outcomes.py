@@ -13,13 +13,13 @@ from safetensors.numpy import load_file, save_file
 from stable_baselines3 import A2C, PPO
 
 from agents.agent import AgentConfig, load_agent
-from agents.bandit import BanditConfig, TableBandit, choices, export_agent, train_bandit
 from agents.cli import main
 from agents.playing import AgentPolicy, SchedulePolicy
+from agents.training.bandit import BanditConfig, TableBandit, choices, export_agent, train_bandit
 from ddpm.checkpoints import save_checkpoint
-from ddpm.errors import CheckpointError, ConfigError, SkipDiffError
-from ddpm.images import read_picture, to_tensor
+from ddpm.pictures.images import read_picture, to_tensor
 from ddpm.schedule import Schedule
+from ddpm.util.errors import CheckpointError, ConfigError, SkipDiffError
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.outcomes import SPLITS, OutcomeTable, split_of, tabulate_schedules
 from skipdiff_env.pictures import photographs_of

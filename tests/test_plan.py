@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ddpm.errors import ConfigError
+from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan
 from tests.conftest import tiny_unet
 

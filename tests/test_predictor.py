@@ -15,17 +15,17 @@ from safetensors.torch import load_file, save_file
 from skimage import data
 from torch import nn
 
-from ddpm import predictor as predictor_module
 from ddpm.checkpoints import load_unet, save_checkpoint, shipped_checkpoints
-from ddpm.configs import DDPMConfig, PredictorConfig
-from ddpm.degradation import Degradation, downsample, upsample
-from ddpm.errors import CheckpointError, ConfigError
-from ddpm.images import to_tensor
-from ddpm.predictor import PREDICTOR, fuse, load_predictor
-from ddpm.predictor_training import _expanded, train_predictor
-from ddpm.torchvision_ops import ensure_torchvision
-from ddpm.trainer import resumed_config
-from ddpm.training import initial_settings, train
+from ddpm.nets import predictor as predictor_module
+from ddpm.nets.predictor import PREDICTOR, fuse, load_predictor
+from ddpm.pictures.degradation import Degradation, downsample, upsample
+from ddpm.pictures.images import to_tensor
+from ddpm.training.configs import DDPMConfig, PredictorConfig
+from ddpm.training.predictor import _expanded, train_predictor
+from ddpm.training.trainer import resumed_config
+from ddpm.training.unet import initial_settings, train
+from ddpm.util.errors import CheckpointError, ConfigError
+from ddpm.util.torchvision_ops import ensure_torchvision
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.pictures import Pictures
 from skipdiff_env.upscaler import Upscaler

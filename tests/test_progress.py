@@ -12,7 +12,7 @@ import pytest
 
 CODE = """
 import sys, time
-import ddpm.progress as p
+import ddpm.util.progress as p
 p.SECONDS = 0.2
 with p.progress(total=8, desc="work", unit="forward") as bar:
     for i in range(8):
@@ -63,8 +63,8 @@ def test_a_terminal_gets_a_bar() -> None:
 def test_signals_remove_temporary_files(number: signal.Signals, tmp_path: Path) -> None:
     code = f"""
 import time
-from ddpm.files import atomic_path
-from ddpm.progress import orderly_end
+from ddpm.util.files import atomic_path
+from ddpm.util.progress import orderly_end
 with orderly_end(), atomic_path({str(tmp_path / "x.png")!r}) as temporary:
     temporary.write_bytes(b"half")
     print("ready", flush=True)

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddpm.errors import ConfigError
 from ddpm.noise import MAX_NOISE, KeyedNoise, Stage, keyed_noise
 from ddpm.peers import peer_sample
 from ddpm.sampling import (
@@ -26,6 +25,7 @@ from ddpm.sampling import (
     to_image,
 )
 from ddpm.schedule import Schedule, cosine_alphas_cumprod, even_levels
+from ddpm.util.errors import ConfigError
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, RefinementProcess, fixed_start

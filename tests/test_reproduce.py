@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from agents.agent import Agent, AgentConfig
 from agents.cli import main
 from agents.cluster import Cluster
-from agents.study import SECTIONS, Report, ReportConfig, Study, make_work, methods, realesrgan
+from agents.paper.figures import fronts, peer_verdicts
+from agents.paper.report import SECTIONS, Report, make_work
+from agents.paper.tables import count_flops
+from agents.study import ReportConfig, Study, methods, realesrgan
 from agents.study.methods import Method
-from agents.study.paper_figures import fronts, peer_verdicts
-from agents.study.paper_tables import count_flops
 from agents.study.rows import OTHER_NET, PEER, START, Row, front, summarise
 from agents.study.running import Runner
-from ddpm.errors import ConfigError
+from ddpm.util.errors import ConfigError
 from skipdiff_env.judges import VARIABLE
 from skipdiff_env.plan import Plan
 from tests.conftest import counting, tiny_unet

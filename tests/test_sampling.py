@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm.errors import ConfigError
+from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage, keyed_noise
 from ddpm.sampling import (
     COARSE_SAMPLERS,
@@ -21,7 +21,7 @@ from ddpm.sampling import (
     to_latent,
 )
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
-from ddpm.unet import UNet
+from ddpm.util.errors import ConfigError
 from tests.conftest import tiny_unet
 
 

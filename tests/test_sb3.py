@@ -14,8 +14,8 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
-from agents.vec_env import SkipDiffVecEnv, VecEvenSteps
-from ddpm.errors import ConfigError
+from agents.training.vec_env import SkipDiffVecEnv, VecEvenSteps
+from ddpm.util.errors import ConfigError
 from skipdiff_env import VARIANTS, SkipDiffTableEnv, Stride
 
 TABLE, JUMP = "skipdiff_env:SkipDiffTable-v0", "skipdiff_env:SkipDiffJump-v0"

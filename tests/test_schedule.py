@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ddpm.errors import ConfigError
 from ddpm.schedule import check_levels, cosine_alphas_cumprod, even_steps
+from ddpm.util.errors import ConfigError
 
 
 def test_index_zero_is_the_clean_image() -> None:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from agents.cli import main
 from ddpm.checkpoints import load_unet
-from ddpm.errors import CheckpointError, ConfigError
-from ddpm.sr3 import SCHEDULE_BUFFERS, default_norm_groups, import_sr3, read_state_dict, sr3_name
-from ddpm.unet import UNet
+from ddpm.nets.sr3 import SCHEDULE_BUFFERS, default_norm_groups, import_sr3, read_state_dict, sr3_name
+from ddpm.nets.unet import UNet
+from ddpm.util.errors import CheckpointError, ConfigError
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -27,13 +27,13 @@ from agents.study.rows import (
 )
 from agents.study.running import Runner, settle
 from agents.study.tables import markdown, markdown_table
-from ddpm.degradation import degrade, downsample
-from ddpm.errors import ConfigError
+from ddpm.nets.predictor import Predictor
+from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage
-from ddpm.predictor import Predictor
+from ddpm.pictures.degradation import degrade, downsample
 from ddpm.sampling import run_levels, to_image
 from ddpm.schedule import cosine_alphas_cumprod
-from ddpm.unet import UNet
+from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan
 from tests.conftest import counting, tiny_unet
 

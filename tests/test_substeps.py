@@ -11,16 +11,16 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from agents.cli import main
-from ddpm import substeps
 from ddpm.checkpoints import load_unet, save_checkpoint
-from ddpm.configs import SubstepsConfig
-from ddpm.errors import CheckpointError, ConfigError
+from ddpm.nets.unet import ADD_ON, UNet
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.sampling import p_sample, to_image, to_latent
 from ddpm.schedule import Schedule, as_schedule, cosine_alphas_cumprod
-from ddpm.substeps import draw_jumps, even_jumps, signal_level, substeps_loss, train_substeps
-from ddpm.trainer import latest_state
-from ddpm.unet import ADD_ON, UNet
+from ddpm.training import substeps
+from ddpm.training.configs import SubstepsConfig
+from ddpm.training.substeps import draw_jumps, even_jumps, signal_level, substeps_loss, train_substeps
+from ddpm.training.trainer import latest_state
+from ddpm.util.errors import CheckpointError, ConfigError
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import RefinementProcess

@@ -22,8 +22,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from agents.cli import main
-from ddpm.errors import ConfigError
 from ddpm.schedule import even_steps
+from ddpm.util.errors import ConfigError
 from skipdiff_env import Action, SkipDiffEnv, SkipDiffTableEnv, SkipDiffTableVectorEnv, Table
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.plan import Plan

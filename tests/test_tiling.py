@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm.errors import ConfigError
-from ddpm.images import to_tensor
+from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage
+from ddpm.pictures.images import to_tensor
+from ddpm.pictures.tiling import Blend, Box, TiledUNet, Tiling
 from ddpm.sampling import run_levels, to_image
 from ddpm.schedule import Schedule, cosine_alphas_cumprod
-from ddpm.tiling import Blend, Box, TiledUNet, Tiling
-from ddpm.unet import UNet
+from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, Refinement, RefinementProcess
 from skipdiff_env.upscaler import Fixed, Upscaled, Upscaler

@@ -20,17 +20,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from agents.cli import main
-from ddpm import training
 from ddpm.checkpoints import load_unet
-from ddpm.configs import DDPMConfig
-from ddpm.crops import CropDataset
-from ddpm.degradation import Degradation, downsample
-from ddpm.errors import CheckpointError, ConfigError, ImageError
-from ddpm.images import to_tensor
-from ddpm.runs import lock_run, start_run
+from ddpm.pictures.crops import CropDataset
+from ddpm.pictures.degradation import Degradation, downsample
+from ddpm.pictures.images import to_tensor
 from ddpm.schedule import cosine_alphas_cumprod
-from ddpm.trainer import _Samples, latest_state, resumed_config
-from ddpm.training import train, training_loss
+from ddpm.training import unet as training
+from ddpm.training.configs import DDPMConfig
+from ddpm.training.runs import lock_run, start_run
+from ddpm.training.trainer import _Samples, latest_state, resumed_config
+from ddpm.training.unet import train, training_loss
+from ddpm.util.errors import CheckpointError, ConfigError, ImageError
 from tests.conftest import TINY, Photo, tiny_unet
 
 UNET = {**TINY, "dropout": 0.2}

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ddpm.blocks import linear_estimate
 from ddpm.checkpoints import load_unet, save_checkpoint, shipped_checkpoints
-from ddpm.errors import CheckpointError, ConfigError
-from ddpm.unet import UNet
+from ddpm.nets.blocks import linear_estimate
+from ddpm.nets.unet import UNet
+from ddpm.util.errors import CheckpointError, ConfigError
 from tests.conftest import TINY, tiny_unet
 
 

@@ -19,10 +19,10 @@ from PIL import Image, ImageColor, ImageDraw
 
 from agents.cli import main
 from ddpm.checkpoints import is_hub_id
-from ddpm.errors import CheckpointError, ConfigError, ImageError
-from ddpm.images import Animation, Picture, from_pil, read_animation, read_picture, to_tensor
+from ddpm.pictures.images import Animation, Picture, from_pil, read_animation, read_picture, to_tensor
+from ddpm.pictures.tiling import Box
 from ddpm.schedule import Schedule
-from ddpm.tiling import Box
+from ddpm.util.errors import CheckpointError, ConfigError, ImageError
 from skipdiff_env.rendering import draw_map
 from skipdiff_env.rules import InvalidActionError
 from skipdiff_env.upscaler import LIVE_PICTURES, Tile, Upscaler
@@ -212,7 +212,7 @@ def test_full_disk(checkpoint: str, photos: Path, tmp_path: Path, monkeypatch: p
             raise ImageError(f"cannot write {path}: No space left on device")
         return []
 
-    monkeypatch.setattr("agents.upscale_jobs.write_picture", full)
+    monkeypatch.setattr("agents.upscaling.jobs.write_picture", full)
     result = upscale(checkpoint, photos, "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert "1_x4.png: No space left" in result.output
@@ -660,7 +660,7 @@ def test_an_animation_that_does_not_fit(
     moving(tmp_path / "x.gif", photo)
     free_memory(monkeypatch, 8 * 32 * 32 * 3)
     monkeypatch.setattr(
-        "agents.upscale_jobs.read_animation", lambda *args: pytest.fail("decoded although it does not fit")
+        "agents.upscaling.jobs.read_animation", lambda *args: pytest.fail("decoded although it does not fit")
     )
     result = upscale(checkpoint, tmp_path / "x.gif", "-o", tmp_path / "out")
     assert result.exit_code == 2
@@ -775,7 +775,7 @@ def test_paths_are_not_looked_up_on_the_network(
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     Path("runs/best.pth").write_bytes(b"")
-    monkeypatch.setattr("ddpm.unet.UNet.from_pretrained", lambda *args: pytest.fail("looked up on the network"))
+    monkeypatch.setattr("ddpm.nets.unet.UNet.from_pretrained", lambda *args: pytest.fail("looked up on the network"))
     result = upscale(name, photos, "-o", "out")
     assert result.exit_code == 2
     message = "is a file; name the folder" if name.endswith(".pth") else f"no such folder: {name!r}; known are"

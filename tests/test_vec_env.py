@@ -17,10 +17,10 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor
 
-from agents.frames import resize_latents
-from agents.vec_env import SkipDiffVecEnv, VecEvenSteps, VecPictureBaseline, check_buffer, make_env
-from ddpm.errors import ConfigError
+from agents.networks.frames import resize_latents
+from agents.training.vec_env import SkipDiffVecEnv, VecEvenSteps, VecPictureBaseline, check_buffer, make_env
 from ddpm.schedule import even_levels
+from ddpm.util.errors import ConfigError
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.memo import Memo
 from skipdiff_env.rules import InvalidActionError

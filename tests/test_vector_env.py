@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm.errors import ConfigError, SkipDiffError
+from ddpm.util.errors import ConfigError, SkipDiffError
 from skipdiff_env import Action, SkipDiffEnv, SkipDiffVectorEnv
 from skipdiff_env.metrics import Metric
 from skipdiff_env.rules import InvalidActionError, ResetNeededError

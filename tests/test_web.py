@@ -24,14 +24,14 @@ from PIL import Image
 from agents.agent import FEATURES, Agent, AgentConfig
 from agents.algorithms import SUPERVISED
 from agents.cli import main
-from agents.web import DETAIL, EVEN_STEPS, QUALITY, Visits, Workshop, chain, details, forwards, left_out
+from agents.web.app import DETAIL, EVEN_STEPS, QUALITY, Visits, Workshop, chain, details, forwards, left_out
 from benchmarks import screenshot
 from benchmarks.screenshot import find, press, read, wait_for, widths
 from ddpm.checkpoints import save_checkpoint
-from ddpm.errors import CheckpointError, ConfigError, ImageError
-from ddpm.images import Picture
+from ddpm.pictures.images import Picture
+from ddpm.pictures.tiling import Box
 from ddpm.schedule import Schedule
-from ddpm.tiling import Box
+from ddpm.util.errors import CheckpointError, ConfigError, ImageError
 from skipdiff_env import Upscaler
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import Action
@@ -301,7 +301,7 @@ def test_files_of_a_page_are_removed_when_it_is_closed(tmp_path: Path) -> None:
 
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "agents.web_page", raising=False)
+    monkeypatch.delitem(sys.modules, "agents.web.page", raising=False)
     result = CliRunner().invoke(main, ["web", "--checkpoint", checkpoint])
     assert result.exit_code == 2
     assert 'pip install "skipdiff[web]"' in result.output.splitlines()[-1]
@@ -312,7 +312,7 @@ def test_handlers_tell_errors_in_a_line(shop: Workshop, jumping: str, tmp_path: 
     pytest.importorskip("gradio")
     import gradio as gr
 
-    from agents.web_page import Handlers
+    from agents.web.page import Handlers
 
     handlers = Handlers(shop, Visits(tmp_path))
     request: Any = SimpleNamespace(session_hash="one")
@@ -342,7 +342,7 @@ def test_the_box_chooses_between_default_and_slider(
     shop: Workshop, checkpoint: str, tmp_path: Path, photo: Photo
 ) -> None:
     pytest.importorskip("gradio")
-    from agents.web_page import Handlers
+    from agents.web.page import Handlers
 
     handlers = Handlers(shop, Visits(tmp_path))
     request: Any = SimpleNamespace(session_hash="one")

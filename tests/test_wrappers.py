@@ -10,7 +10,7 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddpm.errors import ConfigError
+from ddpm.util.errors import ConfigError
 from skipdiff_env import Stride
 from skipdiff_env.rules import InvalidActionError, ResetNeededError
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.hyperparameters import load_hyperparameters
-from agents.zoo import hyperparams, settings
+from agents.training.hyperparameters import load_hyperparameters
+from agents.training.zoo import hyperparams, settings
 
 
 def test_settings_are_those_of_the_project() -> None:
@@ -21,7 +21,7 @@ def test_settings_are_those_of_the_project() -> None:
         h = load_hyperparameters(algorithm)
         written = settings(algorithm)["policy_kwargs"].replace("get_class_by_name", "str")
         policy = eval(written)  # as the zoo does
-        assert policy.pop("features_extractor_class") == "agents.extractors.SkipProposalExtractor"
+        assert policy.pop("features_extractor_class") == "agents.networks.extractors.SkipProposalExtractor"
         assert policy["features_extractor_kwargs"] == {
             "recurrent": True, "norm": h.norm, "hidden_size": h.hidden_size, "image_size": h.spn_size,
             "tell_step": True,
@@ -32,7 +32,7 @@ def test_settings_are_those_of_the_project() -> None:
 def test_zoo_trains_on_it(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("rl_zoo3", reason="pip install .[zoo]")
     arguments = [
-        "--algo=ppo", "--env=SkipDiff-v0", "--gym-packages=skipdiff_env", "--conf-file=agents.zoo", "-n=36",
+        "--algo=ppo", "--env=SkipDiff-v0", "--gym-packages=skipdiff_env", "--conf-file=agents.training.zoo", "-n=36",
         f"-f={tmp_path}", "--eval-freq=18", "--eval-episodes=1", "--seed=1", "--hyperparams", "n_envs:2",
         "n_steps:9", "batch_size:18", "--env-kwargs", f"checkpoint:'{checkpoint}'", f"images:'{photos}'",
         "image_size:32", "metric:'psnr'",

@@ -15,8 +15,8 @@ from agents.study.methods import Method
 from agents.study.rows import RANDOM, Row, with_rewards
 from agents.study.running import PARTS, SETTINGS, Keep, Runner, default_metrics, settle, tensor_digest
 from ddpm.checkpoints import load_unet
-from ddpm.errors import ConfigError
-from ddpm.progress import progress, say
+from ddpm.util.errors import ConfigError
+from ddpm.util.progress import progress, say
 from skipdiff_env.judges import refuse_judge
 from skipdiff_env.metrics import Metric
 from skipdiff_env.plan import Plan
@@ -147,7 +147,7 @@ def evaluate(
         train_crops: photographs that the best fixed start is chosen on; None: `crops`.
         device: where to compute.
         batch_size: pictures per batch.
-        degradation: how the low-resolution pictures are made, as `ddpm.degradation.Degradation.parse` takes it.
+        degradation: how the low-resolution pictures are made, as `Degradation.parse` takes it.
         keep: told of each result that is computed.
         folder: where the rows of each method and batch are kept, so that an evaluation which was stopped goes on where
             it was, and takes further agents and schedules; None: they are kept in memory alone.

@@ -20,9 +20,9 @@ from agents.plots import (
 )
 from agents.study.rows import AGENT, BICUBIC, CHOSEN, ORIGINALS, RANDOM, START
 from agents.study.running import picture_path
-from ddpm.errors import ConfigError
-from ddpm.files import read_json
-from ddpm.images import read_picture
+from ddpm.pictures.images import read_picture
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import read_json
 
 # Names that `agents.study.methods.schedule` gives.
 EVEN = re.compile(r"(.+), (\d+) even steps")

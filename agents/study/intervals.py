@@ -10,7 +10,7 @@ from scipy.stats import bootstrap
 
 from agents.study.rows import LOWER_BETTER, ORIGINALS, Row, by_method
 from agents.study.tables import COLUMNS, markdown
-from ddpm.errors import ConfigError
+from ddpm.util.errors import ConfigError
 
 RESAMPLES = 10_000
 # Photographs below which an interval says little.

@@ -28,13 +28,13 @@ from agents.study.rows import (
     SCHEDULE,
     START,
 )
-from ddpm.degradation import PLAIN, Degradation, upsample
-from ddpm.elbo import best_levels, jump_costs, x0_errors
-from ddpm.images import to_tensor, to_uint8
+from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage
+from ddpm.pictures.degradation import PLAIN, Degradation, upsample
+from ddpm.pictures.images import to_tensor, to_uint8
 from ddpm.sampling import coarse_eta, refine, run_levels, sample, to_image
 from ddpm.schedule import Schedule, as_schedule, cosine_alphas_cumprod, even_levels
-from ddpm.unet import UNet
+from ddpm.training.elbo import best_levels, jump_costs, x0_errors
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, Chooser, Fixed, Policy, Refinement, RefinementProcess, fixed_start
 
@@ -426,7 +426,7 @@ def null_space(T: int, forwards: int) -> Method:
 
 
 def elbo_costs(batches: Iterable[Batch], T: int) -> NDArray[np.float64]:
-    """The cost of every jump under the evidence lower bound, see `ddpm.elbo.jump_costs`, from training photographs."""
+    """The cost of every jump under the evidence lower bound, see `elbo.jump_costs`, from training photographs."""
     alphas_cumprod = cosine_alphas_cumprod(T)
     errors = [x0_errors(b.unet, alphas_cumprod, b.hr, b.lr_up, b.noise) for b in batches]
     return jump_costs(alphas_cumprod, np.mean(errors, axis=0))

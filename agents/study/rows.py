@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.study.tables import COLUMNS, markdown_table, write_csv
-from ddpm.errors import ConfigError
-from ddpm.files import atomic_path, read_json, write_json
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import atomic_path, read_json, write_json
 from skipdiff_env.metrics import Metric
 from skipdiff_env.rules import quality
 

@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from agents.study.methods import Batch, Method, Result
 from agents.study.rows import BICUBIC, ORIGINALS, OTHER_NET, Row, read_rows, write_rows
-from ddpm.degradation import PLAIN, Degradation
-from ddpm.errors import ConfigError
-from ddpm.files import read_json, write_json
-from ddpm.images import Picture, to_tensor, to_uint8, write_picture
-from ddpm.progress import progress
-from ddpm.unet import UNet
+from ddpm.nets.unet import UNet
+from ddpm.pictures.degradation import PLAIN, Degradation
+from ddpm.pictures.images import Picture, to_tensor, to_uint8, write_picture
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import read_json, write_json
+from ddpm.util.progress import progress
 from skipdiff_env.judges import JUDGES, judge_file
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.pictures import Pictures
@@ -82,7 +82,7 @@ class Runner:
         metrics: names of metrics.
         device: where the net is, and metrics are computed.
         batch_size: pictures per batch.
-        degradation: how the low-resolution pictures are made, as `ddpm.degradation.Degradation.parse` takes it.
+        degradation: how the low-resolution pictures are made, as `Degradation.parse` takes it.
 
     Raises:
         ConfigError: a metric or the degradation is unknown.

@@ -18,10 +18,10 @@ from agents.study.evaluation import training_of
 from agents.study.methods import PEERS, Method
 from agents.study.running import Runner, default_metrics, digest, load_crops, tensor_digest
 from ddpm.checkpoints import load_unet, resolve_checkpoint
-from ddpm.degradation import Degradation
-from ddpm.errors import ConfigError
-from ddpm.progress import progress
+from ddpm.pictures.degradation import Degradation
 from ddpm.sampling import COARSE_SAMPLERS
+from ddpm.util.errors import ConfigError
+from ddpm.util.progress import progress
 from skipdiff_env.plan import Plan
 
 # Of these, the S that divide T (Fig. 1).
@@ -56,8 +56,8 @@ class ReportConfig:
         seeds: number of noise seeds; picture i under seed k has the noise of key k.
         limit: take only so many pictures, evenly spread.
         image_size: side of the centre crops.
-        degradation: how the low-resolution pictures are made, as `ddpm.degradation.Degradation.parse` takes it.
-        sections: what is reported, of `agents.study.sections.SECTIONS`; empty: all.
+        degradation: how the low-resolution pictures are made, as `Degradation.parse` takes it.
+        sections: what is reported, of `agents.paper.sections.SECTIONS`; empty: all.
         batch_size: pictures per batch.
         device: where to compute.
         trust_pickle: whether agents may be .zip files of Stable-Baselines3.

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ddpm.files import atomic_path
+from ddpm.util.files import atomic_path
 
 # name → (heading, digits)
 COLUMNS = {

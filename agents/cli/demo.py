@@ -1,0 +1,143 @@
+"""The demonstration: scikit-image's own photographs enlarged in every way, and an agent that is trained in a minute."""
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from matplotlib.figure import Figure
+from skimage import data
+from torch import Tensor
+
+from agents.agent import Agent, load_agent
+from agents.playing import AgentPolicy
+from agents.plots import contact_sheet, save
+from agents.study import methods as ways
+from agents.study.methods import Batch, Method, Result
+from agents.study.rows import to_markdown
+from agents.study.running import Runner
+from agents.training.bandit import CURVE, BanditConfig, train_bandit
+from ddpm.checkpoints import load_unet
+from ddpm.pictures.degradation import downsample
+from ddpm.pictures.images import to_tensor, to_uint8
+from ddpm.util.files import check_ending
+from skipdiff_env.outcomes import TABLES
+from skipdiff_env.plan import Plan
+from skipdiff_env.rendering import draw_map
+from skipdiff_env.upscaler import Upscaler
+
+# Photographs that scikit-image carries in its wheel, and the top left corner of the crop that is shown.
+PHOTOGRAPHS = {"astronaut": (0, 128), "chelsea": (20, 110), "coffee": (60, 170), "rocket": (100, 180)}
+SIZE = 192
+# What it can be written as.
+FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+METRICS = ("psnr", "ssim", "lpips", "niqe")
+# Decisions of the training of the demonstration, and the photographs whose parts get the detail that the agent chooses.
+DECISIONS = 100_000
+TILED = ("chelsea", "rocket")
+
+
+def photographs() -> Tensor:
+    """The demonstration's targets, (4, 3, 192, 192) in [-1, 1]."""
+    crops = []
+    for name, (top, left) in PHOTOGRAPHS.items():
+        crops.append(to_tensor(getattr(data, name)()[top : top + SIZE, left : left + SIZE, :3]))
+    return torch.stack(crops)
+
+
+def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str = "cpu") -> str:
+    """Enlarges the photographs by bicubic, the predictor, the full DDPM, the coarse chain, coarse + fine, a schedule.
+
+    Writes them side by side.
+
+    Args:
+        out: picture to write.
+        checkpoint: name, folder or Hub id.
+        seed: noise seed.
+        device: where to compute.
+
+    Returns:
+        A table of means over the photographs.
+
+    Raises:
+        ConfigError: the picture cannot be written under this name.
+    """
+    check_ending(out, FORMATS)
+    unet = load_unet(checkpoint, device)
+    plan = Plan.resolve(unet.settings)
+    methods = [
+        *ways.without_forwards(unet),
+        ways.chain(unet.diffusion_steps),
+        ways.coarse_chain(plan),
+        ways.from_start(plan, unet.settings["start"] or plan.N),
+    ]
+    methods += ways.shipped_schedule(unet)
+    hr = photographs().to(device)
+    small = torch.nn.functional.interpolate(downsample(hr, unet.scale), scale_factor=unet.scale, mode="nearest")
+    sheet = {f"input ({SIZE // unet.scale} px)": small}
+
+    def keep(batch: Batch, method: Method, result: Result) -> None:
+        sheet[f"{method.name}\n{result.nfe[0]} forwards"] = result.sr
+
+    rows = Runner(unet, METRICS, device).run(methods, list(hr), [seed], keep=keep, title="demo")
+    sheet["original"] = hr
+    save(contact_sheet({title: [to_uint8(image) for image in images] for title, images in sheet.items()}), out)
+    return f"{to_markdown(rows)}\n\npicture: {out}"
+
+
+def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str = "cpu") -> str:
+    """Train PPO on the table that ships with a checkpoint, and draw what it learns and what it chooses.
+
+    Args:
+        out: picture to write: the learning curve, and the detail that the agent chooses in two photographs.
+        checkpoint: name, folder or Hub id.
+        seed: of the training.
+        device: where to compute.
+
+    Returns:
+        The score on test photographs, in words.
+    """
+    name = Path(checkpoint).name
+    if not (TABLES / f"{name}-schedules").is_dir():
+        return f"No agent is trained: no table ships for {name}; `skipdiff tabulate --ways` makes one."
+    began = time.monotonic()
+    with TemporaryDirectory() as temporary:
+        config = BanditConfig(table=name, seed=seed, env_steps=DECISIONS)
+        folder, score = train_bandit(config, Path(temporary) / "run")
+        agent, curve = load_agent(folder, device), read_curve(Path(temporary) / "run" / CURVE)
+    _draw_agent(out, checkpoint, agent, curve, device)
+    return (
+        f"PPO learnt in {time.monotonic() - began:.0f} s how much detail a crop of a photograph should get. On "
+        f"photographs that it has not seen it scores {score.value:.2f}, with a 95 % interval from {score.low:.2f} to "
+        f"{score.high:.2f}: 0 is the best amount for all, 1 the best one for each crop under its other noises.\n\n"
+        f"picture: {out}, its learning curve and the detail that it chooses"
+    )
+
+
+def read_curve(path: Path) -> list[tuple[int, float]]:
+    """Return the learning curve that a training on a table has written: decisions and scores."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [(int(row["decisions"]), float(row["score"])) for row in csv.DictReader(file)]
+
+
+def _draw_agent(out: Path, checkpoint: str, agent: Agent, curve: Sequence[tuple[int, float]], device: str) -> None:
+    """Draws a learning curve, and the steps that were done in each part of two photographs."""
+    upscaler = Upscaler(checkpoint, policy=AgentPolicy(agent), plan=agent.config.plan, device=device)
+    figure = Figure(figsize=(15, 4.5))
+    axes = figure.subplots(1, 3)
+    axes[0].plot(*zip(*curve, strict=True), marker=".")
+    for height, label in ((0, "the same detail for all"), (1, "the best detail under the other noises")):
+        axes[0].axhline(height, color="grey", ls=":")
+        axes[0].annotate(label, (0, height), textcoords="offset points", xytext=(4, 4))
+    axes[0].set(xlabel="decisions", ylabel="score on validation photographs", ylim=(-0.6, 1.2))
+    for axis, name in zip(axes[1:], TILED, strict=True):
+        rgb = getattr(data, name)()[..., :3]
+        height, width = (side - side % upscaler.scale for side in rgb.shape[:2])
+        small = downsample(to_tensor(rgb[:height, :width])[None], upscaler.scale)
+        (result,) = upscaler.upscale(list(small), [0])
+        axis.imshow(draw_map(to_uint8(result.sr), result.tiles))
+        axis.set_axis_off()
+    figure.tight_layout()
+    save(figure, out)

@@ -1,0 +1,348 @@
+"""Options that several commands share, and options made from dataclasses."""
+
+import dataclasses
+import inspect
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import real_path
+
+if TYPE_CHECKING:
+    from agents.agent import Agent
+    from agents.cluster import Cluster
+
+Command = Callable[..., Any]
+
+
+def attribute_docs(kind: type) -> dict[str, str]:
+    """The sentences of the "Attributes" section of a class's docstring and of its bases', by attribute."""
+    docs: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        text = inspect.cleandoc(each.__doc__ or "")
+        section = re.search(r"^Attributes:\n(.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+        if section is None:
+            continue
+        for entry in re.split(r"\n(?= {4}\w)", "\n" + section[1]):
+            name, _, sentence = entry.strip().partition(": ")
+            docs[name] = " ".join(sentence.split())
+    return docs
+
+
+def _kind_of(hint: Any) -> dict[str, Any]:
+    """How click shall parse values of a type."""
+    if get_origin(hint) is Literal:
+        return {"type": click.Choice(get_args(hint))}
+    if get_origin(hint) is UnionType:  # X | None
+        return _kind_of(next(part for part in get_args(hint) if part is not NoneType))
+    if get_origin(hint) is Sequence:
+        return {"multiple": True}
+    return {"is_flag": True} if hint is bool else {"type": hint}
+
+
+def options_of(kind: type, leave_out: Collection[str] = ()) -> Callable[[Command], Command]:
+    """A decorator that gives a command one option for each field of a dataclass.
+
+    Args:
+        kind: the dataclass; its docstring says under "Attributes" what each field means.
+        leave_out: fields that get no option.
+    """
+    hints, docs = get_type_hints(kind), attribute_docs(kind)
+
+    def decorate(command: Command) -> Command:
+        for each in reversed(dataclasses.fields(kind)):
+            if each.name in leave_out:
+                continue
+            default = () if each.default is dataclasses.MISSING else each.default
+            flag = f"--{each.name.replace('_', '-')}"
+            command = click.option(flag, default=default, help=docs[each.name], **_kind_of(hints[each.name]))(command)
+        return command
+
+    return decorate
+
+
+def numbers(
+    count: int | None = None,
+) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
+    """A callback that parses whole numbers separated by commas."""
+
+    def parse(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+        if value is None:
+            return None
+        try:
+            numbers = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            raise click.BadParameter(f"expected whole numbers separated by commas, got {value!r}") from None
+        if count is not None and len(numbers) != count:
+            raise click.BadParameter(f"expected {count} numbers separated by commas, got {value!r}")
+        return numbers
+
+    return parse
+
+
+def sampler(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuses what is no sampler."""
+    if value is not None:
+        from ddpm.sampling import coarse_eta
+
+        try:
+            coarse_eta(value, str(parameter.opts[0]))
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
+
+
+class DegradationName(click.ParamType):
+    """The name of a degradation, as `ddpm.pictures.degradation.Degradation.parse` takes it."""
+
+    name = "degradation"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Gives the name, and refuses what is none."""
+        from ddpm.pictures.degradation import Degradation
+
+        try:
+            Degradation.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+DEGRADATION: dict[str, Any] = {
+    "type": DegradationName(),
+    "metavar": "[bicubic|photo[:STRENGTH]|photo2[:STRENGTH]]",
+    "help": "How the low-resolution pictures are made. photo: blurred, noisy and compressed, each with a STRENGTH in "
+    "0 … 1, or with strengths that are drawn for each picture; photo2: all of it twice.",
+}
+
+
+IMAGES = click.option(
+    "--images",
+    multiple=True,
+    help="Folder, file or pattern of photographs; may be repeated.  [default: scikit-image's]",
+)
+
+
+CHECKPOINT = click.option(
+    "--checkpoint",
+    default="natural-x4",
+    help="Name, folder or Hub id: natural-x4 for clean photographs, photo-x4 for noisy, blurred or compressed ones, "
+    "faces-x8 for aligned faces of 16 x 16 pixels.",
+)
+
+
+STEPS = click.option(
+    "--steps",
+    callback=numbers(2),
+    help="S,N: coarse steps, and diffusion steps each spans.  [default: the agent's, or the checkpoint's]",
+)
+
+
+COARSE = click.option(
+    "--coarse-sampler",
+    callback=sampler,
+    metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
+    help="Sampler of the coarse stage; ETA, 0 … 1, is the share of ddpm's noise.  [default: the agent's, or the "
+    "checkpoint's]",
+)
+
+
+FINE_SAMPLER = click.option(
+    "--fine-sampler",
+    callback=sampler,
+    metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
+    help="Sampler of the fine stage; dpmsolver++ with --skip-mode jump.  [default: the agent's, or ddpm]",
+)
+
+
+FIRST_STEP = click.option(
+    "--first-step",
+    type=click.IntRange(min=1),
+    help="Diffusion step of the first decision, N … T.  [default: the agent's, or N]",
+)
+
+
+DEVICE = click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps …")
+
+
+TRUST_PICKLE = click.option(
+    "--trust-pickle", is_flag=True, help="Load a .zip of Stable-Baselines3: it can run any code."
+)
+
+
+RAY = click.option(
+    "--ray",
+    metavar="[ADDRESS]",
+    is_flag=False,
+    flag_value="",
+    help="Spread the work over a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; without an address over a new one on "
+    "this machine.",
+)
+
+
+WORKERS = click.option(
+    "--workers", type=click.IntRange(min=1), help="Workers on the cluster.  [default: one for each CPU, or GPU]"
+)
+
+
+def make_cluster(ray: str | None, workers: int | None, device: str) -> "Cluster | None":
+    """The cluster that --ray and --workers ask for; None without --ray."""
+    if ray is None:
+        if workers is not None:
+            raise ConfigError("--workers is for --ray; give --ray as well, or leave --workers out")
+        return None
+    from agents.cluster import Cluster
+
+    return Cluster(ray, workers, device)
+
+
+def absolute_paths(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Those of some options that are paths of this machine, as absolute ones.
+
+    Names of checkpoints are none, nor are empty paths, which are to be refused.
+    """
+    from ddpm.checkpoints import shipped_checkpoints
+
+    def place(value: Any) -> Any:
+        if isinstance(value, list | tuple):  # of files, folders and patterns
+            return [os.path.abspath(each) if each.strip() else each for each in value]
+        found = value.strip() and value not in shipped_checkpoints() and Path(value).exists()
+        return os.path.abspath(value) if found else value
+
+    return {name: place(options[name]) for name in names if options[name] is not None}
+
+
+PLAN_OPTIONS = ("steps", "coarse_sampler", "fine_sampler", "skip_mode", "first_step")
+
+
+LEVELS = click.option(
+    "--levels",
+    multiple=True,
+    metavar="[SAMPLER/]LEVELS",
+    help="Also run a fixed schedule: the falling steps at which the net is asked, as in 20,13,6,2, or even:8 for 8 "
+    "even steps; "
+    "a sampler may stand before it, as in ddim:0.5/even:8; may be repeated.",
+)
+
+
+def prices(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | tuple[float, ...] | None:
+    """One price, or the lowest and the highest."""
+    if value is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected a number, or two separated by a comma, got {value!r}") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def environment(name: str) -> dict[str, Any]:
+    """The arguments that Gymnasium has registered an environment of this project with.
+
+    Raises:
+        ConfigError: there is no such environment, or it runs no net.
+    """
+    import gymnasium
+
+    import skipdiff_env  # noqa: F401  # registers them
+
+    ours = "skipdiff_env.vector_env:SkipDiffVectorEnv"  # those of a net, not of a table
+    known = sorted(name for name, spec in gymnasium.registry.items() if spec.vector_entry_point == ours)
+    if name not in known:
+        raise ConfigError(f"unknown environment {name!r}; known are {', '.join(known)}")
+    return dict(gymnasium.spec(name).kwargs)
+
+
+EPISODES = (
+    click.option("--checkpoint", help="Name, folder or Hub id.  [default: --env's, or natural-x4]"),
+    STEPS,
+    COARSE,
+    FINE_SAMPLER,
+    FIRST_STEP,
+    IMAGES,
+    click.option("--degradation", **DEGRADATION | {"help": f"{DEGRADATION['help']}  [default: --env's, or bicubic]"}),
+    click.option(
+        "--split",
+        type=click.Choice(["train", "test"]),
+        help="Which of scikit-image's photographs, where no --images are given.  [default: all]",
+    ),
+    click.option(
+        "--image-size", type=click.IntRange(min=1), help="Side of the pictures' centre crops.  [default: --env's]"
+    ),
+    click.option("--metric", help="The reward's metric: niqe, lpips, psnr, ssim, or any of pyiqa.  [default: --env's]"),
+    click.option(
+        "--skip-mode",
+        type=click.Choice(["restart", "jump"]),
+        help="What SKIP does.  [default: the agent's, or restart]",
+    ),
+    click.option(
+        "--nfe-penalty",
+        callback=prices,
+        metavar="PRICE|LOW,HIGH",
+        help="Taken off the reward for each fine forward; LOW,HIGH: each episode draws its own.  [default: --env's]",
+    ),
+    DEVICE,
+)
+
+
+def episodes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say what the episodes are."""
+    for option in reversed(EPISODES):
+        command = option(command)
+    return command
+
+
+def episode_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes what `episodes` asks for out of the options, as arguments of the environment; None leaves the default."""
+    names = (
+        "checkpoint",
+        "steps",
+        "coarse_sampler",
+        "fine_sampler",
+        "first_step",
+        "images",
+        "split",
+        "degradation",
+        "image_size",
+        "metric",
+        "skip_mode",
+        "nfe_penalty",
+    )
+    settings = {name: options.pop(name, None) for name in names}
+    settings["images"] = list(settings["images"] or ()) or None
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def agents_episodes(options: dict[str, Any], agent: "Agent") -> dict[str, Any]:
+    """The options, with the parts of the plan that were not asked for taken from the agent's plan."""
+    from ddpm.checkpoints import load_unet
+    from skipdiff_env.plan import Plan
+
+    asked = {name: options.get(name) for name in PLAN_OPTIONS}
+    options["checkpoint"] = options["checkpoint"] or "natural-x4"
+    settings = Plan.resolve(load_unet(options["checkpoint"]).settings, agent.config.plan, **asked).settings()
+    return options | {"steps": (settings.pop("S"), settings.pop("N")), **settings}
+
+
+def named_agents(agents: Sequence[str], title: str | None = None) -> dict[str, str]:
+    """Name → folder of agents that were given as NAME=DIR, or as DIR.
+
+    Such a one is called `title`, or else like its folder, or by all of its path where two folders are called the same.
+    """
+    pairs = [given.split("=", 1) if "=" in given and not Path(given).exists() else (None, given) for given in agents]
+    folders = [real_path(path).name for name, path in pairs if name is None]
+    named: dict[str, str] = {}
+    for name, path in pairs:
+        if name is None:
+            folder = real_path(path).name
+            name = title or (path if folders.count(folder) > 1 else folder)
+        if name in named:
+            raise ConfigError(f"two agents are named {name}; give each a name of its own, as in --agent NAME=DIR")
+        named[name] = path
+    return named

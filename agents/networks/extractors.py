@@ -1,0 +1,234 @@
+"""What agents see with: the skip proposal network (SPN) of the paper, and the net for jumps, as features extractors.
+
+An episode has few decisions, so the policy is given all of it: `VecFrameStack(env, n_stack=N - 1,
+channels_order="first")` stacks the latents seen so far, zeros in front. Running a GRU over them from a hidden state of
+0 equals a recurrent policy that carries its state through the episode, works with every algorithm, and keeps `predict`
+without state.
+"""
+
+import math
+import threading
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from agents.networks.frames import DistinctFrames, check_space, frames_of, resize_latents
+from ddpm.util.errors import ConfigError
+
+NORMS = ("batch", "group")
+# Side of the last feature map, and the smallest picture a stride-2 net of at least two layers can be built for.
+LAST_MAP = 8
+MIN_SIZE = 32
+
+
+class RolloutBatchNorm2d(nn.Module):
+    """Batch normalisation whose statistics stand still from the start of a rollout to the end of learning from it.
+
+    `nn.BatchNorm2d` normalises by its running statistics while a policy collects (evaluation mode) and by those of the
+    minibatch while it learns (training mode): the same observation gets two different policies, the importance ratio of
+    the very first minibatch is not 1, and PPO and TRPO are off-policy from the start. Here both normalise by the
+    running statistics. Forwards in training mode only measure; what they measured moves the running statistics when the
+    module goes back to evaluation mode, which is where Stable-Baselines3 begins the next rollout. The very first
+    batch ever seen sets the statistics, so that even the first rollout is normalised.
+
+    Args:
+        channels: C of the (B, C, H, W) input.
+        momentum: smallest weight of a new measurement; the first ones weigh more (1/2, 1/3, …).
+        eps: added to the variance.
+    """
+
+    # "running_" is the prefix by which DQN copies statistics to its target net
+    running_mean: Tensor
+    running_var: Tensor
+    running_count: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("running_count", torch.zeros(1))
+        self._measured: list[tuple[int, Tensor, Tensor]] = []  # number of values, mean, mean of squares
+
+    @torch.no_grad()
+    def _measure(self, x: Tensor) -> None:
+        # on a CPU several times quicker than torch.var_mean
+        mean = x.mean(dim=(2, 3)).double().mean(dim=0)
+        square = torch.linalg.vector_norm(x, dim=(2, 3)).double().square().mean(dim=0) / x[0, 0].numel()
+        self._measured.append((len(x) * x[0, 0].numel(), mean, square))
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        """Moves the running statistics towards what was measured since the last update."""
+        total = sum(count for count, _, _ in self._measured)
+        mean = sum(mean * (count / total) for count, mean, _ in self._measured)
+        square = sum(square * (count / total) for count, _, square in self._measured)
+        self._measured.clear()
+        weight = max(self.momentum, 1 / (self.running_count.item() + 1))
+        assert isinstance(mean, Tensor)
+        self.running_mean.lerp_(mean.float(), weight)
+        self.running_var.lerp_((square - mean**2).clamp(min=0).float(), weight)
+        self.running_count += 1
+
+    def train(self, mode: bool = True) -> "RolloutBatchNorm2d":
+        """Sets the mode; going to evaluation mode takes over what was measured in training mode."""
+        if not mode and self._measured:
+            self._update()
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises (B, C, H, W), B ≥ 1."""
+        if self.running_count == 0:
+            self._measure(x)
+            self._update()
+        elif self.training:
+            self._measure(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class SkipProposalExtractor(BaseFeaturesExtractor):
+    """Convolutions over each latent of an episode and a GRU over the latents: the paper's SPN without its two heads.
+
+    The convolutions have 32, 24, 24, … channels, kernels 9, 5, 5, …, stride 2 and padding k // 2, each with
+    normalisation and ReLU. Their number follows from the size of the pictures, so that the last map is 24 x 8 x 8 =
+    1536: 4 for 128 px, 5 for 256 px. The GRU keeps 1536 values too. With `net_arch=[]` Stable-Baselines3 adds one
+        linear layer to the
+    logits and one to the value.
+
+    Use it with `policy_kwargs={"features_extractor_class": SkipProposalExtractor, "net_arch": [],
+    "normalize_images": False}` on `VecFrameStack(env, n_stack=N - 1, channels_order="first")`.
+
+    Args:
+        observation_space: Box of floats, (3 · n, H, W): n stacked latents, oldest first, unused ones exactly zero.
+        norm: "batch" (the paper's; see `RolloutBatchNorm2d`) or "group" (8 groups; knows no statistics).
+        image_size: side that the net is built for, a power of two of at least 32; latents of another size are resized
+            to it. None: the power of two that is nearest to the smaller side of the space.
+        hidden_size: size of the GRU's state; None: as many as the convolutions give (1536).
+        recurrent: False leaves the GRU out and gives the convolutions of the newest latent alone, for algorithms
+            with a recurrent state of their own (RecurrentPPO, on an environment that is not stacked).
+        tell_step: also give which decision of the episode it is, one-hot and about as long as the GRU's state. The
+            paper's GRU must count for itself, and while nothing but SKIP was decided every latent is the same.
+
+    Raises:
+        ConfigError: the space does not hold stacked latents, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        norm: str = "batch",
+        image_size: int | None = None,
+        hidden_size: int | None = None,
+        recurrent: bool = True,
+        tell_step: bool = False,
+    ) -> None:
+        check_space(observation_space)
+        assert observation_space.shape is not None
+        channels, height, width = observation_space.shape
+        if norm not in NORMS:
+            raise ConfigError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        if image_size is None:
+            image_size = max(MIN_SIZE, 2 ** round(math.log2(min(height, width))))
+        if image_size < MIN_SIZE or image_size & (image_size - 1):
+            raise ConfigError(f"image_size must be a power of two of at least {MIN_SIZE}, got {image_size}")
+        if hidden_size is not None and hidden_size < 1:
+            raise ConfigError(f"hidden_size must be at least 1, got {hidden_size}")
+        if tell_step and not recurrent:
+            raise ConfigError(
+                "tell_step needs the latents of the whole episode; an SPN without a GRU sees only the newest"
+            )
+
+        layers: list[nn.Module] = []
+        channels_in = 3
+        for layer in range(round(math.log2(image_size // LAST_MAP))):
+            channels_out, kernel = (32, 9) if layer == 0 else (24, 5)
+            layers += [
+                nn.Conv2d(channels_in, channels_out, kernel, stride=2, padding=kernel // 2, bias=False),
+                RolloutBatchNorm2d(channels_out) if norm == "batch" else nn.GroupNorm(8, channels_out),
+                nn.ReLU(inplace=True),
+            ]
+            channels_in = channels_out
+        with torch.no_grad():
+            shape = torch.zeros(1, 3, image_size, image_size)
+            for module in layers:
+                shape = module(shape) if isinstance(module, nn.Conv2d) else shape
+        flattened = shape.numel()
+        state_size = (hidden_size or flattened) if recurrent else flattened
+        super().__init__(observation_space, state_size + tell_step * (channels // 3))
+        self.convolutions = nn.Sequential(*layers, nn.Flatten())
+        self.gru = nn.GRUCell(flattened, state_size) if recurrent else None
+        if self.gru is not None:  # while nothing but SKIP was decided, the state alone tells the decisions apart
+            nn.init.orthogonal_(self.gru.weight_hh)
+        self.image_size = image_size
+        self.n_frames = channels // 3
+        self.state_size, self.tell_step = state_size, tell_step
+        # by thread, each of which plays episodes of its own
+        self._remembered: dict[int, DistinctFrames] = {}
+
+    def remember(self, on: bool) -> None:
+        """Starts or stops keeping what was computed from one call to the next, and forgets what was kept.
+
+        While a policy collects or plays, each call sees the frames of the one before again. Only for as long as the
+        weights stand still: switch it off (or on again) before they change. Calls that want gradients, and those of
+        other threads, neither use nor fill it.
+        """
+        self._remembered.pop(threading.get_ident(), None)
+        if on:
+            self._remembered[threading.get_ident()] = DistinctFrames(self._zeros())
+
+    def _zeros(self) -> Tensor:
+        return next(self.parameters()).new_zeros(1, self.state_size)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Features of the episodes so far.
+
+        Args:
+            observations: (B, 3 · n, H, W), frames that are zero in front of the first one that is not are padding.
+
+        Returns:
+            (B, features_dim): the GRU's state after the newest frame (zeros where there is none), and with `tell_step`
+            the number of the decision; without GRU the convolutions of the newest frame.
+        """
+        frames = frames_of(observations)
+        if self.gru is None:
+            frames = frames[:, -1:]
+        kept = None if torch.is_grad_enabled() else self._remembered.get(threading.get_ident())
+        episodes = kept or DistinctFrames(self._zeros())
+        numbers, new = episodes.index(frames, keep=kept is not None)
+        if new:
+            features = self.convolutions(resize_latents(torch.stack([frames[place] for place in new]), self.image_size))
+            if self.gru is not None:
+                features = F.linear(features, self.gru.weight_ih, self.gru.bias_ih)
+            episodes.gates = features if episodes.gates is None else torch.cat([episodes.gates, features])
+        at = [0] * len(numbers)
+        for depth in range(max(map(len, numbers))):
+            rows, inputs = episodes.grow(at, numbers, depth)
+            if rows:
+                assert episodes.gates is not None
+                state = episodes.gates[inputs]
+                if self.gru is not None:
+                    state = self._gru(state, episodes.hidden[rows])
+                episodes.hidden = torch.cat([episodes.hidden, state])
+        states = episodes.hidden[at]
+        if not self.tell_step:
+            return states
+        step = states.new_zeros(len(states), self.n_frames)
+        for b, episode in enumerate(numbers):
+            if episode:
+                step[b, len(episode) - 1] = self.state_size**0.5
+        return torch.cat([states, step], dim=1)
+
+    def _gru(self, gates: Tensor, hidden: Tensor) -> Tensor:
+        """One step of the GRU: its input, already multiplied by its weights, and the hidden state before."""
+        assert self.gru is not None
+        reset_x, update_x, new_x = gates.chunk(3, dim=1)
+        reset_h, update_h, new_h = F.linear(hidden, self.gru.weight_hh, self.gru.bias_hh).chunk(3, dim=1)
+        update = torch.sigmoid(update_x + update_h)
+        new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+        return new + update * (hidden - new)

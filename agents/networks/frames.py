@@ -1,0 +1,135 @@
+"""Stacked latents, (B, 3 · n, H, W): taking them apart again, and telling which of them are the same.
+
+`VecFrameStack` gives a policy all latents of an episode so far, oldest first, zeros in front of those of a young
+episode. Here stands whatever undoes that: how many frames a stack has, the frames themselves, the newest alone, and
+each distinct one once.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpm.util.errors import ConfigError
+
+CHANNELS = 3
+
+
+def frame_count(space: spaces.Space[Any]) -> int:
+    """How many latents an observation of a space (3 · n, H, W) holds, n."""
+    assert space.shape is not None
+    return space.shape[0] // CHANNELS
+
+
+def frames_of(stacks: Tensor) -> Tensor:
+    """The latents of stacks (B, 3 · n, H, W), oldest first: (B, n, 3, H, W)."""
+    return stacks.unflatten(1, (-1, CHANNELS))
+
+
+def newest_space(space: spaces.Space[Any]) -> spaces.Box:
+    """Space of the newest latent, (3, H, W), of a space of stacked latents (3 · n, H, W)."""
+    assert isinstance(space, spaces.Box)
+    return spaces.Box(space.low[-3:], space.high[-3:], dtype=space.dtype.type)
+
+
+def resize_latents(latents: Tensor, side: int) -> Tensor:
+    """Latents (B, 3, H, W) as an SPN for `side` pixels sees them: float32, (B, 3, side, side), antialiased."""
+    latents = latents.float()
+    if latents.shape[-2:] == (side, side):
+        return latents
+    return F.interpolate(latents, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
+def check_space(space: spaces.Space[Any]) -> None:
+    """Checks that a space holds stacked latents.
+
+    Raises:
+        ConfigError: it is no Box of floats of shape (3 · n, H, W), or the latents were stacked along the width.
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3 or space.shape[0] % 3:
+        raise ConfigError(f"the SPN needs stacked latents, a Box of shape (3 · n, H, W); got {space}")
+    if space.dtype is None or space.dtype.kind != "f":
+        raise ConfigError(f"the SPN needs latents, a Box of floats; got dtype {space.dtype}")
+    _, height, width = space.shape
+    if space.shape[0] == 3 and width > height and width % height == 0:
+        raise ConfigError(
+            f"got observations of shape {space.shape}: latents stacked along the width; "
+            'use VecFrameStack(env, n_stack, channels_order="first")'
+        )
+
+
+class DistinctFrames:
+    """Distinct frames and distinct beginnings of episodes, each computed once.
+
+    The stack of one decision holds the stack of the decision before it, so a batch of whole episodes of N - 1 decisions
+    holds every frame up to N - 1 times; SKIP, which restarts from the same latent, repeats frames as well.
+
+    Attributes:
+        gates: of each distinct frame, its input to the GRU, (number of frames, …).
+        hidden: hidden state after each distinct beginning of an episode; row 0 is the state before the first frame.
+    """
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.gates: Tensor | None = None
+        self.hidden = hidden
+        self._frames: list[NDArray[Any]] = []
+        self._by_key: dict[bytes, list[int]] = {}
+        self._nodes: dict[tuple[int, int], int] = {}
+
+    def index(self, frames: Tensor, keep: bool) -> tuple[list[list[int]], list[tuple[int, int]]]:
+        """Numbers the frames of (B, n, C, H, W).
+
+        Args:
+            frames: stacks.
+            keep: whether further calls follow; new frames are then copied, since their memory belongs to the caller.
+
+        Returns:
+            For each member the numbers of its frames, oldest first, without the zeros in front; and the places
+            (b, n) of the frames that are new.
+        """
+        flat = frames.detach().flatten(2).cpu().numpy()
+        # a few values tell frames apart; a full comparison then makes sure
+        keys = np.ascontiguousarray(flat[:, :, :: max(flat.shape[2] // 61, 1)])
+        numbers: list[list[int]] = []
+        new: list[tuple[int, int]] = []
+        for b, stack in enumerate(flat):
+            numbers.append([])
+            for n, frame in enumerate(stack):
+                key = keys[b, n]
+                if not numbers[b] and not key.any() and not frame.any():
+                    continue
+                alike = self._by_key.setdefault(key.tobytes(), [])
+                number = next((i for i in alike if (self._frames[i] == frame).all()), len(self._frames))
+                if number == len(self._frames):
+                    alike.append(number)
+                    self._frames.append(frame.copy() if keep else frame)
+                    new.append((b, n))
+                numbers[b].append(number)
+        return numbers, new
+
+    def grow(self, at: list[int], episodes: list[list[int]], depth: int) -> tuple[list[int], list[int]]:
+        """Moves each episode's place in the tree from its frame `depth` to the next, in place.
+
+        Args:
+            at: row of `hidden` that each episode has reached.
+            episodes: numbers of the frames of each.
+            depth: how many frames each has behind it; shorter episodes stay where they are.
+
+        Returns:
+            For the new rows of `hidden`: the row before, and the number of the frame.
+        """
+        rows: list[int] = []
+        numbers: list[int] = []
+        for b, episode in enumerate(episodes):
+            if len(episode) <= depth:
+                continue
+            edge = (at[b], episode[depth])
+            if edge not in self._nodes:
+                self._nodes[edge] = len(self.hidden) + len(rows)
+                rows.append(edge[0])
+                numbers.append(edge[1])
+            at[b] = self._nodes[edge]
+        return rows, numbers

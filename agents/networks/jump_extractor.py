@@ -1,0 +1,189 @@
+"""The features extractor for the jump environments, whose observations are dictionaries.
+
+How many steps a picture wants shows in its condition: smooth ones want few, textured ones many. The latent tells what
+the steps so far have made of it. Neither is ever shrunk, which would take noise and texture away: crops are looked at
+as they are.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from ddpm.util.errors import ConfigError
+
+# Crops along each side of a large condition at most.
+MOST_CROPS = 3
+# Cosines that stand for each of step, level, the gap between them and price; they tell twentieths apart.
+FREQUENCIES = 24
+
+
+def places(length: int, size: int, most: int) -> list[int]:
+    """Where crops begin along a side: as many as fill it, at most `most`, from one end to the other.
+
+    A single one in the middle.
+    """
+    count = min(max(round(length / size), 1), most)
+    if count == 1:
+        return [(length - size) // 2]
+    return [round(i * (length - size) / (count - 1)) for i in range(count)]
+
+
+def even_crops(pictures: Tensor, size: int, most: int = MOST_CROPS) -> Tensor:
+    """Evenly spread crops of pictures, in their own resolution.
+
+    Args:
+        pictures: (B, C, H, W).
+        size: side of a crop; pictures that are smaller along a side are taken whole there.
+        most: crops along each side at most.
+
+    Returns:
+        (B, K, C, min(size, H), min(size, W)).
+    """
+    height, width = (min(size, side) for side in pictures.shape[-2:])
+    rows, columns = (places(side, size, most) for side, size in zip(pictures.shape[-2:], (height, width), strict=True))
+    return torch.stack([pictures[..., y : y + height, x : x + width] for y in rows for x in columns], dim=1)
+
+
+class CropEncoder(nn.Module):
+    """Strided convolutions over a crop, then the mean and the largest value of each feature map.
+
+    Beside the colours the net sees the size of the local differences, which tells texture from smooth surfaces: the
+    features that decide about the number of steps are energies, which a small net would have to learn to square.
+
+    Args:
+        channels: of the convolutions; the first has a kernel of 5, the others of 3, all stride 2.
+        scale: the values are divided by it first.
+    """
+
+    def __init__(self, channels: Sequence[int], scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        layers: list[nn.Module] = []
+        channels_in = 5  # colours, differences of the luma to the right and below
+        for i, channels_out in enumerate(channels):
+            kernel = 5 if i == 0 else 3
+            layers += [
+                nn.Conv2d(channels_in, channels_out, kernel, stride=2, padding=kernel // 2),
+                nn.ReLU(inplace=True),
+            ]
+            channels_in = channels_out
+        self.convolutions = nn.Sequential(*layers)
+        self.features_dim = 2 * channels_in + 2
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Features (B, features_dim) of crops (B, 3, H, W)."""
+        crops = crops / self.scale
+        luma = crops.mean(dim=1, keepdim=True)
+        across = torch.diff(luma, dim=3, append=luma[..., -1:]).abs()
+        down = torch.diff(luma, dim=2, append=luma[..., -1:, :]).abs()
+        energy = torch.cat([across, down], dim=1)
+        maps = self.convolutions(torch.cat([crops, 8 * energy], dim=1)).flatten(2)
+        strength = (energy.mean(dim=(2, 3)) + 1e-3).log() + 4
+        return torch.cat([maps.mean(dim=2), maps.amax(dim=2), strength], dim=1)
+
+
+class JumpExtractor(BaseFeaturesExtractor):
+    """Features of condition, latent, step, level and price, for every algorithm with `MultiInputPolicy`.
+
+    In a batch every distinct condition and latent is encoded once: a condition stays the same for an episode, a latent
+    for as long as nothing but SKIP is decided.
+
+    Use it with `policy_kwargs={"features_extractor_class": JumpExtractor, "normalize_images": False}` on an environment
+    with `observation="dict"`.
+
+    Args:
+        observation_space: Dict with "condition" and "latent", (3, H, W), and "step", "level" and perhaps "price", (1,).
+            The latent may be missing where it is not looked at.
+        crop_size: side of the crops of condition and latent that are looked at. Of a larger condition up to 3 x 3 crops
+            are, evenly spread, and their features averaged; of the latent the one in the middle.
+        channels: of the convolutions over the condition; those over the latent have half as many.
+        see_latent: whether the latent is looked at; else the features depend on condition, step, level and price.
+
+    Raises:
+        ConfigError: the space is another one, or a setting is out of range.
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        crop_size: int = 64,
+        channels: Sequence[int] = (24, 48, 64),
+        see_latent: bool = True,
+    ) -> None:
+        needed = ["condition", *(["latent"] if see_latent else []), "step", "level"]
+        if not isinstance(observation_space, spaces.Dict) or not set(needed) <= set(observation_space.spaces):
+            raise ConfigError(
+                f"this extractor needs {', '.join(needed[:-1])} and {needed[-1]}; make the environment with "
+                f'observation="dict", got {observation_space}'
+            )
+        if crop_size < 16 or not channels or min(channels) < 2:
+            raise ConfigError(
+                f"crop_size must be at least 16 and each of channels at least 2, got {crop_size} and {list(channels)}"
+            )
+        priced = "price" in observation_space.spaces
+        condition = CropEncoder(channels)
+        latent = None
+        if see_latent:
+            bound = float(observation_space["latent"].high.max())  # type: ignore[attr-defined]
+            latent = CropEncoder([n // 2 for n in channels], bound / 4)
+        pictures = condition.features_dim + (latent.features_dim if latent is not None else 0)
+        super().__init__(observation_space, pictures + FREQUENCIES * (3 + priced))
+        self.condition, self.latent = condition, latent
+        self.crop_size = crop_size
+        self.highest_price = float(observation_space["price"].high.max()) if priced else None  # type: ignore[attr-defined]
+        self.register_buffer("frequencies", math.pi * torch.arange(FREQUENCIES), persistent=False)
+
+    def encode(self, condition: Tensor) -> Tensor:
+        """Features of conditions (B, 3, H, W); `forward` takes them in place of the conditions, (B, F)."""
+        crops = even_crops(condition.float(), self.crop_size)
+        return self.condition(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]).mean(dim=1)
+
+    def encode_latent(self, latents: Tensor) -> Tensor:
+        """Features of latents (B, 3, H, W); `forward` takes them in place of the latents, (B, F)."""
+        assert self.latent is not None, "this extractor looks at no latent"
+        return self.latent(even_crops(latents.float(), self.crop_size, most=1)[:, 0])
+
+    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """Features (B, features_dim) of observations; "condition" and "latent" may hold what was encoded already."""
+        condition = observations["condition"]
+        parts = [condition if condition.ndim == 2 else _distinct(self.encode, condition)]
+        if self.latent is not None:
+            latent = observations["latent"]
+            parts.append(latent if latent.ndim == 2 else _distinct(self.encode_latent, latent))
+        step, level = observations["step"].float(), observations["level"].float()
+        numbers = [step, level, level - step]
+        if self.highest_price is not None:
+            # told apart by the logarithm: 1 for the highest, 0 for a thousandth of it
+            share = (observations["price"].float() / self.highest_price).clamp(min=1e-3)
+            numbers.append(1 + share.log10() / 3)
+        parts += [torch.cos(self.frequencies * number) for number in numbers]
+        return torch.cat(parts, dim=1)
+
+
+def _distinct(encode: Any, pictures: Tensor) -> Tensor:
+    """`encode(pictures)`, computed once for pictures that are equal."""
+    if len(pictures) == 1:
+        return encode(pictures)
+    flat = pictures.detach().flatten(1).cpu().numpy()
+    keys = flat[:, :: max(flat.shape[1] // 61, 1)]
+    known: dict[Hashable, list[int]] = {}
+    first: list[int] = []
+    rows: list[int] = []
+    for i, key in enumerate(keys):
+        # a few values tell pictures apart; a full comparison then makes sure
+        alike = known.setdefault(key.tobytes(), [])
+        row = next((j for j in alike if (flat[first[j]] == flat[i]).all()), len(first))
+        if row == len(first):
+            alike.append(row)
+            first.append(i)
+        rows.append(row)
+    if len(first) == len(pictures):
+        return encode(pictures)
+    return encode(pictures[first])[rows]

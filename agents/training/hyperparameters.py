@@ -1,0 +1,293 @@
+"""Hyperparameters of the algorithms: the shipped files, overrides from the command line, and what they mean."""
+
+import contextlib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from agents.algorithms import RECURRENT, algorithm_class, frame_stacked, policy_alias
+from ddpm.util.checks import check_most, check_types, check_whole
+from ddpm.util.errors import ConfigError
+
+ENV_ID = "SkipDiff-v0"
+MOST_ENVS = 2**16
+# The section of an algorithm's file for each kind of observation.
+SECTIONS = {"latent": ENV_ID, "dict": "SkipDiffJump-v0"}
+# The section of what is changed where the agent chooses a number of even steps.
+EVEN_STEPS = "even_steps"
+OFF_POLICY = frozenset({"dqn", "qrdqn"})
+# On-policy algorithms that learn in minibatches.
+MINIBATCHES = frozenset({"ppo", "trpo", "recurrent-ppo"})
+# Arguments of the algorithms that are counts: with none of it they fail in the midst of a training.
+COUNTS = frozenset({"n_epochs", "batch_size", "buffer_size", "train_freq", "n_critic_updates", "cg_max_steps"})
+OPTIONAL = frozenset(
+    {"hidden_size", "spn_size", "episodes_per_minibatch", "skip_probability", "undone_price", "even_steps"}
+)
+# Arguments of the algorithms that training sets itself, or that mean nothing here.
+RESERVED = frozenset(
+    {
+        "self", "policy", "env", "n_steps", "policy_kwargs", "tensorboard_log", "verbose", "seed", "device",
+        "_init_setup_model", "use_sde", "sde_sample_freq", "rollout_buffer_class", "rollout_buffer_kwargs",
+        "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage", "stats_window_size",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Settings of one training, complete.
+
+    Attributes:
+        env_steps: decisions in all, over all environments.
+        n_envs: environments.
+        episodes_per_rollout: whole episodes of each environment between two updates (on-policy algorithms).
+        episodes_per_minibatch: whole episodes of a minibatch (PPO, TRPO's critic, RecurrentPPO); None: the rollout.
+        picture_baseline: reward an episode by how much better it came out than earlier ones on its picture; see
+            `VecPictureBaseline`.
+        normalize_decisions: normalise advantages decision by decision; see `EpisodeRolloutBuffer`.
+        undone_price: take decisions that a later SKIP undid out of the result's advantage; see
+            `EpisodeRolloutBuffer`. None: as the algorithm has it.
+        lr_schedule: "constant", or "linear": down to 0 over `env_steps`.
+        norm: normalisation of the SPN, "batch" or "group".
+        hidden_size: size of the GRU's state; None: the paper's 1536.
+        tell_step: whether the SPN is told which decision of the episode it is, see `SkipProposalExtractor`.
+        spn_size: side that the SPN is built for; None: that of the latents.
+        crop_size: side of the crops that a `JumpExtractor` looks at.
+        channels: of its convolutions.
+        see_latent: whether it looks at the latent too.
+        even_steps: numbers of even steps, such as [2, 3, 5, 7, 10]: the agent chooses one for each picture, and an
+            episode is one env step; see `VecEvenSteps`. It does not look at the latent then. None: it
+            decides at every step.
+        skip_probability: probability of SKIP before anything is learnt; None: one half. Of many decisions the last SKIP
+            alone counts, so at one half no early start is ever seen; at 1 / decisions every start is.
+        policy_kwargs: further settings of the algorithm's policy.
+        algorithm: further arguments of the algorithm.
+    """
+
+    env_steps: int = 40_000
+    n_envs: int = 16
+    episodes_per_rollout: int = 1
+    episodes_per_minibatch: int | None = None
+    picture_baseline: bool = False
+    normalize_decisions: bool = False
+    undone_price: float | None = None
+    lr_schedule: str = "constant"
+    norm: str = "batch"
+    hidden_size: int | None = None
+    spn_size: int | None = None
+    tell_step: bool = False
+    crop_size: int = 64
+    channels: Sequence[int] = (24, 48, 64)
+    see_latent: bool = True
+    even_steps: Sequence[int] | None = None
+    skip_probability: float | None = None
+    policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    algorithm: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("env_steps", "n_envs", "episodes_per_rollout"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_most(MOST_ENVS, n_envs=self.n_envs, episodes_per_rollout=self.episodes_per_rollout)
+        check_whole(**{name: value for name, value in self.algorithm.items() if name in COUNTS})
+        if self.lr_schedule not in ("constant", "linear"):
+            raise ConfigError(f"lr_schedule must be constant or linear, got {self.lr_schedule!r}")
+        if self.undone_price is not None and self.undone_price < 0:
+            raise ConfigError(f"undone_price must be at least 0, got {self.undone_price}")
+        if self.even_steps is not None and self.skip_probability is not None:
+            raise ConfigError("with even_steps there is no SKIP to have a skip_probability; leave one of them out")
+        if self.skip_probability is not None and not 0 < self.skip_probability < 1:
+            raise ConfigError(f"skip_probability must lie between 0 and 1, got {self.skip_probability}")
+        rollout = self.n_envs * self.episodes_per_rollout
+        if self.episodes_per_minibatch is not None and not 1 <= self.episodes_per_minibatch <= rollout:
+            raise ConfigError(
+                f"episodes_per_minibatch must lie in 1 … {rollout}, the episodes of a rollout, "
+                f"got {self.episodes_per_minibatch}"
+            )
+
+    def policy_settings(self, observation: str = "latent") -> dict[str, Any]:
+        """`policy_kwargs` in plain values, as an agent's configuration holds them."""
+        extractor: dict[str, Any] = {
+            "norm": self.norm,
+            "hidden_size": self.hidden_size,
+            "image_size": self.spn_size,
+            "tell_step": self.tell_step,
+        }
+        if observation == "dict":
+            extractor = {
+                "crop_size": self.crop_size, "channels": list(self.channels),
+                "see_latent": self.see_latent and self.even_steps is None,
+            }  # fmt: skip
+        return {**self.policy_kwargs, "features_extractor_kwargs": extractor}
+
+    def algorithm_settings(self, name: str, decisions: int, observation: str = "latent") -> dict[str, Any]:
+        """Arguments for the algorithm where an episode has `decisions` env steps."""
+        settings = dict(self.algorithm)
+        from stable_baselines3.common.utils import LinearSchedule
+
+        from agents.training.buffers import EpisodeReplayBuffer, EpisodeRolloutBuffer
+
+        if self.lr_schedule == "linear":
+            settings["learning_rate"] = LinearSchedule(settings["learning_rate"], 0.0, 1.0)
+        if name in OFF_POLICY:
+            own = {"replay_buffer_class": EpisodeReplayBuffer} if observation == "latent" else {}
+            return settings | own
+        settings["n_steps"] = self.episodes_per_rollout * decisions
+        if frame_stacked(name, observation):
+            settings["rollout_buffer_class"] = EpisodeRolloutBuffer
+            settings["rollout_buffer_kwargs"] = {
+                "normalize_decisions": self.normalize_decisions,
+                "undone_price": self.undone_price,
+            }
+        if name in MINIBATCHES:
+            settings["batch_size"] = decisions * (
+                self.episodes_per_minibatch or self.episodes_per_rollout * self.n_envs
+            )
+        return settings
+
+
+_OWN: dict[str, type] = {
+    "env_steps": int,
+    "n_envs": int,
+    "episodes_per_rollout": int,
+    "episodes_per_minibatch": int,
+    "picture_baseline": bool,
+    "normalize_decisions": bool,
+    "lr_schedule": str,
+    "norm": str,
+    "hidden_size": int,
+    "spn_size": int,
+    "tell_step": bool,
+    "skip_probability": float,
+    "undone_price": float,
+    "crop_size": int,
+    "channels": list,
+    "see_latent": bool,
+    "even_steps": list,
+    "policy_kwargs": dict,
+}
+
+
+def _own(algorithm: str, observation: str) -> set[str]:
+    """Which of the project's own hyperparameters an algorithm takes where it sees this kind of observation."""
+    names = set(_OWN)
+    if algorithm in OFF_POLICY:
+        names -= {"episodes_per_rollout", "skip_probability"}
+    if algorithm not in MINIBATCHES:
+        names -= {"episodes_per_minibatch"}
+    if algorithm in OFF_POLICY or not frame_stacked(algorithm, observation):
+        names -= {"normalize_decisions", "undone_price"}
+    if not frame_stacked(algorithm, observation):
+        names -= {"hidden_size", "tell_step"}
+    if algorithm == RECURRENT:  # one env step leaves nothing to remember
+        names -= {"even_steps"}
+    jumps = {"crop_size", "channels", "see_latent", "even_steps"}
+    return names - (jumps if observation == "latent" else {"norm", "spn_size"})
+
+
+def _parameters(algorithm: str) -> dict[str, Any]:
+    """Arguments of an algorithm that may be set, with their defaults."""
+    signature = inspect.signature(algorithm_class(algorithm).__init__).parameters
+    reserved = RESERVED | {"batch_size"} if algorithm in MINIBATCHES else RESERVED
+    return {name: parameter.default for name, parameter in signature.items() if name not in reserved}
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """Reads key=value pairs, the value as YAML.
+
+    Raises:
+        ConfigError: one is no such pair.
+    """
+    parsed = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"expected key=value, got {pair!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"the value of {key} is no YAML: {text!r}") from None
+        if isinstance(value, str):  # YAML 1.1 takes 3e-4 for a word
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        parsed[key.strip()] = value
+    return parsed
+
+
+def load_hyperparameters(
+    algorithm: str, overrides: Mapping[str, Any] | None = None, observation: str = "latent"
+) -> Hyperparameters:
+    """The shipped hyperparameters of an algorithm, changed.
+
+    Args:
+        algorithm: its name.
+        overrides: name → value. `policy_kwargs` are merged with the shipped ones. With `even_steps`, the shipped ones
+            are those for a single choice for each picture.
+        observation: what the environment shows, "latent" or "dict".
+
+    Raises:
+        ConfigError: the algorithm is unknown, it has no hyperparameter of a name, or a value has the wrong type or
+            range.
+    """
+    parameters = _parameters(algorithm)
+    section = SECTIONS[observation]
+    overrides = overrides or {}
+    file = files("agents.training") / "hyperparams" / f"{algorithm}.yml"
+    sections = yaml.safe_load(file.read_text(encoding="utf-8"))
+    shipped = sections[section]
+    if overrides.get("even_steps") is not None:
+        shipped = {**shipped, **sections.get(EVEN_STEPS, {})}
+    values = {**shipped, **overrides}
+    if isinstance(values.get("policy_kwargs"), dict):
+        values["policy_kwargs"] = {**shipped.get("policy_kwargs", {}), **values["policy_kwargs"]}
+    known = {*_own(algorithm, observation), *parameters}
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise ConfigError(
+            f"{algorithm} on {section} has no hyperparameter {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
+    for name, value in values.items():
+        expected = _OWN[name] if name in _OWN else type(parameters[name])
+        if name == "max_grad_norm":  # whole only in the defaults of DQN
+            expected = float
+        optional = name in OPTIONAL or parameters.get(name, 0) is None
+        if not _fits(value, expected, optional):
+            raise ConfigError(f"{name} must be {_describe(expected)}, got {value!r}")
+    _check_policy_kwargs(algorithm, values.get("policy_kwargs", {}), observation)
+    own = {name: values.pop(name) for name in list(values) if name in _OWN}
+    return Hyperparameters(**own, algorithm=values)
+
+
+def _fits(value: Any, expected: type, optional: bool) -> bool:
+    if value is None:
+        return optional
+    if expected is type(None):  # a number that is switched off by None
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+
+
+def _describe(expected: type) -> str:
+    return {int: "a whole number", bool: "true or false", str: "a word", dict: "a mapping", list: "a list"}.get(
+        expected, "a number"
+    )
+
+
+def _check_policy_kwargs(algorithm: str, policy_kwargs: Mapping[str, Any], observation: str) -> None:
+    policy_class = algorithm_class(algorithm).policy_aliases[policy_alias(algorithm, observation)]
+    known = inspect.signature(policy_class.__init__).parameters.keys() - {
+        "self", "observation_space", "action_space", "lr_schedule", "features_extractor_class", "normalize_images",
+        "features_extractor_kwargs", "optimizer_class", "use_sde", "log_std_init", "full_std", "use_expln",
+        "squash_output", "activation_fn",
+    }  # fmt: skip
+    unknown = sorted(policy_kwargs.keys() - known)
+    if unknown:
+        raise ConfigError(
+            f"the policy of {algorithm} has no setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )

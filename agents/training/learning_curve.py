@@ -1,0 +1,66 @@
+"""The learning curve of a run: what its agent achieved at each evaluation, in `evaluations.csv`."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ddpm.util.errors import ConfigError
+from ddpm.util.files import atomic_path
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What an agent achieves on the evaluation's pictures, each under each noise seed; one line of the learning curve.
+
+    Attributes:
+        env_steps: decisions it had learnt from.
+        episodes: the same in episodes.
+        seconds: wall time of training until then, without the evaluations.
+        reward: mean over pictures and noises.
+        regret: mean distance from the best start of each picture and noise; NaN if that is not known.
+        start: mean start of the surviving chain.
+        skips: share of decisions that were SKIP.
+        nfe: mean UNet forwards, coarse and fine.
+        best_fixed_reward: reward of the best fixed start on the same pictures; NaN if not known.
+        oracle_reward: mean reward of the best starts; NaN if not known.
+    """
+
+    env_steps: int
+    episodes: int
+    seconds: float
+    reward: float
+    regret: float
+    start: float
+    skips: float
+    nfe: float
+    best_fixed_reward: float
+    oracle_reward: float
+
+
+def write_curve(curve: Sequence[CurvePoint], path: Path) -> None:
+    """Writes evaluations as CSV."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(asdict(curve[0])))
+        writer.writeheader()
+        writer.writerows(asdict(evaluation) for evaluation in curve)
+
+
+def read_curve(path: Path) -> list[CurvePoint]:
+    """Reads what `write_curve` wrote.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                CurvePoint(
+                    **{k: int(v) if k in ("env_steps", "episodes") else float(v) for k, v in row.items()}  # type: ignore[arg-type]
+                )
+                for row in csv.DictReader(file)
+            ]
+    except FileNotFoundError:
+        raise ConfigError(f"no such file: {path}; it is written at the first evaluation of a run") from None
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is no learning curve ({error})") from None

@@ -1,0 +1,455 @@
+"""Training of agents (step 2 of the paper) with Stable-Baselines3, and what a run leaves behind.
+
+A run's folder holds `config.json` and `versions.json`, `best/` and `agent/` (the best and the last agent), `state.zip`
+(Stable-Baselines3's own state) and `state-STEPS.pkl` (environments, buffer and random generators), for going on,
+`evaluations.csv` (the learning curve), `outcomes.npz` (what every start, or every number of even steps, gives on the
+pictures of the evaluation) and TensorBoard's files.
+"""
+
+import math
+import pickle
+import random
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from agents.agent import Agent, AgentConfig, policy_settings
+from agents.algorithms import algorithm_class, frame_stacked, policy_alias
+from agents.training.config import STATE, AgentTrainingConfig
+from agents.training.evaluator import Evaluator, tabulate
+from agents.training.even_outcomes import Outcomes
+from agents.training.even_steps import INVALID
+from agents.training.hyperparameters import OFF_POLICY
+from agents.training.learning_curve import CurvePoint, read_curve, write_curve
+from agents.training.vec_env import VecEvenSteps, VecPictureBaseline, check_buffer, get_state, make_env, set_state
+from ddpm.checkpoints import check_device
+from ddpm.training.runs import check_new_run, lock_run, start_run
+from ddpm.util.errors import CheckpointError, ConfigError
+from ddpm.util.files import atomic_path
+from ddpm.util.progress import progress
+from skipdiff_env.config import TaskConfig
+from skipdiff_env.episode import StartOutcomes
+from skipdiff_env.memo import Memo
+from skipdiff_env.refinement import Action
+from skipdiff_env.task import Task
+
+# Episodes that the logged means are taken over.
+WINDOW = 100
+
+
+class TrainingCallback(BaseCallback):
+    """Bar, TensorBoard, evaluations, agents and state of a run.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        evaluator: plays the evaluation's pictures.
+        agent_config: of the agents to be saved.
+        rewards: rewards of every start, (pictures, noises, N), by which the regret of training episodes is known.
+        curve: evaluations of the run so far.
+        bar: shows the progress.
+    """
+
+    def __init__(
+        self,
+        config: AgentTrainingConfig,
+        folder: Path,
+        evaluator: Evaluator,
+        agent_config: AgentConfig,
+        rewards: NDArray[np.float64] | None,
+        curve: list[CurvePoint],
+        bar: "tqdm[Any]",
+    ) -> None:
+        super().__init__()
+        self.bar = bar
+        self.config, self.folder, self.evaluator, self.agent_config = config, folder, evaluator, agent_config
+        self.rewards, self.curve = rewards, curve
+        self.window: dict[str, deque[float]] = {}
+        self.began = time.perf_counter()
+        self.earlier = curve[-1].seconds if curve else 0.0
+        self.evaluating = 0.0
+        self.evaluated = curve[-1].env_steps if curve else -1
+        self.began_at = 0
+        self.stopping = False
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training, without the evaluations."""
+        return self.earlier + time.perf_counter() - self.began - self.evaluating
+
+    def agent(self) -> Agent:
+        """The agent as it is now."""
+        training = {**self.agent_config.training, "env_steps": self.num_timesteps}
+        return Agent(replace(self.agent_config, training=training), self.model.policy)
+
+    def _on_rollout_start(self) -> None:
+        if self.evaluated < 0 or self.due:
+            self.evaluate()
+        late = self.config.minutes is not None and self.seconds >= 60 * self.config.minutes
+        if self.stopping or (late and self.num_timesteps > self.began_at):
+            raise _StoppedError
+        if isinstance(self.model, OnPolicyAlgorithm):
+            self._remember(True)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for another evaluation."""
+        return self.num_timesteps >= self.evaluated + self.config.eval_every * self.agent_config.env_steps
+
+    def _remember(self, on: bool) -> None:
+        if self.config.observation == "latent":
+            self.agent().extractor.remember(on)
+
+    def _on_training_start(self) -> None:
+        self.began_at = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        self.bar.update(self.training_env.num_envs)
+        if self.agent_config.even_steps is None:
+            self._add("skips", float(np.mean(self.locals["actions"])))
+        for done, info in zip(self.locals["dones"], self.locals["infos"], strict=True):
+            if done:
+                self._ended(info)
+        return True
+
+    def _ended(self, info: Mapping[str, Any]) -> None:
+        reward = float(info["episode"]["r"])
+        self._add("reward", reward)
+        self._add("start", info["start"])
+        self._add("nfe", info["nfe"])
+        if self.rewards is not None:
+            self._add("regret", self.rewards[info["image_index"], info["noise_seed"]].max() - reward)
+
+    def _add(self, name: str, value: float) -> None:
+        self.window.setdefault(name, deque(maxlen=WINDOW)).append(value)
+
+    def _on_rollout_end(self) -> None:
+        means = {name: float(np.mean(values)) for name, values in self.window.items()}
+        if isinstance(self.model, OnPolicyAlgorithm):
+            self._remember(False)
+            # the mean of -log p over what was drawn estimates the entropy without bias
+            means["entropy"] = -float(self.model.rollout_buffer.log_probs.mean())
+        for name, value in means.items():
+            self.logger.record(f"rollout/{name}", value)
+        shown: dict[str, object] = {k: f"{means[k]:.4g}" for k in ("reward", "regret", "start") if k in means}
+        self.bar.set_postfix(shown, refresh=False)
+
+    def evaluate(self) -> None:
+        """Evaluates, extends the learning curve, and saves the agents and the state."""
+        began = time.perf_counter()
+        agent = self.agent()
+        evaluation = self.evaluator(agent, self.num_timesteps, self.seconds)
+        best = max((e.reward for e in self.curve), default=-np.inf)
+        self.curve.append(evaluation)
+        self.evaluated = self.num_timesteps
+        for name, value in asdict(evaluation).items():
+            if name not in ("env_steps", "episodes", "seconds"):
+                self.logger.record(f"eval/{name}", value)
+        self.logger.dump(self.num_timesteps)
+        write_curve(self.curve, self.folder / "evaluations.csv")
+        known = {name: value for name, value in asdict(evaluation).items() if not math.isnan(value)}  # JSON has no NaN
+        agent = Agent(replace(agent.config, training={**agent.config.training, "evaluation": known}), agent.policy)
+        agent.save(self.folder / "agent")
+        if evaluation.reward > best:
+            agent.save(self.folder / "best")
+        self.save_state()
+        text = f"{evaluation.episodes} episodes, {evaluation.seconds:.0f} s: reward {evaluation.reward:.4f}"
+        if self.evaluator.outcomes is not None:
+            fixed = "start" if isinstance(self.evaluator.outcomes, StartOutcomes) else "number of steps"
+            text += f" (best fixed {fixed} {evaluation.best_fixed_reward:.4f}, oracle {evaluation.oracle_reward:.4f})"
+        tqdm.write(f"{text}, mean start {evaluation.start:.2f}, {evaluation.nfe:.1f} forwards")
+        self.evaluating += time.perf_counter() - began
+
+    def save_state(self) -> None:
+        """Saves what a run needs to go on exactly as if it had never stopped."""
+        state = {
+            "env": get_state(self.training_env),
+            "replay_buffer": getattr(self.model, "replay_buffer", None),
+            "lstm_states": getattr(self.model, "_last_lstm_states", None),
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),  # noqa: NPY002  # what Stable-Baselines3 draws from
+            "torch": torch.get_rng_state(),
+        }
+        path = _state_file(self.folder, self.num_timesteps)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            pickle.dump(state, file)
+        with atomic_path(self.folder / STATE) as temporary:
+            self.model.save(temporary)
+        for other in self.folder.glob("state-*.pkl"):  # those of earlier states
+            if other != path:
+                other.unlink()
+
+
+class _StoppedError(Exception):
+    """Training stops between two rollouts, where its state is whole."""
+
+
+def _state_file(folder: Path, env_steps: int) -> Path:
+    return folder / f"state-{env_steps}.pkl"
+
+
+@contextmanager
+def _interruptible(callback: TrainingCallback) -> Iterator[None]:
+    """Lets Ctrl-C stop training at the end of a rollout; a second one stops it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if callback.stopping:
+            raise KeyboardInterrupt
+        callback.stopping = True
+        tqdm.write("stops after this rollout; press Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _cache(config: AgentTrainingConfig, task: Task, noise_seeds: int | None) -> int:
+    """Bytes for remembered latents: as many as all (picture, noise) pairs need, at most a third of what is free."""
+    if config.cache_mb is not None:
+        return int(config.cache_mb * 2**20)
+    N, side = task.plan.first, task.config.image_size
+    free = psutil.virtual_memory().available // 3
+    if noise_seeds is None:
+        return min(2**29, free)
+    # N (N + 1) / 2 + 1 latents, target and condition, and what the entries cost beside them
+    return min(int(1.1 * len(task.pictures) * noise_seeds * (N * (N + 1) / 2 + 4) * 12 * side**2), free)
+
+
+def _env_steps(config: AgentTrainingConfig, env: VecEnv) -> int:
+    """Env steps of an episode."""
+    return 1 if config.hyperparameters.even_steps is not None else env.unwrapped.get_attr("decisions")[0]
+
+
+def describe_buffer(config: AgentTrainingConfig, env: VecEnv) -> str:
+    """Checks and describes the memory of the rollout or replay buffer; see `agents.training.vec_env.check_buffer`."""
+    h = config.hyperparameters
+    settings = h.algorithm_settings(config.algorithm, _env_steps(config, env), config.observation)
+    if config.algorithm in OFF_POLICY:
+        return check_buffer(
+            "replay buffer", env.observation_space, int(settings["buffer_size"]), 2 * int(settings["batch_size"]),
+            "lower -p buffer_size=… or -p batch_size=…, or take --obs-dtype float16", twice=True,
+        )  # fmt: skip
+    size = h.n_envs * int(settings["n_steps"])
+    return check_buffer(
+        "rollout buffer", env.observation_space, size, min(size, int(settings.get("batch_size", size))),
+        "lower -p n_envs=… or -p episodes_per_rollout=…, or take --obs-dtype float16",
+    )  # fmt: skip
+
+
+def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
+    """The algorithm, untrained, on an environment of `make_env`."""
+    h = config.hyperparameters
+    seen = config.observation
+    settings = h.algorithm_settings(config.algorithm, _env_steps(config, env), seen)
+    algorithm: Any = algorithm_class(config.algorithm)
+    policy_kwargs = policy_settings(config.algorithm, h.policy_settings(seen), seen)
+    try:
+        model = algorithm(
+            policy_alias(config.algorithm, seen), env, policy_kwargs=policy_kwargs, seed=config.seed,
+            device=config.device, **settings,
+        )  # fmt: skip
+    except ConfigError:
+        raise
+    except Exception as error:  # of odd settings, algorithms raise nearly anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"{config.algorithm} does not take these hyperparameters ({type(error).__name__}: {reason})"
+        ) from None
+    if h.skip_probability is not None:
+        with torch.no_grad():
+            model.policy.action_net.bias[Action.SKIP] += math.log(h.skip_probability / (1 - h.skip_probability))
+    return model
+
+
+def train_agent(
+    config: AgentTrainingConfig, folder: Path, resume: bool = False, memory: tuple[Memo, Memo] | None = None
+) -> Path:
+    """Trains an agent.
+
+    Args:
+        config: settings.
+        folder: of the run.
+        resume: go on with the run in `folder`.
+        memory: where the transitions on the pictures of the training and of the evaluation are remembered, so that
+            another run on the same pictures, with another seed or other hyperparameters, need not compute them again.
+
+    Returns:
+        Folder of the best agent.
+
+    Raises:
+        ConfigError: the folder holds a run already, a setting does not fit, or memory is short.
+        CheckpointError: the checkpoint, or the state to go on from, is unknown or damaged.
+    """
+    check_new_run(folder, resume)
+    check_device(config.device)
+    h = config.hyperparameters
+    noise_seeds = config.env.get("noise_seeds")
+    env = make_env(
+        h.n_envs,
+        frame_stack=frame_stacked(config.algorithm, config.observation),
+        latent_size=h.spn_size,
+        seed=config.seed,
+        device=config.device,
+        cache_dir=config.cache_dir,
+        **config.env,
+    )
+    if h.even_steps is not None:
+        env = VecEvenSteps(env, h.even_steps)
+    if h.picture_baseline:
+        env = VecPictureBaseline(env)
+    task: Task = env.unwrapped.get_attr("task")[0]
+    tqdm.write(describe_buffer(config, env))
+    if memory is not None:
+        task.remember_in(memory[0])
+    task.memo.capacity = _cache(config, task, noise_seeds)
+
+    if config.eval_images is None:
+        evaluated = task
+    else:
+        settings = {**config.env, "images": list(config.eval_images), "split": None}
+        evaluated = Task(TaskConfig.of({**settings, "device": config.device, "cache_dir": config.cache_dir}))
+        if memory is not None:
+            evaluated.remember_in(memory[1])
+        evaluated.memo.capacity = _cache(config, evaluated, config.eval_noise_seeds)
+    evaluator = Evaluator(evaluated, config.eval_noise_seeds, config.oracle, config.eval_first_seed)
+    rewards = None
+    if task.plan.skip_mode == "restart":
+        if config.warm_cache:
+            assert noise_seeds is not None, "the configuration refuses it"
+            rewards = tabulate(task, range(noise_seeds)).rewards
+        elif (
+            isinstance(evaluator.outcomes, StartOutcomes)
+            and evaluated is task
+            and noise_seeds is not None
+            and noise_seeds <= config.eval_noise_seeds
+            and config.eval_first_seed == 0
+        ):
+            rewards = evaluator.outcomes.rewards
+
+    agent_config = _agent_config(config, env, task)
+    with lock_run(folder):
+        begun = (folder / STATE).exists()
+        fresh = None if begun else make_model(config, env)  # refuses settings before anything is written
+        start_run(folder, asdict(config), task.pictures.digest(), begun)
+        model, curve = _resumed(config, folder, env) if fresh is None else (fresh, [])
+        _write_outcomes(folder / "outcomes.npz", evaluator.outcomes)
+        purge_step = model.num_timesteps + 1 if begun else None
+        place = str(folder / "tensorboard")
+        model.set_logger(Logger(place, [_TensorBoard(place, purge_step)]))
+        title = f"train-agent {config.algorithm}"
+        with progress(total=h.env_steps, initial=model.num_timesteps, desc=title, unit="step") as bar:
+            callback = TrainingCallback(config, folder, evaluator, agent_config, rewards, curve, bar)
+            _learn(model, callback, h.env_steps - model.num_timesteps, begun)
+    env.close()
+    return folder / "best"
+
+
+def _learn(model: Any, callback: TrainingCallback, left: int, begun: bool) -> None:
+    """Trains for so many decisions, or until the callback stops it."""
+    if left <= 0:
+        return
+    interval = {} if callback.config.algorithm in OFF_POLICY else {"log_interval": 1}
+    try:
+        with _interruptible(callback), suppress(_StoppedError):
+            model.learn(left, callback, reset_num_timesteps=not begun, **interval)
+    except ValueError as error:  # of distributions
+        if INVALID not in str(error):
+            raise
+        raise ConfigError(
+            f"after {model.num_timesteps} decisions the policy gives numbers that are not finite; train with a lower "
+            "-p learning_rate"
+        ) from None
+    if callback.stopping:
+        callback.save_state()
+        raise KeyboardInterrupt
+    if callback.evaluated < model.num_timesteps:
+        callback.evaluate()
+
+
+class _TensorBoard(TensorBoardOutputFormat):
+    """TensorBoard's files, in which what was logged from `purge_step` on, before a run was killed, no longer counts."""
+
+    def __init__(self, folder: str, purge_step: int | None) -> None:
+        self.writer = SummaryWriter(folder, purge_step=purge_step)
+        self._is_closed = False
+
+
+def _write_outcomes(path: Path, outcomes: StartOutcomes | Outcomes | None) -> None:
+    if isinstance(outcomes, Outcomes):
+        outcomes.save(path)
+    elif outcomes is not None:
+        with atomic_path(path) as temporary:
+            np.savez(temporary, rewards=outcomes.rewards, **outcomes.metrics)  # type: ignore[arg-type]
+
+
+def _agent_config(config: AgentTrainingConfig, env: VecEnv, task: Task) -> AgentConfig:
+    """The configuration of the run's agents."""
+    space, own = env.observation_space, task.observation_space
+    if isinstance(own, spaces.Dict):
+        space = own = own["latent"]
+    assert space.shape is not None
+    assert isinstance(own, spaces.Box)
+    return AgentConfig(
+        config.algorithm, task.decisions, space.shape[-1], float(own.high.max()), task.plan,
+        config.hyperparameters.policy_settings(config.observation), _record(config), config.observation,
+        task.config.price_range if config.observation == "dict" else None,
+        None if config.hyperparameters.even_steps is None else tuple(config.hyperparameters.even_steps),
+    )  # fmt: skip
+
+
+def _record(config: AgentTrainingConfig) -> dict[str, Any]:
+    """What an agent's configuration says about its training."""
+    env = {key: value for key, value in config.env.items() if key != "images"}
+    return {
+        "env": {**env, "checkpoint": str(env.get("checkpoint"))},
+        "hyperparameters": asdict(config.hyperparameters),
+        "seed": config.seed,
+    }
+
+
+def _resumed(config: AgentTrainingConfig, folder: Path, env: VecEnv) -> tuple[Any, list[CurvePoint]]:
+    """The model and the learning curve of a run that goes on."""
+    try:
+        model: Any = algorithm_class(config.algorithm).load(
+            folder / STATE, env=env, device=config.device, force_reset=False
+        )
+    except Exception as error:  # pickles raise anything
+        raise CheckpointError(f"{folder / STATE} is damaged ({error}); start a new run") from None
+    curve = read_curve(folder / "evaluations.csv")
+    path = _state_file(folder, model.num_timesteps)
+    try:
+        state = pickle.loads(path.read_bytes())
+        set_state(env, state["env"])
+    except Exception as error:  # pickles raise anything
+        raise CheckpointError(f"{path} is missing or damaged ({error}); start a new run") from None
+    if state["replay_buffer"] is not None:
+        model.replay_buffer = state["replay_buffer"]
+    if state["lstm_states"] is not None:
+        model._last_lstm_states = state["lstm_states"]
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002  # what Stable-Baselines3 draws from
+    torch.set_rng_state(state["torch"])
+    return model, [evaluation for evaluation in curve if evaluation.env_steps <= model.num_timesteps]

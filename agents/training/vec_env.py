@@ -1,0 +1,465 @@
+"""SkipDiff-v0 as a `VecEnv` of Stable-Baselines3, and the one way to make it for training, evaluation and play."""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import psutil
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from agents.networks.frames import resize_latents
+from agents.training.even_outcomes import EVEN_NUMBERS, check_numbers
+from ddpm.schedule import even_levels
+from ddpm.util.errors import ConfigError
+from skipdiff_env.rules import Action, InvalidActionError
+from skipdiff_env.task import Task
+from skipdiff_env.vector_env import SkipDiffVectorEnv
+
+# Attributes of the batched environment that are a list with one entry for each environment.
+ONE_EACH = frozenset({"sr", "np_random", "np_random_seed", "reward_failures"})
+# Methods of the batched environment that give one result for each environment.
+ONE_RESULT_EACH = frozenset({"render", "action_masks"})
+# Far above the rounding of a reward, far below the differences between rewards.
+ROUNDING = 1e-6
+# What a VecEnv does itself, for all environments at once.
+OWN_CALLS = frozenset({"reset", "step", "close"})
+
+
+class SkipDiffVecEnv(VecEnv):
+    """The batched environment behind the interface of Stable-Baselines3.
+
+    Environments whose episode ends are reset in the same step: `step` returns the first observation of the next
+    episode, and `infos[i]` holds the last `info` of the old one, its last observation as `terminal_observation`, and
+    `TimeLimit.truncated`, always False. `info` of the new episode is in `reset_infos`.
+
+    All environments share one object: `get_attr` gives its attribute (or that of its task) once for each, `env_method`
+    calls it once and gives the result once for each, and `set_attr` sets it for all.
+
+    Args:
+        env: the batched environment, with `autoreset_mode="SameStep"`.
+
+    Raises:
+        ConfigError: the environment resets in another way.
+    """
+
+    def __init__(self, env: SkipDiffVectorEnv) -> None:
+        if env.autoreset_mode != AutoresetMode.SAME_STEP:
+            raise ConfigError(
+                "Stable-Baselines3 resets in the step that ends an episode; make the environment with "
+                f'autoreset_mode="SameStep", got {env.autoreset_mode.value!r}'
+            )
+        self.env = env
+        self._actions: NDArray[Any] | None = None
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    @property
+    def task(self) -> Task:
+        """Pictures, process and reward behind all environments."""
+        return self.env.task
+
+    @property
+    def spec(self) -> Any:
+        """The environment's specification, if Gymnasium made it."""
+        return self.env.spec
+
+    def reset(self) -> NDArray[np.floating]:
+        """Starts an episode in every environment, with what `seed` and `set_options` asked for."""
+        names = dict.fromkeys(name for options in self._options for name in options)
+        options = {name: [options.get(name) for options in self._options] for name in names}
+        observations, infos = self.env.reset(seed=self._seeds, options=options)
+        self.reset_infos = [_one_info(infos, i) for i in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
+        return observations
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Takes the actions (num_envs,) that `step_wait` will perform."""
+        self._actions = np.asarray(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Performs the actions; see the class."""
+        assert self._actions is not None, "step_wait() without step_async()"
+        observations, rewards, terminated, _, infos = self.env.step(self._actions)
+        self._actions = None
+        each = []
+        for i in range(self.num_envs):
+            info = _one_info(infos, i)
+            if terminated[i]:
+                last, final = info.pop("final_obs"), info.pop("final_info")
+                self.reset_infos[i] = info
+                info = {**final, "terminal_observation": last}
+            each.append({**info, "TimeLimit.truncated": False})
+        return observations, rewards.astype(np.float32), terminated, each
+
+    def close(self) -> None:
+        """Closes the batched environment."""
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of the batched environment or of its task, for each index."""
+        at = list(self._get_indices(indices))
+        if attr_name in ("observation_space", "action_space"):
+            attr_name = f"single_{attr_name}"
+        value = getattr(self._owner(attr_name), attr_name)
+        return [value[i] for i in at] if attr_name in ONE_EACH else [value] * len(at)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Sets an attribute of the batched environment or of its task.
+
+        Raises:
+            ConfigError: it is meant for some of the environments only.
+        """
+        if len(set(self._get_indices(indices))) != self.num_envs or attr_name in ONE_EACH:
+            raise ConfigError(f"the environments are one object; {attr_name} can only be set for all of them alike")
+        setattr(self._owner(attr_name), attr_name, value)
+
+    def _owner(self, attr_name: str) -> Any:
+        return self.env.task if not hasattr(self.env, attr_name) and hasattr(self.env.task, attr_name) else self.env
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Calls a method of the batched environment once; its result, or each environment's own, for each index.
+
+        Raises:
+            ConfigError: `reset`, `step` and `close` are for the VecEnv itself, which does them for all at once.
+        """
+        if method_name in OWN_CALLS:
+            raise ConfigError(f"call {method_name}() of the VecEnv instead, which does it for all environments")
+        at = list(self._get_indices(indices))
+        result = getattr(self._owner(method_name), method_name)(*method_args, **method_kwargs)
+        own = method_name in ONE_RESULT_EACH and result is not None
+        return [result[i] for i in at] if own else [result] * len(at)
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """False for each index: the environments have no wrappers of their own."""
+        return [False for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        """A frame for each environment, (height, width, 3)."""
+        return list(self.env.render() or [None] * self.num_envs)
+
+
+def _one_info(infos: Mapping[str, Any], i: int) -> dict[str, Any]:
+    """The `info` of one environment, out of Gymnasium's arrays and their masks ("_key")."""
+    info = {}
+    for key, values in infos.items():
+        mask = infos.get(f"_{key}")
+        if key.startswith("_") or (mask is not None and not mask[i]):
+            continue
+        if isinstance(values, Mapping):
+            info[key] = _one_info(values, i)
+        else:
+            info[key] = values[i].item() if isinstance(values[i], np.generic) else values[i]
+    return info
+
+
+class _Picklable:
+    """A wrapper of Stable-Baselines3 that can be pickled: it leaves out what was read off its class."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "class_attributes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.class_attributes = dict(inspect.getmembers(type(self)))
+
+
+class _FrameStack(_Picklable, VecFrameStack):
+    STATE = ("stacked_obs",)
+
+
+class _Monitor(_Picklable, VecMonitor):
+    STATE = ("episode_returns", "episode_lengths", "episode_count")
+
+
+class VecPictureBaseline(_Picklable, VecEnvWrapper):
+    """Gives as reward how much better an episode came out than earlier ones on the same picture.
+
+    Pictures differ far more in quality than the starts of one picture do, and a value function needs thousands of
+    episodes to tell them apart; until then the policy gradient is mostly noise. Here the running mean of a picture's
+    rewards is taken off its reward, and the difference divided by its running standard deviation over all pictures.
+    Where each episode has a price of its own, both are what they would be for episodes of that price. What is best for
+    a picture stays best. Rewards in `info["episode"]` and `info["metrics"]` remain what they are.
+
+    Args:
+        venv: environment of `make_env`.
+        memory: how many of a picture's latest rewards the mean stands for; ten times as many, over all
+            pictures, the deviation.
+    """
+
+    STATE = ("_means", "_moments")
+
+    def __init__(self, venv: VecEnv, memory: int = 20) -> None:
+        super().__init__(venv)
+        self.memory = memory
+        # picture → episodes, mean of (reward without the price of forwards, forwards)
+        self._means: dict[int, tuple[int, NDArray[np.float64]]] = {}
+        # second moments of the differences from these means
+        self._moments: tuple[int, NDArray[np.float64]] = (0, np.zeros((2, 2)))
+
+    def reset(self) -> VecEnvObs:
+        """As the environment does."""
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Replaces the rewards of episodes that end; the others are 0 and stay so."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        rewards = rewards.copy()
+        for i in np.flatnonzero(dones):
+            rewards[i] = self._relative(float(rewards[i]), infos[i])
+        return observations, rewards, dones, infos
+
+    def _relative(self, reward: float, info: Mapping[str, Any]) -> float:
+        picture, price, nfe = int(info["image_index"]), float(info["nfe_penalty"]), float(info["nfe"])
+        came_out = np.array([reward + price * nfe, nfe])
+        seen, mean = self._means.get(picture, (0, came_out))
+        difference = came_out - mean
+        self._means[picture] = seen + 1, mean + difference / min(seen + 1, self.memory)
+        if seen == 0:
+            return 0.0
+        count, moments = self._moments
+        moments = moments + (np.outer(difference, difference) - moments) / min(count + 1, 10 * self.memory)
+        self._moments = count + 1, moments
+        weights = np.array([1.0, -price])
+        variance = float(weights @ moments @ weights)
+        return float(weights @ difference) / (math.sqrt(max(variance, 0.0)) + ROUNDING)
+
+
+class VecEvenSteps(_Picklable, VecEnvWrapper):
+    """One env step is an episode: an action says how many even steps its picture gets.
+
+    Without it, an algorithm must find out which of 19 decisions led to a result. With it, there is a single decision,
+    so the problem is a contextual bandit: action k enlarges the picture by numbers[k] even steps of the sampler, which
+    `ddpm.schedule.even_levels` spaces. Observations do not contain the latent, which is pure noise when the choice is
+    made.
+
+    Example:
+        ```python
+        env = gym.make_vec("skipdiff_env:SkipDiffJump-v0", num_envs=16, autoreset_mode="SameStep")
+        model = PPO("MultiInputPolicy", VecEvenSteps(SkipDiffVecEnv(env)), n_steps=64)
+        ```
+
+    Args:
+        venv: a `SkipDiffVecEnv` with `skip_mode="jump"` and `observation="dict"`.
+        numbers: of even steps, rising, each 1 … N. None: those of 2, 3, 5, 7 and 10 that are at most N.
+
+    Raises:
+        ConfigError: the environment is another one, or the numbers are out of range.
+    """
+
+    def __init__(self, venv: VecEnv, numbers: Sequence[int] | None = None) -> None:
+        task = getattr(venv, "task", None)
+        if not isinstance(task, Task) or task.plan.skip_mode != "jump" or task.config.observation != "dict":
+            found: Any = venv
+            if task is not None:
+                found = f"skip_mode={task.plan.skip_mode!r} and observation={task.config.observation!r}"
+            raise ConfigError(
+                f'VecEvenSteps needs a SkipDiffVecEnv with skip_mode="jump" and observation="dict", got {found}'
+            )
+        first = task.plan.first
+        chosen = [n for n in EVEN_NUMBERS if n <= first] if numbers is None else numbers
+        self.numbers = check_numbers("numbers", chosen, first)
+        inner = venv.observation_space
+        assert isinstance(inner, spaces.Dict)
+        self.shown = [key for key in inner.spaces if key != "latent"]
+        space = spaces.Dict({key: inner[key] for key in self.shown})
+        super().__init__(venv, space, spaces.Discrete(len(self.numbers)))
+        # for each number, what is decided at each of the steps N, …, 2
+        visited = np.array([np.isin(np.arange(first - 1, 0, -1), even_levels(first, n)) for n in self.numbers])
+        self._decisions = np.where(visited, int(Action.DENOISE), int(Action.SKIP))
+        self._actions = np.zeros(self.num_envs, dtype=np.int64)
+
+    def _filtered(self, observations: Any) -> dict[str, NDArray[np.floating]]:
+        return {key: observations[key] for key in self.shown}
+
+    def reset(self) -> VecEnvObs:
+        """As the environment does."""
+        return self._filtered(self.venv.reset())
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """As the environment does, but for the masks of the actions, all of which are possible."""
+        if method_name == "action_masks":
+            return [np.ones(len(self.numbers), dtype=np.bool_) for _ in self._get_indices(indices)]
+        return self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Takes the actions (num_envs,), places of numbers of steps, that `step_wait` will perform.
+
+        Raises:
+            InvalidActionError: one is out of range, or no whole number.
+        """
+        self._actions = np.asarray(actions)
+        whole = np.issubdtype(self._actions.dtype, np.integer)
+        if not whole or ((self._actions < 0) | (self._actions >= len(self.numbers))).any():
+            raise InvalidActionError(f"actions must be whole numbers in 0 … {len(self.numbers) - 1}, got {actions!r}")
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Plays an episode in every environment."""
+        for decisions in self._decisions[self._actions].T:
+            observations, rewards, dones, infos = self.venv.step(decisions)
+        for info in infos:
+            info["terminal_observation"] = self._filtered(info["terminal_observation"])
+        return self._filtered(observations), rewards, dones, infos
+
+
+class VecResizeLatents(_Picklable, VecEnvWrapper):
+    """Shows latents at the size an SPN is built for: stacks and buffers then hold no pixel that the SPN does not see.
+
+    Args:
+        venv: environment whose observations are single latents, (3, H, W).
+        side: side of the latents that are shown.
+    """
+
+    def __init__(self, venv: VecEnv, side: int) -> None:
+        space = venv.observation_space
+        assert isinstance(space, spaces.Box)
+        # weights of antialiasing are positive and add up to 1, so the bounds hold
+        self.side, self.dtype = side, space.dtype
+        bounds = float(space.low.min()), float(space.high.max())
+        super().__init__(venv, spaces.Box(*bounds, (3, side, side), space.dtype.type))
+
+    def _resize(self, latents: NDArray[np.floating]) -> NDArray[np.floating]:
+        return resize_latents(torch.as_tensor(latents), self.side).numpy().astype(self.dtype, copy=False)
+
+    def reset(self) -> VecEnvObs:
+        """As the environment does."""
+        observations = self.venv.reset()
+        assert isinstance(observations, np.ndarray)
+        return self._resize(observations)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Resizes the observations, and the last ones of episodes that end."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        assert isinstance(observations, np.ndarray)
+        for i in np.flatnonzero(dones):
+            infos[i]["terminal_observation"] = self._resize(infos[i]["terminal_observation"][None])[0]
+        return self._resize(observations), rewards, dones, infos
+
+
+def make_env(
+    num_envs: int = 16,
+    *,
+    frame_stack: bool = True,
+    latent_size: int | None = None,
+    seed: int | None = None,
+    **settings: Any,
+) -> VecEnv:
+    """Makes the environment as agents see it: batched, the latents of an episode stacked, returns and lengths recorded.
+
+    Args:
+        num_envs: number of environments.
+        frame_stack: whether an observation holds all latents of the episode so far, (3 · decisions, H, W), oldest
+            first, zeros in front; else the newest one, (3, H, W), for algorithms with a recurrent state of their own.
+            Dictionaries (`observation="dict"`) are never stacked.
+        latent_size: larger latents are shown resized to this side, the `image_size` of the SPN, which would resize them
+            itself.
+            None: latents as they are.
+        seed: seed of the first environment, the others counting up from there; taken at the next reset.
+        settings: arguments of `skipdiff_env.env.SkipDiffEnv`.
+
+    Raises:
+        SkipDiffError: an argument is wrong.
+    """
+    env: Any = gym.make_vec("skipdiff_env:SkipDiff-v0", num_envs=num_envs, autoreset_mode="SameStep", **settings)
+    venv: VecEnv = SkipDiffVecEnv(env)
+    if isinstance(venv.observation_space, spaces.Box):
+        if latent_size is not None and latent_size < env.task.config.image_size:
+            venv = VecResizeLatents(venv, latent_size)
+        if frame_stack:
+            venv = _FrameStack(venv, n_stack=env.task.decisions, channels_order="first")
+    venv = _Monitor(venv)
+    if seed is not None:
+        venv.seed(seed)
+    return venv
+
+
+def _layers(venv: VecEnv) -> list[VecEnv]:
+    """An environment of `make_env`, and all that it wraps, from the outermost in."""
+    layers = [venv]
+    while isinstance(layers[-1], VecEnvWrapper):
+        layers.append(layers[-1].venv)
+    return layers
+
+
+def get_state(venv: VecEnv) -> list[dict[str, Any]]:
+    """The episodes, random generators and running means of an environment of `make_env`, as plain data."""
+    states = []
+    for layer in _layers(venv):
+        state = {name: getattr(layer, name) for name in getattr(layer, "STATE", ())}
+        if isinstance(layer, SkipDiffVecEnv):
+            state = {"env": layer.env.get_state(), "reset_infos": layer.reset_infos}
+        states.append(state)
+    return states
+
+
+def set_state(venv: VecEnv, states: Sequence[Mapping[str, Any]]) -> None:
+    """Goes on from where `get_state` was called, on another environment of the same arguments and wrappers."""
+    for layer, state in zip(_layers(venv), states, strict=True):
+        for name, value in state.items():
+            if isinstance(layer, SkipDiffVecEnv) and name == "env":
+                layer.env.set_state(value)
+            else:
+                setattr(layer, name, value)
+
+
+def _bytes(space: spaces.Space[Any]) -> int:
+    """What one observation takes."""
+    if isinstance(space, spaces.Dict):
+        return sum(map(_bytes, space.values()))
+    assert space.shape is not None
+    assert space.dtype is not None
+    return math.prod(space.shape) * np.dtype(space.dtype).itemsize
+
+
+def check_buffer(
+    name: str, space: spaces.Space[Any], stored: int, minibatch: int, advice: str, twice: bool = False
+) -> str:
+    """Predicts the memory of a buffer and of the minibatches drawn from it.
+
+    The buffers of `buffers` store single latents of the stacks; those of Stable-Baselines3 whole dictionaries.
+
+    Args:
+        name: what the buffer is called.
+        space: space of the observations, (3 · n, H, W), or a dictionary.
+        stored: how many the buffer holds.
+        minibatch: observations that are drawn at a time.
+        advice: what to change if there is not enough memory.
+        twice: whether it is a replay buffer, which of dictionaries stores the observation after each action as well.
+
+    Returns:
+        A line that says how much it takes.
+
+    Raises:
+        ConfigError: less is available.
+    """
+    whole = _bytes(space)
+    if isinstance(space, spaces.Dict):
+        parts = stored * whole * (1 + twice), minibatch * whole
+        text = (
+            f"{name}: {stored} observations, {parts[0] / 2**30:.2f} GiB; a minibatch of {minibatch} of them, "
+            f"{parts[1] / 2**30:.2f} GiB"
+        )
+    else:
+        assert space.shape is not None
+        channels, height, width = space.shape
+        parts = stored * whole * 3 // channels, minibatch * whole
+        text = (
+            f"{name}: {stored} latents of 3 x {height} x {width}, {parts[0] / 2**30:.2f} GiB; a minibatch of "
+            f"{minibatch} "
+            f"observations of {channels} x {height} x {width}, {parts[1] / 2**30:.2f} GiB"
+        )
+    available = psutil.virtual_memory().available
+    if sum(parts) > available:
+        raise ConfigError(f"{text}; but only {available / 2**30:.2f} GiB of memory are free: {advice}")
+    return text

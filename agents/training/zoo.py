@@ -1,0 +1,53 @@
+"""Hyperparameters for RL Baselines3 Zoo, made from the project's own.
+
+A module since the zoo takes one for `--conf-file`.
+
+python -m rl_zoo3.train --algo ppo --env SkipDiff-v0 --gym-packages skipdiff_env --conf-file agents.training.zoo
+
+The zoo makes scalar environments of its own (`--env-kwargs metric:"'lpips'"` sets their arguments) and has its own way
+to stack frames, so both are written out here. A conf file does not know the algorithm: these are PPO's; A2C and TRPO
+take their own from `agents.training.zoo.settings`, in a conf file of two lines.
+"""
+
+from typing import Any
+
+from agents.agent import policy_settings
+from agents.training.hyperparameters import ENV_ID, load_hyperparameters
+
+# N - 1 of the environment's default steps (10, 10).
+DECISIONS = 9
+
+
+def settings(algorithm: str, decisions: int = DECISIONS) -> dict[str, Any]:
+    """The shipped hyperparameters of an on-policy algorithm as the zoo writes them.
+
+    Args:
+        algorithm: "ppo", "a2c" or "trpo".
+        decisions: N - 1 of the environment.
+    """
+    h = load_hyperparameters(algorithm)
+    values = h.algorithm_settings(algorithm, decisions)
+    policy = policy_settings(algorithm, h.policy_settings())
+    extractor = policy.pop("features_extractor_class")
+    policy_kwargs = ", ".join(f"{name}={value!r}" for name, value in policy.items())
+    wrappers: list[dict[str, Any]] = [
+        {"stable_baselines3.common.vec_env.VecFrameStack": {"n_stack": decisions, "channels_order": "first"}}
+    ]
+    if h.picture_baseline:
+        wrappers.append({"agents.training.vec_env.VecPictureBaseline": {}})
+    if h.lr_schedule == "linear":
+        values["learning_rate"] = f"lin_{h.algorithm['learning_rate']}"
+    return {
+        **values,
+        "policy": "CnnPolicy",
+        "n_envs": h.n_envs,
+        "n_timesteps": h.env_steps,
+        "policy_kwargs": (  # evaluated by the zoo, which can then write it down
+            f"dict(features_extractor_class=get_class_by_name('{extractor.__module__}.{extractor.__name__}'), "
+            f"{policy_kwargs})"
+        ),
+        "vec_env_wrapper": wrappers,
+    }
+
+
+hyperparams = {ENV_ID: settings("ppo")}

@@ -1,0 +1,273 @@
+"""What is done for each picture that `skipdiff upscale` enlarges, in this process or in workers elsewhere."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agents.cli.options import PLAN_OPTIONS
+from agents.upscaling.options import UpscaleOptions
+from agents.upscaling.report import Recorder, Report
+from ddpm.checkpoints import load_unet, resolve_checkpoint
+from ddpm.pictures.formats import check_output
+from ddpm.pictures.images import (
+    Picture,
+    check_folder,
+    read_animation,
+    read_header,
+    read_picture,
+    resized,
+    to_uint8,
+    write_picture,
+)
+from ddpm.util.errors import ConfigError, SkipDiffError
+from ddpm.util.progress import say
+from skipdiff_env.plan import Plan
+from skipdiff_env.rendering import draw_map, map_size
+from skipdiff_env.upscaler import Upscaler, check_room
+
+# Jobs are handed to workers in so many chunks at least, so that all workers have something to do.
+LEAST_CHUNKS = 32
+
+
+@dataclass
+class Job:
+    """One source with the results that are wanted of it.
+
+    Attributes:
+        source: the file.
+        targets: where each result goes, and its noise seed.
+        frames: number of frames that are enlarged; 1 for a still picture.
+    """
+
+    source: Path
+    targets: list[tuple[Path, int]]
+    frames: int = 1
+
+    @property
+    def results(self) -> int:
+        """Pictures that are computed, frames counted."""
+        return len(self.targets) * self.frames
+
+
+@dataclass
+class _Waiting:
+    """A decoded picture that waits for others of its size."""
+
+    source: Path
+    target: Path
+    seed: int
+    picture: Picture
+    notes: list[str]
+
+
+class Run:
+    """Enlarges jobs one after the other, pictures of one size together."""
+
+    def __init__(
+        self, upscaler: Upscaler, options: UpscaleOptions, report: Report, advance: Callable[[float], object]
+    ) -> None:
+        self.upscaler, self.options, self.report, self.advance = upscaler, options, report, advance
+        self.waiting: list[_Waiting] = []
+
+    def add(self, job: Job) -> None:
+        """Reads a source; it is computed once enough of its size are there."""
+        if job.frames > 1:
+            self.flush()
+            self._animation(job)
+            return
+        try:
+            header = read_header(job.source)
+            picture = read_picture(job.source)
+            height, width = picture.rgb.shape[:2]
+            largest = self.upscaler.largest_batch(height * self.upscaler.scale, width * self.upscaler.scale)
+            self._check(job.targets[0][0], width, height)
+        except SkipDiffError as error:
+            self.report.fail(job.source, _naming(job.source, error))
+            return
+        notes = []
+        if header.frames > 1:
+            notes = [f"the first of {header.frames} pictures in {job.source} is taken"]
+        for target, seed in job.targets:
+            if self.waiting and (
+                len(self.waiting) >= largest or self.waiting[0].picture.rgb.shape != picture.rgb.shape
+            ):
+                self.flush()
+            self.waiting.append(_Waiting(job.source, target, seed, picture, notes))
+
+    def _check(self, target: Path, width: int, height: int) -> None:
+        """Raises ImageError where the result of a picture of this size, or the map, could not be written.
+
+        This is asked before anything of the picture is computed.
+        """
+        scale = self.upscaler.scale
+        size = self.options.final_size(width, height, scale)
+        check_output(target, *size)
+        if self.options.map is not None:
+            check_output(Path(self.options.map), *map_size(width * scale, height * scale))
+        check_room(1, *size)
+
+    def _animation(self, job: Job) -> None:
+        """Reads, enlarges and writes all frames of an animation."""
+        try:
+            header = read_header(job.source)
+            self._check(job.targets[0][0], header.width, header.height)
+            # before the frames are decoded, all of which are held
+            check_room(header.frames, header.width * self.upscaler.scale, header.height * self.upscaler.scale)
+            animation = read_animation(job.source)
+        except SkipDiffError as error:
+            self.report.fail(job.source, _naming(job.source, error))
+            return
+        for target, seed in job.targets:
+            try:
+                check_folder(target.parent)
+                large, result = self.upscaler.enlarge_animation(animation, seed, self.advance)
+                frames = [
+                    self._finished(frame, small) for frame, small in zip(large.frames, animation.frames, strict=True)
+                ]
+                notes = write_picture(replace(large, frames=frames), target, self.options.jpeg_quality)
+            except SkipDiffError as error:
+                self.report.fail(job.source, _naming(job.source, error), target)
+                continue
+            height, width = frames[0].rgb.shape[:2]
+            self.report.finish(job.source, target, (width, height), len(frames), result, notes)
+
+    def flush(self) -> None:
+        """Computes and writes what waits."""
+        batch, self.waiting = self.waiting, []
+        ready = []
+        for item in batch:
+            try:
+                check_folder(item.target.parent)
+                ready.append(item)
+            except SkipDiffError as error:
+                self.report.fail(item.source, _naming(item.source, error), item.target)
+        if not ready:
+            return
+        try:
+            results = self.upscaler.enlarge([i.picture for i in ready], [i.seed for i in ready], self.advance)
+        except SkipDiffError as error:
+            for item in ready:
+                self.report.fail(item.source, _naming(item.source, error), item.target)
+            return
+        for item, (large, result) in zip(ready, results, strict=True):
+            try:
+                large = self._finished(large, item.picture)
+                notes = item.notes + write_picture(large, item.target, self.options.jpeg_quality)
+                if self.options.map is not None:
+                    write_picture(Picture(draw_map(to_uint8(result.sr), result.tiles)), self.options.map)
+            except SkipDiffError as error:
+                self.report.fail(item.source, _naming(item.source, error), item.target)
+                continue
+            height, width = large.rgb.shape[:2]
+            self.report.finish(item.source, item.target, (width, height), 1, result, notes)
+
+    def _finished(self, large: Picture, small: Picture) -> Picture:
+        """The enlarged picture in the size and with the metadata that are wanted."""
+        height, width = small.rgb.shape[:2]
+        size = self.options.final_size(width, height, self.upscaler.scale)
+        if size != (large.rgb.shape[1], large.rgb.shape[0]):
+            large = resized(large, *size)
+        if not self.options.strip_metadata:
+            return large
+        return replace(large, exif=None, xmp=None, details=replace(large.details, texts={}))
+
+
+def _naming(source: Path, error: SkipDiffError) -> str:
+    """The error with the file that it is about."""
+    return str(error) if str(source) in str(error) else f"{source}: {error}"
+
+
+# --- the same on a cluster ---
+
+
+def chunks(jobs: Sequence[Job], batch_size: int) -> list[list[Any]]:
+    """The jobs as plain data, as many together as make a batch; but fewer where all would make few chunks."""
+    size = min(batch_size, max(1, len(jobs) // LEAST_CHUNKS))
+    plain = [(str(job.source), [(str(path), seed) for path, seed in job.targets], job.frames) for job in jobs]
+    return [list(plain[i : i + size]) for i in range(0, len(plain), size)]
+
+
+def make_worker(upscaler: Mapping[str, Any], options: Mapping[str, Any]) -> Callable[[list[Any]], dict[str, Any]]:
+    """What enlarges the pictures of one chunk after the other.
+
+    Args:
+        upscaler: arguments of `make_upscaler`.
+        options: those of `UpscaleOptions`.
+
+    Returns:
+        A function of what `chunks` gives. It gives "events" for a report, and "results", how many were wanted.
+    """
+    made, what = make_upscaler(**upscaler), UpscaleOptions(**options)
+
+    def work(chunk: list[Any]) -> dict[str, Any]:
+        recorder = Recorder()
+        run = Run(made, what, recorder, lambda part: None)
+        jobs = [Job(Path(source), [(Path(path), seed) for path, seed in targets], n) for source, targets, n in chunk]
+        for job in jobs:
+            left = job if what.overwrite else replace(job, targets=_left(job, recorder))
+            if left.targets:
+                run.add(left)
+        run.flush()
+        return {"events": recorder.events, "results": sum(job.results for job in jobs)}
+
+    return work
+
+
+def _left(job: Job, report: Report) -> list[tuple[Path, int]]:
+    """The results that a worker which was lost in this chunk has not written; tells of the others."""
+    left = []
+    for target, seed in job.targets:
+        if target.exists() and target.stat().st_size:
+            header = read_header(target)
+            report.finish(job.source, target, (header.width, header.height), header.frames, None, [])
+        else:
+            left.append((target, seed))
+    return left
+
+
+def make_upscaler(
+    agent: str | None = None, quality: float | None = None, trust_pickle: bool = False, **options: Any
+) -> Upscaler:
+    """The upscaler that options of the command ask for.
+
+    Args:
+        agent: the agent that decides; None: the checkpoint's own where neither a start nor a schedule is given, and it
+            was trained for these options.
+        quality: what it shall aim at, 0 … 1.
+        trust_pickle: whether it may be a .zip of Stable-Baselines3.
+        options: arguments of `Upscaler`.
+
+    Raises:
+        SkipDiffError: they do not fit together, or something does not exist.
+    """
+    policy = _agent_policy(agent, quality, trust_pickle, options)
+    if quality is not None and not policy:
+        raise ConfigError("--quality is for an agent, and none decides here; give --agent, or leave --quality out")
+    return Upscaler(**options, **policy)
+
+
+def _agent_policy(
+    agent: str | None, quality: float | None, trust_pickle: bool, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The agent that decides and its plan, as arguments of the upscaler; none if none decides."""
+    fixed = any(options.get(name) is not None for name in ("start", "levels", "detail"))
+    if agent is not None and fixed:
+        raise ConfigError("--agent, --detail, --start and --levels all say which steps are done; give one of them")
+    source = resolve_checkpoint(options["checkpoint"])
+    own = Path(source) / "agent"
+    if agent is None and (fixed or not own.is_dir()):
+        return {}
+    settings = load_unet(source).settings
+    from agents.agent import load_agent
+    from agents.playing import AgentPolicy
+
+    loaded = load_agent(agent or own, options["device"], trust_pickle)
+    asked = {name: options.get(name) for name in PLAN_OPTIONS}
+    plan = Plan.resolve(settings, loaded.config.plan, **asked)
+    if agent is None and loaded.config.plan != plan:
+        return {}  # other settings than those of the checkpoint's agent
+    loaded.check(plan)
+    if agent is not None and (told := loaded.told_of(options["checkpoint"])):
+        say(f"Note: {told}")
+    return {"policy": AgentPolicy(loaded, quality), "plan": plan}

@@ -1,0 +1,128 @@
+"""What became of the pictures that `skipdiff upscale` enlarges: told on the way, and all of it at the end."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddpm.util.progress import say
+from skipdiff_env.upscaler import Upscaled
+
+# Plain data; "status" says which of the methods of `Report` it comes from.
+Event = dict[str, Any]
+
+
+@dataclass
+class Report:
+    """Counts events and tells of them.
+
+    Attributes:
+        as_json: whether to print each as JSON.
+        done: results that were written.
+        skipped: results that were there.
+        forwards: of all results.
+        failures: the errors, one line each.
+    """
+
+    as_json: bool
+    done: int = 0
+    skipped: int = 0
+    forwards: float = 0
+    failures: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    def note(self, message: str) -> None:
+        """Tells of something that is no error."""
+        self.tell({"status": "note", "message": one_line(message)})
+
+    def fail(self, source: object, error: object, target: Path | None = None) -> None:
+        """Tells of a picture that cannot be done; `error` names it."""
+        place = None if target is None else str(target)
+        self.tell({"status": "failed", "source": str(source), "target": place, "error": one_line(error)})
+
+    def skip(self, source: Path, target: Path) -> None:
+        """Tells of a result that is there and stays."""
+        self.tell({"status": "skipped", "source": str(source), "target": str(target)})
+
+    def finish(
+        self,
+        source: Path,
+        target: Path,
+        size: tuple[int, int],
+        frames: int,
+        result: Upscaled | None,
+        notes: list[str],
+    ) -> None:
+        """Tells of a result that is written; of one that a lost worker has written, no more is known than that."""
+        event: Event = {
+            "status": "done", "source": str(source), "target": str(target), "width": size[0], "height": size[1],
+            "frames": frames,
+        }  # fmt: skip
+        if result is not None:
+            event |= {
+                "start": result.start, "forwards": round(result.nfe, 3), "seconds": round(result.seconds, 3),
+            }  # fmt: skip
+        self.tell(event | {"notes": notes})
+
+    def tell(self, event: Event) -> None:
+        """Counts an event and prints it."""
+        status = event["status"]
+        if status == "note":
+            say(f"Note: {event['message']}")
+            return
+        if status == "failed":
+            self.failures.append(event["error"])
+            say(f"Error: {event['error']}")
+        elif status == "skipped":
+            self.skipped += 1
+        elif status == "done":
+            self.done += 1
+            self.forwards += event.get("forwards", 0)
+            for note in event["notes"]:
+                self.note(f"{event['target']}: {note}")
+        if self.as_json:
+            click.echo(json.dumps(event))
+
+    def close(self) -> None:
+        """The summary, failures last."""
+        seconds = time.perf_counter() - self.began
+        summary = {
+            "status": "summary", "done": self.done, "skipped": self.skipped, "failed": len(self.failures),
+            "forwards": round(self.forwards, 3), "seconds": round(seconds, 3),
+        }  # fmt: skip
+        if self.as_json:
+            click.echo(json.dumps(summary))
+        elif self.done or self.skipped:
+            parts = []
+            if self.done:
+                parts = [
+                    f"{self.done} pictures, {self.forwards / self.done:g} forwards each",
+                    f"{seconds / self.done:.2f} s each",
+                ]
+            if self.skipped:
+                parts.append(f"{self.skipped} skipped, as they exist")
+            click.echo(", ".join(parts))
+        if self.failures and self.done + self.skipped:
+            say(f"{len(self.failures)} failed:")
+            for message in self.failures:
+                say(f"  {message}")
+
+
+class Recorder(Report):
+    """Keeps events for a report elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__(as_json=False)
+        self.events: list[Event] = []
+
+    def tell(self, event: Event) -> None:
+        """Keeps an event."""
+        self.events.append(event)
+
+
+def one_line(message: object) -> str:
+    """A message without line breaks."""
+    return " ".join(str(message).split())

@@ -1,0 +1,255 @@
+"""The page of `skipdiff web`, in Gradio: two tabs over `agents.web.app`, and the server behind them."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from agents.web.app import PHOTOGRAPHS, Game, Visit, Visits, Workshop, left_out
+from ddpm.pictures.formats import SUFFIXES
+from ddpm.pictures.images import Picture, write_picture
+from ddpm.util.errors import ConfigError, SkipDiffError
+from skipdiff_env.rules import Action
+
+# Read by Gradio when it is imported: it sends no statistics and asks for no newer version.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+try:
+    import gradio as gr
+except ImportError as error:
+    raise ConfigError(f'the page needs Gradio ({error}); pip install "skipdiff[web]"') from None
+
+# Files of pages whose end the server was not told are removed after a day, looked for every hour; in seconds.
+SWEEP = (3600, 86400)
+# Arguments of the events that let a network run: one at a time.
+NET: dict[str, Any] = {"concurrency_id": "net", "api_visibility": "private"}
+ABOUT = """# SkipDiff
+A photograph is enlarged with few steps of a diffusion model. Details that the photograph does not show are made up."""
+
+
+@dataclass
+class Handlers:
+    """The functions behind the page.
+
+    An error of the project is shown by Gradio in a line, until it is closed.
+
+    Attributes:
+        workshop: enlarges and plays.
+        visits: the pages that are open.
+    """
+
+    workshop: Workshop
+    visits: Visits
+
+    @contextmanager
+    def _visit(self, request: gr.Request) -> Iterator[Visit]:
+        """Give the visit of a page while something is done for it."""
+        with self.visits.during(request.session_hash) as visit:
+            try:
+                yield visit
+            except SkipDiffError as error:
+                line = " ".join(str(error).split())
+                raise gr.Error(line, duration=None, print_exception=False) from None
+
+    def arrive(self, dropped: str | None, request: gr.Request) -> tuple[str | None, None]:
+        """Move a photograph that was dropped to the other files of the page; no sample is chosen then."""
+        with self._visit(request) as visit:
+            return (None if dropped is None else visit.adopt(dropped)), None
+
+    def turn(self, checkpoint: str) -> tuple[Any, Any]:
+        """Show the box and the slider of another checkpoint."""
+        label, info = self.workshop.box(checkpoint)
+        return gr.update(label=label, info=info), gr.update(**self.workshop.knob(checkpoint))
+
+    def enlarge(
+        self,
+        dropped: str | None,
+        sample: str | None,
+        checkpoint: str,
+        own: bool,
+        amount: float,
+        seed: int | None,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio finds it here
+    ) -> tuple[Any, ...]:
+        """Return the files of before and after, of the map and of the result, and the summary.
+
+        A single part has no map.
+        """
+        shop = self.workshop
+        with self._visit(request) as visit:
+            if dropped is None and sample is None:
+                raise ConfigError("no photograph; drop one, or choose a sample")
+            picture = shop.sample(sample or "", checkpoint) if dropped is None else shop.read(dropped)
+            result = shop.enlarge(checkpoint, picture, None if own else amount, seed, progress)
+            folder = visit.fresh("result")
+            stem = (sample or "") if dropped is None else Path(dropped).stem[:64]
+            scale = result.before.shape[0] // picture.rgb.shape[0]
+            files = {
+                "before": Picture(result.before), "after": Picture(result.picture.rgb), "map": Picture(result.map),
+                f"{stem}_x{scale}": result.picture,
+            }  # fmt: skip
+            for name, content in files.items():
+                write_picture(content, folder / f"{name}.png")
+            before, after, drawing, whole = (str(folder / f"{name}.png") for name in files)
+            note = "" if dropped is None else left_out(dropped)
+            shown = gr.update(value=drawing, visible=result.parts > 1)
+            return (before, after), shown, whole, f"{result.summary} {note}".strip()
+
+    def redraw(self, request: gr.Request, *settings: Any) -> tuple[Any, ...]:
+        """Enlarge anew after the box or the slider was moved, if a result is shown."""
+        visit = self.visits.open.get(request.session_hash or "")
+        if visit is None or "result" not in visit.shown:
+            return (gr.skip(),) * 4
+        arguments: Any = (*settings, request)
+        return self.enlarge(*arguments)
+
+    def begin(
+        self, picture: str, checkpoint: str, own: bool, amount: float, seed: int | None, request: gr.Request
+    ) -> tuple[Any, ...]:
+        """Begin an episode."""
+        with self._visit(request) as visit:
+            visit.game = self.workshop.game(checkpoint, picture, None if own else amount, seed)
+            return _shown(visit, visit.game)
+
+    def play(self, button: str, request: gr.Request) -> tuple[Any, ...]:
+        """Take the decision that a button names, or let the agent take those that are left."""
+        with self._visit(request) as visit:
+            if visit.game is None:
+                raise ConfigError("no episode has begun; choose a picture, and begin one")
+            if button in Action.__members__:
+                visit.game.step(Action[button])
+            else:
+                visit.game.follow()
+            return _shown(visit, visit.game)
+
+    def leave(self, request: gr.Request) -> None:
+        """Forget a page that was closed."""
+        self.visits.end(request.session_hash)
+
+
+def _shown(visit: Visit, game: Game) -> tuple[Any, ...]:
+    """Return the files of both drawings of an episode, and its description."""
+    folder, files = visit.fresh("episode"), []
+    for name, frame in zip(("yours", "agents"), game.frames(), strict=True):
+        files.append(None if frame is None else str(folder / f"{name}.png"))
+        if frame is not None:
+            write_picture(Picture(frame), folder / f"{name}.png")
+    return *files, game.describe()
+
+
+def build(handlers: Handlers) -> gr.Blocks:
+    """Return the page."""
+    shop = handlers.workshop
+    names = list(shop.folders)
+    label, info = shop.box(names[0])
+    with gr.Blocks(title="SkipDiff", analytics_enabled=False, delete_cache=SWEEP) as page:
+        gr.Markdown(ABOUT)
+        with gr.Row():
+            checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint")
+            own = gr.Checkbox(True, label=label, info=info, elem_id="own")
+            amount = gr.Slider(**shop.knob(names[0]), interactive=False, buttons=[], elem_id="amount")
+            seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0)
+        checkpoint.change(handlers.turn, checkpoint, [own, amount], api_visibility="private")
+        own.input(lambda own: gr.update(interactive=not own), own, amount, api_visibility="private")
+        settings = [checkpoint, own, amount, seed]
+        with gr.Tab("Enlarge"):
+            _enlarge_tab(handlers, settings)
+        with gr.Tab("Play an episode"):
+            _episode_tab(handlers, settings)
+        page.unload(handlers.leave)
+    return page
+
+
+def _enlarge_tab(handlers: Handlers, settings: list[Any]) -> None:
+    with gr.Row():
+        with gr.Column(scale=1):
+            dropped = gr.File(
+                label="Photograph", file_types=sorted(SUFFIXES), type="filepath", height=140, elem_id="photograph"
+            )
+            sample = gr.Radio(list(PHOTOGRAPHS), label="or a sample, shrunk")
+            button = gr.Button("Enlarge", variant="primary", elem_id="enlarge")
+            summary = gr.Textbox(label="Result", lines=4, max_lines=10, interactive=False, elem_id="summary")
+            download = gr.DownloadButton("Download in full size", elem_id="download")
+        with gr.Column(scale=2):
+            slider = gr.ImageSlider(
+                label="Before (bicubic) and after", type="filepath", interactive=False, buttons=["fullscreen"],
+                max_height=640, elem_id="slider",
+            )  # fmt: skip
+            drawing = gr.Image(
+                label="Detail that was chosen for each part", type="filepath", interactive=False, visible=False,
+                buttons=["fullscreen"], elem_id="map",
+            )  # fmt: skip
+    dropped.upload(handlers.arrive, dropped, [dropped, sample], api_visibility="private")
+    sample.input(lambda: None, None, dropped, api_visibility="private")
+    inputs, outputs = [dropped, sample, *settings], [slider, drawing, download, summary]
+    button.click(handlers.enlarge, inputs, outputs, show_progress_on=summary, **NET)
+    _, own, amount, _ = settings
+    moved = [own.input, amount.input]
+    gr.on(moved, handlers.redraw, inputs, outputs, trigger_mode="always_last", show_progress_on=summary, **NET)
+
+
+def _episode_tab(handlers: Handlers, settings: list[Any]) -> None:
+    pictures = handlers.workshop.pictures()
+    with gr.Row():
+        picture = gr.Dropdown(pictures, value=pictures[0], label="Picture")
+        begin = gr.Button("Begin", variant="primary", elem_id="begin")
+    with gr.Row():
+        denoise = gr.Button("DENOISE", elem_id="denoise")
+        skip = gr.Button("SKIP", elem_id="skip")
+        follow = gr.Button("Let the agent finish", elem_id="follow")
+    status = gr.Textbox(label="Episode", lines=2, max_lines=4, interactive=False, elem_id="status")
+    yours = gr.Image(label="Your episode", interactive=False, type="filepath", buttons=[], elem_id="yours")
+    agents = gr.Image(label="The agent's episode", interactive=False, type="filepath", buttons=[], elem_id="agents")
+    outputs = [yours, agents, status]
+    begin.click(handlers.begin, [picture, *settings], outputs, show_progress_on=status, **NET)
+    for button in (denoise, skip, follow):
+        button.click(handlers.play, button, outputs, show_progress_on=status, **NET)
+
+
+@contextmanager
+def served(workshop: Workshop, host: str, port: int | None, max_mb: float, browser: bool = False) -> Iterator[str]:
+    """Serve the page within the block, and give its address. At the end nothing is left on disk.
+
+    Args:
+        workshop: enlarges and plays.
+        host: address to listen at.
+        port: TCP port; None: the first that is free from 7860 on.
+        max_mb: largest file that may be uploaded, in MB.
+        browser: whether the page is opened in the browser.
+
+    Raises:
+        ConfigError: the address cannot be listened at.
+    """
+    with TemporaryDirectory(prefix="skipdiff-web-") as root:
+        os.environ["GRADIO_TEMP_DIR"] = root
+        page = build(Handlers(workshop, Visits(Path(root))))
+        page.queue(max_size=32, default_concurrency_limit=1)
+        try:
+            _, address, _ = page.launch(
+                server_name=host, server_port=port, max_file_size=f"{max(1, round(max_mb * 1000))}kb",
+                share=False, run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
+                footer_links=[], show_error=True, quiet=True, inline=False, inbrowser=browser, prevent_thread_lock=True,
+                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            )  # fmt: skip
+        except OSError as error:
+            raise ConfigError(f"cannot listen at {host}, port {port or 'from 7860 on'} ({error})") from None
+        try:
+            yield address
+        finally:
+            page.close(verbose=False)
+
+
+def run(workshop: Workshop, host: str, port: int | None, max_mb: float, browser: bool) -> None:
+    """Serve the page until the program is ended by Ctrl+C or a signal."""
+    with served(workshop, host, port, max_mb, browser) as address:
+        click.echo(f"SkipDiff is at {address} until Ctrl+C is pressed.")
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            click.echo("closed")

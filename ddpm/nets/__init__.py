@@ -1,0 +1,1 @@
+"""The networks: UNets, predictors, and programs other than torch that run them."""

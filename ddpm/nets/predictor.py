@@ -1,0 +1,187 @@
+"""The small super-resolution net whose picture a diffusion net starts from, and its loading by spandrel."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ddpm.pictures.degradation import upsample
+from ddpm.util.errors import CheckpointError
+from ddpm.util.files import atomic_path, stamp
+from ddpm.util.torchvision_ops import ensure_torchvision
+
+# What the file is called inside a checkpoint's folder.
+PREDICTOR = "predictor.safetensors"
+# Side of the largest piece of a low-resolution picture that is predicted at once, and how far a piece looks around
+# itself.
+TILE, MARGIN = 256, 24
+# A prediction is left where, shrunk again, it is so many levels farther from its input than bicubic enlargement is, on
+# average over 3 x 3 pixels: from the first number on in part, from the second on wholly. Of photographs it never is,
+# whether they are clean (12 at most, of 296 pictures) or noisy and compressed (28).
+LEFT_FROM, LEFT_AT = 32.0, 40.0
+# Side of the surroundings of such a place, in pixels of the input, that are left as well.
+AROUND = 9
+
+
+class Predictor(nn.Module):
+    """Enlarges pictures in one pass; its parameters are fixed.
+
+    Args:
+        net: maps (B, 3, h, w) in [0, 1] to (B, 3, scale·h, scale·w).
+        scale: how many times it enlarges.
+        file: where it was loaded from, which is what `save` copies.
+    """
+
+    def __init__(self, net: nn.Module, scale: int, file: Path) -> None:
+        super().__init__()
+        self.net, self.scale, self.file = net, scale, file
+        self.stamp = stamp(file)
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, lr_image: Tensor) -> Tensor:
+        """The predicted pictures.
+
+        A picture of more than `TILE` pixels a side is predicted in pieces that look `MARGIN` pixels beyond their
+        borders, which is farther than SPAN sees, so that the pieces of such a net fit exactly.
+
+        Args:
+            lr_image: low-resolution pictures, (B, 3, h, w) in [-1, 1].
+
+        Returns:
+            (B, 3, scale·h, scale·w), float32, clamped to [-1, 1].
+        """
+        height, width = lr_image.shape[-2:]
+        if max(height, width) <= TILE:
+            return self._predict(lr_image)
+        scale = self.scale
+        out = lr_image.new_empty(*lr_image.shape[:2], height * scale, width * scale)
+        for top in range(0, height, TILE):
+            for left in range(0, width, TILE):
+                y, x = max(top - MARGIN, 0), max(left - MARGIN, 0)
+                bottom, right = min(top + TILE, height), min(left + TILE, width)
+                piece = self._predict(lr_image[..., y : bottom + MARGIN, x : right + MARGIN])
+                out[..., top * scale : bottom * scale, left * scale : right * scale] = piece[
+                    ..., (top - y) * scale : (bottom - y) * scale, (left - x) * scale : (right - x) * scale
+                ]
+        return out
+
+    def _predict(self, lr_image: Tensor) -> Tensor:
+        # float32 even where training has mixed precision, so that training sees the condition that is used later
+        with torch.autocast(lr_image.device.type, enabled=False):
+            picture = self.net(lr_image.float().add(1).div_(2).contiguous(memory_format=torch.channels_last))
+        return picture.float().clamp(0, 1).mul_(2).sub_(1).contiguous()
+
+    def condition(self, lr_image: Tensor, enlarge: Callable[[Tensor, int], Tensor] = upsample) -> Tensor:
+        """Return the predicted pictures, and bicubic enlargement where they are not pictures of the input.
+
+        Networks that were trained on photographs run away on some hard edges and pure colours, and turn text and
+        drawings into noise. Wherever they do not, the prediction is given as it is, bit for bit.
+
+        Args:
+            lr_image: low-resolution pictures, (B, 3, h, w) in [-1, 1].
+            enlarge: bicubic enlargement of pictures by a factor.
+
+        Returns:
+            (B, 3, scale·h, scale·w), float32, in [-1, 1].
+        """
+        predicted, bicubic = self(lr_image), enlarge(lr_image.float(), self.scale)
+        off, near = (
+            (F.avg_pool2d(each, self.scale) - lr_image).abs().amax(dim=1, keepdim=True) for each in (predicted, bicubic)
+        )
+        excess = F.avg_pool2d(off - near, 3, 1, 1, count_include_pad=False) * 127.5
+        if torch.jit.is_tracing() or excess.max() > LEFT_FROM:  # an exported graph has no such branch
+            excess = F.max_pool2d(excess, AROUND, 1, AROUND // 2)
+            share = ((excess - LEFT_FROM) / (LEFT_AT - LEFT_FROM)).clamp(0, 1)
+            share = F.interpolate(share, scale_factor=self.scale, mode="bilinear")
+            predicted += share * (bicubic - predicted)
+        return predicted
+
+    def save(self, path: Path) -> None:
+        """Copies the file it was loaded from, byte for byte."""
+        if path.resolve() != self.file.resolve():
+            with atomic_path(path) as temporary:
+                shutil.copyfile(self.file, temporary)
+
+
+def load_predictor(file: str | Path, scale: int | None = None) -> Predictor:
+    """Loads a super-resolution net of any architecture that the package spandrel knows.
+
+    Args:
+        file: weights as .safetensors, or as .pth, which spandrel reads without running code stored in it.
+        scale: how many times it must enlarge; None: whatever it does.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, spandrel does not know the net, the net does not turn an RGB
+            picture into a larger one, a weight is not finite, or its scale is another one.
+    """
+    ensure_torchvision()
+    import spandrel
+
+    file = Path(file)
+    if not file.is_file():
+        raise CheckpointError(f"there is no predictor at {file}; name a file of weights that spandrel can load")
+    try:
+        model = spandrel.ModelLoader().load_from_file(file)
+    except spandrel.UnsupportedModelError:
+        raise CheckpointError(
+            f"the package spandrel knows no super-resolution net with the weights of {file}; "
+            "take a predictor of one of its architectures, such as SPAN, SwinIR or Real-ESRGAN"
+        ) from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"the predictor {file} is damaged ({error}); copy or download it again") from None
+    except Exception as error:  # whatever a damaged or foreign file makes the loader do
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"the predictor {file} cannot be loaded ({type(error).__name__}: {reason[:120]})"
+        ) from None
+    if not isinstance(model, spandrel.ImageModelDescriptor) or (model.input_channels, model.output_channels) != (3, 3):
+        raise CheckpointError(
+            f"the predictor {file} must turn an RGB picture into a larger one; it is a {model.purpose} net"
+        )
+    if scale is not None and model.scale != scale:
+        raise CheckpointError(f"the predictor {file} enlarges {model.scale} times, but {scale} times is needed")
+    refuse_not_finite(model.model.state_dict(), str(file))
+    net = model.model
+    if hasattr(net, "upsampler") and type(net).__name__ == "SPAN":
+        fuse(net)
+    else:
+        net = _Padded(model)
+    return Predictor(net.to(memory_format=torch.channels_last), model.scale, file)
+
+
+class _Padded(nn.Module):
+    """A net behind its descriptor, which pads pictures to the sizes that the architecture can take."""
+
+    def __init__(self, descriptor: Any) -> None:
+        super().__init__()
+        self.net: nn.Module = descriptor.model
+        self.descriptor = descriptor
+
+    def forward(self, lr_image: Tensor) -> Tensor:
+        return self.descriptor(lr_image)
+
+
+def fuse(net: nn.Module) -> None:
+    """Replaces each convolution that SPAN expands in training by the plain one that it is equal to."""
+    for name, child in net.named_children():
+        if hasattr(child, "eval_conv"):
+            child.update_params()  # type: ignore[operator]
+            setattr(net, name, child.eval_conv)
+        else:
+            fuse(child)
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError where a weight is infinite or no number, as after a training that diverged."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{source} holds weights that are not finite ({name}); its training diverged, take an earlier "
+                f"checkpoint"
+            )

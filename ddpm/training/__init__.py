@@ -1,0 +1,1 @@
+"""Training of denoising networks, their substeps, and predictors."""

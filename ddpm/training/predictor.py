@@ -1,0 +1,124 @@
+"""Training of a predictor: spandrel's SPAN, for enlargements for which there is none yet."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ddpm.nets.predictor import PREDICTOR, fuse, load_predictor, refuse_not_finite
+from ddpm.pictures.degradation import upsample
+from ddpm.training import trainer
+from ddpm.training.configs import PredictorConfig
+from ddpm.training.trainer import Trainee
+from ddpm.util.errors import CheckpointError
+from ddpm.util.files import atomic_path
+from ddpm.util.torchvision_ops import ensure_torchvision
+
+
+def _span(config: PredictorConfig) -> nn.Module:
+    """A SPAN with the weights to begin with.
+
+    A net with random weights has no normalisation to 255 levels, which makes such a net slow to learn.
+
+    Raises:
+        CheckpointError: `init` is no SPAN of this scale and width.
+    """
+    ensure_torchvision()
+    from spandrel.architectures.SPAN import SPAN
+
+    tensors = None
+    if config.init is not None:
+        load_predictor(config.init, config.scale)  # refuses what is damaged
+        tensors = load_file(config.init)
+    norm = tensors is not None and "no_norm" not in tensors
+    net = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=config.channels, upscale=config.scale, norm=norm)
+    if tensors is not None:
+        try:
+            net.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(
+                f"training cannot begin with {config.init}: {reason}; take a SPAN of {config.channels} channels"
+            ) from None
+    return net
+
+
+def _expanded(fused: nn.Module, span: nn.Module) -> dict[str, Tensor]:
+    """The state of a SPAN whose expanded convolutions are equal to the plain ones of the net that was trained.
+
+    SPAN expands a convolution into three and a shortcut: 1 x 1, 3 x 3, 1 x 1. Here the outer ones pass the channels
+    through, the 3 x 3 in between is the plain convolution, and the shortcut is zero.
+    """
+    plain = dict(fused.named_modules())
+    for name, module in span.named_modules():
+        if not hasattr(module, "eval_conv"):
+            continue
+        conv = plain[name]
+        assert isinstance(conv, nn.Conv2d)
+        wide, kernel, narrow = module.conv
+        for part in (wide, kernel, narrow, module.sk):
+            assert isinstance(part, nn.Conv2d)
+            nn.init.zeros_(part.weight)
+            assert part.bias is not None
+            nn.init.zeros_(part.bias)
+        with torch.no_grad():
+            inputs, outputs = conv.in_channels, conv.out_channels
+            wide.weight[range(inputs), range(inputs)] = 1
+            kernel.weight[:outputs, :inputs] = conv.weight
+            narrow.weight[range(outputs), range(outputs)] = 1
+            narrow.bias.copy_(conv.bias)
+            module.update_params()
+    others = {name: tensor for name, tensor in fused.state_dict().items() if name in span.state_dict()}
+    span.load_state_dict({**span.state_dict(), **others})
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in span.state_dict().items()}
+
+
+def train_predictor(config: PredictorConfig, folder: str | Path, resume: bool = False) -> Path:
+    """Trains SPAN; its averaged weights go to `folder/checkpoint/predictor.safetensors`, which `train-ddpm` takes.
+
+    They are stored in half precision.
+
+    Args:
+        config: the settings.
+        folder: the run's folder.
+        resume: go on from the newest state in the folder (or start, if there is none yet).
+
+    Returns:
+        The file of the trained predictor.
+
+    Raises:
+        ConfigError: as `ddpm.training.trainer.fit`.
+        CheckpointError: the weights that training begins with do not fit.
+        ImageError: the photographs cannot be used.
+    """
+
+    def enlarge(net: nn.Module, lr_image: Tensor) -> Tensor:
+        return net((lr_image + 1) / 2) * 2 - 1
+
+    distance = trainer.distance(config.loss)
+
+    def make(_: bool) -> Trainee:
+        net = _span(config)
+        fuse(net)  # a quarter of the time of the expanded net, and the same function
+        net.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def loss(model: nn.Module, hr: Tensor, lr_image: Tensor) -> Tensor:
+            return distance(enlarge(model, lr_image), hr)
+
+        def export(averaged: nn.Module, checkpoint: Path) -> None:
+            tensors = {name: tensor.half() for name, tensor in _expanded(averaged, _span(config)).items()}
+            refuse_not_finite(tensors, "the predictor")
+            with atomic_path(checkpoint / PREDICTOR) as temporary:
+                save_file(tensors, temporary)
+
+        @torch.inference_mode()
+        def preview(averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> np.ndarray:
+            images = torch.stack([upsample(lr_image, config.scale), enlarge(averaged, lr_image).clamp(-1, 1), hr])
+            columns = images.permute(1, 3, 0, 4, 2).reshape(-1, len(images) * hr.shape[3], 3)
+            return ((columns + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+        return Trainee(net, config.scale, loss, export, preview)
+
+    return trainer.fit(config, folder, resume, make, "train-predictor") / PREDICTOR
