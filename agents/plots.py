@@ -19,7 +19,12 @@ from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, real_path
 
 # name → axis label; ↑: larger is better
-LABELS = {"psnr": "PSNR-Y ↑ (dB)", "ssim": "SSIM-Y ↑", "niqe": "NIQE ↓", "lpips": "LPIPS ↓", "dists": "DISTS ↓"}
+LABELS = {
+    "psnr": "PSNR-Y ↑ (dB)", "ssim": "SSIM-Y ↑", "niqe": "NIQE ↓", "lpips": "LPIPS ↓", "dists": "DISTS ↓",
+    "lpips-vgg": "LPIPS-VGG ↓",
+}  # fmt: skip
+# what a method costs → axis label
+COSTS = {"nfe": "UNet forwards", "seconds": "seconds for each picture"}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -52,16 +57,24 @@ def perception_distortion(series: Series) -> Figure:
     return figure
 
 
-def quality_against_steps(series: Series) -> Figure:
-    """Each metric against the number of UNet forwards (Fig. 1), as `perception_distortion`."""
+def quality_against(series: Series, cost: str = "nfe") -> Figure:
+    """Each metric against what a method costs, as `perception_distortion`.
+
+    Args:
+        series: the methods.
+        cost: "nfe", the number of UNet forwards (Fig. 1), or "seconds", those of a picture.
+    """
     names = _measured(series, LABELS)
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.8), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        _lines(axis, {heading: [("", entry) for _, entry in own] for heading, own in series.items()}, "nfe", name)
-        axis.set(xlabel="UNet forwards", ylabel=_label(name), xscale="log")
-        ticks = _apart(sorted({round(entry["nfe"]) for own in series.values() for _, entry in own if entry["nfe"] > 0}))
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
-        axis.minorticks_off()
+        unnamed = {heading: [("", entry) for _, entry in own] for heading, own in series.items()}
+        _lines(axis, series if cost == "seconds" else unnamed, cost, name)
+        axis.set(xlabel=COSTS[cost], ylabel=_label(name), xscale="log")
+        if cost == "nfe":
+            forwards = {round(entry["nfe"]) for own in series.values() for _, entry in own if entry["nfe"] > 0}
+            ticks = _apart(sorted(forwards))
+            axis.set_xticks(ticks, [str(tick) for tick in ticks])
+            axis.minorticks_off()
     figure.tight_layout()
     _legend(figure, axes[0, -1])
     return figure
@@ -75,7 +88,7 @@ def _measured(series: Series, names: Iterable[str]) -> list[str]:
 def _lines(axis: Axes, series: Series, across: str, up: str) -> None:
     """A line through each series, with spreads over noises where there are several; across, if it has no forwards."""
     for i, (heading, own) in enumerate(series.items()):
-        if across == "nfe" and not own[0][1]["nfe"]:
+        if across in COSTS and not own[0][1][across]:
             axis.axhline(own[0][1][up], label=heading, color="grey", ls=":")
             continue
         x, y, spread = (
@@ -90,7 +103,7 @@ def _lines(axis: Axes, series: Series, across: str, up: str) -> None:
             axis.annotate(
                 text, place, (3, 3), textcoords="offset points", fontsize=6, color=style["color"], annotation_clip=True
             )
-    framed = [name for name in (across, up) if name != "nfe"]
+    framed = [name for name in (across, up) if name not in COSTS]
     points = [[entry[name] for name in framed] for own in series.values() for _, entry in own]
     for name, limits in zip(framed, _frame(np.array(points, dtype=float)), strict=True):
         (axis.set_xlim if name == across else axis.set_ylim)(*limits)
@@ -246,9 +259,9 @@ def plot_runs(runs: Sequence[Path], out: Path) -> list[Path]:
 
 
 def save_all(figures: Mapping[str, Figure], out: Path) -> list[Path]:
-    """Writes figures as OUT/<name>.png; gives their paths."""
+    """Write figures as OUT/<name>.webp and return their paths."""
     paths = []
     for name, figure in figures.items():
-        paths.append(out / f"{name}.png")
+        paths.append(out / f"{name}.webp")
         save(figure, paths[-1])
     return paths

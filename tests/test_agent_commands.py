@@ -101,7 +101,7 @@ def test_train_resume_enjoy_plot(episodes: list[str], tmp_path: Path) -> None:
         assert image.width > 4 * 128
 
     run("plot", f"--run={folder}", f"--run={folder}", f"--out={tmp_path / 'figures'}")
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["learning_curves.png"]
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["learning_curves.webp"]
 
 
 def test_trains_on_a_split_and_evaluates_on_other_pictures(checkpoint: str, photos: Path, tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_command(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     assert float(rows[0]["psnr"]) > 10
     assert (out / "table.md").read_text(encoding="utf-8").count("\n") == 15 + 2
     assert {p.name for p in out.iterdir()} == {
-        "table.json", "table.md", "table.csv", "rows.csv", "pictures", "parts", "settings.json"
+        "table.json", "table.md", "table.csv", "rows.csv", "pictures", "parts", "settings.json", "report.md"
     }  # fmt: skip
 
 
@@ -411,7 +411,16 @@ def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path,
     }
     command("plot", f"--evaluation={out}", f"--out={tmp_path / 'figures'}")
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
-    assert names == {"quality_against_steps", "starts", "contact_sheet"}  # no perceptual metric was measured
+    page = (tmp_path / "figures" / "report.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\((\w+)\.webp\)", page)) == names - {"report"}
+    assert (out / "table.md").read_text(encoding="utf-8").strip() in page
+    assert names == {
+        "quality_against_forwards",
+        "quality_against_seconds",
+        "starts",
+        "contact_sheet",
+        "report",
+    }  # no perceptual metric was measured
 
 
 def test_every_agent_decides_under_its_own_plan(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:

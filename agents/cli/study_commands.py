@@ -1,5 +1,7 @@
 """Commands that compare, show and tabulate."""
 
+import shlex
+import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -131,22 +133,20 @@ def evaluate(
     rows = run(
         crops, asked=asked, metrics=names, agents=loaded, train_crops=train_crops, keep=keep, folder=out, **options
     )
-    click.echo(to_markdown(rows))
+    sections = [to_markdown(rows)]
     if reference is not None:
-        text = comparisons_markdown(comparisons(rows, reference, photographs), reference, photographs)
-        click.echo(f"\n{text}")
-        if out is not None:
-            with atomic_path(out / "intervals.md") as temporary:
-                temporary.write_text(f"{text}\n", encoding="utf-8")
+        sections.append(comparisons_markdown(comparisons(rows, reference, photographs), reference, photographs))
     shares = gains(rows, loaded)
     if shares:
-        click.echo(f"\n{gains_markdown(shares)}")
+        sections.append(gains_markdown(shares))
+    click.echo("\n\n".join(sections))
     if out is not None:
         write_tables(rows, out)
         if shares:
             write_csv(out / "gains.csv", shares)
-            with atomic_path(out / "gains.md") as temporary:
-                temporary.write_text(f"{gains_markdown(shares)}\n", encoding="utf-8")
+        command = f"`{shlex.join(['skipdiff', *sys.argv[1:]])}` printed:"
+        with atomic_path(out / "report.md") as temporary:
+            temporary.write_text("\n\n".join([command, *sections]) + "\n", encoding="utf-8")
 
 
 @click.command()
@@ -216,8 +216,9 @@ def enjoy(
 def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
     """Draw what evaluations and training runs have written.
 
-    From an evaluation: the perception-distortion plane, quality against steps, quality of every start with the agents'
-    choices, and a contact sheet of the saved pictures. From runs: learning curves.
+    From an evaluation: the perception-distortion plane, quality against forwards and against seconds, quality of every
+    start with the agents' choices, a contact sheet of the saved pictures, and report.md, which shows the figures above
+    the tables. From runs: learning curves.
     """
     if evaluation is None and not runs:
         raise click.UsageError("nothing to draw; give --evaluation, --run, or both")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from agents.paper.section import NO_PEERS, Page, Section, best_by_metric, better
-from agents.plots import contact_sheet, perception_distortion, quality_against_steps, save
+from agents.plots import contact_sheet, perception_distortion, quality_against, save
 from agents.study import methods as ways
 from agents.study.methods import Method
 from agents.study.rows import ORIGINALS, Row, by_method, domination_note, front, judged, summarise
@@ -45,7 +45,7 @@ class Figure1(Section):
                 best_by_metric(entries, self.study.metrics),
                 page.plot(
                     self.name,
-                    quality_against_steps({"S steps": page.series(self.methods)}),
+                    quality_against({"S steps": page.series(self.methods)}),
                     "Quality against sampling steps",
                 ),
             ]
@@ -211,7 +211,7 @@ class Peers(Section):
                 domination_note(self.study.metrics),
                 page.table(self.name, sorted(entries, key=lambda entry: entry["nfe"]), [*page.quality, "dominated_by"]),
                 fronts(entries, self.study.metrics),
-                page.plot(self.name, quality_against_steps(points), "Quality against forwards"),
+                page.plot(self.name, quality_against(points), "Quality against forwards"),
                 "A point that lies far off all others is outside the frame; the table has it.",
             ]
         )

@@ -14,7 +14,7 @@ from agents.plots import (
     Series,
     contact_sheet,
     perception_distortion,
-    quality_against_steps,
+    quality_against,
     save_all,
     starts,
 )
@@ -22,7 +22,7 @@ from agents.study.rows import AGENT, BICUBIC, CHOSEN, ORIGINALS, RANDOM, START
 from agents.study.running import picture_path
 from ddpm.pictures.images import read_picture
 from ddpm.util.errors import ConfigError
-from ddpm.util.files import read_json
+from ddpm.util.files import atomic_path, read_json
 
 # Names that `agents.study.methods.schedule` gives.
 EVEN = re.compile(r"(.+), (\d+) even steps")
@@ -78,19 +78,25 @@ def outcomes_by_start(
 
 
 def plot_evaluation(folder: Path, out: Path) -> list[Path]:
-    """Draws what `skipdiff evaluate --out FOLDER` wrote; gives the figures' paths.
+    """Draw what `skipdiff evaluate --out FOLDER` wrote, and show the figures above its tables in `report.md`.
+
+    Returns:
+        The paths of the figures and of the report.
 
     Raises:
         ConfigError: the folder does not hold an evaluation.
     """
     summary = read_json(folder / "table.json")
     try:
+        report = (folder / "report.md").read_text(encoding="utf-8")
         with (folder / "rows.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         series = series_of(summary)
-        figures = {"quality_against_steps": quality_against_steps(series)}
+        figures = {}
         if "psnr" in summary[0] and {"niqe", "lpips"} & set(summary[0]):
             figures["perception_distortion"] = perception_distortion(series)
+        figures["quality_against_forwards"] = quality_against(series)
+        figures["quality_against_seconds"] = quality_against(series, "seconds")
         names = [name for name in LABELS if name in rows[0]]
         if rows[0].get("reward") not in (None, "", "nan"):
             names.append("reward")
@@ -101,7 +107,11 @@ def plot_evaluation(folder: Path, out: Path) -> list[Path]:
         raise ConfigError(f"{folder} does not hold what evaluate --out writes ({error!r})") from None
     if sheet:
         figures["contact_sheet"] = contact_sheet(sheet)
-    return save_all(figures, out)
+    shown = "".join(f"![{name.replace('_', ' ').capitalize()}]({name}.webp)\n\n" for name in figures)
+    paths = save_all(figures, out)
+    with atomic_path(out / "report.md") as temporary:
+        temporary.write_text(shown + report, encoding="utf-8")
+    return [*paths, out / "report.md"]
 
 
 def _sheet(folder: Path, summary: Sequence[Mapping[str, Any]]) -> dict[str, list[NDArray[np.uint8]]]:
