@@ -37,15 +37,12 @@ VARIANTS := SkipDiff-v0 SkipDiffFaces-v0 SkipDiffJump-v0 SkipDiffJump128-v0 Skip
 OPTIONS_backends := --sides 16,64,256 --cpu-time
 OPTIONS_env_throughput := --threads 1 --cpu-time --num-envs 8 --policies random --variants $(VARIANTS)
 
-films: $(FILMS:%=$(GENERATED)/film-%.md)  ## a film of an episode for each environment
+films: $(FILMS:%=$(GENERATED)/%.webp)  ## a film of an episode for each environment
 figures: $(FIGURES:%=$(GENERATED)/%.md)  ## the tables of the benchmarks that need no pictures
 
-$(GENERATED)/film-%.md: .venv/installed
+$(FILMS:%=$(GENERATED)/%.webp): $(GENERATED)/%.webp: .venv/installed
 	mkdir -p $(GENERATED)
-	$(BIN)/skipdiff enjoy --env $* --agent $(AGENT_$*) $(FILM_OPTIONS) -o $(GENERATED)/$*.webp
-	printf '![An episode of %s](generated/%s.webp)\n\n' $* $* > $@.tmp
-	printf 'Made by `skipdiff enjoy --env %s --agent %s %s -o %s.webp`.\n' $* $(AGENT_$*) '$(FILM_OPTIONS)' $* >> $@.tmp
-	mv $@.tmp $@
+	$(BIN)/skipdiff enjoy --env $* --agent $(AGENT_$*) $(FILM_OPTIONS) -o $@
 
 $(GENERATED)/%.md: .venv/installed
 	mkdir -p $(GENERATED)

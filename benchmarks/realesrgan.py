@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -90,8 +91,9 @@ def compare_pictures(images: Sequence[str], degradation: str, checkpoint: str, q
     """
     files = find_images(images)
     metrics = [make_metric(name) for name in ("psnr", "lpips", *(JUDGES if judge_file().is_file() else ()))]
-    upscaler = make_upscaler(checkpoint=checkpoint, device="cpu", start=None, levels=None, quality=quality)
-    plain = make_upscaler(checkpoint=checkpoint, device="cpu", start=None, levels=f"even:{PLAIN}", fine_sampler="ddim")
+    common: dict[str, Any] = {"checkpoint": checkpoint, "device": "cpu", "start": None}
+    upscaler = make_upscaler(quality=quality, levels=None, **common)
+    plain = make_upscaler(levels=f"even:{PLAIN}", fine_sampler="ddim", **common)
     ways: dict[str, tuple[str, int, Callable[[Rgb], Rgb]]] = {
         "bicubic": (BICUBIC, 0, lambda rgb: to_uint8(upsample(to_tensor(rgb)[None], SCALE)[0])),
         NAME: (OTHER_NET, 0, realesrgan()),
@@ -100,9 +102,8 @@ def compare_pictures(images: Sequence[str], degradation: str, checkpoint: str, q
         f"ddim, {PLAIN} even steps": (SCHEDULE, PLAIN, enlarging(plain)),
     }
     for detail in DETAILS if upscaler.unet.substeps > 1 else ():
-        ways[f"skipdiff upscale --detail {detail}"] = (
-            SCHEDULE, 1, enlarging(make_upscaler(checkpoint=checkpoint, device="cpu", start=None, levels=None, detail=detail))
-        )  # fmt: skip
+        fixed = enlarging(make_upscaler(levels=None, detail=detail, **common))
+        ways[f"skipdiff upscale --detail {detail}"] = (SCHEDULE, 1, fixed)
     rows = []
     for i, file in enumerate(progress(files, desc="pictures", unit="picture")):
         picture = read_picture(file).rgb
