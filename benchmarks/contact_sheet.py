@@ -1,6 +1,7 @@
-"""Small, noisy and compressed photographs of other cameras, enlarged: a sheet for the eye, since there is no original.
+"""Small, noisy and compressed photographs, enlarged: a sheet for the eye, since there is no original.
 
 python -m benchmarks.contact_sheet -o sheet.webp [--checkpoint natural-x4 --checkpoint photo-x4]
+python -m benchmarks.contact_sheet -o limits.webp --limits
 """
 
 import io
@@ -20,6 +21,8 @@ from skipdiff_env.upscaler import Upscaler
 # Quality of JPEG, and standard deviation of Gaussian noise in grey levels: twelve cases with two photographs each.
 JPEG, NOISE = (30, 50, 70), (5, 10, 20)
 COLUMNS, LABEL = 3, 16
+# Standard deviation of the noise of a camera in the dark, which is stronger than any that photo-x4 was trained with.
+CAMERA = 30
 
 
 def cases(side: int) -> list[tuple[str, Rgb]]:
@@ -40,6 +43,23 @@ def cases(side: int) -> list[tuple[str, Rgb]]:
             (f"{name}, {kind} {strength}", _jpeg(small, strength) if kind == "JPEG" else _noisy(small, strength))
         )
     return found
+
+
+def limits(side: int) -> list[tuple[str, Rgb]]:
+    """Three small pictures that cannot be enlarged well: text, a face of a few pixels, and strong noise.
+
+    Each is uint8 (side, side, 3).
+    """
+    from skimage import data
+
+    page = np.repeat(data.page()[:, :, None], 3, axis=2)
+    face = np.asarray(Image.fromarray(data.astronaut()[:200, 120:320]).reduce(5))
+    cat = np.asarray(Image.fromarray(data.chelsea()).reduce(2))
+    return [
+        ("text", crop(np.asarray(Image.fromarray(page[:, :256]).reduce(2)), side, "page")),
+        ("a face", crop(np.asarray(Image.fromarray(face).resize((max(side, 40),) * 2)), side, "astronaut")),
+        (f"noise {CAMERA}", _noisy(crop(cat, side, "chelsea"), CAMERA)),
+    ]
 
 
 def _jpeg(picture: Rgb, quality: int) -> Rgb:
@@ -81,9 +101,10 @@ def draw(pictures: Sequence[tuple[str, Rgb]], upscalers: dict[str, Upscaler]) ->
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Picture to write.")
 @click.option("--checkpoint", multiple=True, default=["natural-x4", "photo-x4"], show_default=True)
 @click.option("--side", default=64, show_default=True, help="Side of the inputs, in pixels.")
-def main(out: Path, checkpoint: Sequence[str], side: int) -> None:
+@click.option("--limits", "hopeless", is_flag=True, help="Draw three pictures that cannot be enlarged well instead.")
+def main(out: Path, checkpoint: Sequence[str], side: int, hopeless: bool) -> None:
     """Draws twelve noisy or compressed photographs, enlarged."""
-    sheet = draw(cases(side), {name: Upscaler(name) for name in checkpoint})
+    sheet = draw((limits if hopeless else cases)(side), {name: Upscaler(name) for name in checkpoint})
     with atomic_path(out) as temporary:
         sheet.save(temporary, format=Image.registered_extensions()[out.suffix.lower()], quality=85)
 

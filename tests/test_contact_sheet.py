@@ -6,7 +6,7 @@ import numpy as np
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks.contact_sheet import LABEL, cases, main
+from benchmarks.contact_sheet import LABEL, cases, limits, main
 from ddpm.nets.unet import UNet
 
 
@@ -18,6 +18,13 @@ def test_twelve_cases_of_rising_harm() -> None:
     noisy = [np.abs(np.diff(found[f"rocket, noise {sigma}"].astype(int), axis=1)).mean() for sigma in (5, 10)]
     assert noisy[0] < noisy[1]
     assert all(picture.shape == (32, 32, 3) and picture.dtype == np.uint8 for picture in found.values())
+
+
+def test_what_cannot_be_enlarged() -> None:
+    found = dict(limits(40))
+    assert list(found) == ["text", "a face", "noise 30"]
+    assert all(picture.shape == (40, 40, 3) and picture.dtype == np.uint8 for picture in found.values())
+    assert all(np.ptp(picture) > 100 for picture in found.values())
 
 
 def test_the_sheet_shows_every_case(checkpoint: str, unet: UNet, tmp_path: Path) -> None:
