@@ -16,7 +16,7 @@ from agents.playing import AgentPolicy
 from agents.plots import contact_sheet, save
 from agents.study import methods as ways
 from agents.study.methods import Batch, Method, Result
-from agents.study.rows import to_markdown
+from agents.study.rows import OTHER_NET, to_markdown
 from agents.study.running import Runner
 from agents.training.bandit import CURVE, BanditConfig, train_bandit
 from ddpm.checkpoints import load_unet
@@ -47,10 +47,17 @@ def photographs() -> Tensor:
     return torch.stack(crops)
 
 
+def _with_details(pictures: Tensor) -> Tensor:
+    """Return pictures (B, 3, H, W) and behind them their middles, a third as wide and high, as large as they."""
+    third = pictures.shape[-1] // 3
+    middles = pictures[..., third : 2 * third, third : 2 * third]
+    return torch.cat([pictures, torch.nn.functional.interpolate(middles, size=pictures.shape[-2:], mode="nearest")])
+
+
 def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str = "cpu") -> str:
     """Enlarges the photographs by bicubic, the predictor, the full DDPM, the coarse chain, coarse + fine, a schedule.
 
-    Writes them side by side.
+    Writes them side by side, and below them the middle of each, three times as large.
 
     Args:
         out: picture to write.
@@ -69,6 +76,7 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
     plan = Plan.resolve(unet.settings)
     methods = [
         *ways.without_forwards(unet),
+        *ways.other_nets(unet.scale),
         ways.chain(unet.diffusion_steps),
         ways.coarse_chain(plan),
         ways.from_start(plan, unet.settings["start"] or plan.N),
@@ -76,13 +84,14 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
     methods += ways.shipped_schedule(unet)
     hr = photographs().to(device)
     small = torch.nn.functional.interpolate(downsample(hr, unet.scale), scale_factor=unet.scale, mode="nearest")
-    sheet = {f"input ({SIZE // unet.scale} px)": small}
+    sheet = {f"input ({SIZE // unet.scale} px)": _with_details(small)}
 
     def keep(batch: Batch, method: Method, result: Result) -> None:
-        sheet[f"{method.name}\n{result.nfe[0]} forwards"] = result.sr
+        forwards = "" if method.family == OTHER_NET else f"\n{result.nfe[0]} forwards"
+        sheet[f"{method.name}{forwards}"] = _with_details(result.sr)
 
     rows = Runner(unet, METRICS, device).run(methods, list(hr), [seed], keep=keep, title="demo")
-    sheet["original"] = hr
+    sheet["original"] = _with_details(hr)
     save(contact_sheet({title: [to_uint8(image) for image in images] for title, images in sheet.items()}), out)
     return f"{to_markdown(rows)}\n\npicture: {out}"
 
