@@ -46,7 +46,7 @@ NAMES = (
 )  # fmt: skip
 
 NET, FAST = "--checkpoint={net}", "--checkpoint={fast}"
-PHOTOS, LARGE = "--images={photos}", "--images={large}"
+PHOTOS, LARGE, SOURCES = "--images={photos}", "--images={large}", "--sources={sources}"
 ENJOY = ("-o", "out.png", NET, PHOTOS, "--image-size=16", "--metric=psnr")
 # A good command line of each command; {net} and so on stand for material.
 GOOD_LINES = (
@@ -77,7 +77,7 @@ GOOD_LINES = (
     ["plot", "--run={agent}", "--evaluation={evaluation}", "--out=out"],
     ["demo", "--no-agent", "-o", "out.png", NET],
     ["tabulate", "--out=out", PHOTOS, NET, *tiny.TABULATE],
-    ["tabulate", "--out=out", PHOTOS, FAST, *tiny.WAYS],
+    ["tabulate", "--out=out", PHOTOS, FAST, SOURCES, *tiny.WAYS],
     ["fetch-judge", "--packages=folder", "-o", "out"],
     ["push-to-hub", "{net}", "owner/name"],
 )
@@ -113,7 +113,7 @@ READERS: dict[str, list[list[str]]] = {
     ],
     "table": [["tabulate", "--out=run", PHOTOS, NET, *tiny.TABULATE]],
     "ways": [
-        ["tabulate", "--out=run", PHOTOS, FAST, *tiny.WAYS],
+        ["tabulate", "--out=run", PHOTOS, FAST, SOURCES, *tiny.WAYS],
         ["train-agent", "--out=out", "--table=run", *tiny.TRAIN_ON_TABLE],
     ],
     "evaluation": [["plot", "--evaluation=run", "--out=out"]],
@@ -139,6 +139,8 @@ class Stock(Mapping[str, str]):
             "net": tiny.net,
             "photos": lambda out: tiny.photographs(out, 4, 32),
             "large": lambda out: tiny.photographs(out, 2, 96),
+            # one for validation, one for tests, two for training
+            "sources": lambda out: out.write_text("0.png\td\n1.png\ti\n2.png\ta\n3.png\tb\n", encoding="utf-8"),
             "agent": lambda out: self._run("train-agent", out, NET, PHOTOS, *tiny.TRAIN_AGENT),
             "jump": lambda out: self._run("train-agent", out, NET, PHOTOS, *tiny.TRAIN_SUPERVISED),
             "run": lambda out: self._run("train-ddpm", out, PHOTOS, *tiny.TRAIN_DDPM),
@@ -146,7 +148,7 @@ class Stock(Mapping[str, str]):
             "started": self._started,
             "substeps": lambda out: self._run("train-substeps", out, "--from={net}", PHOTOS, *tiny.TRAIN_SUBSTEPS),
             "fast": lambda out: shutil.copytree(Path(self["substeps"], "checkpoint"), out),
-            "ways": lambda out: self._run("tabulate", out, FAST, PHOTOS, *tiny.WAYS),
+            "ways": lambda out: self._run("tabulate", out, FAST, PHOTOS, SOURCES, *tiny.WAYS),
             "chooser": lambda out: self._run("train-agent", out, "--table={ways}", *tiny.TRAIN_ON_TABLE),
             "table": lambda out: self._run("tabulate", out, NET, PHOTOS, *tiny.TABULATE),
             "evaluation": lambda out: self._run("evaluate", out, NET, LARGE, *tiny.EVALUATE),
