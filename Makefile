@@ -4,17 +4,31 @@ BIN := .venv/bin
 
 .PHONY: demo test lint docs films figures screenshot format wheel sdist clean
 
-.venv/installed: setup.cfg pyproject.toml constraints.txt
+# Torch is installed by pip, which takes the wheel for CPUs where the machine offers it; the rest by uv from the same
+# index, in a fraction of pip's time, or by pip where uv cannot be had.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INDEX := $${PIP_INDEX_URL-$$($(PIP) config get global.index-url 2>/dev/null)}
+UV := UV_INDEX_URL="$(INDEX)" $(BIN)/python -m uv
+OPTIONS := install --quiet -c constraints.txt
+install = $(UV) pip $(OPTIONS) --python $(BIN)/python -e '$(1)' || $(PIP) $(OPTIONS) -e '$(1)'
+ALL := .[dev,docs]
+
+.venv/runs: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	$(PIP) $(OPTIONS) torch
+	-$(PIP) install --quiet uv
+	$(call install,.)
 	touch $@
 
-demo: .venv/installed  ## enlarge scikit-image's photographs in every way, and train an agent on them
+.venv/installed: .venv/runs
+	$(call install,$(ALL))
+	touch $@
+
+demo: .venv/runs  ## enlarge scikit-image's photographs in every way, and train an agent on them
 	$(BIN)/skipdiff demo -o demo.png
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ ODD_TEXTS = (
     "ä\u2028", "9223372036854775807", "9223372036854775808", "18446744073709551615", "1000000000", "a" * 300,
     "a/" * 300 + "a",
     "1,2", "1,0", "3,4", "4,3", "1,4", "12,1", "0,0", ",", "1,", "1,2,3", "4,2,1", "even:2", "even:0", "even:x",
+    "even:2*2", "even:2*0", "12*4", "12*99", "12*", "*2", "6*2,3*2", "ddim/12*4",
     "ddim:0.5", "ddim:2", "ddim:nan", "ddim/even:3", "ddim", "ddpm", "dpmsolver++", "jump", "restart", "no/such",
     "a/b/c", "~/x", "owner/name", "[", "*", "**", "photo", "psnr", "niqe", "psnr,psnr", "x=1", "=", "a=b=c",
     "n_envs=0", "learning_rate=-1", "policy_kwargs={a: 1}", "jpg", "same", "1920x", "x33", "0x0", "x", "40x40",
@@ -44,28 +45,39 @@ NAMES = (
     "x.gif", "x.webp", "x.tif", "x.heic", "x.apng", "\udcff.png", "x.bmp", "x.jp2", "x.tga", "x.avif", "x.txt",
 )  # fmt: skip
 
-NET, PHOTOS, LARGE = "--checkpoint={net}", "--images={photos}", "--images={large}"
+NET, FAST = "--checkpoint={net}", "--checkpoint={fast}"
+PHOTOS, LARGE, SOURCES = "--images={photos}", "--images={large}", "--sources={sources}"
 ENJOY = ("-o", "out.png", NET, PHOTOS, "--image-size=16", "--metric=psnr")
 # A good command line of each command; {net} and so on stand for material.
 GOOD_LINES = (
     ["upscale", "{photos}/0.png", "-o", "out", NET],
     ["upscale", "{photos}", "-o", "out", NET, "--agent={jump}"],
     ["upscale", "{photos}/0.png", "-o", "out", NET, "--agent={jump}", "--quality=0.3", "--map=map.png"],
-    ["upscale", "{photos}/0.png", "-o", "out", "--checkpoint=natural-x4", "--levels=20,5"],
-    ["upscale", "{photos}/0.png", "-o", "out", "--checkpoint=faces-x8", "--levels=20,5"],
-    ["upscale", "{photos}/0.png", "-o", "out", "--checkpoint=photo-x4", "--quality=0.3", "--map=map.jpg"],
+    ["upscale", "{photos}/0.png", "-o", "out", FAST, "--detail=0.3", "--backend=onnxruntime"],
+    ["upscale", "{photos}/0.png", "-o", "out", FAST, "--levels=12*2,6", "--backend=openvino"],
+    ["upscale", "{photos}/0.png", "-o", "out", FAST, "--agent={chooser}", "--map=map.png"],
+    ["upscale", "{photos}/0.png", "-o", "out", "--checkpoint=natural-x4", "--levels=20*4,5"],
+    ["upscale", "{photos}/0.png", "-o", "out", "--checkpoint=faces-x8", "--detail=1"],
+    ["upscale", "{photos}/0.png", "-o", "out", "--checkpoint=photo-x4", "--map=map.jpg"],
     ["train-ddpm", "--out=out", PHOTOS, "--init={started}", *tiny.TRAIN_DDPM[-5:], "--iterations=1"],
     ["train-ddpm", "--out=out", PHOTOS, *tiny.TRAIN_DDPM],
     ["train-predictor", "--out=out", PHOTOS, *tiny.TRAIN_PREDICTOR],
+    ["train-substeps", "--out=out", "--from={net}", PHOTOS, *tiny.TRAIN_SUBSTEPS],
+    ["train-agent", "--out=out", "--table={ways}", *tiny.TRAIN_ON_TABLE],
     ["train-agent", "--out=out", NET, PHOTOS, *tiny.TRAIN_AGENT],
     ["train-agent", "--out=out", NET, PHOTOS, *tiny.TRAIN_SUPERVISED],
     ["import-sr3", "{sr3}", "out"],
     ["evaluate", "--out=out", LARGE, NET, *tiny.EVALUATE],
+    ["evaluate", LARGE, FAST, *tiny.EVALUATE, "--no-paper", "--reference=bicubic", "--levels=12*4", "--seeds=2"],
+    ["evaluate", LARGE, FAST, *tiny.EVALUATE, "--no-paper", "--agent={chooser}"],
+    ["export", "{fast}", "-o", "net.onnx", "--detail=0.5"],
     ["reproduce", "--out=out", LARGE, NET, *tiny.REPRODUCE],
     ["enjoy", "--agent={agent}", *ENJOY],
+    ["enjoy", "--agent={chooser}", "-o", "out.png", FAST, LARGE, "--image-size=32", "--metric=psnr"],
     ["plot", "--run={agent}", "--evaluation={evaluation}", "--out=out"],
     ["demo", "--no-agent", "-o", "out.png", NET],
     ["tabulate", "--out=out", PHOTOS, NET, *tiny.TABULATE],
+    ["tabulate", "--out=out", PHOTOS, FAST, SOURCES, *tiny.WAYS],
     ["fetch-judge", "--packages=folder", "-o", "out"],
     ["push-to-hub", "{net}", "owner/name"],
 )
@@ -88,7 +100,22 @@ READERS: dict[str, list[list[str]]] = {
         ["train-agent", "--algo=supervised", "--out=run", "--resume"],
         ["upscale", "{photos}/0.png", "-o", "out", NET, "--agent=run", "--quality=0.3"],
     ],
+    "substeps": [
+        ["train-substeps", "--out=run", "--resume", "--iterations=3"],
+        ["upscale", "{photos}/0.png", "-o", "out", "--checkpoint=run/checkpoint", "--detail=0.5"],
+        ["export", "run/checkpoint", "-o", "out.onnx"],
+    ],
+    "chooser": [
+        ["upscale", "{photos}/0.png", "-o", "out", FAST, "--agent=run"],
+        ["evaluate", LARGE, FAST, *tiny.EVALUATE, "--no-paper", "--agent=run"],
+        ["enjoy", "--agent=run", "-o", "out.png", FAST, LARGE, "--image-size=32", "--metric=psnr"],
+        ["plot", "--run=run", "--out=out"],
+    ],
     "table": [["tabulate", "--out=run", PHOTOS, NET, *tiny.TABULATE]],
+    "ways": [
+        ["tabulate", "--out=run", PHOTOS, FAST, SOURCES, *tiny.WAYS],
+        ["train-agent", "--out=out", "--table=run", *tiny.TRAIN_ON_TABLE],
+    ],
     "evaluation": [["plot", "--evaluation=run", "--out=out"]],
     "predictor": [
         ["train-predictor", "--out=run", "--resume", "--iterations=2"],
@@ -112,11 +139,17 @@ class Stock(Mapping[str, str]):
             "net": tiny.net,
             "photos": lambda out: tiny.photographs(out, 4, 32),
             "large": lambda out: tiny.photographs(out, 2, 96),
+            # one for validation, one for tests, two for training
+            "sources": lambda out: out.write_text("0.png\td\n1.png\ti\n2.png\ta\n3.png\tb\n", encoding="utf-8"),
             "agent": lambda out: self._run("train-agent", out, NET, PHOTOS, *tiny.TRAIN_AGENT),
             "jump": lambda out: self._run("train-agent", out, NET, PHOTOS, *tiny.TRAIN_SUPERVISED),
             "run": lambda out: self._run("train-ddpm", out, PHOTOS, *tiny.TRAIN_DDPM),
             "predictor": lambda out: self._run("train-predictor", out, PHOTOS, *tiny.TRAIN_PREDICTOR),
             "started": self._started,
+            "substeps": lambda out: self._run("train-substeps", out, "--from={net}", PHOTOS, *tiny.TRAIN_SUBSTEPS),
+            "fast": lambda out: shutil.copytree(Path(self["substeps"], "checkpoint"), out),
+            "ways": lambda out: self._run("tabulate", out, FAST, PHOTOS, SOURCES, *tiny.WAYS),
+            "chooser": lambda out: self._run("train-agent", out, "--table={ways}", *tiny.TRAIN_ON_TABLE),
             "table": lambda out: self._run("tabulate", out, NET, PHOTOS, *tiny.TABULATE),
             "evaluation": lambda out: self._run("evaluate", out, NET, LARGE, *tiny.EVALUATE),
             "report": lambda out: self._run("reproduce", out, NET, LARGE, *tiny.REPRODUCE),
@@ -182,7 +215,7 @@ def _ways_of_enlarging(rng: Rng) -> list[str]:
         "--size=x9", "--size=30x20", "--samples=2", "--tile=16", "--tile=0", "--strip-metadata", "--seed=3", "--json",
         "--batch-size=1", "--start=1", "--levels=4,2", "--overwrite", "--skip-existing", "--outscale=0.1",
         "--jpeg-quality=1", "--outscale=1e308", "--map=map.png", "--map=out/map.jpg", "--map=in", "--map=map.gif",
-        "--quality=0.5",
+        "--quality=0.5", "--detail=0.5", "--levels=4*2,2", "--backend=onnxruntime", "--backend=openvino",
     )  # fmt: skip
     return sorted({pick(rng, ways) for _ in range(int(rng.integers(0, 4)))})
 
@@ -204,7 +237,7 @@ def _damage(file: Path, rng: Rng) -> None:
 
 def of_checkpoints(rng: Rng, given: Stock) -> list[str]:
     """A damaged net, with a predictor or without, for the commands that load one."""
-    shutil.copytree(given[pick(rng, ("net", "started"))], "net")
+    shutil.copytree(given[pick(rng, ("net", "started", "fast"))], "net")
     files = [file for file in sorted(Path("net").iterdir()) if file.suffix in (".json", ".safetensors")]
     _damage(pick(rng, [*files, Path("net/config.json")]), rng)
     checkpoint = "--checkpoint=net"
@@ -216,6 +249,9 @@ def of_checkpoints(rng: Rng, given: Stock) -> list[str]:
                 ["tabulate", "--out=out", PHOTOS, checkpoint, *tiny.TABULATE, "--limit=1"],
                 ["train-ddpm", "--out=out", PHOTOS, "--init=net", *tiny.TRAIN_DDPM[-5:], "--iterations=1"],
                 ["evaluate", LARGE, checkpoint, *tiny.EVALUATE],
+                ["upscale", "{photos}/0.png", "-o", "out", checkpoint, "--detail=0.7", "--backend=onnxruntime"],
+                ["export", "net", "-o", "out.onnx"],
+                ["train-substeps", "--out=out", "--from=net", PHOTOS, *tiny.TRAIN_SUBSTEPS],
             ),
         )
     )

@@ -31,9 +31,17 @@ TRAIN_SUPERVISED = (
     "--nfe-penalty=0.001,0.1", "-p", "forwards=[1, 2]", "-p", "channels=[4]", "-p", "crops=6", "-p", "epochs=1", "-p",
     "members=1",
 )  # fmt: skip
+TRAIN_SUBSTEPS = (
+    "--crop=16", "--batch-size=2", "--warmup=1", "--iterations=2", "--save-every=1", "--most=4", "--rank=2",
+)  # fmt: skip
+TRAIN_ON_TABLE = ("-p", "num_envs=8", "-p", "n_steps=2", "-p", "env_steps=32")
 TRAIN_PREDICTOR = ("--channels=4", "--crop=16", "--batch-size=1", "--iterations=1", "--warmup=0")
 EVALUATE = ("--metrics=psnr", "--image-size=96")
 REPRODUCE = ("--image-size=96", "--sections=table5", "--seeds=1")
+WAYS = (
+    "--ways=12*4", "--ways=12*2", "--ways=12,6", "--image-size=32", "--metrics=colour,psnr", "--noise-seeds=2",
+    "--crops=4",
+)  # fmt: skip
 TABULATE = ("--steps=1,4", "--image-size=16", "--metrics=psnr,colour", "--noise-seeds=1")
 
 

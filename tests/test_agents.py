@@ -433,7 +433,7 @@ def test_agent_policy_must_see_whole_episodes(unet: Any) -> None:
 
 
 def test_an_agent_on_another_network_is_told_of(
-    checkpoint: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: str, photo: Photo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """But not where the same network lies elsewhere."""
     shutil.copytree(checkpoint, tmp_path / "copy")
@@ -444,14 +444,16 @@ def test_an_agent_on_another_network_is_told_of(
     assert agent.told_of(checkpoint) is agent.told_of(tmp_path / "copy") is small_agent().told_of("faces-x8") is None
     said = f"the agent was trained with the checkpoint {checkpoint}, and decides for {tmp_path / 'other'} here"
     assert agent.told_of(tmp_path / "other") == said
-    photo = str(photos / "0.png")
+    for side in (8, 96):
+        Image.fromarray(photo(side, side)).save(tmp_path / f"{side}.png")
+    images = f"--images={tmp_path / '96.png'}"
     for name, expected in (("copy", 0), ("other", 1)):
         for command in (
-            ["upscale", photo, f"--out={tmp_path / name}.png", f"--agent={tmp_path / 'agent'}"],
-            ["evaluate", f"--images={photo}", "--image-size=96", "--metrics=psnr", f"--agent={tmp_path / 'agent'}"],
+            ["upscale", str(tmp_path / "8.png"), f"--out={tmp_path / name}.png", f"--agent={tmp_path / 'agent'}"],
+            ["evaluate", images, "--image-size=96", "--metrics=psnr", "--no-paper", f"--agent={tmp_path / 'agent'}"],
             [
                 "enjoy",
-                f"--images={photo}",
+                images,
                 "--image-size=32",
                 "--metric=psnr",
                 f"--agent={tmp_path / 'agent'}",

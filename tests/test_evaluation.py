@@ -77,10 +77,10 @@ def test_methods_against_the_plain_samplers(unet: UNet, alphas_cumprod: FloatArr
         torch.testing.assert_close(results[name].sr, sr, atol=1e-5, rtol=0)
 
 
-def test_figures_are_those_of_the_pictures(checkpoint: str, photos: Path) -> None:
+def test_figures_are_those_of_the_pictures(short_checkpoint: str, photos: Path) -> None:
     crops = load_crops([photos], 96, limit=2)
-    rows = evaluate(crops, checkpoint, seeds=2, metrics=["psnr"], batch_size=1)
-    assert len(rows) == 2 * 2 * (3 + 10)
+    rows = evaluate(crops, short_checkpoint, seeds=2, metrics=["psnr"], batch_size=1)
+    assert len(rows) == 2 * 2 * (3 + 4)
     bicubic = next(row for row in rows if row.method == "bicubic" and row.image == 1 and row.seed == 0)
     a, b = (np.round((x.double().numpy() + 1) * 127.5) for x in (crops[1], degrade(crops[1][None], 4)[0]))
     luma = np.array([65.481, 128.553, 24.966]) / 255
@@ -88,10 +88,10 @@ def test_figures_are_those_of_the_pictures(checkpoint: str, photos: Path) -> Non
     assert bicubic.metrics["psnr"] == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-2)
     summary = {str(entry["method"]): entry for entry in summarise(rows)}
     assert summary["bicubic"]["psnr_std"] == 0
-    assert summary["CSA(10)"]["psnr_std"] != 0
-    own = [[r.metrics["psnr"] for r in rows if r.method == "CSA(10)" and r.seed == seed] for seed in (0, 1)]
-    assert summary["CSA(10)"]["psnr"] == pytest.approx(np.mean(own))
-    assert summary["CSA(10)"]["psnr_std"] == pytest.approx(np.std(np.mean(own, axis=1)))
+    assert summary["CSA(3)"]["psnr_std"] != 0
+    own = [[r.metrics["psnr"] for r in rows if r.method == "CSA(3)" and r.seed == seed] for seed in (0, 1)]
+    assert summary["CSA(3)"]["psnr"] == pytest.approx(np.mean(own))
+    assert summary["CSA(3)"]["psnr_std"] == pytest.approx(np.std(np.mean(own, axis=1)))
 
 
 def test_originals(short_checkpoint: str, photos: Path) -> None:
@@ -308,12 +308,13 @@ def test_bad_input(checkpoint: str, photos: Path, photo: Photo) -> None:
         evaluate(crops, checkpoint, metrics=["nique"])
 
 
-def test_demo(jumping: str, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo(jumping: str, short_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "tables" / f"{Path(jumping).name}-schedules"
     folder.mkdir(parents=True)
     for module in ("agents.cli.demo", "skipdiff_env.outcomes"):
         monkeypatch.setattr(f"{module}.TABLES", folder.parent)
     monkeypatch.setattr("agents.cli.demo.DECISIONS", 20_000)
+    monkeypatch.setattr("agents.cli.demo.SIZE", 96)
     monkeypatch.setattr(OutcomeTable, "load", classmethod(lambda cls, table: made()))
     arguments = ["demo", f"--checkpoint={jumping}", "-o", str(tmp_path / "demo.png")]
     result = CliRunner().invoke(main, arguments)
@@ -329,7 +330,7 @@ def test_demo(jumping: str, checkpoint: str, tmp_path: Path, monkeypatch: pytest
     assert found is not None
     assert float(found[2].rstrip(".")) <= float(found[1].rstrip(",")) <= float(found[3].rstrip("."))
     assert float(found[1].rstrip(",")) > 0.3, "it has learnt something"
-    result = CliRunner().invoke(main, ["demo", f"--checkpoint={checkpoint}", "-o", str(tmp_path / "other.png")])
+    result = CliRunner().invoke(main, ["demo", f"--checkpoint={short_checkpoint}", "-o", str(tmp_path / "other.png")])
     assert result.exit_code == 0, result.output
     assert "No agent is trained: no table ships for " in result.output
 
@@ -360,14 +361,14 @@ def agent_folder(tmp_path: Path) -> Path:
     return save_agent(tmp_path / "agent", Plan(20, 5), metric="psnr")
 
 
-def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def test_evaluate_with_agents(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    out, agent_folder = tmp_path / "out", save_agent(tmp_path / "agent", Plan(3, 4), metric="psnr")
     result = command(
         "evaluate",
         f"--images={photos}",
         f"--train-images={photos / '0.png'}",
-        f"--checkpoint={checkpoint}",
-        "--steps=20,5",
+        f"--checkpoint={short_checkpoint}",
+        "--steps=3,4",
         "--image-size=96",
         "--metrics=psnr",
         "--seeds=2",
@@ -385,9 +386,9 @@ def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path,
         by_method.setdefault(row["method"], {})[row["image"], row["seed"]] = row
     assert all(len(own) == 4 for own in by_method.values())
     (best,) = (method for method in by_method if method.startswith("best fixed start"))
-    assert {"bicubic", "DDPM-100", "CSA(20)", "agent agent", "agent mine", "random skipping", "oracle"} < set(by_method)
+    assert {"bicubic", "DDPM-12", "CSA(3)", "agent agent", "agent mine", "random skipping", "oracle"} < set(by_method)
     for place, oracle in by_method["oracle"].items():
-        rewards = [float(by_method[f"CSA(20) + FSR({start})"][place]["reward"]) for start in range(1, 6)]
+        rewards = [float(by_method[f"CSA(3) + FSR({start})"][place]["reward"]) for start in range(1, 5)]
         assert float(oracle["reward"]) == max(rewards)
         assert int(oracle["start"]) == int(np.argmax(rewards)) + 1
         for own in by_method.values():
@@ -400,7 +401,7 @@ def test_evaluate_with_agents(checkpoint: str, photos: Path, agent_folder: Path,
         assert best == f"best fixed start ({start})"
         assert float(by_method[best][place]["reward"]) == rewards[start - 1]
     config = TaskConfig(
-        checkpoint=checkpoint, images=str(photos / "0.png"), image_size=96, steps=(20, 5), metric="psnr"
+        checkpoint=short_checkpoint, images=str(photos / "0.png"), image_size=96, steps=(3, 4), metric="psnr"
     )
     task = Task(config)
     assert start == task.start_outcomes([0], [0]).rewards[0, 0].argmax() + 1

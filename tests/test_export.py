@@ -29,7 +29,14 @@ MOST = 16
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of networks are made once for all tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "graphs"))
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache of graphs."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -51,6 +58,18 @@ def nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, unet in unets.items():
         save_checkpoint(unet, root / name)
     return {name: str(root / name) for name in unets}
+
+
+@pytest.fixture(scope="module")
+def graphs(nets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What `skipdiff export` writes for two of the checkpoints."""
+    pytest.importorskip("onnx")
+    root, found = tmp_path_factory.mktemp("graphs"), {}
+    for name, options in (("plain", ()), ("substeps", ("--detail=0.5",))):
+        found[name] = root / f"{name}.onnx"
+        result = skipdiff("export", nets[name], "-o", found[name], *options)
+        assert result.exit_code == 0, result.output
+    return found
 
 
 def skipdiff(*arguments: object) -> Result:
@@ -84,13 +103,10 @@ def test_bicubic_enlargement_by_convolutions(scale: int, size: tuple[int, int]) 
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
 def test_a_plain_graph_gives_what_the_upscaler_gives(
-    kind: str, nets: dict[str, str], photo: Photo, tmp_path: Path
+    kind: str, nets: dict[str, str], graphs: dict[str, Path], photo: Photo
 ) -> None:
-    pytest.importorskip("onnx")
     pytest.importorskip(kind)
-    result = skipdiff("export", nets["plain"], "-o", tmp_path / "net.onnx")
-    assert result.exit_code == 0, result.output
-    run = runner(kind, tmp_path / "net.onnx")
+    run = runner(kind, graphs["plain"])
     for size in ((16, 24), (17, 9), (1, 3)):
         lr_image = to_tensor(photo(*size))
         sr = Upscaler(nets["plain"], levels=(1,)).upscale([lr_image], [0])[0].sr
@@ -121,12 +137,10 @@ def test_sides_that_do_not_fit_the_stride(photo: Photo, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
-def test_substeps_vary_at_run_time(kind: str, nets: dict[str, str], photo: Photo, tmp_path: Path) -> None:
+def test_substeps_vary_at_run_time(kind: str, nets: dict[str, str], graphs: dict[str, Path], photo: Photo) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip(kind)
-    path = tmp_path / "net.onnx"
-    result = skipdiff("export", nets["substeps"], "-o", path, "--detail=0.5")
-    assert result.exit_code == 0, result.output
+    path = graphs["substeps"]
     model = onnx.load(path)
     properties = {each.key: each.value for each in model.metadata_props}
     assert properties["most_substeps"] == str(MOST)
@@ -224,6 +238,7 @@ def test_backends_run_jumps(backend: str, nets: dict[str, str]) -> None:
         torch.testing.assert_close(out[1], out[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_graphs_are_cached(nets: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -271,6 +286,7 @@ def test_upscale_by_another_backend(nets: dict[str, str], photo: Photo, tmp_path
     assert np.abs(one - other).max() <= 1
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_bad_backends(nets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unet = load_unet(nets["plain"])
     with pytest.raises(ConfigError, match="must be one of torch, onnxruntime, openvino"):
