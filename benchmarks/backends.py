@@ -25,13 +25,13 @@ PARTS = ("predictor", "forward", "enlargement")
 
 @torch.inference_mode()
 def run(part: str, upscaler: Upscaler, lr_image: torch.Tensor) -> torch.Tensor:
-    """Return the condition, the network's output from it, or the result of one forward."""
+    """Return the condition, the estimate from it, or the result of one forward."""
     if part == "enlargement":
         return upscaler.upscale([lr_image], [0])[0].sr
     if part == "predictor":
         return upscaler.unet.condition(lr_image[None])
     lr_up = torch.nn.functional.interpolate(lr_image[None], scale_factor=upscaler.scale)
-    return upscaler.denoiser(lr_up, lr_up, torch.full((1,), 0.5))
+    return upscaler.denoiser.predict(lr_up, 0.25, lr_up)[0]
 
 
 @click.command(cls=Command, context_settings={"show_default": True})

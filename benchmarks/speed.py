@@ -29,11 +29,12 @@ from agents.upscaling.jobs import Job, chunks, make_worker
 from agents.upscaling.options import UpscaleOptions
 from benchmarks import tiny
 from ddpm.checkpoints import load_unet, resolve_checkpoint
+from ddpm.nets.denoiser import to_image
 from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise
 from ddpm.pictures.degradation import downsample
 from ddpm.pictures.images import to_tensor
-from ddpm.sampling import sample, to_image
+from ddpm.sampling import sample
 from ddpm.schedule import cosine_alphas_cumprod, even_levels
 from ddpm.training.unet import training_loss
 from ddpm.util.torchvision_ops import ensure_torchvision

@@ -9,6 +9,8 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 
+from ddpm.nets.denoiser import Denoiser, check_denoiser
+from ddpm.nets.diffusers_models import is_diffusers, load_diffusers, split_settings
 from ddpm.nets.unet import WEIGHTS, UNet
 from ddpm.util.checks import shown
 from ddpm.util.errors import CheckpointError, ConfigError
@@ -65,10 +67,14 @@ def hub_folder(repo_id: str, what: str = "checkpoint") -> Path:
 def resolve_checkpoint(checkpoint: str | Path) -> str:
     """The folder of a checkpoint: a shipped name, a folder, or the id of a repository on the Hub, which is downloaded.
 
+    Of a model of diffusers the settings behind "?" are left out.
+
     Raises:
         CheckpointError: it is none of the three. What looks like a path, or lies in a folder that exists, is not looked
             up on the network.
     """
+    if isinstance(checkpoint, str):
+        checkpoint = split_settings(checkpoint)[0]
     name, folder = str(checkpoint), Path(checkpoint)
     shipped = shipped_checkpoints()
     if name in shipped:
@@ -76,9 +82,11 @@ def resolve_checkpoint(checkpoint: str | Path) -> str:
     if not folder.is_dir() and is_hub_id(checkpoint):
         folder = hub_folder(name)
     if folder.is_dir():
-        for file in ("config.json", WEIGHTS):
+        for file in () if is_diffusers(folder) else ("config.json", WEIGHTS):
             if not (folder / file).is_file():
-                raise CheckpointError(f"{name} is no checkpoint: it lacks {file}")
+                raise CheckpointError(
+                    f"{name} is not a checkpoint: it lacks {file}, and model_index.json as models of diffusers have it"
+                )
         return str(folder)
     if folder.exists():
         raise CheckpointError(f"{name} is a file; name the folder with config.json and {WEIGHTS}")
@@ -86,6 +94,44 @@ def resolve_checkpoint(checkpoint: str | Path) -> str:
     raise CheckpointError(
         f"{'no such folder:' if like_a_path else 'unknown checkpoint'} {name!r}; known are {_known()}"
     )
+
+
+def checkpoint_files(checkpoint: str | Path) -> list[Path]:
+    """Return the files that a checkpoint is read from, those of `resolve_checkpoint`'s folder.
+
+    Raises:
+        CheckpointError: as `resolve_checkpoint`.
+    """
+    folder = Path(resolve_checkpoint(checkpoint))
+    found = folder.rglob("*") if is_diffusers(folder) else folder.iterdir()
+    return sorted(file for file in found if file.is_file())
+
+
+def load_denoiser(source: str | Path | Denoiser, device: str = "cpu", trust_pickle: bool = False) -> Denoiser:
+    """Return the diffusion model of a checkpoint, of ours or in the format of diffusers, in float32 for inference.
+
+    Args:
+        source: name of a shipped checkpoint, folder, or Hub id; of a model of diffusers perhaps with settings, as in
+            "FOLDER?prompt=a cat&guidance=4", see `ddpm.nets.diffusers_models.load_diffusers`. A `Denoiser` is returned
+            as it is.
+        device: "cpu", "cuda", "cuda:1", "mps", …
+        trust_pickle: whether the weights may be pickles, which can run any code.
+
+    Raises:
+        CheckpointError: the model is unknown, damaged, incomplete, or not one that enlarges pictures.
+        ConfigError: a setting is unknown or wrong, or the device does not exist.
+    """
+    check_denoiser(source)
+    if not isinstance(source, str | Path):
+        return source
+    check_device(device)
+    folder = Path(resolve_checkpoint(source))
+    settings = split_settings(source)[1] if isinstance(source, str) else {}
+    if is_diffusers(folder):
+        return load_diffusers(folder, device, settings | ({"trust_pickle": "true"} if trust_pickle else {}))
+    if settings:
+        raise ConfigError(f"settings behind ? are for models of diffusers, and {folder} is not one; leave them out")
+    return load_unet(folder, device)
 
 
 def _known() -> str:
@@ -130,6 +176,8 @@ def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
     """
     check_device(device)
     source = resolve_checkpoint(checkpoint)
+    if is_diffusers(Path(source)):
+        raise CheckpointError(f"{checkpoint} is a model of diffusers; only our own networks can be used for this")
     if Path(source).is_dir():
         _check_settings(Path(source) / "config.json")
     try:

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ddpm.nets.denoiser import Denoiser, NoiseLevelDenoiser, to_latent, x0_weights
 from ddpm.noise import Stage
 from ddpm.pictures.degradation import upsample
-from ddpm.sampling import Denoiser, Noise, p_sample, predict_x0, to_latent, x0_weights
+from ddpm.sampling import Noise, p_sample, predict_x0
 from ddpm.schedule import FloatArray, even_steps
 from ddpm.util.errors import ConfigError
 
@@ -130,7 +131,7 @@ def peer_sample(
 
 
 def early_start(
-    unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise, t: int, forwards: int
+    unet: NoiseLevelDenoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise, t: int, forwards: int
 ) -> Tensor:
     """CCDF (Chung et al. 2022): the bicubic enlargement with the noise of diffusion step `t`, denoised from there on.
 
@@ -160,7 +161,7 @@ def early_start(
     return latents
 
 
-class NullSpaceDenoiser:
+class NullSpaceDenoiser(NoiseLevelDenoiser):
     """A net whose estimates agree with the low-resolution picture, by projection onto the null space (DDNM).
 
     Wang et al. 2023. At every step the picture x that an estimate stands for becomes x + up(lr - down(x)), where `up`
@@ -173,8 +174,8 @@ class NullSpaceDenoiser:
         scale: how many times the net enlarges.
     """
 
-    def __init__(self, unet: Denoiser, lr_image: Tensor, scale: int) -> None:
-        self.unet, self.lr_image, self.scale = unet, lr_image, scale
+    def __init__(self, unet: NoiseLevelDenoiser, lr_image: Tensor, scale: int) -> None:
+        self.unet, self.lr_image, self.scale, self.multiple = unet, lr_image, scale, unet.multiple
         self.prediction, self.target, self.residual_scale = unet.prediction, unet.target, unet.residual_scale
 
     def __call__(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:

@@ -1,67 +1,55 @@
 """Samplers: the reverse step, the full chain, the coarse approximation and the fine refinement.
 
-Each is a pure function. Latents are float32, (B, 3, H, W); `lr_up` is the condition in [-1, 1]; `noise(stage, t)` gives
-standard normal noise of the latents' shape (see `ddpm.noise.KeyedNoise`). What a latent stands for (the picture or
-the residual) is the net's `target`; `to_image` brings it back to a picture.
+Each is a pure function. Latents are float32, (B, C, H, W); `lr_up` is the condition, of the same height and width;
+`noise(stage, t)` returns standard normal noise of the latents' shape (see `ddpm.noise.KeyedNoise`).
+`Denoiser.decode` turns a clean latent into a picture.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpm.nets.denoiser import Denoiser, Estimate, Step, coefficient
 from ddpm.noise import Stage
 from ddpm.schedule import FloatArray
 from ddpm.util.errors import ConfigError
 
 Noise = Callable[[Stage, int | NDArray[np.integer]], Tensor]
-Step = int | NDArray[np.integer]
 # A latent, or the weights of what it is made of.
 X = TypeVar("X", Tensor, FloatArray)
-# One noise level, or one for each member.
-Level = Tensor | float
 
 
-class Denoiser(Protocol):
-    """What a sampler needs of a net: `ddpm.nets.unet.UNet`, or a tiled one."""
+def estimate(
+    unet: Denoiser,
+    alphas_cumprod: FloatArray,
+    t: Step,
+    x_t: Tensor,
+    lr_up: Tensor,
+    to: Step = 0,
+    substeps: Step = 1,
+) -> Estimate:
+    """Return the estimates of x_0 and ε at step t, see `Denoiser.predict`.
 
-    prediction: str
-    target: str
-    residual_scale: float
+    With more than one substep they are those for which one DDIM step (η = 0) from t to `to` arrives where that many
+    even steps of the plain network would.
 
-    def __call__(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor, /) -> Tensor: ...
-
-
-def to_latent(unet: Denoiser, hr: Tensor, lr_up: Tensor) -> Tensor:
-    """The clean latent x_0 of a target picture: hr itself or `residual_scale`·(hr - lr_up)."""
-    return hr if unet.target == "image" else unet.residual_scale * (hr - lr_up)
-
-
-def to_image(unet: Denoiser, x_0: Tensor, lr_up: Tensor) -> Tensor:
-    """The picture of a latent, (B, 3, H, W) clamped to [-1, 1]; inverse of `to_latent`."""
-    return (x_0 if unet.target == "image" else x_0 / unet.residual_scale + lr_up).clamp(-1, 1)
-
-
-def _coefficient(values: FloatArray | float, like: Tensor) -> Tensor | float:
-    """A number as it is; one number per member as a tensor (B, 1, 1, 1)."""
-    if np.ndim(values) == 0:
-        return float(values)
-    return torch.as_tensor(values, dtype=like.dtype, device=like.device)[:, None, None, None]
-
-
-def x0_weights(prediction: str, signal: Level, sigma: Level) -> tuple[Level, Level]:
-    """x_0 = a·output + b·x_t at a noise level √ᾱ, √(1-ᾱ), for a net that predicts "eps" or "v"; gives (a, b)."""
-    return (-sigma / signal, 1 / signal) if prediction == "eps" else (-sigma, signal)
-
-
-def _per_member(values: Step | FloatArray, like: Tensor) -> Tensor:
-    """One number for each member, (B,), from one for all or one for each."""
-    return torch.as_tensor(np.broadcast_to(values, len(like)).copy(), dtype=like.dtype, device=like.device)
+    Args:
+        unet: the denoiser.
+        alphas_cumprod: (T + 1,), index 0 is the clean image.
+        t: step in 1 … T, one for all or an array (B,).
+        x_t: latents at step t.
+        lr_up: condition.
+        to: step in 0 … t - 1 that the latents go to next, one for all or an array (B,); only substeps depend on it.
+        substeps: number of even steps whose work the forward does, one for all or an array (B,).
+    """
+    if np.any(np.not_equal(substeps, 1)):
+        return unet.predict_substeps(x_t, alphas_cumprod[t], lr_up, alphas_cumprod[to], substeps)
+    return unet.predict(x_t, alphas_cumprod[t], lr_up)
 
 
 def predict_x0(
@@ -73,33 +61,8 @@ def predict_x0(
     to: Step = 0,
     substeps: Step = 1,
 ) -> Tensor:
-    """Return the estimate of x_0 at step t, clamped so that the picture stays in [-1, 1].
-
-    With more than one substep it is the x_0 for which one DDIM step (η = 0) from t to `to` arrives where that many
-    even steps of the plain network would.
-
-    Args:
-        unet: predicts eps or v.
-        alphas_cumprod: (T + 1,), index 0 is the clean image.
-        t: step in 1 … T, one for all or an array (B,).
-        x_t: latents at step t.
-        lr_up: condition.
-        to: step in 0 … t - 1 that the latents go to next, one for all or an array (B,); only substeps depend on it.
-        substeps: number of even steps whose work the forward does, one for all or an array (B,).
-    """
-    signal, sigma = np.sqrt(alphas_cumprod[t]), np.sqrt(1 - alphas_cumprod[t])
-    level = _per_member(signal, x_t)
-    jump: tuple[Tensor, ...] = ()
-    if np.any(np.not_equal(substeps, 1)):
-        jump = _per_member(np.sqrt(alphas_cumprod[to]), x_t), _per_member(substeps, x_t)
-    run: Callable[..., Tensor] = unet
-    out = run(lr_up, x_t, level, *jump)
-    of_out, of_x_t = x0_weights(unet.prediction, _coefficient(signal, x_t), _coefficient(sigma, x_t))
-    x0 = out.mul_(of_out).add_(x_t * of_x_t)  # in place, since pictures can be large
-    if unet.target == "image":
-        return x0.clamp_(-1, 1)
-    c = unet.residual_scale
-    return x0.add_(lr_up, alpha=c).clamp_(-c, c).sub_(lr_up, alpha=c)
+    """Return the estimate of x_0 at step t; the arguments are those of `estimate`."""
+    return estimate(unet, alphas_cumprod, t, x_t, lr_up, to, substeps)[0]
 
 
 def reverse_weights(
@@ -117,7 +80,9 @@ def reverse_weights(
         to: step s in 0 … t - 1 to go to; None: t - 1.
     """
     now, before = alphas_cumprod[t], alphas_cumprod[np.subtract(t, 1) if to is None else to]
-    variance = eta**2 * (1 - before) / (1 - now) * (1 - now / before)  # zero at s = 0, since before is 1
+    # zero at s = 0, where schedules of other networks may have a ᾱ below 1
+    clean = np.equal(np.subtract(t, 1) if to is None else to, 0)
+    variance = np.where(clean, 0.0, eta**2 * (1 - before) / (1 - now) * (1 - now / before))
     of_x_t = np.sqrt((1 - before - variance) / (1 - now))
     return np.sqrt(before) - np.sqrt(now) * of_x_t, of_x_t, np.sqrt(variance)
 
@@ -155,9 +120,13 @@ def p_sample(
     """
     to = np.subtract(t, 1) if to is None else to
     of_x0, of_x_t, sigma = reverse_weights(alphas_cumprod, t, eta, to)
-    x0 = predict_x0(unet, alphas_cumprod, t, x_t, lr_up, to, substeps)
-    mean = x0.mul_(_coefficient(of_x0, x_t)).add_(x_t * _coefficient(of_x_t, x_t))
-    return mean if noise is None else mean.add_(noise * _coefficient(sigma, x_t))
+    x0, eps = estimate(unet, alphas_cumprod, t, x_t, lr_up, to, substeps)
+    if eps is None:
+        mean = x0.mul_(coefficient(of_x0, x_t)).add_(x_t * coefficient(of_x_t, x_t))
+    else:  # x_t = √ᾱ·x_0 + √(1-ᾱ)·ε, which a clamped x_0 does not fulfil
+        signal, of_eps = np.sqrt(alphas_cumprod[to]), of_x_t * np.sqrt(1 - alphas_cumprod[t])
+        mean = x0.mul_(coefficient(signal, x_t)).add_(eps.mul_(coefficient(of_eps, x_t)))
+    return mean if noise is None else mean.add_(noise * coefficient(sigma, x_t))
 
 
 def refine(

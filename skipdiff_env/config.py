@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddpm.nets.unet import UNet
+from ddpm.nets.denoiser import Denoiser, check_denoiser
 from ddpm.pictures.degradation import Degradation
 from ddpm.util.checks import check_whole, is_number
 from ddpm.util.errors import ConfigError
@@ -26,7 +26,9 @@ class TaskConfig:
     """The arguments of the environments, `skipdiff_env.env.SkipDiffEnv`.
 
     Attributes:
-        checkpoint: name of a shipped checkpoint, a folder, or a Hub id.
+        checkpoint: name of a shipped checkpoint, a folder, or a Hub id, also of a model of diffusers.
+        denoiser: another diffusion model that takes the place of `checkpoint`: a `ddpm.nets.denoiser.Denoiser`, or what
+            `ddpm.checkpoints.load_denoiser` takes. With an object `spec.to_json()` raises a TypeError.
         images: target pictures: None, crops of photographs that scikit-image carries; a folder, file or pattern; a
             uint8 array (height, width, 3); or several of them. The low-resolution input is made from the target.
         degradation: how the low-resolution inputs are made: "bicubic", or as photographs that people enlarge: "photo",
@@ -83,7 +85,8 @@ class TaskConfig:
         ConfigError: a value is out of range or of the wrong type.
     """
 
-    checkpoint: str | Path = "natural-x4"
+    checkpoint: str | Path | Denoiser = "natural-x4"
+    denoiser: str | Path | Denoiser | None = None
     images: Any = None
     degradation: str = "bicubic"
     split: str | None = None
@@ -111,8 +114,9 @@ class TaskConfig:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        if not isinstance(self.checkpoint, str | Path):
-            raise ConfigError(f"checkpoint must be a name, a folder or a Hub id, got {self.checkpoint!r}")
+        if self.denoiser is not None:
+            object.__setattr__(self, "checkpoint", self.denoiser)
+        check_denoiser(self.checkpoint)
         Degradation.parse(self.degradation)
         for name in ("image_size", "batch_size"):
             check_whole(**{name: getattr(self, name)})
@@ -159,8 +163,13 @@ class TaskConfig:
         """Lowest and highest price of a forward where each episode draws its own; None where it is fixed."""
         return price_range(self.nfe_penalty)
 
-    def plan(self, unet: UNet) -> Plan:
-        """The plan of the episodes on a net.
+    @property
+    def name(self) -> str:
+        """What the checkpoint or denoiser is called: its name, folder or Hub id, or the class of an object."""
+        return str(self.checkpoint) if isinstance(self.checkpoint, str | Path) else type(self.checkpoint).__name__
+
+    def plan(self, unet: Denoiser) -> Plan:
+        """The plan of the episodes on a denoiser.
 
         Raises:
             ConfigError: the steps or a sampler do not fit.

@@ -149,8 +149,9 @@ class OutcomeTable:
 
     @property
     def forwards(self) -> NDArray[np.int64]:
-        """Forwards of each schedule."""
-        return np.array([schedule.forwards for schedule in self.schedules])
+        """Network forwards of each schedule, those of guidance counted."""
+        calls = np.array([schedule.forwards for schedule in self.schedules])
+        return calls * int(self.description.get("forwards_per_call", 1))
 
     def rewards(self, price: float = 0.0) -> Array:
         """Return the rewards, -M less the price of the forwards, float64 (crops, noises, schedules)."""
@@ -301,10 +302,11 @@ def tabulate_schedules(
     size = task.config.image_size
     cuts, names = _cuts(files, size, crops, seed), photographs_of([str(path) for path in files], sources)
     description = {
-        "format": FORMAT, "checkpoint": str(task.config.checkpoint), "network": fingerprint(task.unet),
+        "format": FORMAT, "checkpoint": task.config.name, "network": fingerprint(task.unet),
         "plan": task.plan.settings(), "degradation": str(task.degradation), "size": size, "seed": seed,
         "metrics": list(task.metrics), "noises": noises, "schedules": [str(schedule) for schedule in schedules],
         "photographs": [name for name in names for _ in range(crops)], "files": [path.name for path in files],
+        **({"forwards_per_call": calls} if (calls := task.unet.forwards_per_call) > 1 else {}),
     }  # fmt: skip
     shape = len(cuts), noises, len(schedules)
     arrays: dict[str, NDArray[Any]] = {

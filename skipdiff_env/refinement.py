@@ -3,6 +3,7 @@
 The scalar environment, the batched one, the upscaler and the table of all starts run through `RefinementProcess`.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpm.nets.denoiser import Denoiser, geometry
 from ddpm.noise import MAX_NOISE, KeyedNoise, Stage
 from ddpm.pictures.tiling import Box
 from ddpm.sampling import (
-    Denoiser,
     coarse_eta,
     coarse_sampler,
     dpmsolver_chain,
@@ -24,9 +25,8 @@ from ddpm.sampling import (
     p_sample,
     predict_x0,
     reverse_weights,
-    to_image,
 )
-from ddpm.schedule import FloatArray, Schedule, check_levels, cosine_alphas_cumprod
+from ddpm.schedule import FloatArray, Schedule, check_levels
 from ddpm.util.errors import ConfigError
 from skipdiff_env.decisions import Decisions, Skip
 from skipdiff_env.memo import Memo
@@ -43,20 +43,21 @@ class Refinement:
     """One picture, or one tile of a picture, on its way from the coarse latent to the result.
 
     Attributes:
-        lr_up: condition, (3, H, W) in [-1, 1].
+        lr_up: condition, (C, H, W), see `ddpm.nets.denoiser.Denoiser.condition`.
         noise_seed: key of all noise of this picture; a tile has its part of its picture's noise.
         key: identity of the picture for the memo; None is never memoised.
-        coarse_latent: the coarse latent x_S1, or the initial noise where there is no coarse stage, (3, H, W).
-        latent: the current latent u, (3, H, W).
+        coarse_latent: the coarse latent x_S1, or the initial noise where there is no coarse stage, (C, H, W).
+        latent: the current latent u, (C, H, W).
         t: the diffusion step that is decided (or, at 1, performed) next; 0 at the end.
         level: the diffusion step whose noise level the net is told next. Under "restart" it is t; under "jump" it is
             the level that the latent stands at.
-        nfe: UNet forwards of this picture so far, coarse and fine, thrown away or not.
+        nfe: network forwards of this picture so far, coarse and fine, thrown away or not; two for each prediction with
+            guidance.
         path: the diffusion steps that the surviving fine chain has stood at, from that of its first forward to the one
             the latent has reached; empty before the first step that is performed. With the picture, the seed and the
             substeps it determines `latent`.
         substeps: for each forward of the surviving chain, the number of even steps whose work it did.
-        before: the last estimate of x_0 on the surviving chain, (3, H, W), where the fine sampler looks back at it or
+        before: the last estimate of x_0 on the surviving chain, (C, H, W), where the fine sampler looks back at it or
             the process keeps it; else None.
         picture: of a tile, the picture as it began; None for a whole picture.
         box: of a tile, its place in that picture.
@@ -152,7 +153,7 @@ class RefinementProcess:
     """The fine stage for any number of pictures of one size, each at a diffusion step of its own.
 
     Args:
-        unet: the net.
+        unet: the denoiser.
         plan: the steps of the episodes, their samplers, and what SKIP does.
         memo: where transitions are remembered; None computes each anew.
         batch_size: largest batch of one UNet forward.
@@ -178,12 +179,14 @@ class RefinementProcess:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         self.unet = unet
         self.plan = plan
-        self.most_substeps = int(getattr(getattr(unet, "unet", unet), "substeps", 1))
         self.memo = memo if memo is not None else Memo(0)
         self.batch_size = batch_size
         self.device = device
-        self.alphas_cumprod = cosine_alphas_cumprod(plan.length)
-        self.coarse_alphas_cumprod = cosine_alphas_cumprod(plan.S)
+        self.channels = geometry(unet)[0]
+        self.alphas_cumprod = unet.schedule(plan.length)
+        # the levels of a discrete network must be those that the fine stage goes on from
+        discrete = unet.alphas_cumprod is not None
+        self.coarse_alphas_cumprod = self.alphas_cumprod[:: plan.N] if discrete else unet.schedule(plan.S)
         fine_eta = coarse_eta(plan.fine_sampler)
         # DPM-Solver++(2M) adds no noise, and looks back at the estimate of the step before
         self.looks_back = fine_eta is None
@@ -194,6 +197,11 @@ class RefinementProcess:
         self.decisions = Skip(plan) if decisions is None else decisions
         for schedule in getattr(self.decisions, "schedules", ()):
             self.check(schedule)
+
+    @property
+    def coarse_forwards(self) -> int:
+        """Network forwards of the coarse stage, those of guidance counted."""
+        return self.plan.coarse_forwards * self.unet.forwards_per_call
 
     @torch.inference_mode()
     def begin(
@@ -213,7 +221,8 @@ class RefinementProcess:
         missing = [i for i, latent in enumerate(found) if latent is None]
         for chunk in self._chunks(missing):
             condition = _batch([lr_up[i] for i in chunk])
-            noise = KeyedNoise([noise_seeds[i] for i in chunk], condition.shape[1:], self.device)
+            shape = self.channels, *condition.shape[-2:]
+            noise = KeyedNoise([noise_seeds[i] for i in chunk], shape, self.device)
             if self.plan.coarse_forwards:
                 sampler = coarse_sampler(self.plan.coarse_sampler)
                 latents = sampler(self.unet, self.coarse_alphas_cumprod, condition, noise)
@@ -225,7 +234,7 @@ class RefinementProcess:
         coarse = [latent for latent in found if latent is not None]
         first = self.plan.first
         return [
-            Refinement(condition, seed, key, latent, latent, first, first, self.plan.coarse_forwards)
+            Refinement(condition, seed, key, latent, latent, first, first, self.coarse_forwards)
             for condition, seed, key, latent in zip(lr_up, noise_seeds, keys, coarse, strict=True)
         ]
 
@@ -257,29 +266,32 @@ class RefinementProcess:
         """Whether nothing is left to decide about a picture, and `finish` does the rest."""
         return state.t <= (1 if self.decisions.kind == "skip" else 0)
 
+    @torch.no_grad()
     def finish(self, states: Sequence[Refinement]) -> list[Tensor]:
         """Performs the step to the clean latent, which is never skipped; gives the pictures, (3, H, W) in [-1, 1]."""
         assert all(state.t <= 1 for state in states), "decisions are left"
         self.jump([(state, 0, 1) for state in states if state.t == 1])
         for state in states:
             state.t = 0
-        return [to_image(self.unet, state.latent[None], state.lr_up[None])[0] for state in states]
+        return [self.unet.decode(state.latent[None], state.lr_up[None])[0] for state in states]
 
     @torch.inference_mode()
     def estimate(self, state: Refinement) -> Tensor:
         """The picture (3, H, W) that the net sees in the latent as it stands; one forward, which is not counted."""
         latent, lr_up = state.latent[None], state.lr_up[None]
         x0 = predict_x0(self.unet, self.alphas_cumprod, state.level, latent, lr_up) if state.t > 0 else latent
-        return to_image(self.unet, x0, lr_up)[0]
+        return self.unet.decode(x0, lr_up)[0]
 
     def latent_bound(self) -> float:
-        """A number that no value of a latent ever exceeds.
+        """A number that no value of a latent ever exceeds; infinite if the estimates of x_0 have no bound.
 
         x_0 is clamped and keyed noise is bounded, so each reverse step, a weighted sum of x_0, latent and noise, gives
         a bound for the next latent from that of the last. Where DPM-Solver++ extrapolates, it takes off some of an
         estimate that the latent already holds, so there each estimate's weights are added up before their signs are
         dropped.
         """
+        if self.unet.x0_bound == math.inf:
+            return math.inf
         bounds = np.full(self.plan.first + 1, self._coarse_bound())
         first = self.plan.first
         if self.plan.skip_mode == "restart":  # any step may follow the coarse latent, or the step before
@@ -299,16 +311,12 @@ class RefinementProcess:
         # the nearer the step before, the farther the extrapolation: x_0 + share·(x_0 - before)
         share = float(extrapolation(self.alphas_cumprod, t + 1, t, to))
         of_x0, _, _ = reverse_weights(self.alphas_cumprod, t, self.fine_eta, to)
-        return after + 2 * share * float(abs(of_x0)) * self._x0_bound
-
-    @property
-    def _x0_bound(self) -> float:
-        return 1.0 if self.unet.target == "image" else 2 * self.unet.residual_scale
+        return after + 2 * share * float(abs(of_x0)) * self.unet.x0_bound
 
     def _after(self, alphas_cumprod: FloatArray, t: int, to: int, eta: float, bound: float) -> float:
         """Bound of the latent after a step from t, where it was `bound`."""
         of_x0, of_x_t, sigma = reverse_weights(alphas_cumprod, t, eta, to)
-        return float(abs(of_x0) * self._x0_bound + of_x_t * bound + sigma * MAX_NOISE)
+        return float(abs(of_x0) * self.unet.x0_bound + of_x_t * bound + sigma * MAX_NOISE)
 
     def _coarse_bound(self) -> float:
         S, eta = self.plan.S, coarse_eta(self.plan.coarse_sampler)
@@ -316,7 +324,7 @@ class RefinementProcess:
             # the initial noise and the estimate of each step as unit vectors: the chain gives their weights
             units = np.eye(S + 1)
             weights = dpmsolver_chain(self.coarse_alphas_cumprod, units[0], lambda j, _: units[j])
-            return float(np.abs(weights) @ np.array([MAX_NOISE] + [self._x0_bound] * S))
+            return float(np.abs(weights) @ np.array([MAX_NOISE] + [self.unet.x0_bound] * S))
         bound = MAX_NOISE
         for j in range(S, 1, -1):
             bound = self._after(self.coarse_alphas_cumprod, j, j - 1, eta, bound)
@@ -359,8 +367,8 @@ class RefinementProcess:
             raise ConfigError(f"schedules of levels need skip_mode jump, got {self.plan.skip_mode}")
         check_levels(schedule.levels, self.plan.first)
         Plan.of_schedule(schedule, self.plan.fine_sampler)
-        if (most := max(schedule.substeps)) > self.most_substeps:
-            known = f"at most {self.most_substeps} substeps" if self.most_substeps > 1 else "no substeps"
+        if (most := max(schedule.substeps)) > self.unet.substeps:
+            known = f"at most {self.unet.substeps} substeps" if self.unet.substeps > 1 else "no substeps"
             raise ConfigError(
                 f"the network has learnt {known}, got {most} in {schedule}; take fewer, or train them with "
                 "`skipdiff train-substeps`"
@@ -433,7 +441,7 @@ class RefinementProcess:
         """
         missing = []
         for state, to, substeps in jumps:
-            state.nfe += 1
+            state.nfe += self.unet.forwards_per_call
             path, counts = (*(state.path or (state.level,)), to), (*state.substeps, substeps)
             ahead = replace(state, path=path, substeps=counts)
             known = self._recall(state.key, state.noise_seed, ahead.trace)
@@ -456,11 +464,14 @@ class RefinementProcess:
     def _arrive(self, state: Refinement, ahead: Refinement, result: Tensor) -> None:
         """Puts a state where a forward has led: `result` is the latent, and behind it the estimate to look back at."""
         if self.looks_back:
-            state.before = result[3:]
+            state.before = result[self.channels :]
         elif self.keep_estimates:
             of_x0, of_x_t, _ = reverse_weights(self.alphas_cumprod, state.level, 0.0, ahead.path[-1])
-            state.before = (result - float(of_x_t) * state.latent) / float(of_x0)
-        state.latent, state.path, state.substeps, state.level = result[:3], ahead.path, ahead.substeps, ahead.path[-1]
+            # level 0 of a discrete network may be its level 1
+            moved = abs(of_x0) > 1e-6
+            state.before = (result - float(of_x_t) * state.latent) / float(of_x0) if moved else result
+        latent = result[: self.channels]
+        state.latent, state.path, state.substeps, state.level = latent, ahead.path, ahead.substeps, ahead.path[-1]
 
     def _advance(self, states: Sequence[Refinement], noise_of: NoiseOf) -> Tensor:
         """The latents (B, 3, H, W) after one forward for each, from its level to the end of its path."""
@@ -482,7 +493,7 @@ class RefinementProcess:
         )
 
     def _advance_looking_back(self, states: Sequence[Refinement], noise_of: NoiseOf) -> Tensor:
-        """The latents after one forward of DPM-Solver++(2M) for each, and the estimates of x_0; (B, 6, H, W)."""
+        """The latents after one forward of DPM-Solver++(2M) for each, and the estimates of x_0; (B, 2·C, H, W)."""
         latents = _batch([s.latent for s in states])
         levels = np.array([s.level for s in states])
         arrivals = np.array([s.path[-1] for s in states])

@@ -24,6 +24,8 @@ FEATURES = 42
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 # Logarithms of gradients begin here; no feature is below the first of these or above the second.
 SMALLEST = 1e-3
+# A picture is that long and wide at least.
+SMALLEST_SIDE = 12
 FEATURE_BOUNDS = (-3.0, 1.0)
 
 
@@ -35,12 +37,14 @@ def features(condition: NDArray[np.floating]) -> NDArray[np.float32]:
     agree in direction, and the share of flat pixels (gradient below 2/255), both in 0 … 1.
 
     Args:
-        condition: (3, H, W) in [-1, 1], H and W at least 12.
+        condition: (C, H, W), whose first three channels are a picture, clipped to [-1, 1]; H and W at least 12.
 
     Returns:
         float32 (42,), each in -3 … 1.
     """
-    luma = np.tensordot([0.299, 0.587, 0.114], (np.asarray(condition, dtype=np.float64) + 1) / 2, axes=1)
+    luma = np.tensordot(
+        [0.299, 0.587, 0.114], (np.asarray(condition[:3], dtype=np.float64).clip(-1, 1) + 1) / 2, axes=1
+    )
     found: list[float] = []
     for _ in range(3):
         right, down = np.diff(luma, axis=1), np.diff(luma, axis=0)

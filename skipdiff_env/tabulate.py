@@ -107,7 +107,7 @@ def tabulate(
     shape = count, noise_seeds, len(wanted)
     description = {
         "format": FORMAT,
-        "checkpoint": str(config.checkpoint),
+        "checkpoint": config.name,
         "net": fingerprint(task.unet),
         "plan": task.plan.settings(),
         "image_size": config.image_size,

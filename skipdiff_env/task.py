@@ -15,11 +15,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.checkpoints import load_unet, resolve_checkpoint
-from ddpm.nets.unet import UNet
+from ddpm.checkpoints import checkpoint_files, load_denoiser
+from ddpm.nets.denoiser import Denoiser, fingerprint, geometry, image_multiple
 from ddpm.pictures.degradation import PLAIN, Degradation, picture_key
 from ddpm.pictures.images import to_tensor, to_uint8
-from ddpm.sampling import to_image
 from ddpm.schedule import Schedule, as_schedule
 from ddpm.util.checks import is_whole
 from ddpm.util.errors import ConfigError
@@ -34,34 +33,29 @@ from skipdiff_env.pictures import Pictures, Rgb, crop
 from skipdiff_env.refinement import Chooser, Policy, Refinement, RefinementProcess
 from skipdiff_env.rendering import draw_frame
 from skipdiff_env.rules import NOISE_SEEDS, Action, check_price, draw_episode, quality
-from skipdiff_env.table import FEATURE_BOUNDS, FEATURES, features
+from skipdiff_env.table import FEATURE_BOUNDS, FEATURES, SMALLEST_SIDE, features
+
+# Bound of observed latents whose estimates have none: larger values are shown as this, some 20 standard deviations.
+LATENT_BOUND = 20
 
 
 @functools.lru_cache(maxsize=4)
-def _load_once(source: str, device: str, files: tuple[tuple[int, ...], ...]) -> UNet:
+def _load_once(source: str, device: str, files: tuple[tuple[int, ...], ...]) -> Denoiser:
     """The net of a checkpoint, shared by all environments of the process; `files` notices one that is new."""
-    return load_unet(source, device)
+    return load_denoiser(source, device)
 
 
-def shared_unet(checkpoint: str | Path, device: str) -> UNet:
-    """As `load_unet`, but the same checkpoint is loaded once, until a file of it is replaced."""
-    source = resolve_checkpoint(checkpoint)
-    files = tuple(stamp(file) for file in sorted(Path(source).iterdir()) if file.is_file())
-    unet = _load_once(source, device, files)
-    if any(stamp(predictor.file) != predictor.stamp for predictor in unet._predictor):  # it may lie elsewhere
+def shared_denoiser(checkpoint: str | Path | Denoiser, device: str) -> Denoiser:
+    """As `load_denoiser`, but the same checkpoint is loaded once, until a file of it is replaced."""
+    if not isinstance(checkpoint, str | Path):
+        return checkpoint
+    files = tuple(stamp(file) for file in checkpoint_files(checkpoint))
+    unet = _load_once(str(checkpoint), device, files)
+    predictors = getattr(unet, "_predictor", [])
+    if any(stamp(predictor.file) != predictor.stamp for predictor in predictors):  # it may lie elsewhere
         _load_once.cache_clear()
-        unet = _load_once(source, device, files)
+        unet = _load_once(str(checkpoint), device, files)
     return unet
-
-
-def fingerprint(unet: UNet) -> str:
-    """What tells a net from every other: a hash of its settings and its weights, predictor and substeps among them."""
-    digest = hashlib.blake2b(json.dumps(unet.settings, sort_keys=True, default=str).encode(), digest_size=16)
-    for net in (unet, *unet._predictor, *unet._jumps):
-        for name, tensor in net.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class Task:
@@ -76,17 +70,19 @@ class Task:
 
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
-        self.unet = shared_unet(config.checkpoint, config.device)
+        self.unet = shared_denoiser(config.checkpoint, config.device)
         if config.scale not in (None, self.unet.scale):
             raise ConfigError(
-                f"the checkpoint {config.checkpoint} enlarges {self.unet.scale} times, got scale {config.scale}; "
-                "take a checkpoint for that scale, or leave scale out"
+                f"the checkpoint {config.name} enlarges {self.unet.scale} times, got scale {config.scale}; take "
+                " a checkpoint for that scale, or leave scale out"
             )
-        multiple = math.lcm(self.unet.stride, self.unet.scale)
+        multiple = image_multiple(self.unet)
         if config.image_size % multiple:
             raise ConfigError(
                 f"image_size must be a multiple of {multiple} for this checkpoint, got {config.image_size}"
             )
+        channels, pixels = geometry(self.unet)
+        self.latent_shape = (channels, config.image_size // pixels, config.image_size // pixels)
         self.plan = config.plan(self.unet)
         if self.plan.decisions < 1:
             raise ConfigError(
@@ -146,24 +142,35 @@ class Task:
         self._judge = (hashlib.blake2b(judge_file().read_bytes(), digest_size=16).digest(),) if judged else ()
 
     def _observation_space(self) -> spaces.Space[Any]:
-        # whole numbers, so that rounding to float16 cannot leave the bounds
-        bound = math.ceil(self.process.latent_bound())
         dtype: Any = np.dtype(self.config.obs_dtype).type
-        shape = (3, self.config.image_size, self.config.image_size)
-        latent = spaces.Box(-bound, bound, shape, dtype)
+        bound = self._bound
+        latent = spaces.Box(-bound, bound, self.latent_shape, dtype)
         if self.config.observation == "latent":
             return latent
         if self.config.observation == "features":
             return self._features_space()
         share = spaces.Box(0, 1, (1,), np.float32)
         parts: dict[str, spaces.Space[Any]] = {
-            "latent": latent, "condition": spaces.Box(-1, 1, shape, dtype), "step": share, "level": share,
+            "latent": latent, "condition": spaces.Box(-1, 1, (3, *self.latent_shape[1:]), dtype),
+            "step": share, "level": share,
         }  # fmt: skip
         if (prices := self.config.price_range) is not None:
             parts["price"] = spaces.Box(0, np.float32(prices[1]), (1,), np.float32)
         return spaces.Dict(parts)
 
+    @functools.cached_property
+    def _bound(self) -> int:
+        """The bound of the latents that are observed."""
+        bound = self.process.latent_bound()
+        # a whole number, so that rounding to float16 cannot leave the bounds
+        return LATENT_BOUND if math.isinf(bound) else math.ceil(bound)
+
     def _features_space(self) -> spaces.Box:
+        if min(self.latent_shape[1:]) < SMALLEST_SIDE:
+            raise ConfigError(
+                f"features need a condition of at least {SMALLEST_SIDE} pixels a side, got {self.latent_shape[1]}; "
+                "raise image_size"
+            )
         (low, high), prices = FEATURE_BOUNDS, self.config.price_range
         level = [] if self.process.decisions.kind == "schedule" else [(0.0, 1.0)]
         price = [] if prices is None else [(0.0, prices[1])]
@@ -231,21 +238,21 @@ class Task:
                 raise ConfigError(f"noise_seed must be a whole number of at least 0 and below 2**63, got {seed!r}")
         pictures = [self._picture(image) for image in images]
         states = self.process.begin(
-            [lr_up for _, _, (_, lr_up) in pictures],
+            [lr_up for *_, lr_up in pictures],
             [int(seed) for seed in noise_seeds],
-            [key for _, key, _ in pictures],
+            [key for _, key, *_ in pictures],
         )
         prices = [self.price] * len(images) if prices is None else prices
         return [
             Episode(
                 index, hr, state, price, None if is_whole(image) else np.array(image), strengths=self._strengths(hr)
             )
-            for (index, _, (hr, _)), state, price, image in zip(pictures, states, prices, images, strict=True)
+            for (index, _, hr, _), state, price, image in zip(pictures, states, prices, images, strict=True)
         ]
 
     def condition(self, image: int | Rgb) -> Tensor:
-        """The condition (3, H, W) of a picture, given as for `begin`."""
-        return self._picture(image)[2][1].clone()
+        """The condition (C, H, W) of a picture, given as for `begin`."""
+        return self._picture(image)[3].clone()
 
     def step(self, episodes: Sequence[Episode], actions: Sequence[Any]) -> None:
         """One decision for each episode; those that made their last one run to the end and get their reward."""
@@ -276,7 +283,7 @@ class Task:
     def reward(self, metrics: Mapping[str, float], state: Refinement, price: float) -> float:
         """`quality` of the reward's metric, less the price of each fine forward."""
         gained = quality(metrics[self.metric.name], self.metric.lower_better, self.config.reward)
-        return gained - price * (state.nfe - self.plan.coarse_forwards)
+        return gained - price * (state.nfe - self.process.coarse_forwards)
 
     def failed(self, episode: Episode) -> bool:
         """Whether the reward's metric failed on the episode's result."""
@@ -294,12 +301,15 @@ class Task:
 
         if self.config.observation == "features":
             return np.stack([self._features(episode) for episode in episodes])
-        latents = pictures([state.latent for state in states])
+        unbounded = math.isinf(self.unet.x0_bound)
+        latents = pictures(
+            [state.latent.clamp(-self._bound, self._bound) if unbounded else state.latent for state in states]
+        )
         if self.config.observation == "latent":
             return latents
         parts = {
             "latent": latents,
-            "condition": pictures([state.lr_up for state in states]),
+            "condition": pictures([state.lr_up[:3].clamp(-1, 1) for state in states]),
             "step": shares([state.t / self.plan.length for state in states]),
             "level": shares([state.level / self.plan.length for state in states]),
         }
@@ -329,8 +339,13 @@ class Task:
             parts.append(np.zeros(FEATURES))
         elif before is not None:
             key = "features", state.key, state.noise_seed, state.trace
-            parts.append(remembered(key, lambda: to_image(self.unet, before[None], state.lr_up[None])[0]))
+            parts.append(remembered(key, lambda: self._decoded(before, state)))
         return np.concatenate(parts).astype(np.float32)
+
+    @torch.no_grad()
+    def _decoded(self, latent: Tensor, state: Refinement) -> Tensor:
+        """The picture (3, H, W) of a clean latent of a state."""
+        return self.unet.decode(latent[None], state.lr_up[None])[0]
 
     def save(self, episode: Episode) -> dict[str, Any]:
         """An episode as plain data, which pickle takes; `restore` makes it one again."""
@@ -361,9 +376,9 @@ class Task:
             return torch.tensor(values, device=self.config.device)
 
         try:
-            index, key, (hr, lr_up) = self._picture(saved["image"])
-            if saved["latent"].shape != hr.shape:
-                raise ConfigError(f"the state is one of pictures {saved['latent'].shape}, not {tuple(hr.shape)}")
+            index, key, hr, lr_up = self._picture(saved["image"])
+            if saved["latent"].shape != self.latent_shape:
+                raise ConfigError(f"the state is one of latents {saved['latent'].shape}, not {self.latent_shape}")
             if saved["key"] != key:
                 raise ConfigError(
                     "the state was taken with another picture, checkpoint, plan or degradation; take it in an "
@@ -487,8 +502,8 @@ class Task:
         digest.update(json.dumps(self.identity, sort_keys=True).encode())
         return digest.digest()
 
-    def _picture(self, image: int | Rgb) -> tuple[int, Hashable, Tensor]:
-        """Index, memo key, and target and condition as one tensor (2, 3, H, W)."""
+    def _picture(self, image: int | Rgb) -> tuple[int, Hashable, Tensor, Tensor]:
+        """Index, memo key, target (3, H, W), and condition (C, H, W)."""
         rgb: Rgb | None = None
         if isinstance(image, np.ndarray) and image.ndim:
             index, rgb = -1, crop(image, self.config.image_size)
@@ -502,18 +517,34 @@ class Task:
                 f"got {image!r}"
             )
         key = self._keys[index] if rgb is None else self._key(rgb)
-        known = self.memo.get(("picture", key))
-        if known is None and rgb is None:
+        hr, condition = (self.memo.get((name, key)) for name in ("target", "condition"))
+        if (hr is None or condition is None) and rgb is None:
             rgb = self.pictures[index]  # which is another one where the file was replaced
             key = self._key(rgb)
-        if known is None:
+        if hr is None or condition is None:
             assert rgb is not None
             hr = to_tensor(rgb).to(self.config.device)
-            known = torch.stack([hr, self.unet.condition(self.low_resolution(hr)[None])[0]])
-            self.memo.put(("picture", key), known)
+            condition = self._condition(hr)
+            self.memo.put(("target", key), hr)
+            self.memo.put(("condition", key), condition)
         if index >= 0:
             self._keys[index] = key
-        return index, key, known
+        return index, key, hr, condition
+
+    @torch.no_grad()
+    def _condition(self, hr: Tensor) -> Tensor:
+        """The condition (C, H, W) of a target.
+
+        Raises:
+            ConfigError: the denoiser gives one of another size than its latents have.
+        """
+        condition = self.unet.condition(self.low_resolution(hr)[None])[0]
+        if condition.shape[1:] != self.latent_shape[1:] or condition.shape[0] < 3:
+            raise ConfigError(
+                f"a condition must have at least 3 channels and the latents' sides {self.latent_shape[1:]}, got "
+                f"{tuple(condition.shape)} from {type(self.unet).__name__}.condition"
+            )
+        return condition
 
     def _measure(
         self, states: Sequence[Refinement], results: Sequence[Tensor], hr: Sequence[Tensor]

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ddpm.checkpoints import load_unet
+from ddpm.checkpoints import load_denoiser
 from ddpm.nets.backends import run_by
+from ddpm.nets.denoiser import Denoiser, geometry, watching
 from ddpm.nets.unet import UNet
 from ddpm.pictures.formats import check_output, output_format
 from ddpm.pictures.images import (
@@ -30,7 +32,7 @@ from ddpm.pictures.images import (
     visible_colours,
     write_picture,
 )
-from ddpm.pictures.tiling import Blend, Box, TiledUNet, Tiling
+from ddpm.pictures.tiling import Blend, Box, TiledDenoiser, Tiling
 from ddpm.schedule import Schedule, as_schedule
 from ddpm.util.checks import check_whole, is_number, is_whole
 from ddpm.util.errors import CheckpointError, ConfigError, ImageError, out_of_memory
@@ -118,7 +120,8 @@ class Upscaler:
     `Upscaler().upscale_file("small.jpg", "large.png")` is all it takes; `Upscaler()(image)` does it for a Pillow image.
 
     Args:
-        checkpoint: name of a shipped checkpoint, a folder, or a Hub id; or a network that was loaded onto `device`.
+        checkpoint: name of a shipped checkpoint, a folder, or a Hub id, also of a model of diffusers, see
+            `ddpm.checkpoints.load_denoiser`; or a `Denoiser` whose networks are on `device`.
         steps: (S, N), coarse steps and diffusion steps that each spans; None: the checkpoint's own.
         start: diffusion step 1 … N (or `first_step`) at which the fine chain begins, under "restart".
         levels: a schedule, as `ddpm.schedule.as_schedule` takes it: with "20,13,6,2" the network runs at 20/20 of the
@@ -152,7 +155,7 @@ class Upscaler:
 
     def __init__(
         self,
-        checkpoint: str | Path | UNet = "natural-x4",
+        checkpoint: str | Path | Denoiser = "natural-x4",
         *,
         steps: tuple[int, int] | None = None,
         start: int | None = None,
@@ -172,8 +175,11 @@ class Upscaler:
             raise ConfigError("start, levels, detail and policy all say which steps are done; give one of them")
         if tile is not None:
             check_whole(0, tile=tile)
-        loaded = checkpoint if isinstance(checkpoint, UNet) else load_unet(checkpoint, device)
-        self.unet = run_by(backend, loaded, device)
+        self.unet: Denoiser = load_denoiser(checkpoint, device)
+        if backend != "torch":
+            if not isinstance(self.unet, UNet):
+                raise ConfigError(f"the backend {backend} runs our own networks only; take the backend torch")
+            run_by(backend, self.unet, device)
         settings = self.unet.settings
         chooses = policy is not None
         if detail is not None:
@@ -195,9 +201,11 @@ class Upscaler:
         # results fade into each other sooner than predictions, and overlaps cost time
         overlap = min(max(8, tile // 8) if chooses else 32, tile // 4)
         stretch = tile // 8 if chooses else 0
-        self.denoiser: UNet | TiledUNet = TiledUNet(self.unet, tile, overlap, stretch) if tile else self.unet
+        self.denoiser: Denoiser = TiledDenoiser(self.unet, tile, overlap, stretch) if tile else self.unet
+        # side in pixels of the result that one latent value covers
+        self.pixels = geometry(self.unet)[1]
         # how pictures are cut where the policy decides for each tile
-        self.choosing = self.denoiser.tiling if chooses and isinstance(self.denoiser, TiledUNet) else None
+        self.choosing = self.denoiser.tiling if chooses and isinstance(self.denoiser, TiledDenoiser) else None
         self.process = RefinementProcess(self.denoiser, plan, batch_size=batch_size, device=device)
         if start is not None and not (is_whole(start) and 1 <= start <= plan.first):
             raise ConfigError(f"start must lie in 1 … {plan.first}, the fine steps, a whole number, got {start!r}")
@@ -214,7 +222,7 @@ class Upscaler:
             # most
             fine = start or min(settings["start"] or plan.N, plan.N)
         self.policy = Fixed(schedule) if schedule is not None else policy or fixed_start(fine)
-        self.expected_nfe = plan.coarse_forwards + fine
+        self.expected_nfe = self.process.coarse_forwards + fine * self.unet.forwards_per_call
         self.batch_size = batch_size
 
     def upscale(
@@ -242,23 +250,21 @@ class Upscaler:
         if not all(0 <= seed <= MAX_SEED for seed in seeds):
             raise ConfigError(f"noise seeds must lie in 0 … {MAX_SEED}, got {', '.join(map(str, seeds))}")
         height, width = (side * self.scale for side in lr_images[0].shape[-2:])
-        stride = self.unet.stride
-        padding = (0, -width % stride, 0, -height % stride)
-        if progress is not None:
-            canvas = height + padding[3], width + padding[1]
-            area = canvas[0] * canvas[1]
-            if isinstance(self.denoiser, TiledUNet):
-                area = self.denoiser.tiling.area(*canvas)
+        multiple = self.unet.multiple
+        sides = height // self.pixels, width // self.pixels
+        canvas = tuple(side + -side % multiple for side in sides)
+        padding = (0, canvas[1] - sides[1], 0, canvas[0] - sides[0])
+        area = canvas[0] * canvas[1]
+        if isinstance(self.denoiser, TiledDenoiser):
+            area = self.denoiser.latent_tiling.area(*canvas)
+        thread = threading.get_ident()
 
-            thread = threading.get_ident()
+        def advance(pictures: int, values: int) -> None:
+            if progress is not None and threading.get_ident() == thread:  # others may enlarge pictures as well
+                progress(values / area)
 
-            def advance(net: object, args: object, out: Tensor) -> None:
-                if threading.get_ident() == thread:  # others may enlarge pictures at the same time
-                    progress(out.numel() / 3 / area)
-
-            hook = self.unet.register_forward_hook(advance)
         results: list[Upscaled] = []
-        try:
+        with watching(self.unet, advance) if progress is not None else nullcontext():
             largest = self.batch_size
             while len(results) < len(lr_images):
                 done = len(results)
@@ -273,9 +279,6 @@ class Upscaler:
                             f"a result of {width} x {height} does not fit into memory; cut the picture up"
                         ) from None
                     largest = size // 2
-        finally:
-            if progress is not None:
-                hook.remove()
         return results
 
     def _batch(
@@ -287,7 +290,7 @@ class Upscaler:
         condition = self.unet.condition(torch.stack(list(lr_images)).to(self.device))
         condition = F.pad(condition, padding, mode="replicate")
         states = self.process.begin(list(condition), seeds)
-        canvas = Box(0, 0, condition.shape[-1], condition.shape[-2])
+        canvas = Box(0, 0, condition.shape[-1], condition.shape[-2]).enlarged(self.pixels)
         if self.choosing is not None and self.choosing.divides(canvas.bottom, canvas.right):
             images, tiles = self._tile_by_tile(states, self.choosing)
         else:
@@ -310,15 +313,15 @@ class Upscaler:
         Tiles know nothing of each other, so a group of them at a time is enough: what is held beside whole pictures
         does not grow with the picture. Those of a group that are denoised at the same step share batches of the net.
         """
-        height, width = states[0].latent.shape[-2:]
+        height, width = (side * self.pixels for side in states[0].latent.shape[-2:])
         boxes = tiling.boxes(height, width)
         places = [(i, box) for i in range(len(states)) for box in boxes]
         size = max(self.batch_size, GROUP_PIXELS // (tiling.area(height, width) // len(boxes)))
-        blends = [Blend(tiling, state.latent) for state in states]
+        blends = [Blend(tiling, state.latent.new_empty(3, height, width)) for state in states]
         tiles: list[list[Tile]] = [[] for _ in states]
         for first in range(0, len(places), size):
             group = places[first : first + size]
-            parts = [states[i].tile(box) for i, box in group]
+            parts = [states[i].tile(box.shrunk(self.pixels)) for i, box in group]
             for (i, box), part, sr in zip(group, parts, self.process.run(parts, self.policy), strict=True):
                 blends[i].add(box, sr)
                 tiles[i].append(Tile.of(box, part))

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from ddpm.nets.denoiser import Denoiser
 from ddpm.nets.unet import UNet
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from skipdiff_env.judges import VARIABLE
@@ -40,9 +41,10 @@ def tiny_unet(seed: int = 0, **changes: Any) -> UNet:
 
 
 @contextmanager
-def counting(unet: UNet) -> Iterator[list[int]]:
+def counting(unet: Denoiser) -> Iterator[list[int]]:
     """Gives a list that collects the batch size of every forward within the block."""
     sizes: list[int] = []
+    assert isinstance(unet, UNet)
     handle = unet.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
     try:
         yield sizes
@@ -132,11 +134,12 @@ def photos(tmp_path: Path, photo: Callable[..., np.ndarray]) -> Path:
 
 
 @pytest.fixture
-def count_forwards() -> Callable[[UNet], list[int]]:
+def count_forwards() -> Callable[[Denoiser], list[int]]:
     """Hooks a net; the list it gives collects the batch size of every forward."""
 
-    def hook(unet: UNet) -> list[int]:
+    def hook(unet: Denoiser) -> list[int]:
         sizes: list[int] = []
+        assert isinstance(unet, UNet)
         unet.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
         return sizes
 

@@ -18,7 +18,7 @@ from agents.cli import main
 from agents.cli.enjoy import enjoy
 from agents.training.learning_curve import read_curve
 from benchmarks import train_agent as benchmark
-from ddpm.nets.unet import UNet
+from ddpm.nets.denoiser import Denoiser
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.plan import Plan
@@ -139,7 +139,7 @@ def test_enjoy_says_what_happened(episodes: list[str], agent_folder: Path, check
 
 
 def test_last_frame_alone(
-    agent_folder: Path, checkpoint: str, photos: Path, count_forwards: Callable[[UNet], list[int]]
+    agent_folder: Path, checkpoint: str, photos: Path, count_forwards: Callable[[Denoiser], list[int]]
 ) -> None:
     """It is that of the film, and costs the coarse estimate without a forward for each frame between."""
     agent, played, forwards = load_agent(agent_folder), [], []

@@ -41,7 +41,7 @@ from skipdiff_env.episode import StartOutcomes
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, RefinementProcess, fixed_start
-from skipdiff_env.task import Task, shared_unet
+from skipdiff_env.task import Task, shared_denoiser
 from tests.conftest import Photo, counting, tiny_unet
 
 N = 5
@@ -325,7 +325,7 @@ def test_training_without_the_oracle_computes_no_table(
     calls = []
     for oracle in (True, False):
         settings = config(oracle=oracle, overrides={"env_steps": 8, "n_envs": 2, "episodes_per_minibatch": 1})
-        with counting(shared_unet(settings.env["checkpoint"], "cpu")) as sizes:
+        with counting(shared_denoiser(settings.env["checkpoint"], "cpu")) as sizes:
             train_agent(settings, tmp_path / str(oracle))
         calls.append(sum(sizes))
         assert (tmp_path / str(oracle) / "outcomes.npz").exists() == oracle
@@ -351,7 +351,7 @@ def test_runs_share_what_they_computed(
     train_agent(config(**common), tmp_path / "first", memory=memory)
     assert all(len(memo) > 0 for memo in memory)
     second = config(**common, seed=1)
-    with counting(shared_unet(second.env["checkpoint"], "cpu")) as forwards:
+    with counting(shared_denoiser(second.env["checkpoint"], "cpu")) as forwards:
         train_agent(second, tmp_path / "second", memory=memory)
     assert forwards == []
     train_agent(second, tmp_path / "alone")
@@ -509,7 +509,7 @@ def test_plain_stable_baselines3_code(settings: dict[str, Any], tmp_path: Path) 
     assert (agent.config.plan, agent.config.decisions) == (None, DECISIONS)
     agent.check(Plan(20, N))
     # it does not say its coarse sampler: that of the checkpoint it plays on is taken, and no longer "ddpm"
-    assert Plan.resolve(shared_unet("natural-x4", "cpu").settings, agent.config.plan).coarse_sampler == "ddim:0.5"
+    assert Plan.resolve(shared_denoiser("natural-x4", "cpu").settings, agent.config.plan).coarse_sampler == "ddim:0.5"
     with pytest.raises(ConfigError, match="makes 4 decisions"):
         agent.check(Plan(10, 10))
     stacks = young_stacks(8)

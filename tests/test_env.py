@@ -27,7 +27,7 @@ from ddpm.checkpoints import shipped_checkpoints
 from ddpm.nets.predictor import PREDICTOR
 from ddpm.noise import KeyedNoise
 from ddpm.pictures.degradation import Degradation
-from ddpm.sampling import COARSE_SAMPLERS, coarse_sampler, refine, sample, to_image
+from ddpm.sampling import COARSE_SAMPLERS, coarse_sampler, refine, sample
 from ddpm.schedule import Schedule, cosine_alphas_cumprod
 from ddpm.util.errors import CheckpointError, ConfigError, ImageError, SkipDiffError
 from skipdiff_env import Action, SkipDiffEnv
@@ -247,7 +247,7 @@ def test_all_denoise_jumps_are_the_plain_sampler(short_checkpoint: str) -> None:
     play(env, [DENOISE] * 11, options=options)
     process, lr_up = env.task.process, env.task.begin([5], [7])[0].refinement.lr_up[None]
     whole = sample(process.unet, process.alphas_cumprod, lr_up, KeyedNoise([7], lr_up.shape[1:]))
-    np.testing.assert_allclose(result(env), to_image(process.unet, whole, lr_up)[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(result(env), process.unet.decode(whole, lr_up)[0].numpy(), atol=1e-5)
     env = make(short_checkpoint, **{**JUMP, "steps": (1, 12)}, cache_mb=0)
     with counting(env.task.unet) as forwards:
         _, info = play(env, [SKIP] * 11, options=options)
@@ -384,7 +384,7 @@ def test_states_of_others(short_checkpoint: str, photo: Photo) -> None:
     env.reset(seed=0, options={"image": 3})
     with pytest.raises(ConfigError, match="image must be an index from 0 to 0"):
         make(short_checkpoint, images=[photo(32, 32)]).set_state(env.get_state())
-    with pytest.raises(ConfigError, match=r"one of pictures \(3, 32, 32\), not \(3, 64, 64\)"):
+    with pytest.raises(ConfigError, match=r"one of latents \(3, 32, 32\), not \(3, 64, 64\)"):
         make(short_checkpoint, image_size=64).set_state(env.get_state())
     env.reset(options={"image": photo(40, 40)})
     other = make(short_checkpoint, images=[photo(32, 32)])
@@ -552,7 +552,7 @@ def test_all_denoise_is_plain_refinement(short_checkpoint: str) -> None:
     process, state = env.task.process, env.task.begin([5], [7])[0].refinement
     coarse, lr_up = state.coarse_latent[None], state.lr_up[None]
     plain = refine(process.unet, process.alphas_cumprod, coarse, lr_up, KeyedNoise([7], lr_up.shape[1:]), start=4)
-    np.testing.assert_allclose(result(env), to_image(process.unet, plain, lr_up)[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(result(env), process.unet.decode(plain, lr_up)[0].numpy(), atol=1e-5)
 
 
 def test_skipping_everything_runs_one_fine_forward(checkpoint: str) -> None:
@@ -586,7 +586,7 @@ def test_coarse_sampler(short_checkpoint: str, coarse: str) -> None:
     env = make(short_checkpoint, coarse_sampler=coarse)
     options = {"image": 1, "noise_seed": 4}
     observation, info = env.reset(options=options)
-    _, _, (_, lr_up) = env.task._picture(1)
+    *_, lr_up = env.task._picture(1)
     noise = KeyedNoise([4], lr_up.shape)
     expected = coarse_sampler(coarse)(env.task.unet, cosine_alphas_cumprod(3), lr_up[None], noise)[0]
     np.testing.assert_allclose(observation, expected, atol=1e-5)
@@ -980,8 +980,12 @@ def test_right_action(short_checkpoint: str, action: Any) -> None:
     ("arguments", "error", "message"),
     [
         ({"checkpoint": "natural-x5"}, CheckpointError, "unknown checkpoint 'natural-x5'"),
-        ({"checkpoint": None}, ConfigError, "checkpoint must be a name, a folder or a Hub id, got None"),
-        ({"no_such": 1}, ConfigError, "unknown argument no_such of the environment; known are checkpoint, images"),
+        ({"checkpoint": None}, ConfigError, "checkpoint must be a name, a folder, a Hub id or a .*Denoiser, got None"),
+        (
+            {"no_such": 1},
+            ConfigError,
+            "unknown argument no_such of the environment; known are checkpoint, denoiser, images",
+        ),
         ({"images": 5}, ImageError, "images must be None, a folder, .* got int"),
         ({"images": [1]}, ImageError, "images must be None, a folder, .* got int"),
         ({"images": np.zeros((40, 40))}, ImageError, r"picture 0 must be a uint8 array .* got float64 \(40, 40\)"),

@@ -24,11 +24,12 @@ from agents.study.methods import Method
 from agents.study.rows import ORIGINALS, START, Row, summarise, with_rewards
 from agents.study.running import Runner
 from ddpm.checkpoints import save_checkpoint, shipped_checkpoints
+from ddpm.nets.denoiser import to_image
 from ddpm.nets.predictor import PREDICTOR, load_predictor
 from ddpm.nets.unet import ADD_ON, WEIGHTS, UNet
 from ddpm.noise import KeyedNoise
 from ddpm.pictures.degradation import degrade
-from ddpm.sampling import coarse_approximation, refine, sample, to_image
+from ddpm.sampling import coarse_approximation, refine, sample
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.util.errors import ConfigError, ImageError
 from skipdiff_env.config import TaskConfig

@@ -9,11 +9,12 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
+from ddpm.nets.denoiser import to_latent, x0_weights
 from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.peers import SCHEDULERS, NullSpaceDenoiser, early_start, karras_levels, peer_sample
 from ddpm.pictures.degradation import downsample
-from ddpm.sampling import coarse_sampler, predict_x0, refine, sample, to_latent, x0_weights
+from ddpm.sampling import coarse_sampler, predict_x0, refine, sample
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod, even_steps
 from ddpm.util.errors import ConfigError
 from tests.conftest import counting, tiny_unet

@@ -18,6 +18,7 @@ from torch import nn
 from ddpm.checkpoints import load_unet, save_checkpoint, shipped_checkpoints
 from ddpm.nets import predictor as predictor_module
 from ddpm.nets.predictor import PREDICTOR, fuse, load_predictor
+from ddpm.nets.unet import UNet
 from ddpm.pictures.degradation import Degradation, downsample, upsample
 from ddpm.pictures.images import to_tensor
 from ddpm.training.configs import DDPMConfig, PredictorConfig
@@ -94,6 +95,7 @@ def test_the_condition_is_the_predictors_picture(tmp_path: Path, photo: Photo) -
     torch.testing.assert_close(env._episode.refinement.lr_up, condition[0])
     upscaler = Upscaler(tmp_path / "net")
     seen: list[torch.Tensor] = []
+    assert isinstance(upscaler.unet, UNet)
     upscaler.unet.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     upscaler.upscale([lr[0]], [0])
     torch.testing.assert_close(seen[0], condition)

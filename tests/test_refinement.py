@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ddpm.nets.denoiser import NoiseLevelDenoiser, to_image
 from ddpm.noise import MAX_NOISE, KeyedNoise, Stage, keyed_noise
 from ddpm.peers import peer_sample
 from ddpm.sampling import (
@@ -22,7 +23,6 @@ from ddpm.sampling import (
     refine,
     run_levels,
     sample,
-    to_image,
 )
 from ddpm.schedule import Schedule, cosine_alphas_cumprod, even_levels
 from ddpm.util.errors import ConfigError
@@ -311,10 +311,10 @@ def test_estimate() -> None:
     assert state.nfe == 4, "looking costs nothing"
 
 
-class Adversary:
+class Adversary(NoiseLevelDenoiser):
     """A net whose estimate of x_0 is as far out as the clamp lets it be."""
 
-    prediction, residual_scale = "v", 4.0
+    prediction, residual_scale, scale, multiple = "v", 4.0, 1, 2
 
     def __init__(self, target: str) -> None:
         self.target = target

@@ -7,28 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddpm.nets.denoiser import NoiseLevelDenoiser, to_image, to_latent
 from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage, keyed_noise
-from ddpm.sampling import (
-    COARSE_SAMPLERS,
-    coarse_approximation,
-    coarse_sampler,
-    p_sample,
-    predict_x0,
-    refine,
-    sample,
-    to_image,
-    to_latent,
-)
+from ddpm.sampling import COARSE_SAMPLERS, coarse_approximation, coarse_sampler, p_sample, predict_x0, refine, sample
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.util.errors import ConfigError
 from tests.conftest import tiny_unet
 
 
-class Oracle:
+class Oracle(NoiseLevelDenoiser):
     """A net that knows the truth: every prediction is exact."""
 
-    residual_scale = 4.0
+    scale, multiple, residual_scale = 4, 8, 4.0
 
     def __init__(self, x_0: Tensor, prediction: str, target: str) -> None:
         self.x_0, self.prediction, self.target = x_0, prediction, target

@@ -399,7 +399,7 @@ def test_a_folder_in_use_is_kept(gen: Callable[..., Path], tmp_path: Path) -> No
     assert (out / "model.safetensors").read_bytes() == before
     assert run(other, out, "--overwrite").exit_code == 0
     assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
-    assert load_unet(out).stride == 4
+    assert load_unet(out).multiple == 4
     assert "is a file" in run(other, out / "notes.txt").output
 
 

@@ -27,11 +27,12 @@ from agents.study.rows import (
 )
 from agents.study.running import Runner, settle
 from agents.study.tables import markdown, markdown_table
+from ddpm.nets.denoiser import to_image
 from ddpm.nets.predictor import Predictor
 from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.pictures.degradation import degrade, downsample
-from ddpm.sampling import run_levels, to_image
+from ddpm.sampling import run_levels
 from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan

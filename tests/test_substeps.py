@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from agents.cli import main
 from ddpm.checkpoints import load_unet, save_checkpoint
+from ddpm.nets.denoiser import to_image, to_latent
 from ddpm.nets.unet import ADD_ON, UNet
 from ddpm.noise import KeyedNoise, Stage
-from ddpm.sampling import p_sample, to_image, to_latent
+from ddpm.sampling import p_sample
 from ddpm.schedule import Schedule, as_schedule, cosine_alphas_cumprod
 from ddpm.training import substeps
 from ddpm.training.configs import SubstepsConfig

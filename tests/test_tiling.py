@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddpm.nets.denoiser import NoiseLevelDenoiser
 from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.pictures.images import to_tensor
-from ddpm.pictures.tiling import Blend, Box, TiledUNet, Tiling
-from ddpm.sampling import run_levels, to_image
+from ddpm.pictures.tiling import Blend, Box, TiledDenoiser, Tiling
+from ddpm.sampling import run_levels
 from ddpm.schedule import Schedule, cosine_alphas_cumprod
 from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan
@@ -21,10 +22,10 @@ from skipdiff_env.upscaler import Fixed, Upscaled, Upscaler
 from tests.conftest import Photo, counting
 
 
-class Pointwise:
+class Pointwise(NoiseLevelDenoiser):
     """Stands in for a net without receptive field: tiling must not change what it gives."""
 
-    stride, prediction, target, residual_scale, coarse = 8, "v", "residual", 4.0, "ddpm"
+    scale, multiple, prediction, target, residual_scale = 4, 8, "v", "residual", 4.0
 
     def __call__(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:
         return 2 * x_t + lr_up**2 * noise_level[:, None, None, None]
@@ -34,9 +35,9 @@ class Pointwise:
 @pytest.mark.parametrize("overlap", [0, 8, 16])
 def test_blending_keeps_what_needs_no_neighbours(size: tuple[int, int], overlap: int) -> None:
     net = Pointwise()
-    tiled = TiledUNet(net, 32, overlap)  # type: ignore[arg-type]
-    lr_up, x_t, level = torch.rand(2, 3, *size), torch.randn(2, 3, *size), torch.tensor([0.3, 0.9])
-    torch.testing.assert_close(tiled(lr_up, x_t, level), net(lr_up, x_t, level))
+    tiled = TiledDenoiser(net, 32, overlap)
+    lr_up, x_t, level = torch.rand(2, 3, *size), torch.randn(2, 3, *size), np.array([0.1, 0.8])
+    torch.testing.assert_close(tiled.predict(x_t, level, lr_up), net.predict(x_t, level, lr_up))
 
 
 def test_longer_tiles_where_fewer_are_enough() -> None:
@@ -55,9 +56,9 @@ def test_longer_tiles_where_fewer_are_enough() -> None:
 
 
 def test_area_counts_every_pixel_that_is_seen(unet: UNet) -> None:
-    tiled, seen = TiledUNet(unet, 32, 8), []
+    tiled, seen = TiledDenoiser(unet, 32, 8), []
     unet.register_forward_hook(lambda net, args, out: seen.append(out.numel() // 3))
-    tiled(torch.rand(1, 3, 72, 80), torch.randn(1, 3, 72, 80), torch.tensor([0.5]))
+    tiled.predict(torch.rand(1, 3, 72, 80), 0.5, torch.randn(1, 3, 72, 80))
     assert sum(seen) == tiled.tiling.area(72, 80)
     assert max(seen) == 32 * 32, "memory is bounded by the tile"
 
@@ -65,7 +66,7 @@ def test_area_counts_every_pixel_that_is_seen(unet: UNet) -> None:
 @pytest.mark.parametrize(("tile", "overlap"), [(30, 0), (0, 0), (2, 0), (32, 17), (32, -1)])
 def test_bad_tiles(unet: UNet, tile: int, overlap: int) -> None:
     with pytest.raises(ConfigError, match=r"tile|overlap"):
-        TiledUNet(unet, tile, overlap)
+        TiledDenoiser(unet, tile, overlap)
 
 
 def seam_ratio(image: Tensor, tiling: Tiling) -> float:
@@ -87,7 +88,7 @@ def test_no_seam(photo: Photo, capsys: pytest.CaptureFixture[str]) -> None:
     tiled = Upscaler(steps=steps, start=4, tile=64)
     whole = Upscaler(steps=steps, start=4, tile=0)
     a, b = tiled.upscale(lr, [0])[0].sr, whole.upscale(lr, [0])[0].sr
-    assert isinstance(tiled.denoiser, TiledUNet)
+    assert isinstance(tiled.denoiser, TiledDenoiser)
     # pictures differ from column to column by themselves: the untiled result says by how much
     ratio = seam_ratio(a, tiled.denoiser.tiling) / seam_ratio(b, tiled.denoiser.tiling)
     difference = (a - b).abs().mean().item() * 127.5
@@ -165,7 +166,7 @@ def test_a_tile_is_its_part_of_the_picture_by_its_own_schedule(checkpoint: str, 
             unet, alphas_cumprod, latent, lr_up, lambda stage, t, area=tile.box.area: whole(stage, t)[area],  # type: ignore[misc]
             tile.schedule.levels, upscaler.process.fine_eta,
         )  # fmt: skip
-        blend.add(tile.box, to_image(unet, x_0, lr_up))
+        blend.add(tile.box, unet.decode(x_0, lr_up))
         assert tile.nfe == plan.coarse_forwards + len(tile.schedule.levels)
     assert {tile.schedule.levels for tile in result.tiles} == {FEW, MANY}
     torch.testing.assert_close(result.sr, blend.result()[0], atol=1e-4, rtol=0)

@@ -103,7 +103,7 @@ def test_defaults_are_the_papers() -> None:
         m.qkv.in_channels for name, m in unet.named_modules() if name.endswith("attention") and hasattr(m, "qkv")
     }
     assert attending == {512}
-    assert unet.stride == 16
+    assert unet.multiple == 16
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
@@ -142,7 +142,7 @@ def test_a_net_that_predicts_the_variance(patch_size: int) -> None:
 @pytest.mark.parametrize("size", [(32, 32), (16, 48), (4, 8)])
 def test_shapes(patch_size: int, prediction: str, size: tuple[int, int]) -> None:
     unet = tiny_unet(patch_size=patch_size, prediction=prediction, attention_resolutions=(16,), image_size=32)
-    assert unet.stride == 2 * patch_size
+    assert unet.multiple == 2 * patch_size
     lr_up, x_t, level = inputs(*size)
     output = unet(lr_up, x_t, level)
     assert output.shape == (2, 3, *size)
@@ -308,7 +308,7 @@ def test_half_precision_file(folder: Path) -> None:
 def test_unknown_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ddpm.checkpoints.shipped_checkpoints", lambda: {"natural-x4": folder, "faces-x8": folder})
-    assert load_unet("faces-x8").stride == 4
+    assert load_unet("faces-x8").multiple == 4
     for name in ("natural-x5", "./nothing", "../nothing", "/nothing/at/all", "a/b/c"):
         message = message_of(name)
         assert repr(name) in message
@@ -325,7 +325,7 @@ def test_hub_ids_without_the_hub(name: str, monkeypatch: pytest.MonkeyPatch, tmp
 def test_shipped_checkpoints_load() -> None:
     for name, folder in shipped_checkpoints().items():
         unet = load_unet(name)
-        assert unet(*inputs(unet.stride * 4, unet.stride * 4)).isfinite().all(), folder
+        assert unet(*inputs(unet.multiple * 4, unet.multiple * 4)).isfinite().all(), folder
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense", "", "cpu:one"])

@@ -229,7 +229,7 @@ def test_full_disk(checkpoint: str, photos: Path, tmp_path: Path, monkeypatch: p
         (["--start=26"], "start must lie in 1 … 25"),
         (["--device=cuda:77"], "no such device"),
         (["--device=toaster"], "no such device"),
-        (["--tile=10"], "multiple of the net's stride"),
+        (["--tile=10"], "tile must be a multiple of"),
         (["--samples=0"], "samples"),
         (["--checkpoint=nonsense"], "known are faces-x8, natural-x4, photo-x4, a folder"),
         (["--checkpoint=."], "lacks config.json"),

@@ -69,7 +69,7 @@ def enjoy(
         ConfigError: the agent was trained for other episodes, there is no such picture, or it takes no quality.
     """
     agent.check(task.plan)
-    if told := agent.told_of(task.config.checkpoint):
+    if told := agent.told_of(task.config.name):
         say(f"Note: {told}")
     if agent.config.schedules is not None:
         return _chosen(agent, task, image, noise_seed, quality)

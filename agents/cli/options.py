@@ -129,11 +129,15 @@ IMAGES = click.option(
 )
 
 
-CHECKPOINT = click.option(
-    "--checkpoint",
-    default="natural-x4",
-    help="Name, folder or Hub id: natural-x4 for clean photographs, photo-x4 for noisy, blurred or compressed ones, "
-    "faces-x8 for aligned faces of 16 x 16 pixels.",
+CHECKPOINT_HELP = (
+    "Name, folder or Hub id: natural-x4 for clean photographs, photo-x4 for noisy, blurred or compressed ones, "
+    "faces-x8 for aligned faces of 16 x 16 pixels."
+)
+CHECKPOINT = click.option("--checkpoint", default="natural-x4", help=CHECKPOINT_HELP)
+
+DENOISER_HELP = "--denoiser is the same for a model of diffusers, with settings perhaps, as in FOLDER?noise_level=10."
+DENOISER = click.option(
+    "--checkpoint", "--denoiser", "checkpoint", default="natural-x4", help=f"{CHECKPOINT_HELP} {DENOISER_HELP}"
 )
 
 
@@ -212,8 +216,9 @@ def absolute_paths(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     def place(value: Any) -> Any:
         if isinstance(value, list | tuple):  # of files, folders and patterns
             return [os.path.abspath(each) if each.strip() else each for each in value]
-        found = value.strip() and value not in shipped_checkpoints() and Path(value).exists()
-        return os.path.abspath(value) if found else value
+        path, mark, settings = value.partition("?") if not Path(value).exists() else (value, "", "")
+        found = path.strip() and path not in shipped_checkpoints() and Path(path).exists()
+        return f"{os.path.abspath(path)}{mark}{settings}" if found else value
 
     return {name: place(options[name]) for name in names if options[name] is not None}
 
@@ -260,7 +265,12 @@ def environment(name: str) -> dict[str, Any]:
 
 
 EPISODES = (
-    click.option("--checkpoint", help="Name, folder or Hub id.  [default: --env's, or natural-x4]"),
+    click.option(
+        "--checkpoint",
+        "--denoiser",
+        "checkpoint",
+        help=f"Name, folder or Hub id. {DENOISER_HELP}  [default: --env's, or natural-x4]",
+    ),
     STEPS,
     COARSE,
     FINE_SAMPLER,
@@ -321,12 +331,12 @@ def episode_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 def agents_episodes(options: dict[str, Any], agent: "Agent") -> dict[str, Any]:
     """The options, with the parts of the plan that were not asked for taken from the agent's plan."""
-    from ddpm.checkpoints import load_unet
+    from ddpm.checkpoints import load_denoiser
     from skipdiff_env.plan import Plan
 
     asked = {name: options.get(name) for name in PLAN_OPTIONS}
     options["checkpoint"] = options["checkpoint"] or "natural-x4"
-    settings = Plan.resolve(load_unet(options["checkpoint"]).settings, agent.config.plan, **asked).settings()
+    settings = Plan.resolve(load_denoiser(options["checkpoint"]).settings, agent.config.plan, **asked).settings()
     return options | {"steps": (settings.pop("S"), settings.pop("N")), **settings}
 
 

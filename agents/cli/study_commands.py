@@ -13,6 +13,7 @@ from agents.cli.options import (
     CHECKPOINT,
     COARSE,
     DEGRADATION,
+    DENOISER,
     DEVICE,
     FINE_SAMPLER,
     FIRST_STEP,
@@ -43,7 +44,7 @@ def _hint_at_judge(names: Iterable[str]) -> None:
 
 @click.command()
 @IMAGES
-@CHECKPOINT
+@DENOISER
 @STEPS
 @COARSE
 @FINE_SAMPLER
@@ -131,7 +132,15 @@ def evaluate(
     train_crops = load_crops(train_images, size) if train_images else None
     keep = None if out is None else save_pictures(out / "pictures", pictures)
     rows = run(
-        crops, asked=asked, metrics=names, agents=loaded, train_crops=train_crops, keep=keep, folder=out, **options
+        crops,
+        asked=asked,
+        metrics=names,
+        agents=loaded,
+        train_crops=train_crops,
+        keep=keep,
+        folder=out,
+        trust_pickle=trust_pickle,
+        **options,
     )
     sections = [to_markdown(rows)]
     if reference is not None:
@@ -299,7 +308,7 @@ def reproduce(
 @click.command()
 @IMAGES
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the table.  [default: none, with --minari]")
-@CHECKPOINT
+@DENOISER
 @click.option("--steps", callback=numbers(2), default="1,8", help="S,N: coarse steps, and diffusion steps each spans.")
 @click.option("--skip-mode", type=click.Choice(["restart", "jump"]), default="jump", help="What SKIP does.")
 @COARSE

@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from agents.cli.options import (
-    CHECKPOINT,
     COARSE,
+    DENOISER,
     DEVICE,
     FINE_SAMPLER,
     FIRST_STEP,
@@ -23,7 +23,7 @@ from agents.cli.options import (
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATHS...")
 @click.option("-o", "--out", type=click.Path(), required=True, help="Folder (or, for one picture, file).")
-@CHECKPOINT
+@DENOISER
 @STEPS
 @click.option(
     "--start", type=int, help="Diffusion step where the fine chain begins, 1 … N.  [default: the checkpoint's]"

@@ -8,6 +8,7 @@ from agents.cli.options import DEVICE
 @click.command()
 @click.option(
     "--checkpoint",
+    "--denoiser",
     "checkpoints",
     multiple=True,
     help="Name, folder or Hub id of a checkpoint that the page offers beside the shipped ones; may be repeated.",

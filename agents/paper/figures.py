@@ -17,8 +17,9 @@ from agents.study.rows import ORIGINALS, Row, by_method, domination_note, front,
 from agents.study.running import picture_path
 from agents.study.study import pair_name, penalty_of
 from agents.study.tables import COLUMNS, markdown
+from ddpm.nets.denoiser import to_image
 from ddpm.pictures.images import read_picture, to_uint8
-from ddpm.sampling import coarse_sampler, predict_x0, sample, to_image
+from ddpm.sampling import coarse_sampler, predict_x0, sample
 from ddpm.schedule import cosine_alphas_cumprod
 
 # Pictures on the contact sheet.

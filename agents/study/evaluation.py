@@ -14,7 +14,7 @@ from agents.study import methods as ways
 from agents.study.methods import Method
 from agents.study.rows import RANDOM, Row, with_rewards
 from agents.study.running import PARTS, SETTINGS, Keep, Runner, default_metrics, settle, tensor_digest
-from ddpm.checkpoints import load_unet
+from ddpm.checkpoints import load_denoiser
 from ddpm.util.errors import ConfigError
 from ddpm.util.progress import progress, say
 from skipdiff_env.judges import refuse_judge
@@ -79,7 +79,7 @@ def evaluation_methods(
     sampler = asked.get("fine_sampler") or unet.settings["fine_sampler"]
     found = ways.without_forwards(unet)
     if paper:
-        found += [ways.chain(unet.diffusion_steps), ways.coarse_chain(plan), *ways.all_starts(plan)]
+        found += [ways.chain(unet.settings["diffusion_steps"]), ways.coarse_chain(plan), *ways.all_starts(plan)]
     else:
         found += ways.other_nets(unet.scale)
     found += ways.shipped_schedule(unet)
@@ -130,12 +130,13 @@ def evaluate(
     degradation: str = "bicubic",
     keep: Keep | None = None,
     folder: Path | None = None,
+    trust_pickle: bool = False,
 ) -> list[Row]:
     """Runs every method on every picture under every noise seed.
 
     Args:
         crops: targets, each (3, H, W) in [-1, 1], of one size.
-        checkpoint: name, folder or Hub id.
+        checkpoint: name, folder or Hub id, also of a model of diffusers.
         asked: parts of the plan of the fixed starts, as `Plan.resolve` takes them.
         seeds: number of noise seeds; picture i under seed k has the noise of key k.
         metrics: names of metrics; None: `default_metrics`.
@@ -151,6 +152,7 @@ def evaluate(
         keep: told of each result that is computed.
         folder: where the rows of each method and batch are kept, so that an evaluation which was stopped goes on where
             it was, and takes further agents and schedules; None: they are kept in memory alone.
+        trust_pickle: whether the weights of a model of diffusers may be pickles, which can run any code.
 
     Returns:
         One row for each method, picture and seed; at the end those of the originals, one a picture, if a metric has no
@@ -162,7 +164,7 @@ def evaluate(
         CheckpointError: the checkpoint is unknown or damaged.
     """
     refuse_judge(reward)
-    unet = load_unet(checkpoint, device)
+    unet = load_denoiser(checkpoint, device, trust_pickle)
     runner = Runner(unet, default_metrics() if metrics is None else metrics, device, batch_size, degradation)
     runner.check_size(crops[0].shape[-1])
     if reward is not None and reward not in runner.metrics:

@@ -28,13 +28,14 @@ from agents.study.rows import (
     SCHEDULE,
     START,
 )
-from ddpm.nets.unet import UNet
+from ddpm.nets.denoiser import Denoiser, NoiseLevelDenoiser, geometry
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.pictures.degradation import PLAIN, Degradation, upsample
 from ddpm.pictures.images import to_tensor, to_uint8
-from ddpm.sampling import coarse_eta, refine, run_levels, sample, to_image
+from ddpm.sampling import coarse_eta, refine, run_levels, sample
 from ddpm.schedule import Schedule, as_schedule, cosine_alphas_cumprod, even_levels
 from ddpm.training.elbo import best_levels, jump_costs, x0_errors
+from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, Chooser, Fixed, Policy, Refinement, RefinementProcess, fixed_start
 
@@ -89,8 +90,8 @@ class Batch:
     """Pictures under one noise seed. What several methods begin with is computed once: the condition and coarse stages.
 
     Args:
-        unet: the net.
-        hr: targets, (B, 3, H, W) in [-1, 1], on the net's device.
+        unet: the denoiser.
+        hr: targets, (B, 3, H, W) in [-1, 1], on the denoiser's device.
         seed: noise seed of all.
         first: index of the first picture.
         batch_size: largest batch of one UNet forward.
@@ -99,7 +100,7 @@ class Batch:
 
     def __init__(
         self,
-        unet: UNet,
+        unet: Denoiser,
         hr: Tensor,
         seed: int = 0,
         first: int = 0,
@@ -120,19 +121,20 @@ class Batch:
 
     @cached_property
     def condition(self) -> tuple[Tensor, float]:
-        """What the net is given, (B, 3, H, W), and the seconds that its predictor took for each picture."""
+        """What the net is given, (B, C, H, W), and the seconds that its predictor took for each picture."""
         lr_up, seconds = timed(lambda: self.unet.condition(self.lr_image), len(self.lr_image))
-        return lr_up, seconds if self.unet.predictor else 0.0
+        return lr_up, seconds if has_predictor(self.unet) else 0.0
 
     @property
     def lr_up(self) -> Tensor:
-        """The conditions, (B, 3, H, W) in [-1, 1]."""
+        """The conditions, (B, C, H, W)."""
         return self.condition[0]
 
     @property
     def noise(self) -> KeyedNoise:
         """The noise of each picture."""
-        return KeyedNoise(self.seeds, self.hr.shape[1:], self.hr.device)
+        shape = geometry(self.unet)[0], *self.lr_up.shape[-2:]
+        return KeyedNoise(self.seeds, shape, self.hr.device)
 
     def process(self, plan: Plan) -> RefinementProcess:
         """The coarse and fine stages of a plan."""
@@ -186,9 +188,14 @@ def predictor() -> Method:
     return Method(PREDICTOR, PREDICTOR, None, lambda batch: Result(batch.lr_up, [0] * len(batch.hr)))
 
 
-def without_forwards(unet: UNet) -> list[Method]:
+def has_predictor(unet: Denoiser) -> bool:
+    """Whether a network starts from the picture of a predictor."""
+    return getattr(unet, "predictor", None) is not None
+
+
+def without_forwards(unet: Denoiser) -> list[Method]:
     """Bicubic enlargement, and the predictor alone if the net has one."""
-    return [bicubic(), *([predictor()] if unet.predictor is not None else [])]
+    return [bicubic(), *([predictor()] if has_predictor(unet) else [])]
 
 
 def other_nets(scale: int) -> list[Method]:
@@ -209,9 +216,10 @@ def other_nets(scale: int) -> list[Method]:
 
 
 def _sampled(batch: Batch, sampler: Callable[[], tuple[Tensor, int]]) -> Result:
-    """What a sampler, which gives latents x_0 and forwards, makes of a batch."""
-    (latents, nfe), seconds = timed(sampler, len(batch.hr))
-    return Result(to_image(batch.unet, latents, batch.lr_up), [nfe] * len(batch.hr), seconds)
+    """What a sampler, which gives latents x_0 and the number of its predictions, makes of a batch."""
+    (latents, calls), seconds = timed(sampler, len(batch.hr))
+    nfe = calls * batch.unet.forwards_per_call
+    return Result(batch.unet.decode(latents, batch.lr_up), [nfe] * len(batch.hr), seconds)
 
 
 def chain(T: int, S: int | None = None) -> Method:
@@ -219,9 +227,9 @@ def chain(T: int, S: int | None = None) -> Method:
     S = S or T
     if T % S == 0 and S < T:
         return coarse_chain(Plan(S, T // S))  # the same chain, whose first S - 1 steps others need as well
-    schedule = cosine_alphas_cumprod(S)
 
     def run(batch: Batch) -> Result:
+        schedule = batch.unet.schedule(S)
         return _sampled(batch, lambda: (sample(batch.unet, schedule, batch.lr_up, batch.noise), S))
 
     return Method(f"DDPM-{S}", CHAIN, None, run, S)
@@ -242,7 +250,8 @@ def coarse_chain(plan: Plan) -> Method:
         x_0, last = timed(
             lambda: refine(batch.unet, process.coarse_alphas_cumprod, latents, batch.lr_up, batch.noise, 1), len(states)
         )
-        return Result(to_image(batch.unet, x_0, batch.lr_up), [plan.S] * len(states), seconds + last)
+        nfe = plan.S * batch.unet.forwards_per_call
+        return Result(batch.unet.decode(x_0, batch.lr_up), [nfe] * len(states), seconds + last)
 
     return Method(coarse_name(plan), COARSE, plan, run, 1)
 
@@ -365,7 +374,7 @@ def schedule(levels: Schedule | str | Sequence[int], sampler: str = "ddim") -> M
     return Method(name, SCHEDULE, plan, lambda batch: decided(batch, plan, Fixed(way)), way.forwards)
 
 
-def shipped_schedule(unet: UNet) -> list[Method]:
+def shipped_schedule(unet: Denoiser) -> list[Method]:
     """The schedule that the checkpoint enlarges by, if it has one."""
     settings = unet.settings
     if settings["levels"] is None:
@@ -408,6 +417,17 @@ def peer(T: int, name: str, forwards: int) -> Method:
     return Method(f"{PEERS[name]}, {forwards}", PEER, None, run, forwards)
 
 
+def own_network(batch: Batch) -> NoiseLevelDenoiser:
+    """The network of a batch, where a method needs one that is told the noise level.
+
+    Raises:
+        ConfigError: it is one of others.
+    """
+    if not isinstance(batch.unet, NoiseLevelDenoiser):
+        raise ConfigError(f"this method needs a network that is told the noise level, got {type(batch.unet).__name__}")
+    return batch.unet
+
+
 def null_space(T: int, forwards: int) -> Method:
     """DDIM whose estimates agree with the low-resolution picture, see `ddpm.peers.NullSpaceDenoiser`."""
     from ddpm.peers import NullSpaceDenoiser
@@ -415,7 +435,7 @@ def null_space(T: int, forwards: int) -> Method:
     alphas_cumprod = cosine_alphas_cumprod(T)
 
     def run(batch: Batch) -> Result:
-        unet = NullSpaceDenoiser(batch.unet, batch.lr_image, batch.unet.scale)
+        unet = NullSpaceDenoiser(own_network(batch), batch.lr_image, batch.unet.scale)
         noise, levels = batch.noise, even_levels(T, forwards)
         latents = noise(Stage.INITIAL, T)
         return _sampled(
@@ -428,7 +448,7 @@ def null_space(T: int, forwards: int) -> Method:
 def elbo_costs(batches: Iterable[Batch], T: int) -> NDArray[np.float64]:
     """The cost of every jump under the evidence lower bound, see `elbo.jump_costs`, from training photographs."""
     alphas_cumprod = cosine_alphas_cumprod(T)
-    errors = [x0_errors(b.unet, alphas_cumprod, b.hr, b.lr_up, b.noise) for b in batches]
+    errors = [x0_errors(own_network(b), alphas_cumprod, b.hr, b.lr_up, b.noise) for b in batches]
     return jump_costs(alphas_cumprod, np.mean(errors, axis=0))
 
 
@@ -458,7 +478,7 @@ def early(T: int, t: int, forwards: int, predicted: bool = False) -> Method:
     def run(batch: Batch) -> Result:
         return _sampled(
             batch,
-            lambda: (early_start(batch.unet, alphas_cumprod, batch.lr_up, batch.noise, t, forwards), forwards),
+            lambda: (early_start(own_network(batch), alphas_cumprod, batch.lr_up, batch.noise, t, forwards), forwards),
         )
 
     return Method(f"{early_name(t, predicted)}, {forwards}", EARLY, None, run, forwards)

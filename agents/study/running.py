@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from agents.study.methods import Batch, Method, Result
 from agents.study.rows import BICUBIC, ORIGINALS, OTHER_NET, Row, read_rows, write_rows
-from ddpm.nets.unet import UNet
+from ddpm.nets.denoiser import Denoiser, fingerprint, image_multiple, watching
 from ddpm.pictures.degradation import PLAIN, Degradation
 from ddpm.pictures.images import Picture, to_tensor, to_uint8, write_picture
 from ddpm.util.errors import ConfigError
@@ -26,7 +26,6 @@ from skipdiff_env.judges import JUDGES, judge_file
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.pictures import Pictures
 from skipdiff_env.refinement import Refinement
-from skipdiff_env.task import fingerprint
 
 # Told of what a method made of a batch.
 Keep = Callable[[Batch, Method, Result], None]
@@ -78,7 +77,7 @@ class Runner:
     """Runs methods of one net, and measures what they make.
 
     Args:
-        unet: the net.
+        unet: the denoiser.
         metrics: names of metrics.
         device: where the net is, and metrics are computed.
         batch_size: pictures per batch.
@@ -90,7 +89,7 @@ class Runner:
 
     def __init__(
         self,
-        unet: UNet,
+        unet: Denoiser,
         metrics: Sequence[str],
         device: str = "cpu",
         batch_size: int = 16,
@@ -110,7 +109,7 @@ class Runner:
         Raises:
             ConfigError: the net or a metric cannot take it.
         """
-        multiple = int(np.lcm(self.unet.stride, self.unet.scale))
+        multiple = image_multiple(self.unet)
         if size % multiple:
             raise ConfigError(f"image_size must be a multiple of {multiple} for this checkpoint, got {size}")
         for metric in self.metrics.values():
@@ -184,7 +183,7 @@ class Runner:
                     rows[method.name] += own
                     batch.forwards[method.name] = float(np.mean([row.nfe for row in own] or [0]))
                 left -= _forwards(todo[job]) * sizes[job]
-                bar.total = bar.n + left  # agents take fewer forwards than they might
+                bar.total = bar.n + left * self.unet.forwards_per_call  # agents take fewer forwards than they might
         return [row for own in rows.values() for row in own]
 
     def left(
@@ -232,16 +231,11 @@ class Runner:
     @contextmanager
     def _bar(self, title: str, forwards: int) -> Iterator["tqdm[Any]"]:
         """A bar that counts the net's forwards of pictures."""
-        with progress(total=forwards, desc=title, unit="forward") as bar:
-
-            def count(module: object, args: tuple[Tensor, ...], out: Tensor) -> None:
-                bar.update(len(args[0]))
-
-            hook = self.unet.register_forward_hook(count)
-            try:
-                yield bar
-            finally:
-                hook.remove()
+        with (
+            progress(total=forwards * self.unet.forwards_per_call, desc=title, unit="forward") as bar,
+            watching(self.unet, lambda pictures, values: bar.update(pictures)),
+        ):
+            yield bar
 
 
 def _under(seed: int, seeds: Sequence[int], methods: Sequence[Method]) -> list[Method]:

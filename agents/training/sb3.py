@@ -284,6 +284,15 @@ def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
     return model
 
 
+def check_channels(task: Task) -> None:
+    """Raises ConfigError if an agent would look at latents that its networks are not made for."""
+    if task.config.observation != "features" and task.latent_shape[0] != 3:
+        raise ConfigError(
+            f"agents see latents of 3 channels, but those of {task.config.name} have {task.latent_shape[0]}; take an "
+            "environment whose observation is features, or train on a table"
+        )
+
+
 def train_agent(
     config: AgentTrainingConfig, folder: Path, resume: bool = False, memory: tuple[Memo, Memo] | None = None
 ) -> Path:
@@ -321,6 +330,7 @@ def train_agent(
     if h.picture_baseline:
         env = VecPictureBaseline(env)
     task: Task = env.unwrapped.get_attr("task")[0]
+    check_channels(task)
     tqdm.write(describe_buffer(config, env))
     if memory is not None:
         task.remember_in(memory[0])

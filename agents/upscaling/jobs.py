@@ -8,7 +8,7 @@ from typing import Any
 from agents.cli.options import PLAN_OPTIONS
 from agents.upscaling.options import UpscaleOptions
 from agents.upscaling.report import Recorder, Report
-from ddpm.checkpoints import load_unet, resolve_checkpoint
+from ddpm.checkpoints import load_denoiser, resolve_checkpoint
 from ddpm.pictures.formats import check_output
 from ddpm.pictures.images import (
     Picture,
@@ -235,30 +235,33 @@ def make_upscaler(
         agent: the agent that decides; None: the checkpoint's own where neither a start nor a schedule is given, and it
             was trained for these options.
         quality: what it shall aim at, 0 … 1.
-        trust_pickle: whether it may be a .zip of Stable-Baselines3.
+        trust_pickle: whether it may be a .zip of Stable-Baselines3, and the weights of a denoiser a pickle.
         options: arguments of `Upscaler`.
 
     Raises:
         SkipDiffError: they do not fit together, or something does not exist.
     """
-    policy = _agent_policy(agent, quality, trust_pickle, options)
+    denoiser = load_denoiser(options["checkpoint"], options["device"], trust_pickle)
+    policy = _agent_policy(agent, quality, trust_pickle, options, denoiser.settings)
     if quality is not None and not policy:
         raise ConfigError("--quality is for an agent, and none decides here; give --agent, or leave --quality out")
-    return Upscaler(**options, **policy)
+    return Upscaler(**{**options, "checkpoint": denoiser}, **policy)
 
 
 def _agent_policy(
-    agent: str | None, quality: float | None, trust_pickle: bool, options: Mapping[str, Any]
+    agent: str | None,
+    quality: float | None,
+    trust_pickle: bool,
+    options: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The agent that decides and its plan, as arguments of the upscaler; none if none decides."""
     fixed = any(options.get(name) is not None for name in ("start", "levels", "detail"))
     if agent is not None and fixed:
         raise ConfigError("--agent, --detail, --start and --levels all say which steps are done; give one of them")
-    source = resolve_checkpoint(options["checkpoint"])
-    own = Path(source) / "agent"
+    own = Path(resolve_checkpoint(options["checkpoint"])) / "agent"
     if agent is None and (fixed or not own.is_dir()):
         return {}
-    settings = load_unet(source).settings
     from agents.agent import load_agent
     from agents.playing import AgentPolicy
 

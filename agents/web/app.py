@@ -105,7 +105,7 @@ class Workshop:
             raise ConfigError(f"unknown checkpoint {checkpoint!r}; known are {', '.join(self.folders)}")
         if checkpoint not in self._upscalers:
             self._upscalers[checkpoint] = make_upscaler(
-                checkpoint=self.folders[checkpoint], device=self.device, start=None, levels=None
+                checkpoint=checkpoint, device=self.device, start=None, levels=None
             )
         return self._upscalers[checkpoint]
 
@@ -241,7 +241,7 @@ class Workshop:
             if plan is not None:
                 parts = plan.settings()
                 settings |= {"steps": (parts.pop("S"), parts.pop("N")), **parts}
-            settings |= {"checkpoint": self.folders[checkpoint], "device": self.device, **self._episodes}
+            settings |= {"checkpoint": checkpoint, "device": self.device, **self._episodes}
             self._tasks[checkpoint] = Task(TaskConfig.of(settings))
         return self._tasks[checkpoint]
 

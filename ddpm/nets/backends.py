@@ -137,7 +137,7 @@ def run_by(backend: str, unet: UNet, device: str = "cpu") -> UNet:
 
     def plain(factor: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
-        picture = torch.rand(2, 3, unet.stride * factor, unet.stride * (factor + 1), generator=generator)
+        picture = torch.rand(2, 3, unet.multiple * factor, unet.multiple * (factor + 1), generator=generator)
         return {"lr_up": picture, "x_t": picture.flip(3), "noise_level": torch.full((2,), 0.5)}
 
     def jumps(factor: int) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.checkpoints import load_unet
+from ddpm.nets.denoiser import x0_weights
 from ddpm.nets.unet import UNet
 from ddpm.pictures.images import check_folder
-from ddpm.sampling import to_image, x0_weights
 from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, check_ending
@@ -137,7 +137,7 @@ class OneForward(nn.Module):
         else:
             condition = self.predictor.condition(lr_image, _bicubic)
         height, width = condition.shape[-2:]
-        rows, columns = (torch.arange(_padded(side, unet.stride)) for side in (height, width))
+        rows, columns = (torch.arange(_padded(side, unet.multiple)) for side in (height, width))
         condition = condition.index_select(2, rows.clamp(max=height - 1)).index_select(3, columns.clamp(max=width - 1))
         x_t = noise.index_select(2, rows % noise.shape[2]).index_select(3, columns % noise.shape[3])
         alpha = float(cosine_alphas_cumprod(1)[1])
@@ -148,7 +148,7 @@ class OneForward(nn.Module):
             jump = [torch.ones_like(level), level * 0 + (unet.substeps ** detail.clamp(0, 1)).round()]
         of_out, of_x_t = x0_weights(unet.prediction, signal, sigma)
         x0 = self.network(condition, x_t, level, *jump) * of_out + x_t * of_x_t
-        return (to_image(unet, x0, condition)[..., :height, :width] + 1) / 2
+        return (unet.decode(x0, condition)[..., :height, :width] + 1) / 2
 
 
 def _padded(side: Any, stride: int) -> Any:
@@ -281,7 +281,7 @@ def export_onnx(checkpoint: str | Path, out: str | Path, detail: float | None = 
     properties = {
         "checkpoint": Path(checkpoint).name if Path(checkpoint).is_dir() else checkpoint,
         "scale": unet.scale,
-        "stride": unet.stride,
+        "stride": unet.multiple,
         "most_substeps": unet.substeps,
         "version": version("skipdiff"),
     }

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddpm.nets.blocks import Block, JumpEmbedding, NoiseLevelEmbedding, Upsample, linear_estimate
+from ddpm.nets.denoiser import NoiseLevelDenoiser
 from ddpm.nets.predictor import PREDICTOR, Predictor, load_predictor, refuse_not_finite
 from ddpm.pictures.degradation import upsample
 from ddpm.sampling import coarse_eta
@@ -155,6 +156,7 @@ def _check_sampling(
 
 class UNet(
     nn.Module,
+    NoiseLevelDenoiser,
     PyTorchModelHubMixin,
     library_name="skipdiff",
     tags=["super-resolution", "diffusion"],
@@ -241,6 +243,7 @@ class UNet(
         self.target = target
         self.residual_scale = residual_scale
         self.scale = scale
+        self.substeps = substeps
         self.diffusion_steps = diffusion_steps
         self.patch_size = patch_size
         self.local_variance = local_variance
@@ -250,7 +253,7 @@ class UNet(
         # only the network of the jumps has one, see `jump_network`
         self.jump: JumpEmbedding | None = None
         # Sides of an input must be multiples of this.
-        self.stride = patch_size * 2 ** (len(multipliers) - 1)
+        self.multiple = patch_size * 2 ** (len(multipliers) - 1)
 
         try:
             self._build(
@@ -373,11 +376,6 @@ class UNet(
             other._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
-    @property
-    def substeps(self) -> int:
-        """The most steps whose work one forward can do; 1 for a plain network."""
-        return int(self.settings["substeps"])
-
     def jump_network(self) -> "UNet":
         """Return a copy of this network with a new `JumpEmbedding`, whose output is still zero.
 
@@ -410,7 +408,7 @@ class UNet(
             jumps.load_state_dict(weights)
             jumps.eval().requires_grad_(False)
         assert isinstance(self._hub_mixin_config, dict)
-        self._hub_mixin_config["substeps"] = most
+        self._hub_mixin_config["substeps"] = self.substeps = most
         self._jumps = [jumps]
 
     def _difference(self, jumps: "UNet") -> dict[str, Tensor]:
@@ -470,7 +468,7 @@ class UNet(
         """Predict eps or v, or with substeps the v that leads where several steps would.
 
         Args:
-            lr_up: condition, (B, 3, H, W) in [-1, 1], see `condition`; H and W multiples of `stride`.
+            lr_up: condition, (B, 3, H, W) in [-1, 1], see `condition`; H and W divisible by `multiple`.
             x_t: latent at diffusion step t, (B, 3, H, W).
             noise_level: √ᾱ_t, (B,), in (0, 1].
             to_level: √ᾱ_s of the level that the next step goes to, (B,), above the noise level; needed with substeps.

@@ -1,17 +1,17 @@
-"""Large pictures in overlapping tiles: where the tiles lie, how they are blended, and a net that works in them."""
+"""Large pictures in overlapping tiles: where the tiles lie, how they are blended, and a denoiser that works in them."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ddpm.nets.denoiser import AlphaBar, Denoiser, Estimate, NetworkDenoiser, Step, geometry
+from ddpm.schedule import FloatArray
 from ddpm.util.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ddpm.nets.unet import UNet
 
 
 class Box(NamedTuple):
@@ -27,6 +27,14 @@ class Box(NamedTuple):
         """The index of this part in arrays of shape (…, H, W)."""
         return ..., slice(self.top, self.bottom), slice(self.left, self.right)
 
+    def enlarged(self, times: int) -> "Box":
+        """Return the same part of a picture that is so many times as large."""
+        return Box(*(side * times for side in self))
+
+    def shrunk(self, times: int) -> "Box":
+        """Return the same part of a picture that is so many times as small; all sides must be divisible by it."""
+        return Box(*(side // times for side in self))
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -37,7 +45,7 @@ class Tiling:
         overlap: pixels that neighbouring tiles share at least.
         longest: how long the side of a tile may become where fewer tiles then cover the picture, which saves overlaps:
             two tiles of 144 pixels cover 256, and three of 128. 0: no longer than `tile`.
-        multiple: tiles that are longer are so by a multiple of this, the stride of the net.
+        multiple: tiles that are longer are so by a multiple of this.
 
     Raises:
         ConfigError: the overlap does not fit the tile.
@@ -51,6 +59,10 @@ class Tiling:
     def __post_init__(self) -> None:
         if not 0 <= self.overlap <= self.tile // 2:
             raise ConfigError(f"overlap must lie between 0 and half a tile ({self.tile // 2}), got {self.overlap}")
+
+    def shrunk(self, times: int) -> "Tiling":
+        """Return the tiling of a picture that is so many times as small; all lengths must be divisible by it."""
+        return Tiling(self.tile // times, self.overlap // times, self.longest // times, self.multiple // times)
 
     def length(self, side: int) -> int:
         """How long tiles are along a side of a picture: as long as makes them overlap least."""
@@ -114,35 +126,109 @@ class Blend:
         return self.total.div_(self.weight)
 
 
-class TiledUNet:
-    """Stands in for a `UNet` in every sampler; memory is bounded by the tile, not by the picture.
+class TiledDenoiser(Denoiser):
+    """Stands in for a denoiser; memory is bounded by the tile, not by the picture.
 
     Since what is blended is the prediction at each diffusion step, neighbouring tiles never drift apart and no seam
-    can form.
+    can form. Where latents are smaller than pictures, the decoder runs tile by tile as well.
 
     Args:
-        unet: the net.
-        tile: side of a tile in pixels of the result, a multiple of the net's stride.
-        overlap: pixels that neighbouring tiles share.
+        denoiser: the denoiser.
+        tile: side of a tile in pixels of the result, divisible by what the denoiser asks for.
+        overlap: pixels of the result that neighbouring tiles share.
         stretch: by how many pixels tiles may be longer where fewer of them are then enough, see `Tiling.longest`.
 
+    Attributes:
+        tiling: how results are cut.
+        pixels: side in pixels of the result that one latent value covers.
+
     Raises:
-        ConfigError: the tile does not fit the net, or the overlap the tile.
+        ConfigError: the tile does not fit the denoiser, or the overlap the tile.
     """
 
-    def __init__(self, unet: "UNet", tile: int = 256, overlap: int = 32, stretch: int = 0) -> None:
-        if tile < unet.stride or tile % unet.stride:
-            raise ConfigError(f"tile must be a multiple of the net's stride {unet.stride}, got {tile}")
-        longest = tile + stretch // unet.stride * unet.stride
-        self.unet, self.tiling = unet, Tiling(tile, overlap, longest, unet.stride)
-        self.prediction, self.target, self.residual_scale = unet.prediction, unet.target, unet.residual_scale
+    def __init__(self, denoiser: Denoiser, tile: int = 256, overlap: int = 32, stretch: int = 0) -> None:
+        self.pixels = geometry(denoiser)[1]
+        multiple = denoiser.multiple * self.pixels
+        if tile < multiple or tile % multiple:
+            raise ConfigError(f"tile must be a multiple of {multiple} for this network, got {tile}")
+        self.denoiser = denoiser
+        longest = tile + stretch // multiple * multiple
+        self.tiling = Tiling(tile, overlap // self.pixels * self.pixels, longest, multiple)
+        self.latent_tiling = self.tiling.shrunk(self.pixels)
+        self.scale, self.multiple, self.alphas_cumprod = denoiser.scale, denoiser.multiple, denoiser.alphas_cumprod
+        self.forwards_per_call, self.substeps = denoiser.forwards_per_call, denoiser.substeps
+        self.x0_bound = denoiser.x0_bound
 
-    def __call__(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor, *jump: Tensor) -> Tensor:
-        """As `UNet.forward`; `jump` is empty, or `to_level` and `substeps`. H and W are multiples of the stride."""
-        height, width = x_t.shape[-2:]
-        if not self.tiling.divides(height, width):
-            return self.unet(lr_up, x_t, noise_level, *jump)
-        blend = Blend(self.tiling, x_t)
-        for box in self.tiling.boxes(height, width):
-            blend.add(box, self.unet(lr_up[box.area], x_t[box.area], noise_level, *jump))
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Those of the denoiser."""
+        return self.denoiser.settings
+
+    def schedule(self, steps: int) -> FloatArray:
+        """That of the denoiser."""
+        return self.denoiser.schedule(steps)
+
+    def condition(self, lr_image: Tensor) -> Tensor:
+        """That of the denoiser."""
+        return self.denoiser.condition(lr_image)
+
+    def latent_shape(self, lr_image: Tensor) -> tuple[int, int, int, int]:
+        """That of the denoiser."""
+        return self.denoiser.latent_shape(lr_image)
+
+    def predict(self, x: Tensor, alpha_bar: AlphaBar, condition: Tensor) -> Estimate:
+        """See `Denoiser.predict`; the sides of `x` are divisible by `multiple`."""
+        return self._predict(x, alpha_bar, condition, None)
+
+    def predict_substeps(
+        self, x: Tensor, alpha_bar: AlphaBar, condition: Tensor, to_alpha_bar: AlphaBar, substeps: Step
+    ) -> Estimate:
+        """See `Denoiser.predict_substeps`."""
+        return self._predict(x, alpha_bar, condition, (to_alpha_bar, substeps))
+
+    def _predict(
+        self, x: Tensor, alpha_bar: AlphaBar, condition: Tensor, jump: tuple[AlphaBar, Step] | None
+    ) -> Estimate:
+        """The blended output of a network, or the blended estimates of any other denoiser."""
+        inner = self.denoiser
+        if isinstance(inner, NetworkDenoiser):
+            network = inner
+
+            def output(box: Box) -> Tensor:
+                return network.output(x[box.area], alpha_bar, condition[box.area], jump)
+
+            return inner.estimate(self._blended(output, x), x, alpha_bar, condition)
+
+        def both(box: Box) -> Tensor:
+            part = x[box.area], alpha_bar, condition[box.area]
+            x0, eps = inner.predict(*part) if jump is None else inner.predict_substeps(*part, *jump)
+            return x0 if eps is None else torch.cat([x0, eps], dim=1)
+
+        found = self._blended(both, x)
+        channels = x.shape[1]
+        return found[:, :channels], found[:, channels:] if found.shape[1] > channels else None
+
+    def _blended(self, run: Callable[[Box], Tensor], x: Tensor) -> Tensor:
+        """What `run` returns for the tiles of latents."""
+        height, width = x.shape[-2:]
+        if not self.latent_tiling.divides(height, width):
+            return run(Box(0, 0, width, height))
+        blend: Blend | None = None
+        for box in self.latent_tiling.boxes(height, width):
+            part = run(box)
+            if blend is None:
+                blend = Blend(self.latent_tiling, part.new_empty(*part.shape[:2], height, width))
+            blend.add(box, part)
+        assert blend is not None, "a picture has at least one tile"
+        return blend.result()
+
+    def decode(self, latent: Tensor, condition: Tensor) -> Tensor:
+        """See `Denoiser.decode`."""
+        height, width = latent.shape[-2:]
+        if self.pixels == 1 or not self.latent_tiling.divides(height, width):
+            return self.denoiser.decode(latent, condition)
+        n = self.pixels
+        blend = Blend(self.tiling, latent.new_empty(len(latent), 3, height * n, width * n))
+        for box in self.latent_tiling.boxes(height, width):
+            blend.add(box.enlarged(n), self.denoiser.decode(latent[box.area], condition[box.area]))
         return blend.result()

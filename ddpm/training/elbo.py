@@ -9,14 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpm.nets.denoiser import NoiseLevelDenoiser, to_latent
 from ddpm.noise import Stage
-from ddpm.sampling import Denoiser, Noise, predict_x0, reverse_weights, to_latent
+from ddpm.sampling import Noise, predict_x0, reverse_weights
 from ddpm.schedule import FloatArray
 from ddpm.util.errors import ConfigError
 
 
 @torch.inference_mode()
-def x0_errors(unet: Denoiser, alphas_cumprod: FloatArray, hr: Tensor, lr_up: Tensor, noise: Noise) -> FloatArray:
+def x0_errors(
+    unet: NoiseLevelDenoiser, alphas_cumprod: FloatArray, hr: Tensor, lr_up: Tensor, noise: Noise
+) -> FloatArray:
     """Mean squared error of the net's estimate of x_0 at every diffusion step. NFE: T.
 
     Args:

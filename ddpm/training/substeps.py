@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ddpm.checkpoints import load_unet, save_checkpoint
+from ddpm.nets.denoiser import to_latent
 from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.pictures.degradation import Degradation
 from ddpm.pictures.images import find_images, read_picture, to_tensor
-from ddpm.sampling import p_sample, to_image, to_latent
+from ddpm.sampling import p_sample
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod, even_levels
 from ddpm.training import trainer
 from ddpm.training.configs import SubstepsConfig
@@ -183,7 +184,7 @@ def validation_table(
         for forwards, substeps in VALIDATED:
             if substeps <= most:
                 noise = KeyedNoise([seed], hr.shape[1:], hr.device)
-                sr = to_image(unet, even_jumps(unet, lr_up, noise, forwards, substeps), lr_up)
+                sr = unet.decode(even_jumps(unet, lr_up, noise, forwards, substeps), lr_up)
                 psnr = -10 * ((sr - hr).square().mean() / 4).log10()
                 rows.setdefault((forwards, substeps), []).append((float(perceptual(sr, hr).mean()), float(psnr)))
     return {key: (float(np.mean([a for a, _ in found])), float(np.mean([b for _, b in found])))
@@ -259,7 +260,7 @@ def train_substeps(
             }
 
         return Trainee(
-            jumps, unet.scale, loss, export, preview, {"stride": unet.stride}, validate if pictures else None
+            jumps, unet.scale, loss, export, preview, {"stride": unet.multiple}, validate if pictures else None
         )
 
     return trainer.fit(config, folder, resume, make, "train-substeps")
@@ -269,9 +270,9 @@ def _validation_pictures(config: SubstepsConfig, unet: UNet) -> list[tuple[Tenso
     """Centre crops of the photographs of the validation table, and their low-resolution pictures."""
     if not config.eval_images:
         return []
-    if config.eval_size % math.lcm(unet.stride, unet.scale):
+    if config.eval_size % math.lcm(unet.multiple, unet.scale):
         raise ConfigError(
-            f"eval_size must be a multiple of {math.lcm(unet.stride, unet.scale)} for this checkpoint, "
+            f"eval_size must be a multiple of {math.lcm(unet.multiple, unet.scale)} for this checkpoint, "
             f"got {config.eval_size}"
         )
     degradation = Degradation.parse(config.degradation)

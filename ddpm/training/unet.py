@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm.checkpoints import load_unet, save_checkpoint
+from ddpm.nets.denoiser import to_image, to_latent, x0_weights
 from ddpm.nets.predictor import PREDICTOR, Predictor, load_predictor
 from ddpm.nets.unet import UNet, tensor_mismatch
 from ddpm.noise import KeyedNoise
-from ddpm.sampling import sample, to_image, to_latent, x0_weights
+from ddpm.sampling import sample
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.training import trainer
 from ddpm.training.configs import DDPMConfig
@@ -90,7 +91,7 @@ def sample_grid(
         latents = sample(unet, cosine_alphas_cumprod(min(10, unet.diffusion_steps)), lr_up, noise)
     else:
         latents = sampler(unet, lr_up, noise)
-    images = torch.stack([lr_up, to_image(unet, latents, lr_up), hr])
+    images = torch.stack([lr_up, unet.decode(latents, lr_up), hr])
     columns = images.permute(1, 3, 0, 4, 2).reshape(-1, len(images) * hr.shape[3], 3)
     return ((columns + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
@@ -172,6 +173,6 @@ def train(config: DDPMConfig, folder: str | Path, resume: bool = False, perceptu
             assert isinstance(averaged, UNet)
             return sample_grid(averaged, hr, lr_image)
 
-        return Trainee(unet, unet.scale, loss, export, preview, {"stride": unet.stride})
+        return Trainee(unet, unet.scale, loss, export, preview, {"stride": unet.multiple})
 
     return trainer.fit(config, folder, resume, make, "train-ddpm")
