@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 
 BANDIT, STRIDE = "SkipDiffBanditTable-v0", "SkipDiffStrideTable-v0"
 STRIDE_TABLE = "natural-x4-stride"
-ALGORITHMS = ("ppo", "a2c", "dqn", "qrdqn", "trpo", "maskable-ppo")
+ALGORITHMS = ("ppo", "dqn", "qrdqn", "trpo", "maskable-ppo", "a2c")
 FITTED = ("ridge", "supervised", "cloning")
 # Heading → environment, table, methods.
 SECTIONS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {

@@ -126,8 +126,7 @@ def export_agent(model: BaseAlgorithm, table: OutcomeTable, folder: str | Path, 
     """
     plan = Plan(**table.description["plan"])
     name = algorithm_name(type(model))
-    arch: Any = getattr(model.policy, "net_arch", None)
-    kwargs = {} if arch is None else {"net_arch": list(arch)}
+    kwargs = {key: getattr(model.policy, key) for key in ("net_arch", "n_quantiles") if hasattr(model.policy, key)}
     training = {**{k: table.description.get(k) for k in ("checkpoint", "network")}, **training}
     config = AgentConfig(
         name, plan.decisions, table.description["size"], NO_LATENT, plan, kwargs, training, FEATURES, None, None,
