@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.algorithms import RECURRENT, SUPERVISED, algorithm_class, policy_alias
+from agents.algorithms import RECURRENT, SUPERVISED, algorithm_class, algorithm_name, policy_alias
 from agents.networks.frames import frames_of
 from agents.training.even_outcomes import check_numbers
 from agents.training.even_steps import EvenSteps, NumberPolicy, action_values, distribution
@@ -523,7 +523,17 @@ def load_agent(path: str | Path, device: str = "cpu", trust_pickle: bool = False
     return agent
 
 
-def _load_zip(path: Path, device: str, trust_pickle: bool) -> Agent:
+def load_zip(path: Path, device: str, trust_pickle: bool) -> Any:
+    """Load a model of Stable-Baselines3.
+
+    Args:
+        path: the .zip.
+        device: where it shall compute.
+        trust_pickle: whether it may be loaded. That runs whatever code its author put into it.
+
+    Raises:
+        CheckpointError: it is not trusted, or no .zip of an algorithm of `agents.algorithms`.
+    """
     if not trust_pickle:
         raise CheckpointError(
             f"{path} is a file of pickles, and loading it runs any code its author put into it; pass --trust-pickle "
@@ -536,9 +546,15 @@ def _load_zip(path: Path, device: str, trust_pickle: bool) -> Agent:
         raise CheckpointError(f"{path} is no .zip of Stable-Baselines3 ({error})") from None
     name = _zip_algorithm(settings)
     try:
-        model: Any = algorithm_class(name).load(path, device=device)
+        return algorithm_class(name).load(path, device=device)
     except Exception as error:  # pickles raise anything
         raise CheckpointError(f"{path} does not load as {name} ({error})") from None
+
+
+def _load_zip(path: Path, device: str, trust_pickle: bool) -> Agent:
+    """The agent of a .zip, if that was trained on latents."""
+    model = load_zip(path, device, trust_pickle)
+    name = algorithm_name(type(model))
     policy = _acting_part(model.policy)
     from agents.networks.extractors import SkipProposalExtractor
 
@@ -561,6 +577,8 @@ def _zip_algorithm(settings: Mapping[str, Any]) -> str:
         return RECURRENT
     if "cg_max_steps" in settings:
         return "trpo"
+    if "Maskable" in json.dumps(settings.get("policy_class", "")):
+        return "maskable-ppo"
     return "ppo" if "clip_range" in settings else "a2c"
 
 

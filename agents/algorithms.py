@@ -18,6 +18,8 @@ ALGORITHMS = {
     "recurrent-ppo": ("sb3_contrib", "RecurrentPPO"),
 }
 RECURRENT = "recurrent-ppo"
+# Learn on tables of outcomes alone.
+ON_TABLES = {"maskable-ppo": ("sb3_contrib", "MaskablePPO")}
 # Learns from a table of outcomes instead of episodes, see `agents.training.supervised`.
 SUPERVISED = "supervised"
 
@@ -28,10 +30,23 @@ def algorithm_class(name: str) -> "type[BaseAlgorithm]":
     Raises:
         ConfigError: the algorithm is unknown.
     """
-    if name not in ALGORITHMS:
-        raise ConfigError(f"unknown algorithm {name!r}; known are {', '.join([*ALGORITHMS, SUPERVISED])}")
-    module, attribute = ALGORITHMS[name]
+    known = ALGORITHMS | ON_TABLES
+    if name not in known:
+        raise ConfigError(f"unknown algorithm {name!r}; known are {', '.join([*known, SUPERVISED])}")
+    module, attribute = known[name]
     return getattr(import_module(module), attribute)
+
+
+def algorithm_name(kind: type) -> str:
+    """Return the name of the algorithm that a class of Stable-Baselines3 is.
+
+    Raises:
+        ConfigError: it is none of `ALGORITHMS` or `ON_TABLES`.
+    """
+    for name in ALGORITHMS | ON_TABLES:
+        if issubclass(algorithm_class(name), kind):  # a class here may be a quicker one of that algorithm
+            return name
+    raise ConfigError(f"{kind.__name__} is none of the algorithms {', '.join(ALGORITHMS | ON_TABLES)}")
 
 
 def policy_alias(algorithm: str, observation: str = "latent") -> str:

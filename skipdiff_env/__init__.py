@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from skipdiff_env.env import SkipDiffEnv
     from skipdiff_env.episode import StartOutcomes
     from skipdiff_env.metrics import make_metric
+    from skipdiff_env.outcome_env import SkipDiffBanditTableEnv, SkipDiffOutcomeVectorEnv, SkipDiffStrideTableEnv
+    from skipdiff_env.outcomes import OutcomeTable, Score
     from skipdiff_env.rules import Action
+    from skipdiff_env.scoring import score
     from skipdiff_env.table import Table
     from skipdiff_env.table_env import SkipDiffTableEnv, SkipDiffTableVectorEnv
     from skipdiff_env.upscaler import Upscaler
@@ -21,7 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Action",
+    "OutcomeTable",
+    "Score",
+    "SkipDiffBanditTableEnv",
     "SkipDiffEnv",
+    "SkipDiffOutcomeVectorEnv",
+    "SkipDiffStrideTableEnv",
     "SkipDiffTableEnv",
     "SkipDiffTableVectorEnv",
     "SkipDiffVectorEnv",
@@ -30,10 +38,16 @@ __all__ = [
     "Table",
     "Upscaler",
     "make_metric",
+    "score",
 ]
 
 _MODULES = {
     "Action": "rules",
+    "OutcomeTable": "outcomes",
+    "Score": "outcomes",
+    "SkipDiffBanditTableEnv": "outcome_env",
+    "SkipDiffOutcomeVectorEnv": "outcome_env",
+    "SkipDiffStrideTableEnv": "outcome_env",
     "SkipDiffEnv": "env",
     "SkipDiffTableEnv": "table_env",
     "SkipDiffTableVectorEnv": "table_env",
@@ -43,6 +57,7 @@ _MODULES = {
     "Table": "table",
     "Upscaler": "upscaler",
     "make_metric": "metrics",
+    "score": "scoring",
 }
 
 _JUMP: dict[str, Any] = {
@@ -68,6 +83,14 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "SkipDiffBandit-v0": ("variants:SkipDiffBanditEnv", _BATCHED, {**_FORWARDS, "decisions": "schedule"}),
     "SkipDiffStride-v0": ("variants:SkipDiffStrideEnv", _BATCHED, {**_FORWARDS, "decisions": "stride"}),
     "SkipDiffContinuous-v0": ("variants:SkipDiffContinuousEnv", _BATCHED, {**_FORWARDS, "decisions": "continuous"}),
+    "SkipDiffBanditTable-v0": (
+        "outcome_env:SkipDiffBanditTableEnv", "outcome_env:SkipDiffOutcomeVectorEnv",
+        {"table": "natural-x4", "decisions": "schedule"},
+    ),
+    "SkipDiffStrideTable-v0": (
+        "outcome_env:SkipDiffStrideTableEnv", "outcome_env:SkipDiffOutcomeVectorEnv",
+        {"table": "natural-x4-stride", "decisions": "stride"},
+    ),
     "SkipDiffTable-v0": ("table_env:SkipDiffTableEnv", "table_env:SkipDiffTableVectorEnv", {}),
 }  # fmt: skip
 

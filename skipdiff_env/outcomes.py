@@ -35,16 +35,26 @@ SPLITS = ("train", "validation", "test")
 SHARES = 0.68, 0.80
 # Seconds between two writings of an unfinished table.
 SECONDS = 30
+# Megabytes for the states of a crop.
+ROOM_MB = 64
 # Resamples of a bootstrap interval.
 RESAMPLES = 10_000
 
 Array = NDArray[np.float64]
+# Of each forward the level that it goes to, and its substeps.
+Jumps = tuple[tuple[int, int], ...]
 
 
 def split_of(photograph: str) -> str:
     """Return the split of a photograph, which depends on its name alone."""
     number = int.from_bytes(hashlib.blake2b(photograph.encode(), digest_size=8).digest(), "big") / 2**64
     return SPLITS[int(np.searchsorted(SHARES, number, side="right"))]
+
+
+def states_of(schedules: Iterable[Schedule]) -> tuple[Jumps, ...]:
+    """Return the states in which schedules are begun but not ended, each as the jumps that lead to it."""
+    jumps = [tuple(schedule.jumps()) for schedule in schedules]
+    return tuple(sorted({each[:count] for each in jumps for count in range(1, len(each))}))
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class Score:
         reward: mean reward of the policy.
         fixed: mean reward of the best fixed schedule.
         others: mean reward of the schedule that is best for each crop under its other noises.
+        values: the score of each training seed, whose mean is `value`.
     """
 
     value: float
@@ -66,6 +77,15 @@ class Score:
     reward: float
     fixed: float
     others: float
+    values: tuple[float, ...] = ()
+
+    @property
+    def iqm(self) -> float:
+        """The interquartile mean of the seeds' scores."""
+        ordered = np.sort(self.values)
+        # as scipy.stats.trim_mean cuts a quarter off at both ends
+        cut = len(ordered) // 4
+        return float(ordered[cut : len(ordered) - cut].mean())
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,7 @@ class OutcomeTable:
         features: of the crops' conditions, float32 (crops, 42), see `skipdiff_env.table.features`.
         photographs: for each crop the photograph that it is cut from.
         description: plain data: checkpoint, fingerprint of the network, degradation, size of the crops.
+        estimates: features of the network's last estimate at each of `states`, float32 (crops, noises, states, 42).
     """
 
     schedules: tuple[Schedule, ...]
@@ -86,19 +107,20 @@ class OutcomeTable:
     features: NDArray[np.float32]
     photographs: tuple[str, ...]
     description: Mapping[str, Any] = field(default_factory=dict)
+    estimates: NDArray[np.float32] | None = None
 
     @classmethod
     def load(cls, table: str | Path = "natural-x4") -> "OutcomeTable":
         """Read a table that `tabulate_schedules` has written.
 
         Args:
-            table: its folder, or the name of one that ships: "natural-x4" or "photo-x4".
+            table: its folder, or the name of one that ships: "natural-x4", "photo-x4" or "natural-x4-stride".
 
         Raises:
             ConfigError: there is none, or it is damaged or unfinished.
         """
-        shipped = TABLES / f"{table}-schedules"
-        folder = shipped if shipped.is_dir() else Path(table)
+        named = [TABLES / f"{table}-schedules", TABLES / str(table)]
+        folder = next((shipped for shipped in named if shipped.is_dir()), Path(table))
         if not (folder / DESCRIPTION).is_file() or not (folder / ARRAYS).is_file():
             raise ConfigError(f"{folder} holds no table; `skipdiff tabulate --ways … --out {folder}` makes one")
         try:
@@ -112,6 +134,9 @@ class OutcomeTable:
             shape = len(photographs), description["noises"], len(schedules)
             if arrays["features"].shape != (shape[0], FEATURES) or any(m.shape != shape for m in metrics.values()):
                 raise ValueError("its arrays do not fit together")
+            states, estimates = len(states_of(schedules)), arrays.get("estimates")
+            if states and (estimates is None or estimates.shape != (*shape[:2], states, FEATURES)):
+                raise ValueError("it lacks the estimates of the states within its schedules")
             done = int(arrays["done"].sum())
         except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
             if isinstance(error, ConfigError):
@@ -121,7 +146,7 @@ class OutcomeTable:
             raise ConfigError(
                 f"the table {folder} has {done} of {shape[0]} crops; the same `skipdiff tabulate` continues it"
             )
-        return cls(schedules, metrics, arrays["features"], photographs, description)
+        return cls(schedules, metrics, arrays["features"], photographs, description, estimates)
 
     @cached_property
     def splits(self) -> NDArray[np.str_]:
@@ -140,7 +165,15 @@ class OutcomeTable:
             raise ConfigError(f"the table has no photograph of the split {name}; make it from more photographs")
         metrics = {metric: values[rows] for metric, values in self.metrics.items()}
         photographs = tuple(self.photographs[row] for row in rows)
-        return replace(self, metrics=metrics, features=self.features[rows], photographs=photographs)
+        estimates = None if self.estimates is None else self.estimates[rows]
+        return replace(
+            self, metrics=metrics, features=self.features[rows], photographs=photographs, estimates=estimates
+        )
+
+    @cached_property
+    def states(self) -> tuple[Jumps, ...]:
+        """The states in the midst of the schedules, each as the jumps that lead to it; see `states_of`."""
+        return states_of(self.schedules)
 
     @property
     def metric(self) -> str:
@@ -183,25 +216,36 @@ class OutcomeTable:
         places = np.broadcast_to(choices.reshape(len(choices), -1), rewards.shape[:2])
         return np.take_along_axis(rewards, places[..., None], axis=2)[..., 0]
 
-    def score(self, choices: NDArray[np.integer], fixed: int, price: float = 0.0, seed: int = 0) -> Score:
+    def score(
+        self,
+        choices: NDArray[np.integer] | Sequence[NDArray[np.integer]],
+        fixed: int,
+        price: float = 0.0,
+        seed: int = 0,
+    ) -> Score:
         """Return the score of a policy: the part of the gain from the best fixed schedule to the best one of others.
 
         Args:
-            choices: place of the schedule for each crop, (crops,), or for each crop and noise.
+            choices: place of the schedule for each crop, (crops,), or for each crop and noise; or a list of these, one
+                for each training seed.
             fixed: place of the best fixed schedule, which is found on training photographs.
             price: of a forward.
             seed: of the resampling.
         """
+        each = [choices] if isinstance(choices, np.ndarray) else list(choices)
         everywhere = np.full(len(self.features), fixed)
-        parts = [self.per_photograph(self.chosen(each, price))
-                 for each in (choices, everywhere, self.best_of_others(price))]  # fmt: skip
-        reward, base, best = (float(part.mean()) for part in parts)
+        every = *each, everywhere, self.best_of_others(price)
+        parts = [self.per_photograph(self.chosen(own, price)) for own in every]
+        *rewards, base, best = (float(part.mean()) for part in parts)
+        mean = np.mean(parts[: len(each)], axis=0)  # over the seeds
         rng = np.random.default_rng(seed)
-        rows = rng.integers(0, len(parts[0]), (RESAMPLES, len(parts[0])))
-        resampled = [part[rows].mean(axis=1) for part in parts]
+        rows = rng.integers(0, len(mean), (RESAMPLES, len(mean)))
+        resampled = [part[rows].mean(axis=1) for part in (mean, *parts[-2:])]
         with np.errstate(divide="ignore", invalid="ignore"):  # a few photographs may all want the same schedule
             low, high = np.nanquantile((resampled[0] - resampled[1]) / (resampled[2] - resampled[1]), [0.025, 0.975])
-        return Score((reward - base) / (best - base), float(low), float(high), reward, base, best)
+        values = tuple((reward - base) / (best - base) for reward in rewards)
+        reward = float(np.mean(rewards))
+        return Score((reward - base) / (best - base), float(low), float(high), reward, base, best, values)
 
 
 # --- making a table ---
@@ -254,10 +298,28 @@ def _row(cut: _Cut, size: int, noises: int, schedules: Sequence[str]) -> dict[st
     rgb = np.ascontiguousarray(rgb)
     seeds = [cut.number * noises + k for k in range(noises)]
     outcomes = _task.schedule_outcomes([rgb], seeds, schedules)
+    states = states_of(Schedule.parse(text) for text in schedules)
     return {
         "features": features(_task.condition(rgb).cpu().numpy()),
         **{f"metrics.{name}": values[0].astype(np.float32) for name, values in outcomes.metrics.items()},
+        **({"estimates": _estimates(rgb, seeds, states)} if states else {}),
     }
+
+
+def _estimates(rgb: NDArray[np.uint8], seeds: Sequence[int], states: Sequence[Jumps]) -> NDArray[np.float32]:
+    """The features of the last estimate at each state, (noises, states, 42); what is remembered runs no network."""
+    from ddpm.sampling import to_image
+
+    episodes = _task.begin([rgb] * len(seeds), seeds)
+    found = np.empty((len(seeds), len(states), FEATURES), np.float32)
+    for place, jumps in enumerate(states):
+        reached = [replace(episode.refinement) for episode in episodes]
+        for to, substeps in jumps:
+            _task.process.jump([(state, to, substeps) for state in reached])
+        for noise, state in enumerate(reached):
+            estimate = to_image(_task.unet, state.before[None], state.lr_up[None])[0]
+            found[noise, place] = features(estimate.cpu().numpy())
+    return found
 
 
 def tabulate_schedules(
@@ -294,6 +356,9 @@ def tabulate_schedules(
     check_whole(crops=crops, noises=noises, jobs=jobs)
     files = [Path(path) for path in find_images(settings["images"])]
     settings = {**settings, "images": [str(files[0])], "cache_mb": 0}
+    states = states_of(schedules)
+    if states:  # the states keep estimates, and are remembered until their features are computed
+        settings |= {"decisions": "stride", "observation": "features", "cache_mb": ROOM_MB}
     task = Task(TaskConfig.of(settings))
     for schedule in schedules:
         task.process.check(schedule)
@@ -309,10 +374,14 @@ def tabulate_schedules(
         **({"forwards_per_call": calls} if (calls := task.unet.forwards_per_call) > 1 else {}),
     }  # fmt: skip
     shape = len(cuts), noises, len(schedules)
+    if states:
+        description["states"] = [[list(jump) for jump in jumps] for jumps in states]
     arrays: dict[str, NDArray[Any]] = {
         "done": np.zeros(len(cuts), np.uint8), "features": np.zeros((len(cuts), FEATURES), np.float32),
         **{f"metrics.{name}": np.full(shape, np.nan, np.float32) for name in task.metrics},
     }  # fmt: skip
+    if states:
+        arrays["estimates"] = np.zeros((len(cuts), noises, len(states), FEATURES), np.float32)
     with lock_run(out):
         _resume(out, description, arrays)
         write_json(out / DESCRIPTION, description)

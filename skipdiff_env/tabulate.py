@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, read_json, write_json
 from ddpm.util.progress import progress
 from skipdiff_env.config import TaskConfig
+from skipdiff_env.outcome_env import PRICE
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import Action
+from skipdiff_env.scoring import tree_of
 from skipdiff_env.table import ARRAYS, DESCRIPTION, FEATURES, FORMAT, SHIPPED, Table, features
 from skipdiff_env.table_env import SkipDiffTableEnv
 from skipdiff_env.task import Task, fingerprint
@@ -271,39 +273,122 @@ def write_minari(table: str | Path | None, name: str, episodes: int = 1000, seed
     check_whole(episodes=episodes)
     check_minari(name)
     import gymnasium
-    import minari
-    from minari.data_collector import EpisodeBuffer
-    from minari.storage.local import get_dataset_path
 
     folder = None if table is None else str(Path(table).absolute())
     env: Any = gymnasium.make("SkipDiffTable-v0", table=folder)
     inner = env.unwrapped
     assert isinstance(inner, SkipDiffTableEnv)
     rng = np.random.default_rng(seed)
+
+    def skipping() -> Callable[[], int]:
+        skip = rng.random()
+
+        def act() -> int:
+            action = Action(int(rng.random() < skip))
+            return int(action if inner.action_masks()[action] else 1 - action)
+
+        return act
+
+    source = SHIPPED if folder is None else folder
+    return _record(
+        env, name, episodes, seed, skipping, ("image_index", "noise_seed", "nfe_penalty"),
+        description=f"SkipDiffTable-v0 from the table {Path(source).name}; the probability of SKIP is uniform over "
+        f"episodes.",
+    )  # fmt: skip
+
+
+def write_benchmark_minari(
+    env_id: str, name: str, split: str = "train", table: str | None = None, episodes: int = 1000, seed: int = 0
+) -> Path:
+    """Play episodes of an environment of the benchmark at random, and write them as a Minari dataset.
+
+    The possible actions have equal probabilities. `ref_min_score` and `ref_max_score` are the mean rewards of the best
+    fixed schedule and of the best one under the other noises, so that `minari.get_normalized_score` of mean rewards on
+    the split is the score of `skipdiff_env.score`.
+
+    Args:
+        env_id: the environment, one of `skipdiff_env.scoring.BENCHMARKS`.
+        name: of the dataset, as in "skipdiff/bandit-train-v0".
+        split: "train", "validation" or "test".
+        table: another table than the environment's own.
+        episodes: how many.
+        seed: of crops, noises and decisions.
+
+    Returns:
+        Folder of the dataset, below $MINARI_DATASETS_PATH or in the user's home.
+
+    Raises:
+        ConfigError: as for `write_minari`, or the environment or the split is unknown.
+    """
+    check_whole(episodes=episodes)
+    check_minari(name)
+    import gymnasium
+
+    whole = tree_of(env_id, table).table
+    fixed, part = whole.split("train").best_fixed(PRICE), whole.split(split)
+    offset = part.rewards(PRICE).mean(axis=2)
+    everywhere = np.full(len(part.features), fixed)
+    low, high = (
+        float(part.per_photograph(part.chosen(choices, PRICE) - offset).mean())
+        for choices in (everywhere, part.best_of_others(PRICE))
+    )
+    env: Any = gymnasium.make(env_id, split=split, **({} if table is None else {"table": str(table)}))
+    rng = np.random.default_rng(seed)
+
+    def uniform() -> Callable[[], int]:
+        return lambda: int(rng.choice(np.flatnonzero(env.unwrapped.action_masks())))
+
+    return _record(
+        env, name, episodes, seed, uniform, ("image_index", "noise_seed"), ref_min_score=low, ref_max_score=high,
+        description=f"{env_id}, {split} photographs; all possible actions are equally probable.",
+    )  # fmt: skip
+
+
+def _record(
+    env: Any,
+    name: str,
+    episodes: int,
+    seed: int,
+    begin: Callable[[], Callable[[], int]],
+    told: Sequence[str],
+    **metadata: Any,
+) -> Path:
+    """Plays episodes and writes them as a dataset.
+
+    Args:
+        env: the environment.
+        name: of the dataset.
+        episodes: how many.
+        seed: of the first episode, the others counting up.
+        begin: gives what acts in a new episode.
+        told: what of the `info` of `reset` is kept of each episode.
+        metadata: of the dataset.
+    """
+    import minari
+    from minari.data_collector import EpisodeBuffer
+    from minari.storage.local import get_dataset_path
+
     buffers = []
     for i in progress(range(episodes), desc="episodes", unit="episode"):
         observation, info = env.reset(seed=seed + i)
-        start = {key: info[key] for key in ("image_index", "noise_seed", "nfe_penalty")}
-        skip, observations, actions, rewards, terminated = rng.random(), [observation], [], [], False
+        act, observations, actions, rewards, terminated = begin(), [observation], [], [], False
         while not terminated:
-            action = Action(int(rng.random() < skip))
-            if not inner.action_masks()[action]:
-                action = Action(1 - action)
-            observation, reward, terminated, _, _ = env.step(int(action))
+            action = act()
+            observation, reward, terminated, _, _ = env.step(action)
             observations.append(observation)
-            actions.append(int(action))
+            actions.append(action)
             rewards.append(float(reward))
         ends = [False] * (len(actions) - 1)
         buffers.append(
             EpisodeBuffer(
-                id=i, seed=seed + i, options=start, observations=np.stack(observations), actions=np.array(actions),
-                rewards=rewards, terminations=[*ends, True], truncations=[*ends, False],
+                id=i, seed=seed + i, options={key: info[key] for key in told}, observations=np.stack(observations),
+                actions=np.array(actions), rewards=rewards, terminations=[*ends, True], truncations=[*ends, False],
             )
         )  # fmt: skip
-    source = SHIPPED if folder is None else folder
-    minari.create_dataset_from_buffers(
+    dataset = minari.create_dataset_from_buffers(
         name, buffers, env=env, algorithm_name="random", data_format="hdf5",
-        description=f"SkipDiffTable-v0 from the table {Path(source).name}; the probability of SKIP is uniform over "
-        f"episodes.",
+        description=metadata.pop("description"),
     )  # fmt: skip
+    if metadata:
+        dataset.storage.update_metadata(metadata)
     return Path(get_dataset_path(name))

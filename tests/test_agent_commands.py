@@ -44,7 +44,15 @@ def test_a_run_finds_its_files_from_any_folder(
     monkeypatch.chdir(photos.parent)
     net = os.path.relpath(checkpoint)
     more = [f"--eval-images={photos.name}/0.png"] if algorithm == "ppo" else []
-    run("train-agent", f"--algo={algorithm}", "--out=out", f"--images={photos.name}", f"--checkpoint={net}", *more)
+    run(
+        "train-agent",
+        "--env=SkipDiff-v0",
+        f"--algo={algorithm}",
+        "--out=out",
+        f"--images={photos.name}",
+        f"--checkpoint={net}",
+        *more,
+    )
     assert kept[0].env["images"] == [str(photos)]
     assert kept[0].env["checkpoint"] == checkpoint
     if more:
@@ -78,7 +86,8 @@ SMALL = ("--env-steps=32", "--eval-every=4", "-p", "n_envs=2", "-p", "episodes_p
 
 def test_train_resume_enjoy_plot(episodes: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    result = run("train-agent", f"--out={folder}", *episodes, *SMALL, "-p", "norm=group", "--noise-seeds=2")
+    options = "-p", "norm=group", "--noise-seeds=2"
+    result = run("train-agent", "--env=SkipDiff-v0", f"--out={folder}", *episodes, *SMALL, *options)
     assert f"agent: {folder / 'best'}" in result.output
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["env"]["noise_seeds"] == 2
@@ -107,7 +116,7 @@ def test_train_resume_enjoy_plot(episodes: list[str], tmp_path: Path) -> None:
 def test_trains_on_a_split_and_evaluates_on_other_pictures(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     settings = (f"--checkpoint={checkpoint}", STEPS, "--image-size=128", "--metric=psnr", "--split=train")
     evaluation = (f"--eval-images={photos / '1.png'}", "--no-oracle")
-    run("train-agent", f"--out={tmp_path / 'run'}", *settings, *evaluation, *SMALL)
+    run("train-agent", "--env=SkipDiff-v0", f"--out={tmp_path / 'run'}", *settings, *evaluation, *SMALL)
     config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
     assert (config["env"]["split"], config["eval_images"]) == ("train", [str(photos / "1.png")])
 
@@ -195,7 +204,7 @@ def test_upscale_with_an_agent(checkpoint: str, photos: Path, agent_folder: Path
 def test_an_agent_keeps_its_coarse_sampler(episodes: list[str], checkpoint: str, photos: Path, tmp_path: Path) -> None:
     """Every command takes the sampler that the agent was trained with, unless told otherwise."""
     folder = tmp_path / "run"
-    run("train-agent", f"--out={folder}", *episodes, *SMALL, "--coarse-sampler=ddim")
+    run("train-agent", "--env=SkipDiff-v0", f"--out={folder}", *episodes, *SMALL, "--coarse-sampler=ddim")
     assert load_agent(folder).config.plan == Plan(20, 5, "ddim")
     small = tmp_path / "small.png"
     with Image.open(photos / "0.png") as image:
@@ -234,7 +243,7 @@ def test_an_agent_keeps_its_coarse_sampler(episodes: list[str], checkpoint: str,
 def test_an_agent_keeps_its_first_decision(episodes: list[str], checkpoint: str, photos: Path, tmp_path: Path) -> None:
     """An agent that decides from t = 8 on, over a coarse latent of N = 5: trained, loaded, played and compared."""
     folder = tmp_path / "run"
-    run("train-agent", f"--out={folder}", *episodes, *SMALL, "--first-step=8")
+    run("train-agent", "--env=SkipDiff-v0", f"--out={folder}", *episodes, *SMALL, "--first-step=8")
     agent = load_agent(folder)
     assert agent.config.plan == Plan(20, 5, first_step=8)
     assert agent.config.observation_shape == (21, 32, 32)
@@ -289,7 +298,7 @@ def test_an_agent_keeps_its_first_decision(episodes: list[str], checkpoint: str,
     ],
 )
 def test_bad_training(episodes: list[str], tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    result = run("train-agent", f"--out={tmp_path / 'run'}", *episodes, *SMALL, *arguments, code=2)
+    result = run("train-agent", "--env=SkipDiff-v0", f"--out={tmp_path / 'run'}", *episodes, *SMALL, *arguments, code=2)
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
     assert not (tmp_path / "run" / "best").exists()

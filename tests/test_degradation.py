@@ -114,7 +114,7 @@ def test_wrong_types() -> None:
     [
         ["train-ddpm", "--images=x"],
         ["train-predictor", "--images=x"],
-        ["train-agent"],
+        ["train-agent", "--env=SkipDiff-v0"],
         ["evaluate"],
         ["reproduce"],
         ["tabulate"],

@@ -228,7 +228,7 @@ def test_a_judge_is_no_reward(checkpoint: str, photos: Path, tmp_path: Path) -> 
     common = [f"--images={photos}", f"--checkpoint={checkpoint}", f"--out={tmp_path / 'out'}"]
     for arguments in (
         ["evaluate", "--metrics=psnr,dists", "--reward=dists", *common],
-        ["train-agent", "--metric=dists", "--image-size=32", *common],
+        ["train-agent", "--env=SkipDiff-v0", "--metric=dists", "--image-size=32", *common],
     ):
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 2, (result.output, result.exception)

@@ -15,7 +15,15 @@ from stable_baselines3 import A2C, PPO
 from agents.agent import AgentConfig, load_agent
 from agents.cli import main
 from agents.playing import AgentPolicy, SchedulePolicy
-from agents.training.bandit import BanditConfig, TableBandit, choices, export_agent, train_bandit
+from agents.training.bandit import (
+    CURVE,
+    TableTrainingConfig,
+    TableVecEnv,
+    choices,
+    export_agent,
+    read_curve,
+    train_on_table,
+)
 from ddpm.checkpoints import save_checkpoint
 from ddpm.pictures.images import read_picture, to_tensor
 from ddpm.schedule import Schedule
@@ -183,33 +191,13 @@ def test_the_price_is_that_of_the_forwards() -> None:
     np.testing.assert_allclose(table.rewards(0.01)[0, 0], [-0.01, -0.02])
 
 
-def test_environments_of_a_table() -> None:
-    table = made(40)
-    env = TableBandit(table, 5, seed=3)
-    obs: Any = env.reset()
-    assert env.observation_space.contains(obs[0])
-    places = env.place.copy()
-    _, rewards, dones, infos = env.step(np.array([0, 1, 2, 0, 1]))
-    assert dones.all()
-    own = table.rewards()[env.crops[places], env.noises[places]]
-    expected = own[np.arange(5), [0, 1, 2, 0, 1]] - own.mean(axis=1)
-    np.testing.assert_allclose(rewards, expected, atol=1e-6)
-    np.testing.assert_array_equal([info["terminal_observation"] for info in infos], obs)
-    plain = TableBandit(table, 5, relative=False, seed=3)
-    plain.reset()
-    np.testing.assert_allclose(plain.step(np.array([0, 1, 2, 0, 1]))[1], own[np.arange(5), [0, 1, 2, 0, 1]], atol=1e-6)
-    with pytest.raises(ConfigError, match="price cannot be set"):
-        env.set_attr("price", 1.0)
-    assert env.get_attr("price") == [0.0] * 5
-
-
 def test_plain_algorithms_learn_and_are_exported(tmp_path: Path) -> None:
     """SB3's PPO and A2C with `MlpPolicy` find the schedule that the features tell."""
     table = made()
     train, test = table.split("train"), table.split("test")
     every: list[tuple[Any, dict[str, Any]]] = [(PPO, {"n_steps": 8, "batch_size": 256}), (A2C, {})]
     for algorithm, arguments in every:
-        env = TableBandit(train, 64)
+        env = TableVecEnv(64, table=table)
         model: Any = algorithm(
             "MlpPolicy", env, learning_rate=3e-3, ent_coef=0.0, seed=0, policy_kwargs={"net_arch": [32]}, **arguments
         )
@@ -226,22 +214,27 @@ def test_training_keeps_the_best_on_validation_photographs(
     jumping: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OutcomeTable, "load", classmethod(lambda cls, folder: made()))
-    small = BanditConfig("table", env_steps=20_000, num_envs=64, ent_coef=0.01)
-    folder, score = train_bandit(small, tmp_path / "run")
+    small = TableTrainingConfig(env_steps=20_000, settings={"n_envs": 64, "ent_coef": 0.01})
+    folder, score = train_on_table(small, tmp_path / "run")
     assert score.value > 0.7
     assert score.low <= score.value <= score.high
     agent = load_agent(tmp_path / "run")
     assert agent.config.training["validation_score"] > 0.7
     assert folder == tmp_path / "run" / "best"
     with pytest.raises(ConfigError, match="is not empty"):
-        train_bandit(small, tmp_path / "run")
+        train_on_table(small, tmp_path / "run")
+    assert train_on_table(small, tmp_path / "run", resume=True) == (folder, score), "nothing is trained again"
+    curve = read_curve(tmp_path / "run" / CURVE)
+    assert max(value for _, value in curve) == pytest.approx(agent.config.training["validation_score"], abs=1e-3)
 
 
 @pytest.fixture
 def agent_folder(tmp_path: Path) -> Path:
     """An agent that was trained for a moment."""
     table = made()
-    model = PPO("MlpPolicy", TableBandit(table, 8), n_steps=8, batch_size=32, seed=0, policy_kwargs={"net_arch": [8]})
+    model = PPO(
+        "MlpPolicy", TableVecEnv(8, table=table), n_steps=8, batch_size=32, seed=0, policy_kwargs={"net_arch": [8]}
+    )
     export_agent(model, table, tmp_path / "agent")
     return tmp_path / "agent"
 

@@ -3,6 +3,7 @@
 import click
 
 from agents.cli import (
+    benchmark_command,
     export_command,
     hub_commands,
     study_commands,
@@ -28,6 +29,7 @@ COMMANDS = (
     training_commands.train_agent,
     training_commands.import_sr3,
     study_commands.evaluate,
+    benchmark_command.benchmark,
     study_commands.reproduce,
     study_commands.enjoy,
     study_commands.plot,

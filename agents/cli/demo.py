@@ -1,6 +1,5 @@
 """The demonstration: scikit-image's own photographs enlarged in every way, and an agent that is trained in a minute."""
 
-import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from agents.study import methods as ways
 from agents.study.methods import Batch, Method, Result
 from agents.study.rows import OTHER_NET, to_markdown
 from agents.study.running import Runner
-from agents.training.bandit import CURVE, BanditConfig, train_bandit
+from agents.training.bandit import CURVE, TableTrainingConfig, read_curve, train_on_table
 from ddpm.checkpoints import load_unet
 from ddpm.pictures.degradation import downsample
 from ddpm.pictures.images import to_tensor, to_uint8
@@ -113,8 +112,8 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
         return f"No agent is trained: no table ships for {name}; `skipdiff tabulate --ways` makes one."
     began = time.monotonic()
     with TemporaryDirectory() as temporary:
-        config = BanditConfig(table=name, seed=seed, env_steps=DECISIONS)
-        folder, score = train_bandit(config, Path(temporary) / "run")
+        config = TableTrainingConfig(table=name, seed=seed, env_steps=DECISIONS)
+        folder, score = train_on_table(config, Path(temporary) / "run")
         agent, curve = load_agent(folder, device), read_curve(Path(temporary) / "run" / CURVE)
     _draw_agent(out, checkpoint, agent, curve, device)
     return (
@@ -123,12 +122,6 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
         f"{score.high:.2f}: 0 is the best amount for all, 1 the best one for each crop under its other noises.\n\n"
         f"picture: {out}, its learning curve and the detail that it chooses"
     )
-
-
-def read_curve(path: Path) -> list[tuple[int, float]]:
-    """Return the learning curve that a training on a table has written: decisions and scores."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [(int(row["decisions"]), float(row["score"])) for row in csv.DictReader(file)]
 
 
 def _draw_agent(out: Path, checkpoint: str, agent: Agent, curve: Sequence[tuple[int, float]], device: str) -> None:

@@ -344,6 +344,8 @@ def reproduce(
 @click.option("--batch-size", type=click.IntRange(min=1), default=32)
 @DEVICE
 @click.option("--minari", metavar="NAME", help="Also play episodes and write them as this Minari dataset.")
+@click.option("--env", "env_id", default="SkipDiffTable-v0", help="With --minari, what is played; --split with others.")
+@click.option("--split", default="train", help="With --minari and another --env: train, validation or test.")
 @click.option("--episodes", type=click.IntRange(min=1), default=1000, help="Episodes of the dataset.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of these episodes.")
 @RAY
@@ -359,6 +361,8 @@ def tabulate(
     jobs: int,
     limit: int | None,
     minari: str | None,
+    env_id: str,
+    split: str,
     episodes: int,
     seed: int,
     ray: str | None,
@@ -371,13 +375,18 @@ def tabulate(
     others at random. The same command goes on after an interruption. Without --out, --minari plays from the table that
     is shipped. With --ray the workers of a cluster compute it, which must see the same files.
     """
-    from skipdiff_env.tabulate import check_minari, make_rows, write_minari
+    from skipdiff_env.tabulate import check_minari, make_rows, write_benchmark_minari, write_minari
     from skipdiff_env.tabulate import tabulate as run
 
     if out is None and minari is None:
         raise click.UsageError("nothing to do; give --out, --minari, or both")
     if minari is not None:
         check_minari(minari)  # before the table is computed
+    if env_id != "SkipDiffTable-v0":
+        if minari is None or out is not None or ways:
+            raise click.UsageError("--env is for --minari, and without --out and --ways")
+        click.echo(f"dataset: {write_benchmark_minari(env_id, minari, split, None, episodes, seed)}")
+        return
     if ways:
         if out is None or not options["images"] or minari is not None:
             raise click.UsageError("--ways needs --out and --images, and no --minari")

@@ -155,22 +155,26 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option(
-    "--env", "env_id", default="SkipDiff-v0", help="Environment: SkipDiff-v0, SkipDiffJump-v0, SkipDiffPhoto-v0 …"
+    "--env",
+    "env_id",
+    default="SkipDiffBanditTable-v0",
+    help="SkipDiffBanditTable-v0 and SkipDiffStrideTable-v0 need neither photographs nor a network; with them: "
+    "SkipDiff-v0, SkipDiffJump-v0, SkipDiffPhoto-v0 …",
 )
 @click.option(
     "--algo",
     default="ppo",
-    help="ppo, a2c, dqn, qrdqn, trpo or recurrent-ppo; for SkipDiffJump-v0 also supervised, which learns from a table.",
+    help="ppo, a2c, dqn, qrdqn or trpo; on a table also maskable-ppo, and elsewhere recurrent-ppo; for SkipDiffJump-v0 "
+    "also supervised, which learns from outcomes that it computes first.",
 )
 @click.option(
     "--table",
-    help="Table of `tabulate --ways`, or the name of one that ships, natural-x4 or photo-x4: the agent chooses a "
-    "schedule for each picture by the features of its condition, and learns on the table alone; -p sets what "
-    "`agents.training.bandit.BanditConfig` names.",
+    help="Another table of SkipDiffBanditTable-v0 or SkipDiffStrideTable-v0: a folder that `tabulate --ways` wrote, or "
+    "the name of one that ships, such as photo-x4.",
 )
 @episodes
 @click.option("--env-steps", type=click.IntRange(min=1), help="Decisions in all.  [default: the algorithm's file]")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this time.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this time in all.")
 @click.option("--noise-seeds", type=click.IntRange(min=0), default=1, help="Noises of each picture; 0: no limit.")
 @click.option("--eval-images", multiple=True, help="Photographs to evaluate on.  [default: those of the training]")
 @click.option("--eval-noise-seeds", type=click.IntRange(min=1), default=1, help="Noises of each of these.")
@@ -197,17 +201,20 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 @click.option("--seed", type=click.IntRange(min=0), default=0)
 @click.pass_context
 def train_agent(ctx: click.Context, out: Path, resume: bool, table: str | None, **options: Any) -> None:
-    """Train an agent that decides which diffusion steps to skip.
+    """Train an agent that decides which diffusion steps to skip, or how much work a forward does.
 
-    OUT/best is the agent with the highest reward in an evaluation; other commands take OUT or OUT/best as --agent.
+    Without --env it learns on the table of SkipDiffBanditTable-v0 in about a minute, is chosen on validation
+    photographs, and its score on test photographs is printed. OUT/best is the agent with the highest score or reward
+    in an evaluation; other commands take OUT or OUT/best as --agent.
+
     Press Ctrl-C to stop and --resume to go on.
     """
     from agents.training.hyperparameters import load_hyperparameters, parse_overrides
 
     given = _given(ctx, options)
     env_id, algorithm = options.pop("env_id"), options["algo"]
-    if table is not None:
-        _train_bandit(out, table, given)
+    if _on_table(out, resume, env_id, table, given):
+        _train_on_table(out, resume, env_id, table, given)
         return
     if algorithm == "supervised":
         click.echo(f"agent: {_train_supervised(out, resume, env_id, given)}")
@@ -232,26 +239,43 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, table: str | None, 
     click.echo(f"agent: {train(config, out, resume)}")
 
 
-def _train_bandit(out: Path, table: str, given: dict[str, Any]) -> None:
-    """`train-agent --table`, which has settings of its own."""
-    from dataclasses import fields
+def _on_table(out: Path, resume: bool, env_id: str, table: str | None, given: dict[str, Any]) -> bool:
+    """Whether a training is one on a table, as the options or the run to go on with say."""
+    from ddpm.util.files import read_json
+    from skipdiff_env.scoring import BENCHMARKS
 
-    from agents.training.bandit import BanditConfig, train_bandit
+    settings = out / "config.json"
+    if resume and "env_id" not in given and table is None and settings.is_file():
+        known = read_json(settings)
+        return isinstance(known, dict) and isinstance(known.get("env"), str)
+    return table is not None or env_id in BENCHMARKS
+
+
+def _train_on_table(out: Path, resume: bool, env_id: str, table: str | None, given: dict[str, Any]) -> None:
+    """`train-agent` on a table, which has settings of its own."""
+    from agents.training.bandit import TableTrainingConfig, resumed_table_config, train_on_table
     from agents.training.hyperparameters import parse_overrides
 
-    changes = parse_overrides(given.pop("overrides", ()))
-    names = {"algo": "algorithm", "seed": "seed", "env_steps": "env_steps", "nfe_penalty": "price"}
-    changes |= {own: given.pop(name) for name, own in names.items() if name in given}
-    known = sorted({each.name for each in fields(BanditConfig)} - {"table"})
-    foreign = [f"--{name.replace('_', '-')}" for name in sorted(given) if name not in ("out", "table")]
-    foreign += sorted(changes.keys() - set(known))
+    names = {
+        "env_id": "env", "table": "table", "algo": "algorithm", "seed": "seed", "env_steps": "env_steps",
+        "nfe_penalty": "nfe_penalty", "minutes": "minutes",
+    }  # fmt: skip
+    foreign = [f"--{name.replace('_', '-')}" for name in sorted(given.keys() - {*names, "out", "resume", "overrides"})]
     if foreign:
         raise ConfigError(
-            f"training on a table has no setting {', '.join(foreign)}; known for -p are {', '.join(known)}"
+            f"training on a table has no setting {', '.join(foreign)}; with a network, name its environment, such as "
+            "--env SkipDiffBandit-v0"
         )
-    folder, score = train_bandit(BanditConfig(table=table, **changes), out)
+    changes: dict[str, Any] = {own: given[name] for name, own in names.items() if name in given}
+    if "overrides" in given:
+        changes["settings"] = parse_overrides(given["overrides"])
+    if resume:
+        config = resumed_table_config(out, changes)
+    else:
+        config = TableTrainingConfig(**{"env": env_id, "table": table, **changes})
+    path, score = train_on_table(config, out, resume)
     click.echo(
-        f"agent: {folder} (score {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] on the test photographs; 0 is "
+        f"agent: {path} (score {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] on the test photographs; 0 is "
         "the best fixed schedule, 1 the best one under the other noises)"
     )
 

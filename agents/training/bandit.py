@@ -1,146 +1,109 @@
-"""Agents that choose a schedule for each picture, trained on a table of outcomes: a contextual bandit."""
+"""Agents that are trained on a table of outcomes, and so without a network."""
 
+import csv
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from agents.agent import FEATURES, Agent, AgentConfig, features_space
-from agents.algorithms import algorithm_class, policy_alias
+from agents.agent import CONFIG, FEATURES, Agent, AgentConfig
+from agents.algorithms import algorithm_class, algorithm_name
 from agents.study.tables import write_csv
-from agents.training.even_steps import action_values
+from agents.training.hyperparameters import table_hyperparameters
+from agents.training.vec_env import SkipDiffVecEnv
 from ddpm.training.configs import check_least
 from ddpm.training.runs import check_new_run, lock_run, start_run
 from ddpm.util.checks import check_types
 from ddpm.util.errors import ConfigError
+from ddpm.util.files import atomic_path, read_json, write_json
 from ddpm.util.progress import progress
+from skipdiff_env.outcome_env import PRICE, SkipDiffOutcomeVectorEnv, Tree
 from skipdiff_env.outcomes import OutcomeTable, Score
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import check_price
+from skipdiff_env.scoring import BENCHMARKS, play, tree_of
 
 # The learning curve: decisions, and the score on validation photographs.
 CURVE = "curve.csv"
+# What a finished training has reached.
+RESULT = "result.json"
+# The trained model as Stable-Baselines3 saves it, with the weights that were best on validation photographs.
+MODEL = "model.zip"
+# Scores that a learning curve has at most.
+POINTS = 40
 # What an agent of a table does not use, but its configuration holds.
 NO_LATENT = 1.0
 
 
-class TableBandit(VecEnv):
-    """Environments whose one decision is the schedule of a crop; outcomes come from a table, and no network runs.
-
-    The observation is the 42 features of the crop's condition. The reward is -M less the price of the forwards; with
-    `relative` the mean of the rewards of all schedules is taken off, so that easy and hard pictures count alike.
+class TableVecEnv(SkipDiffVecEnv):
+    """The batched environment of a table behind the interface of Stable-Baselines3, with little in `infos`.
 
     Args:
-        table: the outcomes, such as `OutcomeTable.load(FOLDER).split("train")`.
         num_envs: number of environments.
-        price: of a forward.
-        relative: whether rewards are relative to the crop's mean.
         seed: of the crops and noises that are drawn.
+        settings: arguments of `skipdiff_env.outcome_env.SkipDiffOutcomeVectorEnv`.
     """
 
-    def __init__(
-        self, table: OutcomeTable, num_envs: int = 256, price: float = 0.0, relative: bool = True, seed: int = 0
-    ) -> None:
-        rewards = table.rewards(price)
-        good = np.isfinite(rewards).all(axis=2)
-        self.crops, self.noises = np.nonzero(good)
-        self.rewards = rewards - rewards.mean(axis=2, keepdims=True) if relative else rewards
-        self.table, self.price = table, check_price(price)
-        self.rng = np.random.default_rng(seed)
-        self.place = np.zeros(num_envs, dtype=np.intp)
-        self.actions = np.zeros(num_envs, dtype=np.intp)
-        self.render_mode = None
-        super().__init__(num_envs, features_space(None), spaces.Discrete(len(table.schedules)))
-
-    def _draw(self) -> NDArray[np.float32]:
-        self.place = self.rng.integers(len(self.crops), size=self.num_envs)
-        return self.table.features[self.crops[self.place]]
-
-    def reset(self) -> VecEnvObs:
-        """Draw a crop and a noise for each environment."""
-        return self._draw()
-
-    def step_async(self, actions: NDArray[Any]) -> None:
-        """Keep the actions for `step_wait`."""
-        self.actions = actions
+    def __init__(self, num_envs: int = 256, seed: int | None = None, **settings: Any) -> None:
+        super().__init__(SkipDiffOutcomeVectorEnv(num_envs, autoreset_mode="SameStep", **settings))
+        self.seed(seed)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Return the rewards of the choices, and the first observations of the next episodes."""
-        before = self.table.features[self.crops[self.place]]
-        rewards = self.rewards[self.crops[self.place], self.noises[self.place], self.actions].astype(np.float32)
-        infos = [{"terminal_observation": row, "TimeLimit.truncated": False} for row in before]
-        return self._draw(), rewards, np.ones(self.num_envs, dtype=np.bool_), infos
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Return an attribute once for each environment; all share it."""
-        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Refuse to change an attribute, since all environments share it.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(f"{attr_name} cannot be set; make the environment anew with the value you want")
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        """Call a method once, and return its result for each environment."""
-        return [getattr(self, method_name)(*method_args, **method_kwargs)] * len(list(self._get_indices(indices)))
-
-    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
-        """Return False for each environment."""
-        return [False] * len(list(self._get_indices(indices)))
+        """Perform the actions; `infos` has no more than Stable-Baselines3 needs."""
+        assert self._actions is not None, "step_wait() without step_async()"
+        observations, rewards, dones, _, infos = self.env.step(self._actions)
+        self._actions = None
+        final = infos.get("final_obs", [None] * self.num_envs)
+        each: list[dict[str, Any]] = [
+            {"terminal_observation": last, "TimeLimit.truncated": False} if done else {}
+            for done, last in zip(dones, final, strict=True)
+        ]
+        return observations, rewards.astype(np.float32), dones, each
 
 
 @dataclass(frozen=True)
-class BanditConfig:
+class TableTrainingConfig:
     """Settings of a training on a table; `config.json` in the run's folder.
 
     Attributes:
-        table: folder of the table, as `skipdiff tabulate --ways` writes it, or the name of one that ships.
+        env: the environment, one of `skipdiff_env.scoring.BENCHMARKS`.
+        table: folder of the table, as `skipdiff tabulate --ways` writes it, or the name of one that ships; None: that
+            of the environment.
         algorithm: which one trains.
-        price: of a forward.
-        env_steps: decisions in all.
-        num_envs: environments.
-        n_steps: env steps of a rollout.
-        learning_rate: of Adam.
-        ent_coef: weight of the entropy.
-        net_arch: width of the layers of the policy.
+        nfe_penalty: price of a forward.
+        env_steps: decisions in all; None: as the hyperparameters say.
+        minutes: when to stop, if the decisions have not been made by then.
         seed: of everything random.
-        settings: further arguments of the algorithm's class.
+        settings: what is changed of the hyperparameters that ship, see `agents/training/hyperparams`.
     """
 
-    table: str
-    algorithm: Literal["ppo"] = "ppo"
-    price: float = 0.0
-    env_steps: int = 400_000
-    num_envs: int = 256
-    n_steps: int = 8
-    learning_rate: float = 1e-3
-    ent_coef: float = 0.1
-    net_arch: Sequence[int] = (64,)
+    env: str = "SkipDiffBanditTable-v0"
+    table: str | None = None
+    algorithm: str = "ppo"
+    nfe_penalty: float = PRICE
+    env_steps: int | None = None
+    minutes: float | None = None
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_price(self.price)
-        check_least(self, 1, "env_steps", "num_envs", "n_steps")
+        check_price(self.nfe_penalty)
+        if self.env not in BENCHMARKS:
+            raise ConfigError(f"tables are for the environments {' and '.join(BENCHMARKS)}, got {self.env!r}")
+        if self.env_steps is not None:
+            check_least(self, 1, "env_steps")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ConfigError(f"minutes must be positive, got {self.minutes}")
         check_least(self, 0, "seed")
 
 
@@ -153,8 +116,8 @@ def export_agent(model: BaseAlgorithm, table: OutcomeTable, folder: str | Path, 
     """Write the policy of a trained model as an agent, which other commands take as --agent; no pickle is written.
 
     Args:
-        model: trained on a `TableBandit`, by an algorithm of `agents.algorithms`.
-        table: its outcomes.
+        model: trained on `SkipDiffBanditTable-v0`, by an algorithm of `agents.algorithms`.
+        table: the outcomes that it was trained on.
         folder: where config.json and model.safetensors go.
         training: how it was trained, for the record.
 
@@ -162,9 +125,9 @@ def export_agent(model: BaseAlgorithm, table: OutcomeTable, folder: str | Path, 
         The agent.
     """
     plan = Plan(**table.description["plan"])
-    name = type(model).__name__.lower()
-    arch: Any = getattr(model.policy, "net_arch", None)
-    kwargs = {} if arch is None else {"net_arch": list(arch)}
+    name = algorithm_name(type(model))
+    kwargs = {key: getattr(model.policy, key) for key in ("net_arch", "n_quantiles") if hasattr(model.policy, key)}
+    training = {**{k: table.description.get(k) for k in ("checkpoint", "network")}, **training}
     config = AgentConfig(
         name, plan.decisions, table.description["size"], NO_LATENT, plan, kwargs, training, FEATURES, None, None,
         tuple(str(schedule) for schedule in table.schedules),
@@ -177,26 +140,28 @@ def export_agent(model: BaseAlgorithm, table: OutcomeTable, folder: str | Path, 
 class _Watch(BaseCallback):
     """Shows progress and, now and then, the score on validation photographs; keeps the best weights."""
 
-    def __init__(self, table: OutcomeTable, fixed: int, config: BanditConfig) -> None:
+    def __init__(self, tree: Tree, fixed: int, config: TableTrainingConfig, env_steps: int) -> None:
         super().__init__()
-        self.validation, self.fixed, self.config = table, fixed, config
+        self.validation, self.fixed, self.config, self.env_steps = tree, fixed, config, env_steps
         self.best = -np.inf
         self.weights: dict[str, torch.Tensor] = {}
         self.curve: list[tuple[int, float]] = []
-        self.bar = progress(total=config.env_steps, desc=config.algorithm, unit="decision")
+        self.began = time.monotonic()
+        self.bar = progress(total=env_steps, desc=config.algorithm, unit="decision")
 
     def _on_step(self) -> bool:
         self.bar.update(self.training_env.num_envs)
-        return True
+        minutes = self.config.minutes
+        return minutes is None or time.monotonic() - self.began < 60 * minutes
 
     def _on_rollout_end(self) -> None:
-        every = max(1, self.config.env_steps // 40)
-        if self.curve and self.num_timesteps - self.curve[-1][0] < every:
-            return
-        with torch.no_grad():
-            obs = torch.as_tensor(self.validation.features, device=self.model.device)
-            chosen = action_values(self.model.policy, obs).argmax(dim=1).cpu().numpy()
-        score = self.validation.score(chosen, self.fixed, self.config.price).value
+        if not self.curve or self.num_timesteps - self.curve[-1][0] >= self.env_steps // POINTS:
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """Score the policy on validation photographs, and keep its weights if it is the best so far."""
+        chosen = play(self.validation, self.model)
+        score = self.validation.table.score([chosen], self.fixed, self.config.nfe_penalty).value
         self.curve.append((self.num_timesteps, score))
         self.bar.set_postfix(score=f"{score:.3f}", best=f"{max(self.best, score):.3f}")
         if score > self.best:
@@ -204,43 +169,101 @@ class _Watch(BaseCallback):
             self.weights = {name: value.clone() for name, value in self.model.policy.state_dict().items()}
 
     def _on_training_end(self) -> None:
+        self.evaluate()
         self.bar.close()
 
 
-def train_bandit(config: BanditConfig, folder: Path) -> tuple[Path, Score]:
+def resumed_table_config(folder: Path, changes: Mapping[str, Any] | None = None) -> TableTrainingConfig:
+    """Return the settings of a run on a table, which cannot be changed.
+
+    Raises:
+        ConfigError: the folder holds no such run, or a setting is another one.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder} holds no run to go on with; leave --resume out")
+    known = read_json(folder / CONFIG)
+    for name, value in (changes or {}).items():
+        if known.get(name) != value:
+            raise ConfigError(f"the run in {folder} has {name} {known.get(name)!r}, got {value!r}; name another folder")
+    try:
+        return TableTrainingConfig(**known)
+    except TypeError as error:
+        raise ConfigError(f"{folder / CONFIG} holds no settings of a training on a table ({error})") from None
+
+
+def make_model(config: TableTrainingConfig, table: OutcomeTable) -> tuple[Any, int]:
+    """Return an algorithm, untrained, on the table's training photographs, and the decisions of its training.
+
+    Raises:
+        ConfigError: the algorithm does not learn on tables, or does not take a hyperparameter.
+    """
+    values = table_hyperparameters(config.algorithm, config.env, config.settings)
+    env_steps = config.env_steps or int(values.pop("n_timesteps"))
+    values.pop("n_timesteps", None)
+    _, kind = BENCHMARKS[config.env]
+    env = TableVecEnv(
+        values.pop("n_envs"), config.seed, table=table, decisions=kind, nfe_penalty=config.nfe_penalty, split="train"
+    )
+    make: Any = algorithm_class(config.algorithm)
+    rate = values["learning_rate"]
+    if isinstance(rate, str) and rate.startswith("lin_"):  # as the zoo writes one that falls to 0
+        values["learning_rate"] = LinearSchedule(float(rate.removeprefix("lin_")), 0.0, 1.0)
+    try:
+        return make(values.pop("policy"), env, seed=config.seed, device="cpu", **values), env_steps
+    except Exception as error:  # of odd settings, algorithms raise nearly anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"{config.algorithm} does not take these hyperparameters ({type(error).__name__}: {reason})"
+        ) from None
+
+
+def train_on_table(config: TableTrainingConfig, folder: Path, resume: bool = False) -> tuple[Path, Score]:
     """Train an agent on the table's training photographs; the weights with the best validation score are kept.
 
     Args:
         config: the settings.
-        folder: of the run; the agent goes to `best`, the learning curve to `curve.csv`.
+        folder: of the run; the agent goes to `best`, the learning curve to `curve.csv`, the model of
+            Stable-Baselines3 to `model.zip`.
+        resume: take a run that has ended as it is, and begin an unfinished one anew, since it takes a minute.
 
     Returns:
-        The agent's folder, and its score on the table's test photographs.
+        The agent's folder, or the model's file where the decisions are strides; and the score on the table's test
+        photographs.
 
     Raises:
-        ConfigError: the folder holds a run, the table is damaged, or a setting does not fit.
+        ConfigError: the folder holds a run, perhaps of other settings, the table is damaged, or a setting does not fit.
     """
-    check_new_run(folder, resume=False)
-    table = OutcomeTable.load(config.table)
-    train, validation, test = (table.split(name) for name in ("train", "validation", "test"))
-    fixed = train.best_fixed(config.price)
-    env = TableBandit(train, config.num_envs, config.price, seed=config.seed)
-    make: Any = algorithm_class(config.algorithm)
-    arguments = {"n_steps": config.n_steps, "batch_size": config.num_envs * config.n_steps // 8, "gamma": 1.0}
-    model = make(
-        policy_alias(config.algorithm, FEATURES), env, learning_rate=config.learning_rate, ent_coef=config.ent_coef,
-        seed=config.seed, policy_kwargs={"net_arch": list(config.net_arch)}, device="cpu",
-        **{**arguments, **config.settings},
-    )  # fmt: skip
+    check_new_run(folder, resume)
+    whole = tree_of(config.env, config.table)
+    train, validation, test = (whole.table.split(name) for name in ("train", "validation", "test"))
+    fixed = train.best_fixed(config.nfe_penalty)
+    if (folder / RESULT).exists():
+        known = read_json(folder / RESULT)
+        return folder / known["agent"], Score(**{**known["score"], "values": tuple(known["score"]["values"])})
+    model, env_steps = make_model(config, whole.table)
     with lock_run(folder):
-        start_run(folder, asdict(config))
-        watch, began = _Watch(validation, fixed, config), time.monotonic()
-        model.learn(config.env_steps, callback=watch)
+        if not resume:
+            start_run(folder, asdict(config))
+        watch = _Watch(Tree(validation, whole.kind), fixed, config, env_steps)
+        model.learn(env_steps, callback=watch)
         model.policy.load_state_dict(watch.weights)
         write_csv(folder / CURVE, [{"decisions": steps, "score": score} for steps, score in watch.curve])
-        agent = export_agent(
-            model, table, folder / "best", checkpoint=table.description["checkpoint"], price=config.price,
-            env_steps=config.env_steps, seed=config.seed, seconds=round(time.monotonic() - began, 1),
-            validation_score=round(watch.best, 4), env={"metric": table.metric, "reward": "negative"},
-        )  # fmt: skip
-    return folder / "best", test.score(choices(agent, test), fixed, config.price)
+        with atomic_path(folder / MODEL) as temporary, temporary.open("wb") as file:
+            model.save(file)
+        path = folder / MODEL
+        if whole.kind == "schedule":
+            path = folder / "best"
+            export_agent(
+                model, whole.table, path, price=config.nfe_penalty, env_steps=env_steps, seed=config.seed,
+                seconds=round(time.monotonic() - watch.began, 1), validation_score=round(watch.best, 4),
+                env={"metric": whole.table.metric, "reward": "negative"},
+            )  # fmt: skip
+        score = test.score([play(Tree(test, whole.kind), model)], fixed, config.nfe_penalty)
+        write_json(folder / RESULT, {"agent": path.name, "score": asdict(score)})
+    return path, score
+
+
+def read_curve(path: Path) -> list[tuple[int, float]]:
+    """Return the learning curve that a training on a table has written: decisions and scores."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [(int(row["decisions"]), float(row["score"])) for row in csv.DictReader(file)]

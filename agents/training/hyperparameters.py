@@ -263,6 +263,38 @@ def load_hyperparameters(
     return Hyperparameters(**own, algorithm=values)
 
 
+def table_hyperparameters(algorithm: str, env_id: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the shipped hyperparameters of an algorithm for an environment that plays from a table, changed.
+
+    They have the form of RL Baselines3 Zoo: "n_timesteps", "n_envs", "policy", and arguments of the algorithm.
+
+    Args:
+        algorithm: its name.
+        env_id: the environment.
+        overrides: name → value; `policy_kwargs` are merged with the shipped ones.
+
+    Raises:
+        ConfigError: the algorithm is unknown or does not learn on tables, or it has no hyperparameter of a name.
+    """
+    parameters = inspect.signature(algorithm_class(algorithm).__init__).parameters
+    file = files("agents.training") / "hyperparams" / f"{algorithm}.yml"
+    shipped = yaml.safe_load(file.read_text(encoding="utf-8")).get(env_id)
+    if shipped is None:
+        raise ConfigError(f"{algorithm} has no hyperparameters for {env_id}; take another algorithm")
+    overrides = dict(overrides or {})
+    known = {"n_timesteps", "n_envs", "policy", *parameters} - {"self", "env", "seed", "device", "_init_setup_model"}
+    if unknown := sorted(overrides.keys() - known):
+        raise ConfigError(
+            f"{algorithm} on {env_id} has no hyperparameter {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
+    if isinstance(overrides.get("policy_kwargs"), Mapping):
+        overrides["policy_kwargs"] = {**shipped.get("policy_kwargs", {}), **overrides["policy_kwargs"]}
+    values = {**shipped, **overrides}
+    check_whole(n_timesteps=values["n_timesteps"], n_envs=values["n_envs"])
+    check_most(MOST_ENVS, n_envs=values["n_envs"])
+    return values
+
+
 def _fits(value: Any, expected: type, optional: bool) -> bool:
     if value is None:
         return optional

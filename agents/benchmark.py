@@ -1,0 +1,75 @@
+"""Policies for the benchmark, as `skipdiff benchmark` takes them: agents, models of Stable-Baselines3, functions."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from agents.agent import Agent, find_agent, load_agent, load_zip
+from ddpm.util.errors import ConfigError
+from skipdiff_env.outcome_env import Tree
+
+
+def load_policy(name: str, tree: Tree, trust_pickle: bool = False) -> Any:
+    """Return a policy as `skipdiff_env.score` takes it.
+
+    Args:
+        name: MODULE:FUNCTION, a function of observations (B, …) that returns actions (B,), whose module may lie in the
+            working folder; or an agent, as `agents.agent.find_agent` finds it; or a .zip of Stable-Baselines3.
+        tree: the decisions that it is for.
+        trust_pickle: whether a .zip may be loaded, which runs whatever code its author put into it.
+
+    Raises:
+        ConfigError: there is no such function, or the agent decides about something else.
+        CheckpointError: there is no such agent, or it is a .zip that is not trusted.
+    """
+    module, colon, function = name.partition(":")
+    if colon and not Path(name).exists():
+        return _function(module, function)
+    path = find_agent(name)
+    if path.is_file():
+        return load_zip(path, "cpu", trust_pickle)
+    return chooser(load_agent(path), tree, name)
+
+
+def _function(module: str, function: str) -> Callable[..., Any]:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{module}:{function} is no function ({error}); give MODULE:FUNCTION, whose module can be imported here"
+        ) from None
+    if not callable(found):
+        raise ConfigError(f"{module}:{function} is a {type(found).__name__}, expected a function")
+    return found
+
+
+def chooser(agent: Agent, tree: Tree, name: str = "the agent") -> Callable[[Any], Any]:
+    """Return an agent that chooses among schedules as a function of observations.
+
+    Args:
+        agent: the agent.
+        tree: the decisions that it is for.
+        name: of the agent, for messages.
+
+    Raises:
+        ConfigError: it decides about something else, or was trained for another network.
+    """
+    own, table = agent.config, tree.table
+    if tree.kind != "schedule" or own.schedules is None:
+        kind = "step by step" if own.schedules is None else "about schedules"
+        expected = "a schedule for each picture" if tree.kind == "schedule" else "about strides"
+        raise ConfigError(f"{name} decides {kind}, expected an agent that decides {expected}; name another one")
+    ways = tuple(str(schedule) for schedule in table.schedules)
+    if own.schedules != ways:
+        raise ConfigError(f"{name} chooses among {'; '.join(own.schedules)}, but the table has {'; '.join(ways)}")
+    key = "network" if own.training.get("network") else "checkpoint"
+    theirs, ours = own.training.get(key), table.description.get(key)
+    if theirs is not None and theirs != ours:
+        raise ConfigError(
+            f"{name} was trained on a table of the {key} {theirs}, but this table is of {ours}; give its own --table"
+        )
+    return lambda seen: agent.scores(seen).argmax(dim=1).cpu().numpy()

@@ -1,0 +1,164 @@
+"""The reference scores of the benchmark, and the plot of how algorithms learn.
+
+python -m benchmarks.reference_scores --out runs/reference [--seeds 5] [--ship]
+
+What is finished is not computed again by a command of the same settings. With --ship the scores go to
+`skipdiff_env/tables/reference_scores.csv`, and the table and the plot of docs/benchmark.md to docs/generated.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.algorithms import algorithm_class
+from agents.cli.command import Command
+from agents.plots import save
+from agents.study.intervals import interval
+from agents.study.tables import markdown, write_csv
+from agents.training.bandit import CURVE, MODEL, TableTrainingConfig, read_curve, train_on_table
+from agents.training.baselines import fit, random_policy
+from ddpm.util.files import atomic_path
+from skipdiff_env.outcome_env import PRICE, Tree
+from skipdiff_env.outcomes import OutcomeTable, Score
+from skipdiff_env.scoring import play, tree_of
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure
+
+BANDIT, STRIDE = "SkipDiffBanditTable-v0", "SkipDiffStrideTable-v0"
+STRIDE_TABLE = "natural-x4-stride"
+ALGORITHMS = ("ppo", "dqn", "qrdqn", "trpo", "maskable-ppo", "a2c")
+FITTED = ("ridge", "supervised", "cloning")
+# Heading → environment, table, methods.
+SECTIONS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {
+    BANDIT: (BANDIT, None, ("random", "best fixed", *FITTED, *ALGORITHMS)),
+    f"{BANDIT}, table={STRIDE_TABLE}": (BANDIT, STRIDE_TABLE, ("random", "best fixed", "ridge", "supervised", "ppo")),
+    STRIDE: (STRIDE, None, ("random", "best fixed", "ridge", "supervised", "ppo")),
+}
+ONCE = {"best fixed", "ridge"}
+
+
+def chosen(tree: Tree, method: str, seed: int, folder: Path, env_id: str, table: str | None) -> NDArray[np.intp]:
+    """The schedules that a method follows on test photographs, (crops, noises); computed once."""
+    kept = folder / "choices.npy"
+    if not kept.exists():
+        train, validation, test = (Tree(tree.table.split(name), tree.kind) for name in ("train", "validation", "test"))
+        fixed = train.table.best_fixed(PRICE)
+        if method == "best fixed":
+            choices = np.full(test.table.metrics[test.table.metric].shape[:2], fixed)
+        elif method == "random":
+            choices = play(test, random_policy(len(test.actions), seed))
+        elif method in FITTED:
+            choices = play(test, fit(train, validation, PRICE, method, seed))  # type: ignore[arg-type]
+        else:
+            config = TableTrainingConfig(env_id, table, method, seed=seed)
+            train_on_table(config, folder / "run", resume=(folder / "run").exists())
+            choices = play(test, algorithm_class(method).load(folder / "run" / MODEL, device="cpu"))
+        with atomic_path(kept) as temporary, temporary.open("wb") as file:
+            np.save(file, choices)
+    return np.load(kept)
+
+
+def paired(
+    table: OutcomeTable, ours: Sequence[NDArray[np.intp]], theirs: Sequence[NDArray[np.intp]]
+) -> tuple[float, float, float]:
+    """Difference of two methods' mean rewards over their seeds, and its interval over photographs."""
+    own, other = (
+        np.mean([table.per_photograph(table.chosen(choices, PRICE)) for choices in each], axis=0)
+        for each in (ours, theirs)
+    )
+    return float((own - other).mean()), *interval(own - other)
+
+
+def learning_curves(curves: dict[str, list[list[tuple[int, float]]]]) -> Figure:
+    """Validation score against decisions: mean over the seeds and 95 % interval of it."""
+    figure = Figure(figsize=(7.5, 4.6))
+    axis = figure.subplots()
+    for place, (name, runs) in enumerate(curves.items()):
+        steps = np.linspace(max(run[0][0] for run in runs), min(run[-1][0] for run in runs), 40)
+        values = np.array([np.interp(steps, *zip(*run, strict=True)) for run in runs])
+        bands = np.array([interval(column) for column in values.T]).T
+        axis.plot(steps, values.mean(axis=0), color=f"C{place}", label=name)
+        axis.fill_between(steps, *bands, color=f"C{place}", alpha=0.15, lw=0)
+    for height, label in ((0, "best fixed schedule"), (1, "best under the other noises")):
+        axis.axhline(height, color="grey", ls=":")
+        axis.annotate(label, (1, height), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+                      textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
+    axis.set(xlabel="decisions", ylabel="score on validation photographs", ylim=(-0.6, 1.15))
+    axis.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def _cell(score: Score) -> str:
+    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+
+
+@click.command(cls=Command, context_settings={"show_default": True})
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the trainings.")
+@click.option("--seeds", type=click.IntRange(min=1), default=5, help="Trainings of each method, with seeds 0, 1, …")
+@click.option("--sections", default="0,1,2", help="Which sections, by number: bandit; bandit of 18 schedules; stride.")
+@click.option("--ship", is_flag=True, help="Write into the package and the documentation.")
+def main(out: Path, seeds: int, sections: str, ship: bool) -> None:
+    """Train and score every method of the benchmark, and print the table."""
+    rows: list[dict[str, Any]] = []
+    text, found = [], {}
+    curves: dict[str, list[list[tuple[int, float]]]] = {}
+    for number in sections.split(","):
+        heading, (env_id, table, methods) = list(SECTIONS.items())[int(number)]
+        tree = tree_of(env_id, table)
+        fixed = tree.table.split("train").best_fixed(PRICE)
+        test = tree.table.split("test")
+        lines = []
+        for method in methods:
+            count = 1 if method in ONCE else seeds
+            folders = [out / f"section-{number}" / method / f"seed-{seed}" for seed in range(count)]
+            each = [chosen(tree, method, seed, folder, env_id, table) for seed, folder in enumerate(folders)]
+            found[number, method] = each
+            score = test.score(each, fixed, PRICE)
+            lines.append((method, len(each), _cell(score), f"{score.iqm:.3f}", f"{score.reward:.4f}"))
+            rows.append(
+                {
+                    "env": env_id, "table": table or "", "method": method, "seeds": len(each),
+                    "score": round(score.value, 4), "low": round(score.low, 4), "high": round(score.high, 4),
+                    "iqm": round(score.iqm, 4), "reward": round(score.reward, 5),
+                    "values": " ".join(f"{value:.4f}" for value in score.values),
+                }
+            )  # fmt: skip
+            if method in ALGORITHMS and number == "0":
+                curves[method] = [read_curve(folder / "run" / CURVE) for folder in folders]
+            click.echo(f"{heading}: {method} {_cell(score)}", err=True)
+        way = tree.table.schedules[fixed]
+        columns = ("method", "seeds", "score on test photographs", "interquartile mean", "reward")
+        text.append(
+            f"**{heading}** ({len(set(test.photographs))} test photographs; 0: reward {score.fixed:.4f}, the schedule "
+            f"`{way}` for all; 1: reward {score.others:.4f})\n\n" + markdown(columns, lines)
+        )
+    comparisons = []
+    for method in ("supervised", "ppo"):
+        if ("1", method) in found and ("2", method) in found:
+            test = tree_of(STRIDE).table.split("test")
+            gain, low, high = paired(test, found["2", method], found["1", method])
+            comparisons.append((method, f"{gain:+.4f} [{low:+.4f}, {high:+.4f}]"))
+    if comparisons:
+        text.append(
+            "**A second decision** after the first forward, against one choice among the same 18 schedules: "
+            "difference of the rewards, with a paired 95 % bootstrap interval over photographs\n\n"
+            + markdown(("method", "two decisions less one"), comparisons)
+        )
+    report = "\n\n".join(text)
+    click.echo(report)
+    generated = Path("docs") / "generated" if ship else out
+    with atomic_path(generated / "benchmark.md") as temporary:
+        temporary.write_text(f"`python -m benchmarks.reference_scores` printed:\n\n{report}\n", encoding="utf-8")
+    write_csv((Path("skipdiff_env") / "tables" if ship else out) / "reference_scores.csv", rows)
+    if curves:
+        save(learning_curves(curves), generated / "benchmark.webp")
+
+
+if __name__ == "__main__":
+    main()

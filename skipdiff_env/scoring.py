@@ -1,0 +1,123 @@
+"""Scores of policies on the environments that play from tables. Nothing here needs torch."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.util.errors import ConfigError
+from skipdiff_env.outcome_env import PRICE, Tree
+from skipdiff_env.outcomes import OutcomeTable, Score
+from skipdiff_env.rules import InvalidActionError
+
+# The environments that have scores → table and kind of decision.
+BENCHMARKS = {
+    "SkipDiffBanditTable-v0": ("natural-x4", "schedule"),
+    "SkipDiffStrideTable-v0": ("natural-x4-stride", "stride"),
+}
+
+
+def tree_of(env_id: str = "SkipDiffBanditTable-v0", table: str | OutcomeTable | None = None) -> Tree:
+    """Return the decisions of an environment that has scores, with the outcomes of all splits.
+
+    Args:
+        env_id: name of the environment, one of `BENCHMARKS`.
+        table: another table than the environment's own.
+
+    Raises:
+        ConfigError: the environment has no scores, or there is no such table.
+    """
+    if env_id not in BENCHMARKS:
+        raise ConfigError(f"scores are for {' and '.join(BENCHMARKS)}, got {env_id!r}")
+    name, kind = BENCHMARKS[env_id]
+    return Tree(table if isinstance(table, OutcomeTable) else OutcomeTable.load(name if table is None else table), kind)
+
+
+def score(
+    policy: Any,
+    split: str = "test",
+    env_id: str = "SkipDiffBanditTable-v0",
+    table: str | OutcomeTable | None = None,
+    nfe_penalty: float = PRICE,
+) -> Score:
+    """Return the score of a policy: 0 is the best fixed schedule, 1 the best one under each crop's other noises.
+
+    Every crop of the split is played once with each of its noises. The best fixed schedule is that of the training
+    photographs.
+
+    Args:
+        policy: a model of Stable-Baselines3, or a function of observations (B, …) that returns actions (B,); or a list
+            of these, one for each training seed, whose mean is scored.
+        split: "train", "validation" or "test".
+        env_id: the environment that the policy acts in, one of `BENCHMARKS`.
+        table: another table than the environment's own: the name of one that ships, a folder, or an `OutcomeTable`.
+        nfe_penalty: price of a forward.
+
+    Raises:
+        ConfigError: the environment, the table or the split is unknown, or a model has other spaces.
+        InvalidActionError: a policy returns something else than one action of the environment for each observation.
+    """
+    whole = tree_of(env_id, table)
+    policies = list(policy) if isinstance(policy, Sequence) else [policy]
+    if not policies:
+        raise ConfigError("there is no policy to score")
+    fixed = whole.table.split("train").best_fixed(nfe_penalty)
+    tree = Tree(whole.table.split(split), whole.kind)
+    chosen = [play(tree, each) for each in policies]
+    return tree.table.score(chosen, fixed, nfe_penalty)
+
+
+def play(tree: Tree, policy: Any) -> NDArray[np.intp]:
+    """Return the schedules that a policy follows, (crops, noises), as their places in the table.
+
+    Args:
+        tree: the decisions.
+        policy: as for `score`, a single one.
+
+    Raises:
+        ConfigError: it is a model with other spaces.
+        InvalidActionError: as for `score`.
+    """
+    act = _function(tree, policy)
+    shape = tree.table.metrics[tree.table.metric].shape[:2]
+    crops, noises = (index.ravel() for index in np.indices(shape))
+    nodes = np.zeros(len(crops), np.int64)
+    while len(going := np.flatnonzero(nodes >= 0)):
+        seen = tree.observe(crops[going], noises[going], nodes[going])
+        actions = np.asarray(act(seen, tree.possible[nodes[going]]))
+        whole = actions.shape == (len(going),) and np.issubdtype(actions.dtype, np.integer)
+        if not whole or actions.min() < 0 or actions.max() >= len(tree.actions):
+            got = f"{actions.dtype} {actions.shape}" + (f" in {actions.min()} … {actions.max()}" if whole else "")
+            raise InvalidActionError(
+                f"a policy must return one whole number in 0 … {len(tree.actions) - 1} for each of {len(going)} "
+                f"observations, got {got}"
+            )
+        nodes[going] = tree.moves[nodes[going], actions]
+    return (-1 - nodes).reshape(shape).astype(np.intp)
+
+
+def _function(tree: Tree, policy: Any) -> Any:
+    """A policy as a function of observations and of the actions that are possible."""
+    if not hasattr(policy, "predict"):
+        if not callable(policy):
+            raise ConfigError(f"a policy must be a model of Stable-Baselines3 or a function, got {policy!r}")
+        return lambda seen, _: policy(seen)
+    for name in ("observation_space", "action_space"):
+        own, expected = getattr(policy, name, None), getattr(tree, name)
+        if own is not None and own != expected:
+            raise ConfigError(f"the model has the {name} {_shown(own)}, expected {_shown(expected)}")
+    masked = "action_masks" in inspect.signature(policy.predict).parameters
+
+    def act(seen: NDArray[np.float32], possible: NDArray[np.bool_]) -> Any:
+        masks = {"action_masks": possible} if masked else {}
+        return policy.predict(seen, deterministic=True, **masks)[0]
+
+    return act
+
+
+def _shown(space: Any) -> str:
+    """A space in short: that of a vector without its bounds, which are long."""
+    shape = getattr(space, "shape", None)
+    return f"{type(space).__name__}{shape}" if shape else str(space)

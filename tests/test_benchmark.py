@@ -1,0 +1,319 @@
+"""The benchmark: environments that play from a table of outcomes, scores, and the command."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import SyncVectorEnv
+from sb3_contrib import TRPO, MaskablePPO
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.env_util import make_vec_env
+
+from agents.algorithms import ALGORITHMS, ON_TABLES, algorithm_name
+from agents.benchmark import load_policy
+from agents.cli import main
+from agents.training.bandit import TableTrainingConfig, TableVecEnv, export_agent, make_model, train_on_table
+from agents.training.baselines import fit, random_policy
+from agents.training.trpo import QuickTRPO
+from ddpm.pictures.images import find_images, read_picture
+from ddpm.schedule import Schedule
+from ddpm.util.errors import ConfigError
+from skipdiff_env import OutcomeTable, SkipDiffBanditTableEnv, SkipDiffEnv, SkipDiffOutcomeVectorEnv, score
+from skipdiff_env.outcome_env import Tree
+from skipdiff_env.outcomes import SPLITS, split_of, tabulate_schedules
+from skipdiff_env.rules import InvalidActionError, ResetNeededError
+from skipdiff_env.scoring import play
+from tests.test_outcomes import jumping, made, settings
+from tests.test_vector_env import assert_same
+
+__all__ = ["jumping"]  # a fixture
+WAYS = ("6", "6*8", "6*2,3*2", "6*2,3*4", "6*4,3*2")
+
+
+def deep(crops: int = 300, seed: int = 0) -> OutcomeTable:
+    """A table in which the second decision is worth something: the estimate says which of two endings is best."""
+    table = made(crops, seed=seed)
+    rng = np.random.default_rng(seed)
+    wanted = rng.integers(2, size=(crops, 2))
+    values = np.full((crops, 2, len(WAYS)), 0.4)
+    values[..., 2:4] = 0.3 + 0.1 * (np.arange(2) != wanted[..., None])
+    estimates = np.full((crops, 2, 2, 42), -1.0, np.float32)
+    estimates[:, :, 0, 5] = wanted - 1
+    return replace(
+        table, schedules=tuple(Schedule.parse(text) for text in WAYS), estimates=estimates,
+        metrics={"lpips": values.astype(np.float32)},
+    )  # fmt: skip
+
+
+def test_the_tree_of_decisions() -> None:
+    tree = Tree(deep(), "stride")
+    assert tree.nodes == ((), ((3, 2),), ((3, 4),))
+    assert tree.actions == ((0, 1), (0, 2), (0, 4), (0, 8), (3, 2), (3, 4))
+    np.testing.assert_array_equal(
+        tree.possible.astype(int), [[1, 0, 0, 1, 1, 1], [0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0]]
+    )
+    # exact: "6" is -1, "6*8" -2, then nodes 1 and 2; the nearest level comes first, then the nearest substeps
+    np.testing.assert_array_equal(tree.moves[0], [-1, -1, -2, -2, 1, 2])
+    np.testing.assert_array_equal(tree.moves[1], [-3, -3, -4, -4, -3, -4])
+    np.testing.assert_array_equal(tree.moves[2], [-5] * 6)
+    assert (tree.longest, Tree(deep(), "schedule").longest) == (2, 1)
+    with pytest.raises(ConfigError, match="decisions must be one of schedule, stride, got 'skip'"):
+        Tree(deep(), "skip")
+
+
+@pytest.mark.parametrize("kind", ["schedule", "stride"])
+def test_tables_play_as_the_network_does(kind: str, jumping: str, photos: Path, tmp_path: Path) -> None:
+    """Observations, rewards and `info` are those of the live environment, for each schedule."""
+    given, ways = settings(jumping, photos), [Schedule.parse(text) for text in WAYS]
+    table = tabulate_schedules(given, tmp_path / "table", ways)
+    assert table.estimates is not None
+    assert table.estimates.shape == (4, 2, 2, 42)
+    (split,) = {split_of(table.photographs[0])}
+    rows = [place for place, name in enumerate(table.photographs) if split_of(name) == split]
+    counts = {"substeps": [1, 2, 4, 8]} if kind == "stride" else {"schedules": WAYS}
+    live = SkipDiffEnv(
+        **{**given, "observation": "features", "decisions": kind, "reward": "negative", "nfe_penalty": 0.01, **counts}
+    )
+    env = SkipDiffBanditTableEnv(
+        table=tmp_path / "table", decisions=kind, split=split, reward="negative", nfe_penalty=0.01
+    )
+    path = find_images([str(photos)])[rows[0]]
+    rng = np.random.default_rng([0, rows[0]])
+    left, top = (int(rng.integers(128 - 32 + 1)) for _ in range(2))
+    rgb = np.ascontiguousarray(read_picture(path).rgb[top : top + 32, left : left + 32])
+    for place, way in enumerate(ways):
+        seen, info = env.reset(options={"image": 0, "noise_seed": 1})
+        expected, known = live.reset(options={"image": rgb, "noise_seed": 2 * rows[0] + 1})
+        ended, left = False, list(way.jumps())
+        while not ended:
+            np.testing.assert_allclose(seen, expected, atol=2e-4)
+            for name in ("diffusion_step", "nfe", "nfe_penalty"):
+                assert info[name] == known[name], name
+            if kind == "schedule":
+                own = theirs = place
+            else:
+                jump = left.pop(0)
+                own = env.tree.actions.index(jump)  # type: ignore[arg-type]
+                theirs = np.array([known["diffusion_step"] - jump[0] - 1, [1, 2, 4, 8].index(jump[1])])  # type: ignore[assignment]
+                assert env.action_masks()[own]
+            seen, reward, ended, _, info = env.step(own)
+            expected, other, over, _, known = live.step(theirs)
+            assert (reward, ended) == (pytest.approx(other, abs=1e-4), over)
+        assert (info["nfe"], info["levels"], info["substeps"]) == (known["nfe"], way.levels, way.substeps)
+        assert info["metrics"]["lpips"] == pytest.approx(known["metrics"]["lpips"], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["schedule", "stride"])
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_a_batch_is_as_single_environments(kind: str, mode: str) -> None:
+    settings: dict[str, Any] = {"table": deep(), "decisions": kind, "split": "train"}
+    batch = SkipDiffOutcomeVectorEnv(3, autoreset_mode=mode, **settings)
+    single = SyncVectorEnv([lambda: SkipDiffBanditTableEnv(**settings)] * 3, autoreset_mode=mode)  # type: ignore[arg-type]
+    assert_same(batch.reset(seed=5), single.reset(seed=5))
+    for seed in range(12):
+        actions = np.random.default_rng(seed).integers(batch.single_action_space.n, size=3)
+        assert_same(batch.step(actions), single.step(actions))
+
+
+@pytest.mark.parametrize("name", ["SkipDiffBanditTable-v0", "SkipDiffStrideTable-v0"])
+def test_the_registered_ones(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for split in SPLITS:
+            env = gym.make(name, split=split).unwrapped
+            check_env(env)
+            sb3_check_env(env)
+    sizes = [len(gym.make(name, split=split).unwrapped.table.features) for split in SPLITS]  # type: ignore[attr-defined]
+    assert sum(sizes) == 1252
+    assert len(set(gym.make(name).unwrapped.table.photographs)) >= 600  # type: ignore[attr-defined]
+    PPO("MlpPolicy", name, n_steps=8, batch_size=8, n_epochs=1).learn(16)
+    MaskablePPO("MlpPolicy", make_vec_env(name, 2), n_steps=8, batch_size=8, n_epochs=1).learn(16)
+
+
+def test_rewards_are_relative_or_not() -> None:
+    table = made()
+    for reward in ("relative", "negative"):
+        env = SkipDiffBanditTableEnv(table=table, reward=reward, nfe_penalty=0.01)
+        env.reset(options={"image": 3, "noise_seed": 1})
+        own = -table.split("train").metrics["lpips"][3, 1].astype(float) - 0.01
+        assert env.step(2)[1] == pytest.approx(own[2] - own.mean() * (reward == "relative"), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "all"}, "split must be one of train, validation, test, got 'all'"),
+        ({"table": "nowhere"}, "nowhere holds no table"),
+        ({"reward": "inverse"}, "reward must be one of relative, negative, got 'inverse'"),
+        ({"nfe_penalty": -1}, "nfe_penalty must be a number in 0 … inf, got -1"),
+        ({"render_mode": "human"}, "a table has no pictures, got 'human'"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SkipDiffBanditTableEnv(**arguments)
+
+
+def test_wrong_calls() -> None:
+    env = SkipDiffBanditTableEnv(table=made())
+    with pytest.raises(ResetNeededError, match="has not begun"):
+        env.step(0)
+    for options, message in (({"image": 999}, "image must be a whole number from 0"), ({"size": 1}, "unknown reset")):
+        with pytest.raises(ConfigError, match=message):
+            env.reset(options=options)
+    env.reset()
+    with pytest.raises(InvalidActionError, match="an action must be a whole number in 0 … 2, got 3"):
+        env.step(3)
+    env.step(0)
+    with pytest.raises(ResetNeededError, match="has ended"):
+        env.step(0)
+
+
+def test_scores() -> None:
+    table = made()
+    train, test = table.split("train"), table.split("test")
+    wanted = test.features[:, 0]
+
+    def knows(seen: Any) -> Any:
+        return (seen[:, 0] + 2).round().astype(int)
+
+    fixed = train.best_fixed(0.002)
+    found = score(knows, table=table)
+    assert found.value == pytest.approx(1, abs=0.02)
+    assert found.low <= found.value <= found.high
+    assert score(lambda seen: np.full(len(seen), fixed), table=table).value == 0
+    assert score(random_policy(3), table=table).value < 0
+    both = score([knows, lambda seen: np.full(len(seen), fixed)], table=table)
+    assert both.values == pytest.approx((found.value, 0))
+    assert both.value == pytest.approx(found.value / 2)
+    assert score([knows] * 3 + [random_policy(3)], table=table).iqm == pytest.approx(found.value)
+    assert len(play(Tree(test, "schedule"), knows)) == len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (lambda seen: np.full(len(seen), 3), r"one whole number in 0 … 2 for each of \d+ observations, got int64"),
+        (lambda seen: np.zeros(len(seen)), "got float64"),
+        (lambda seen: np.zeros(3, int), r"got int64 \(3,\)"),
+        ("ppo", "is a .*str|must be a model of Stable-Baselines3 or a function"),
+        ([], "there is no policy to score"),
+    ],
+)
+def test_policies_that_are_none(policy: Any, message: str) -> None:
+    with pytest.raises((ConfigError, InvalidActionError), match=message):
+        score([policy] if isinstance(policy, str) else policy, table=made())
+
+
+def test_scores_of_other_things() -> None:
+    with pytest.raises(ConfigError, match="split must be one of train, validation, test, got 'tests'"):
+        score(random_policy(3), split="tests", table=made())
+    with pytest.raises(ConfigError, match="scores are for SkipDiffBanditTable-v0 and SkipDiffStrideTable-v0, got 'X'"):
+        score(random_policy(3), env_id="X")
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8)
+    with pytest.raises(ConfigError, match=r"the model has the observation_space Box\(4,\), expected Box\(42,\)"):
+        score(model, table=made())
+
+
+@pytest.mark.parametrize("algorithm", [name for name in (*ALGORITHMS, *ON_TABLES) if name != "recurrent-ppo"])
+def test_every_algorithm_learns(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the hyperparameters that ship."""
+    monkeypatch.setattr(OutcomeTable, "load", classmethod(lambda cls, folder: made(600)))
+    config = TableTrainingConfig(algorithm=algorithm, env_steps=40_000, settings={"n_envs": 64})
+    folder, found = train_on_table(config, tmp_path / "run")
+    assert found.value > 0.7
+    tree = Tree(made(600), "schedule")
+    for name in (str(folder), str(tmp_path / "run"), str(tmp_path / "run" / "model.zip")):
+        assert score(load_policy(name, tree, trust_pickle=True), table=tree.table).value == pytest.approx(found.value)
+
+
+def test_a_second_decision_is_learnt_where_it_helps() -> None:
+    table = deep(600)
+    trees = [Tree(table.split(name), "stride") for name in ("train", "validation")]
+    for kind in ("ridge", "supervised"):
+        found = score(fit(*trees, 0.002, kind), env_id="SkipDiffStrideTable-v0", table=table)  # type: ignore[arg-type]
+        assert found.reward == pytest.approx(-0.304, abs=0.003), "the best ending for each noise"
+    config = TableTrainingConfig(env="SkipDiffStrideTable-v0", settings={"n_envs": 64, "n_steps": 16})
+    model, _ = make_model(config, table)
+    model.learn(40_000)
+    assert score(model, env_id="SkipDiffStrideTable-v0", table=table).reward > -0.31
+
+
+def test_fitted_policies_of_a_single_decision() -> None:
+    table = made(600)
+    trees = [Tree(table.split(name), "schedule") for name in ("train", "validation")]
+    # the schedule in the middle is never the best of a linear prediction
+    for kind, least in (("ridge", 0.3), ("supervised", 0.9), ("cloning", 0.9)):
+        policy = fit(*trees, 0.002, kind)  # type: ignore[arg-type]
+        assert score(policy, table=table).value > least
+
+
+def test_names_of_classes() -> None:
+    assert [algorithm_name(kind) for kind in (PPO, DQN, TRPO, QuickTRPO, MaskablePPO)] == [
+        "ppo", "dqn", "trpo", "trpo", "maskable-ppo",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="str is none of the algorithms ppo"):
+        algorithm_name(str)
+
+
+def command(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(main, ["benchmark", *map(str, arguments)])
+    assert result.exit_code == code, (result.output, result.exception)
+    return " ".join(result.output.split())
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def fixed(seen):\n    return [3] * len(seen)\n\nWORD = 'x'\n", encoding="utf-8")
+    table = OutcomeTable.load("natural-x4")
+    model = PPO("MlpPolicy", TableVecEnv(8), n_steps=8, batch_size=8, seed=0)
+    model.save(tmp_path / "model.zip")
+    export_agent(model, table, tmp_path / "agent")
+    printed = command("mine:fixed", "agent", "model.zip", "--trust-pickle")
+    assert "| mine:fixed | 0.000 [0.000, 0.000] |" in printed
+    assert "interquartile mean" in printed
+    assert "SkipDiffBanditTable-v0, 192 test photographs, 95 % bootstrap intervals over photographs" in printed
+    assert "0: reward" in command("natural-x4", "--split=validation"), "the agent that ships"
+    for arguments, message in (
+        (["model.zip"], "pass --trust-pickle"),
+        (["nowhere:policy"], "nowhere:policy is no function"),
+        (["mine:WORD"], "mine:WORD is a str, expected a function"),
+        (["agent", "--split=all"], "split must be one of train, validation, test, got 'all'"),
+        (["agent", "--env=SkipDiffStrideTable-v0"], "expected an agent that decides about strides"),
+        (["agent", "--table=photo-x4"], "but this table is of"),
+        (["agent", "--table=natural-x4-stride"], "chooses among 20; 20*2"),
+        (["natural-x4/agent-steps"], "decides step by step, expected an agent that decides a schedule"),
+        (["agent", "--env=SkipDiff-v0"], "scores are for"),
+    ):
+        assert message in command(*arguments, code=2), arguments
+
+
+def test_training_by_the_command(tmp_path: Path) -> None:
+    """Without an environment it is the one where there is something to learn."""
+
+    def run(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(main, ["train-agent", f"--out={tmp_path / 'run'}", *arguments])
+        assert result.exit_code == code, (result.output, result.exception)
+        return " ".join(result.output.split())
+
+    printed = run("--env-steps=2048")
+    assert "on the test photographs; 0 is the best fixed schedule" in printed
+    assert run("--resume").split("agent: ")[1] == printed.split("agent: ")[1], "it is finished"
+    for arguments, message in (
+        (("--resume", "--seed=1"), "has seed 0, got 1; name another folder"),
+        (("--images=x",), "training on a table has no setting --images; with a network, name its environment"),
+        (("--algo=recurrent-ppo",), "is not empty"),
+    ):
+        assert message in run(*arguments, code=2), arguments
+    other = CliRunner().invoke(main, ["train-agent", f"--out={tmp_path / 'other'}", "--algo=recurrent-ppo"])
+    assert "recurrent-ppo has no hyperparameters for SkipDiffBanditTable-v0" in " ".join(other.output.split())
+    assert not (tmp_path / "other").exists()
+    timed = CliRunner().invoke(main, ["train-agent", f"--out={tmp_path / 'timed'}", "--minutes=0.0001"])
+    assert timed.exit_code == 0, timed.output
