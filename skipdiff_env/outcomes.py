@@ -308,8 +308,6 @@ def _row(cut: _Cut, size: int, noises: int, schedules: Sequence[str]) -> dict[st
 
 def _estimates(rgb: NDArray[np.uint8], seeds: Sequence[int], states: Sequence[Jumps]) -> NDArray[np.float32]:
     """The features of the last estimate at each state, (noises, states, 42); what is remembered runs no network."""
-    from ddpm.sampling import to_image
-
     episodes = _task.begin([rgb] * len(seeds), seeds)
     found = np.empty((len(seeds), len(states), FEATURES), np.float32)
     for place, jumps in enumerate(states):
@@ -317,7 +315,7 @@ def _estimates(rgb: NDArray[np.uint8], seeds: Sequence[int], states: Sequence[Ju
         for to, substeps in jumps:
             _task.process.jump([(state, to, substeps) for state in reached])
         for noise, state in enumerate(reached):
-            estimate = to_image(_task.unet, state.before[None], state.lr_up[None])[0]
+            estimate = _task.unet.decode(state.before[None], state.lr_up[None])[0]
             found[noise, place] = features(estimate.cpu().numpy())
     return found
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import skipdiff_env  # noqa: F401  # registers the environments
 from agents.cli import main
-from agents.training.bandit import TableBandit, export_agent
+from agents.training.bandit import TableVecEnv, export_agent
 from ddpm.checkpoints import load_denoiser, load_unet
 from ddpm.nets.denoiser import Denoiser, fingerprint, geometry, image_multiple
 from ddpm.noise import KeyedNoise, Stage, keyed_noise
@@ -576,7 +576,7 @@ def test_from_a_table_to_an_agent_to_pictures(upscale_folder: Path, photo: Photo
     assert "24 crops" in output
     outcomes = OutcomeTable.load(table)
     assert outcomes.forwards.tolist() == [2, 4, 6], "guidance counts"
-    env = TableBandit(outcomes.split("train"), 4, 0.001)
+    env = TableVecEnv(4, table=outcomes, nfe_penalty=0.001)
     model = PPO("MlpPolicy", env, n_steps=8, batch_size=16, device="cpu").learn(64)
     export_agent(model, outcomes, tmp_path / "agent")
     Image.fromarray(photo(20, 28, seed=99)).save(tmp_path / "small.png")
