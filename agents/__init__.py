@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agents.agent import load_agent
+    from agents.exporting import export_agent
     from agents.playing import AgentPolicy
     from agents.training.sb3 import train_agent
 
-__all__ = ["AgentPolicy", "load_agent", "train_agent"]
+__all__ = ["AgentPolicy", "export_agent", "load_agent", "train_agent"]
 
-_MODULES = {"AgentPolicy": "playing", "load_agent": "agent", "train_agent": "training.sb3"}
+_MODULES = {
+    "AgentPolicy": "playing",
+    "export_agent": "exporting",
+    "load_agent": "agent",
+    "train_agent": "training.sb3",
+}
 
 
 def __getattr__(name: str) -> Any:

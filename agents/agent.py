@@ -15,20 +15,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.algorithms import RECURRENT, SUPERVISED, algorithm_class, algorithm_name, policy_alias
+from agents.algorithms import MASKABLE, RECURRENT, SUPERVISED, algorithm_class, algorithm_name, policy_alias
 from agents.networks.frames import frames_of
-from agents.training.even_outcomes import check_numbers
-from agents.training.even_steps import EvenSteps, NumberPolicy, action_values, distribution
+from agents.policies import INVALID, acting_part, action_values, build_policy, damaged, distribution
+from agents.training.even_outcomes import EVEN_NUMBERS
 from ddpm.checkpoints import check_device, hub_folder, is_hub_id, shipped_checkpoints
-from ddpm.schedule import Schedule
-from ddpm.util.checks import check_types, shown
+from ddpm.schedule import Schedule, even_levels
+from ddpm.util.checks import check_one_of, check_types, shown
 from ddpm.util.errors import CheckpointError, ConfigError
 from ddpm.util.files import atomic_path, read_json, stamp, write_json
 from skipdiff_env.config import OBSERVATIONS
+from skipdiff_env.decisions import KINDS, Decisions, make_decisions
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import Action
-from skipdiff_env.table import FEATURE_BOUNDS
-from skipdiff_env.table import FEATURES as COUNT
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Folder of a shipped agent that decides step by step, beside "agent", which chooses the detail of one forward.
 STEPS = "agent-steps"
-# The observation of agents that choose among schedules: a vector of statistics of the condition.
-FEATURES = "features"
 # Pixels of all latents of an episode.
 LARGEST_EPISODE = 2**28
 
@@ -58,10 +55,11 @@ class AgentConfig:
         observation: what it sees, "latent" (the latents of the episode so far) or "dict", as the environment has it.
         price_range: lowest and highest price of a forward that it was trained for, of which it is told one at use;
             None: it has learnt one price.
-        schedules: texts of schedules, of which it chooses one for each picture from the 42 features of the condition;
-            None: it decides otherwise.
-        even_steps: numbers of even steps, of which it chooses one for each picture; None: it decides step by step, or
-            is a supervised agent, whose numbers are among `policy_kwargs`.
+        kind: what it decides, one of `skipdiff_env.decisions.KINDS`.
+        schedules: texts of the schedules of which it chooses one for each picture, for the kind "schedule".
+        substeps: numbers of substeps that it chooses among ("stride"), or the largest of them alone ("continuous").
+        policy: how its policy is built, see `agents.policies.policy_description`; None: from `policy_kwargs`, with one
+            of the extractors of this project, or as a supervised agent.
     """
 
     algorithm: str
@@ -73,8 +71,10 @@ class AgentConfig:
     training: Mapping[str, Any] = field(default_factory=dict)
     observation: str = "latent"
     price_range: tuple[float, float] | None = None
-    even_steps: tuple[int, ...] | None = None
+    kind: str = "skip"
     schedules: tuple[str, ...] | None = None
+    substeps: tuple[int, ...] | None = None
+    policy: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -101,20 +101,32 @@ class AgentConfig:
             raise ConfigError(f"env of training must be a mapping, got {shown(self.training['env'])}")
         if self.plan is not None and self.plan.decisions != self.decisions:
             raise ConfigError(f"the plan has {self.plan.decisions} decisions, got decisions {self.decisions}")
-        if (self.schedules is not None) != (self.observation == FEATURES):
-            raise ConfigError(f"schedules and the observation {FEATURES} belong together")
-        if self.schedules is not None:
-            if self.plan is None or self.algorithm in (RECURRENT, SUPERVISED):
-                raise ConfigError("schedules need a plan, and an algorithm without a state")
-            for text in self.schedules:
-                Plan.of_schedule(Schedule.parse(text), self.plan.fine_sampler)
-            object.__setattr__(self, "schedules", tuple(self.schedules))
-        if self.even_steps is not None:
-            if self.plan is None or self.plan.skip_mode != "jump" or self.observation != "dict":
-                raise ConfigError("even_steps needs a plan of skip_mode jump, and dict as observation")
-            if self.algorithm in (RECURRENT, SUPERVISED):
-                raise ConfigError(f"agents of {self.algorithm} have no even_steps")
-            object.__setattr__(self, "even_steps", check_numbers("even_steps", self.even_steps, self.plan.first))
+        if self.algorithm == SUPERVISED and self.plan is not None:
+            numbers = self.policy_kwargs.get("forwards", EVEN_NUMBERS)
+            schedules = tuple(str(Schedule(even_levels(self.plan.first, number))) for number in numbers)
+            object.__setattr__(self, "kind", "schedule")
+            object.__setattr__(self, "schedules", schedules)
+        check_one_of(KINDS, kind=self.kind)
+        if (self.schedules is not None) != (self.kind == "schedule"):
+            raise ConfigError(f'schedules belong to agents of the kind "schedule", got the kind {self.kind}')
+        if self.plan is None and self.policy is not None:
+            raise ConfigError("an agent with a policy needs a plan")
+        if self.kind != "skip":
+            self.make_decisions()
+            object.__setattr__(self, "schedules", None if self.schedules is None else tuple(self.schedules))
+
+    def make_decisions(self) -> Decisions:
+        """Return what the actions of the agent mean.
+
+        Raises:
+            ConfigError: it has no plan, or one that does not fit its decisions.
+        """
+        if self.plan is None:
+            raise ConfigError(f"an agent of the kind {self.kind} needs a plan")
+        substeps = self.substeps or (1,)
+        return make_decisions(
+            self.kind, self.plan, max(substeps), substeps if self.kind == "stride" else None, self.schedules
+        )  # fmt: skip
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "AgentConfig":
@@ -138,12 +150,17 @@ class AgentConfig:
     @property
     def choosing(self) -> bool:
         """Whether it chooses a schedule when it first sees a picture, and follows it."""
-        return self.algorithm == SUPERVISED or self.even_steps is not None or self.schedules is not None
+        return self.schedules is not None
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether DENOISE and SKIP, at one diffusion step after the other, say all that it decides."""
+        return self.kind == "skip" or all(Schedule.parse(text).plain for text in self.schedules or ("1*2",))
 
     @property
     def env_steps(self) -> int:
-        """Env steps of an episode of its training: its decisions, or the one choice."""
-        return self.decisions if self.even_steps is None else 1
+        """Env steps of the longest episode of its training."""
+        return self.decisions if self.kind == "skip" else self.make_decisions().longest
 
     @property
     def observation_shape(self) -> tuple[int, int, int]:
@@ -156,16 +173,13 @@ class AgentConfig:
         from gymnasium import spaces
 
         bound, side = self.latent_bound, self.image_size
-        if self.observation == FEATURES:
-            return features_space(self.price_range)
         if self.observation == "latent":
             return spaces.Box(-bound, bound, self.observation_shape, np.float32)
         share = spaces.Box(0, 1, (1,), np.float32)
         parts: dict[str, spaces.Space[Any]] = {
             "condition": spaces.Box(-1, 1, (3, side, side), np.float32), "step": share, "level": share,
+            "latent": spaces.Box(-bound, bound, (3, side, side), np.float32),
         }  # fmt: skip
-        if self.even_steps is None:
-            parts["latent"] = spaces.Box(-bound, bound, (3, side, side), np.float32)
         if self.price_range is not None:
             parts["price"] = spaces.Box(0, self.price_range[1], (1,), np.float32)
         return spaces.Dict(parts)
@@ -201,22 +215,12 @@ class AgentConfig:
         return float(highest * (lowest / highest) ** quality)
 
 
-def features_space(prices: tuple[float, float] | None) -> "spaces.Box":
-    """Return the space of the features of a condition, float32 (42,); with the price if each episode draws its own."""
-    from gymnasium import spaces
-
-    low, high = ([bound] * COUNT for bound in FEATURE_BOUNDS)
-    if prices is not None:
-        low, high = [*low, 0.0], [*high, prices[1]]
-    return spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
-
-
 def policy_settings(algorithm: str, policy_kwargs: Mapping[str, Any], observation: str = "latent") -> dict[str, Any]:
     """Plain settings as `policy_kwargs` for Stable-Baselines3, the features extractor filled in."""
     from agents.networks.extractors import SkipProposalExtractor
     from agents.networks.jump_extractor import JumpExtractor
 
-    if observation == FEATURES:
+    if observation == "features":
         return dict(policy_kwargs)
     own = policy_kwargs.get("features_extractor_kwargs", {})
     latent = observation == "latent"
@@ -227,14 +231,6 @@ def policy_settings(algorithm: str, policy_kwargs: Mapping[str, Any], observatio
         "features_extractor_kwargs": {"recurrent": algorithm != RECURRENT, **own} if latent else dict(own),
         "normalize_images": False,
     }
-
-
-def _acting_part(policy: Any) -> Any:
-    """The net that decides: the policy itself, or the value net of a Q-learner without its target."""
-    for name in ("q_net", "quantile_net"):
-        if hasattr(policy, f"{name}_target"):
-            return getattr(policy, name)
-    return policy
 
 
 Observations = NDArray[np.floating] | Tensor | Mapping[str, NDArray[np.floating] | Tensor]
@@ -258,15 +254,12 @@ class Agent:
 
     Args:
         config: what it was built for.
-        policy: policy of a Stable-Baselines3 algorithm, or an `agents.training.even_steps.EvenSteps`.
+        policy: policy of a Stable-Baselines3 algorithm, or a `SchedulePredictor`.
     """
 
     def __init__(self, config: AgentConfig, policy: Any) -> None:
         self.config = config
-        self.policy = _acting_part(policy)
-        if config.even_steps is not None and not isinstance(self.policy, EvenSteps):
-            assert config.plan is not None, "the configuration refuses it"
-            self.policy = NumberPolicy(self.policy, config.plan.first, config.even_steps, config.plan.length)
+        self.policy = acting_part(policy)
 
     @classmethod
     def build(cls, config: AgentConfig, device: str = "cpu") -> "Agent":
@@ -275,20 +268,24 @@ class Agent:
         Raises:
             ConfigError: the settings of the policy do not exist or do not fit.
         """
+        if config.policy is not None:
+            built = build_policy(config.algorithm, config.policy)
+            space = config.make_decisions().space
+            if built.action_space != space:
+                raise ConfigError(f"the policy of the agent acts in {built.action_space}, its decisions in {space}")
+            return cls(config, built.to(device))
         if config.algorithm == SUPERVISED:
-            from agents.training.supervised import SchedulePredictor
+            from agents.networks.schedule_predictor import SchedulePredictor
 
             make: Any = SchedulePredictor
-            arguments: tuple[Any, ...] = (config.decisions + 1,)
-            length = None if config.plan is None else config.plan.length
-            settings: dict[str, Any] | None = {**config.policy_kwargs, "length": length}
+            arguments: tuple[Any, ...] = ()
+            settings: dict[str, Any] | None = dict(config.policy_kwargs)
         else:
             from gymnasium import spaces
 
             alias = policy_alias(config.algorithm, config.observation)
             make = algorithm_class(config.algorithm).policy_aliases[alias]
-            actions = len(config.schedules or config.even_steps or Action)
-            arguments = (config.observation_space(), spaces.Discrete(actions), lambda _: 0.0)
+            arguments = (config.observation_space(), spaces.Discrete(len(Action)), lambda _: 0.0)
             settings = None
         try:
             if settings is None:
@@ -303,22 +300,64 @@ class Agent:
 
     @property
     def extractor(self) -> Any:
-        """What it sees with: a `SkipProposalExtractor`, a `JumpExtractor`, or a policy of even steps itself."""
-        return self.policy if isinstance(self.policy, EvenSteps) else self.policy.features_extractor
+        """What it sees with: a `SkipProposalExtractor` or a `JumpExtractor`."""
+        return self.policy.features_extractor
+
+    def predict(
+        self,
+        observations: Any,
+        state: Any = None,
+        young: NDArray[np.bool_] | None = None,
+        masks: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[Any], Any]:
+        """Return the actions of its environment for observations of its environment; nothing is random.
+
+        Args:
+            observations: arrays (B, …), or dictionaries of arrays, in the agent's observation space.
+            state: of an agent with a state, what the last call returned; None: none of the episodes has begun.
+            young: bool (B,), whether an observation is the first of its episode; for agents with a state.
+            masks: bool (B, actions), which actions are possible; for agents that take them.
+
+        Returns:
+            The actions (B, …), and the state after them.
+
+        Raises:
+            CheckpointError: the network gives numbers that are not finite.
+        """
+        if self.policy.training:
+            self.policy.set_training_mode(False)
+        extra: dict[str, Any] = {"action_masks": masks} if self.config.algorithm == MASKABLE else {}
+        if self.config.algorithm == RECURRENT:
+            extra = {"state": state, "episode_start": young}
+        try:
+            actions, state = self.policy.predict(observations, deterministic=True, **extra)
+        except ValueError as error:
+            if INVALID not in str(error):
+                raise
+            raise damaged() from None
+        if not np.isfinite(actions).all():
+            raise damaged()
+        return actions, state
 
     @torch.no_grad()
     def scores(self, observations: Observations) -> Tensor:
-        """Logits of the two actions, or their values for a Q-learner.
+        """Return logits of the actions, or their values for a Q-learner.
 
         Args:
             observations: (B, 3 · decisions, H, W), the latents of the episode so far, oldest first, zeros in front; or
-                a dictionary of arrays (B, …).
+                a dictionary of arrays (B, …); or features.
 
         Returns:
-            (B, 2).
+            (B, actions).
         """
         obs = self._tensors(observations)
         if self.config.algorithm == RECURRENT:
+            if self.config.policy is not None:
+                shape = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+                layers, _, size = self.policy.lstm_hidden_state_shape
+                zeros = torch.zeros(layers, shape, size, device=self.policy.device)
+                young = torch.ones(shape, device=self.policy.device)
+                return distribution(self.policy, obs, (zeros, zeros), young)[0].distribution.logits
             if self.config.observation == "dict":
                 return self.advance(obs, None)[0]
             return self._replay(obs)
@@ -376,7 +415,7 @@ class Agent:
         """Whether its decisions are a matter of when: it has probabilities, and SKIP changes nothing but the step."""
         plan = self.config.plan
         jumps = plan is not None and plan.skip_mode == "jump" and self.config.observation == "dict"
-        return jumps and hasattr(self.policy, "get_distribution")
+        return jumps and self.config.policy is None and hasattr(self.policy, "get_distribution")
 
     @torch.no_grad()
     def _since_the_last(self, obs: dict[str, Tensor]) -> Tensor:
@@ -555,7 +594,7 @@ def _load_zip(path: Path, device: str, trust_pickle: bool) -> Agent:
     """The agent of a .zip, if that was trained on latents."""
     model = load_zip(path, device, trust_pickle)
     name = algorithm_name(type(model))
-    policy = _acting_part(model.policy)
+    policy = acting_part(model.policy)
     from agents.networks.extractors import SkipProposalExtractor
 
     if not isinstance(policy.features_extractor, SkipProposalExtractor):

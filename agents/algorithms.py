@@ -8,18 +8,29 @@ from ddpm.util.errors import ConfigError
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-# name → module and class
+# name → module and class; for the first ones `skipdiff train-agent` has hyperparameters
 ALGORITHMS = {
     "ppo": ("stable_baselines3", "PPO"),
     "a2c": ("stable_baselines3", "A2C"),
     "dqn": ("stable_baselines3", "DQN"),
     "qrdqn": ("sb3_contrib", "QRDQN"),
-    "trpo": ("agents.training.trpo", "QuickTRPO"),
+    "trpo": ("sb3_contrib", "TRPO"),
     "recurrent-ppo": ("sb3_contrib", "RecurrentPPO"),
 }
-RECURRENT = "recurrent-ppo"
 # Learn on tables of outcomes alone.
 ON_TABLES = {"maskable-ppo": ("sb3_contrib", "MaskablePPO")}
+# Those whose agents can be written.
+EXPORTED = {
+    **ALGORITHMS,
+    **ON_TABLES,
+    "sac": ("stable_baselines3", "SAC"),
+    "td3": ("stable_baselines3", "TD3"),
+    "ddpg": ("stable_baselines3", "DDPG"),
+    "tqc": ("sb3_contrib", "TQC"),
+    "crossq": ("sb3_contrib", "CrossQ"),
+}
+RECURRENT = "recurrent-ppo"
+MASKABLE = "maskable-ppo"
 # Learns from a table of outcomes instead of episodes, see `agents.training.supervised`.
 SUPERVISED = "supervised"
 
@@ -30,10 +41,9 @@ def algorithm_class(name: str) -> "type[BaseAlgorithm]":
     Raises:
         ConfigError: the algorithm is unknown.
     """
-    known = ALGORITHMS | ON_TABLES
-    if name not in known:
-        raise ConfigError(f"unknown algorithm {name!r}; known are {', '.join([*known, SUPERVISED])}")
-    module, attribute = known[name]
+    if name not in EXPORTED:
+        raise ConfigError(f"unknown algorithm {name!r}; known are {', '.join([*EXPORTED, SUPERVISED])}")
+    module, attribute = EXPORTED[name]
     return getattr(import_module(module), attribute)
 
 
@@ -41,12 +51,12 @@ def algorithm_name(kind: type) -> str:
     """Return the name of the algorithm that a class of Stable-Baselines3 is.
 
     Raises:
-        ConfigError: it is none of `ALGORITHMS` or `ON_TABLES`.
+        ConfigError: it is a class that `EXPORTED` does not name.
     """
-    for name in ALGORITHMS | ON_TABLES:
-        if issubclass(algorithm_class(name), kind):  # a class here may be a quicker one of that algorithm
+    for name, (_, attribute) in EXPORTED.items():
+        if kind.__name__ == attribute:
             return name
-    raise ConfigError(f"{kind.__name__} is none of the algorithms {', '.join(ALGORITHMS | ON_TABLES)}")
+    raise ConfigError(f"agents of {kind.__name__} cannot be exported; train with one of {', '.join(EXPORTED)}")
 
 
 def policy_alias(algorithm: str, observation: str = "latent") -> str:

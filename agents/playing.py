@@ -6,54 +6,176 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.agent import Agent, State, by_now
+from agents.algorithms import RECURRENT
+from agents.networks.frames import frame_count
 from ddpm.schedule import Schedule
 from ddpm.util.errors import ConfigError
 from skipdiff_env.episode import Episode
+from skipdiff_env.observations import Observation, Observer
 from skipdiff_env.pictures import Rgb
-from skipdiff_env.refinement import Chooser, Policy, Refinement
+from skipdiff_env.refinement import Chooser, Policy, Refinement, RefinementProcess
 from skipdiff_env.rules import Action
-from skipdiff_env.table import features
 from skipdiff_env.task import Task
 
 # Pictures that are encoded at once.
 TOGETHER = 8
 
 
-class SchedulePolicy:
-    """An agent that chooses among schedules, as a `skipdiff_env.refinement.Chooser`; `AgentPolicy(agent)` makes it.
+class _Told:
+    """What the policies of agents have in common.
 
     Args:
-        agent: the agent; its observation is "features".
-        quality: as for `AgentPolicy`.
-        price: as for `AgentPolicy`.
+        agent: the agent.
+        quality: 0 … 1, from few forwards to many, for an agent that is told the price of a forward; None: one half.
+        price: the price of a forward itself, instead of a quality.
 
     Raises:
-        ConfigError: as for `AgentPolicy`.
+        ConfigError: the agent has learnt one price, or the number is out of range.
     """
 
     def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
         self.agent = agent
         self.price = agent.config.price(quality, price)
-        self.schedules = [Schedule.parse(text) for text in agent.config.schedules or ()]
 
     @property
     def tile(self) -> int:
         """Side of the pictures that the agent was trained on, and so of the tiles that it decides about."""
         return self.agent.config.image_size
 
-    def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
-        """Return the schedule of each picture, as the agent rates them by the features of its condition."""
-        return [self.schedules[place] for place in self.scores(states).argmax(dim=1).tolist()] if states else []
+    def observer(self, process: RefinementProcess | None = None) -> Callable[[Sequence[Refinement]], Observation]:
+        """Return what makes the observations of the agent's environment; of estimates it needs the process."""
+        config = self.agent.config
+        assert config.plan is not None, "the configuration refuses it"
+        unet = None if process is None else process.unet
+        observe = Observer(
+            config.observation, config.plan, config.price_range, whole=config.choosing, unet=unet,
+            latent_bound=config.latent_bound,
+        )  # fmt: skip
+        price = 0.0 if self.price is None else self.price
+        return lambda states: self._fitted(observe(states, [price] * len(states)))
 
-    def scores(self, states: Sequence[Refinement]) -> Tensor:
-        """Return logits or values of the schedules for each picture, (B, schedules)."""
-        price = [] if self.price is None else [self.price]
-        rows = [np.append(features(state.lr_up.cpu().numpy()), price) for state in states]
-        return self.agent.scores(np.array(rows, dtype=np.float32))
+    def _fitted(self, observation: Observation) -> Observation:
+        """Return observations with pictures of the size that a policy of the agent's environment takes."""
+        if self.agent.config.policy is None:
+            return observation
+        space = self.agent.policy.observation_space
+        if isinstance(observation, dict):
+            return {name: _resized(part, space[name]) for name, part in observation.items()}
+        return _resized(observation, space)
+
+
+def _resized(part: NDArray[Any], space: spaces.Space[Any]) -> NDArray[Any]:
+    assert space.shape is not None
+    if len(space.shape) < 3 or part.shape[-2:] == space.shape[-2:]:
+        return part.astype(space.dtype, copy=False)
+    size = space.shape[-2:]
+    resized = F.interpolate(torch.as_tensor(part).float(), size, mode="bilinear", antialias=True, align_corners=False)
+    return resized.numpy().astype(space.dtype, copy=False)
+
+
+class SchedulePolicy(_Told):
+    """An agent that chooses among schedules, as a `skipdiff_env.refinement.Chooser`; `AgentPolicy(agent)` makes it.
+
+    As a `skipdiff_env.refinement.Policy` it takes the decisions of the chosen schedule one by one.
+    """
+
+    def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
+        super().__init__(agent, quality, price)
+        self.schedules = [Schedule.parse(text) for text in agent.config.schedules or ()]
+        self._observe = self.observer()
+        # by identity; the state itself is kept, so that no other can take its place
+        self._chosen: dict[int, tuple[Refinement, Schedule]] = {}
+
+    def values(self, states: Sequence[Refinement]) -> Tensor:
+        """Return logits or values of the schedules for each picture at its first decision, (B, schedules)."""
+        return torch.cat([self.agent.scores(self._observe(group)) for group in _groups(states)])
+
+    def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
+        """Return the schedule of each picture."""
+        return [self.schedules[place] for place in self.values(states).argmax(dim=1).tolist()] if states else []
+
+    def __call__(self, states: Sequence[Refinement]) -> list[Action]:
+        """Return the next decision of each picture's schedule."""
+        new = [s for s in states if s.t > self.agent.config.decisions or id(s) not in self._chosen]
+        for state in new:
+            _check_age(self.agent, state, 0)
+        # other threads may keep their own episodes here
+        self._chosen.update({id(s): (s, way) for s, way in zip(new, self.choose(new), strict=True)})
+        levels = [self._chosen[id(state)][1].levels for state in states]
+        for state in states:
+            if state.t == 2:
+                del self._chosen[id(state)]
+        return [Action.DENOISE if s.t - 1 in own else Action.SKIP for s, own in zip(states, levels, strict=True)]
+
+    def probabilities(self, states: Sequence[Refinement]) -> NDArray[np.float64]:
+        """Return 1 for the next decision of each picture's schedule and 0 for the other, (B, 2)."""
+        return np.eye(len(Action))[self(states)]
+
+
+class ObservationPolicy(_Told):
+    """An agent that sees the observations of its environment, as a `skipdiff_env.refinement.Onlooker`.
+
+    `AgentPolicy(agent)` makes it.
+    """
+
+    def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
+        super().__init__(agent, quality, price)
+        self.decisions = agent.config.make_decisions()
+        self.keep_estimates = agent.config.observation == "features"
+
+    def on(self, process: RefinementProcess) -> "_Onlooking":
+        """Return the policy for one run of a process."""
+        return _Onlooking(self, process)
+
+
+class _Onlooking:
+    """Keeps what an agent has of its episodes, if it is more than the present observation: latents, or its state."""
+
+    def __init__(self, policy: ObservationPolicy, process: RefinementProcess) -> None:
+        self.agent, self.masks = policy.agent, process.decisions.masks
+        self._observe = policy.observer(process)
+        space = self.agent.policy.observation_space
+        self._frames = frame_count(space) if policy.agent.config.observation == "latent" else 1
+        # by identity; the latents so far, the arrays of a recurrent policy
+        self._kept: dict[int, tuple[Refinement, list[NDArray[Any]], tuple[NDArray[Any], ...]]] = {}
+        # the observations of the last call
+        self.seen: Observation = None
+
+    def __call__(self, states: Sequence[Refinement]) -> list[Any]:
+        """Return the action of the agent for each state."""
+        observations = self._observe(states)
+        known = [self._kept.get(id(state)) for state in states]
+        frames = [[] if old is None else old[1] for old in known]
+        if self._frames > 1:
+            frames = [[*old, latent][-self._frames :] for old, latent in zip(frames, observations, strict=True)]
+            padding = np.zeros_like(observations[0])
+            stacks = [[padding] * (self._frames - len(own)) + own for own in frames]
+            observations = np.stack([np.concatenate(stack) for stack in stacks])
+        young = np.array([old is None for old in known])
+        memory, recurrent = None, self.agent.config.algorithm == RECURRENT
+        if recurrent:
+            layers, _, size = self.agent.policy.lstm_hidden_state_shape
+            empty = (np.zeros((layers, size), np.float32),) * 2
+            memory = tuple(np.stack(part, axis=1) for part in zip(*(o[2] if o else empty for o in known), strict=True))
+        self.seen = observations
+        masks = np.stack([self.masks(state) for state in states])
+        actions, memory = self.agent.predict(observations, memory, young, masks)
+        after = [tuple(part[:, i] for part in memory) if recurrent else () for i in range(len(states))]
+        self._kept = {
+            id(state): (state, own, each) for state, own, each in zip(states, frames, after, strict=True)
+        }  # fmt: skip
+        return list(actions)
+
+
+def _groups(states: Sequence[Refinement]) -> list[Sequence[Refinement]]:
+    """Return states in groups that are observed at once."""
+    return [states[i : i + TOGETHER] for i in range(0, len(states), TOGETHER)]
 
 
 def play(
@@ -87,7 +209,7 @@ def play(
     return episodes
 
 
-class AgentPolicy:
+class AgentPolicy(_Told):
     """An agent as a `skipdiff_env.refinement.Policy`, for `RefinementProcess.run` and the upscaler.
 
     It decides for all pictures of a call together. A picture must come with every decision, from the first on: what the
@@ -105,34 +227,27 @@ class AgentPolicy:
     """
 
     def __new__(cls, agent: Agent, quality: float | None = None, price: float | None = None) -> Any:
-        """Return the policy of an agent, a `SchedulePolicy` if it chooses among schedules."""
-        return super().__new__(cls) if agent.config.schedules is None else SchedulePolicy(agent, quality, price)
+        """Return the policy of an agent: a `SchedulePolicy`, an `ObservationPolicy`, or one of this class."""
+        if agent.config.choosing:
+            return SchedulePolicy(agent, quality, price)
+        return super().__new__(cls) if agent.config.policy is None else ObservationPolicy(agent, quality, price)
 
     def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
-        self.agent = agent
-        self.price = agent.config.price(quality, price)
+        super().__init__(agent, quality, price)
         # by thread, each of which plays episodes of its own
-        self._views: dict[int, _Frames | _Whole | _Schedules] = {}
+        self._views: dict[int, _Frames | _Whole] = {}
 
-    def _view(self, states: Sequence[Refinement]) -> "_Frames | _Whole | _Schedules":
+    def _view(self, states: Sequence[Refinement]) -> "_Frames | _Whole":
         """What is kept of these episodes, which another thread may have begun, or else of those of this thread."""
         for view in list(self._views.values()):
-            seen: Any = view._chosen if isinstance(view, _Schedules) else view._seen
+            seen: Any = view._seen
             if states and any(each is states[0] for each, *_ in list(seen.values())):
                 return view
         thread, config = threading.get_ident(), self.agent.config
         if thread not in self._views:
-            if config.choosing:
-                self._views[thread] = _Schedules(self.agent, self.price)
-            else:
-                whole = config.observation == "dict"
-                self._views[thread] = _Whole(self.agent, self.price) if whole else _Frames(self.agent)
+            whole = config.observation == "dict"
+            self._views[thread] = _Whole(self.agent, self.price) if whole else _Frames(self.agent)
         return self._views[thread]
-
-    @property
-    def tile(self) -> int:
-        """Side of the pictures that the agent was trained on, and so of the tiles that it decides about."""
-        return self.agent.config.image_size
 
     def scores(self, states: Sequence[Refinement]) -> Tensor:
         """Logits or values of the two actions for each picture at its decision, (B, 2).
@@ -259,34 +374,6 @@ class _Whole:
             for state, skip in zip(states, skips, strict=True)
         }
         return by_now(torch.stack(list(self._skipped.values())))
-
-
-class _Schedules:
-    """For a policy of even steps: chooses the schedule of a picture at its first decision, and then follows it."""
-
-    def __init__(self, agent: Agent, price: float | None) -> None:
-        self.agent, self.price = agent, price
-        self._chosen: dict[int, tuple[Refinement, frozenset[int]]] = {}
-
-    @torch.inference_mode()
-    def _choose(self, states: Sequence[Refinement]) -> list[frozenset[int]]:
-        for state in states:
-            _check_age(self.agent, state, 0)
-        policy = self.agent.policy
-        if policy.training:
-            policy.set_training_mode(False)
-        price = None if self.price is None else torch.tensor([[self.price]], device=policy.device)
-        seen = _encoded(policy.encode, [state.lr_up.to(policy.device) for state in states])
-        return [policy.schedule(row[None], price) for row in seen]
-
-    def scores(self, states: Sequence[Refinement]) -> Tensor:
-        """See `AgentPolicy.scores`."""
-        known = [self._chosen.get(id(s)) if s.t <= self.agent.config.decisions else None for s in states]
-        new = iter(self._choose([state for state, old in zip(states, known, strict=True) if old is None]))
-        chosen = {id(state): old or (state, next(new)) for state, old in zip(states, known, strict=True)}
-        self._chosen = {} if all(state.t == 2 for state in states) else chosen
-        actions = [Action.DENOISE if state.t - 1 in levels else Action.SKIP for state, levels in chosen.values()]
-        return torch.eye(len(Action))[[int(action) for action in actions]]
 
 
 def _encoded(encode: Callable[[Tensor], Tensor], pictures: Sequence[Tensor]) -> list[Tensor]:

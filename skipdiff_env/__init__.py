@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from skipdiff_env.table_env import SkipDiffTableEnv, SkipDiffTableVectorEnv
     from skipdiff_env.upscaler import Upscaler
     from skipdiff_env.vector_env import SkipDiffVectorEnv
-    from skipdiff_env.wrappers import Stride
 
 __all__ = [
     "Action",
@@ -34,7 +33,6 @@ __all__ = [
     "SkipDiffTableVectorEnv",
     "SkipDiffVectorEnv",
     "StartOutcomes",
-    "Stride",
     "Table",
     "Upscaler",
     "make_metric",
@@ -53,7 +51,6 @@ _MODULES = {
     "SkipDiffTableVectorEnv": "table_env",
     "SkipDiffVectorEnv": "vector_env",
     "StartOutcomes": "episode",
-    "Stride": "wrappers",
     "Table": "table",
     "Upscaler": "upscaler",
     "make_metric": "metrics",

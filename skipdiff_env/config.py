@@ -17,6 +17,7 @@ from skipdiff_env.metrics import MetricLike
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import REWARDS, price_range
 
+CROPS = ("center", "random")
 OBSERVATIONS = ("latent", "dict", "features")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -35,7 +36,11 @@ class TaskConfig:
             or "photo2" for all of it twice; with a strength in 0 … 1, as in "photo:0.5", or without, and then drawn for
             each picture. What is drawn is a function of the picture's pixels, whatever the noise seed.
         split: of scikit-image's photographs "train" or "test", which share no photograph; None: all of them.
-        image_size: side of the target in pixels; of larger pictures the centre is taken.
+        image_size: side of the target in pixels, a crop of the picture.
+        crop: "center", the middle of each picture; or "random", another crop for each episode. Then the crops of
+            scikit-image's photographs may lie anywhere, and the noise of an episode belongs to its crop and noise seed
+            together, so that `noise_seeds=1` gives each crop a noise that no other crop has. With "center" all pictures
+            have the same noise under one noise seed.
         scale: how many times to enlarge; None: what the checkpoint does.
         steps: (S, N), coarse steps, and diffusion steps that each spans; None: the checkpoint's. With
             `skip_mode="restart"` S · N is the checkpoint's T; with "jump" it may be any number, and the schedule has S
@@ -91,6 +96,7 @@ class TaskConfig:
     degradation: str = "bicubic"
     split: str | None = None
     image_size: int = 128
+    crop: str = "center"
     scale: int | None = None
     steps: Sequence[int] | None = None
     coarse_sampler: str | None = None
@@ -136,7 +142,9 @@ class TaskConfig:
             raise ConfigError(f"cache_dir must be the path of a folder, or None, got {self.cache_dir!r}")
         with contextlib.suppress(TypeError, ValueError, SyntaxError):  # np.float16 is as good as "float16"
             object.__setattr__(self, "obs_dtype", np.dtype(self.obs_dtype).name)
-        for name, known in (("obs_dtype", DTYPES), ("observation", OBSERVATIONS), ("reward", REWARDS)):
+        for name, known in (
+            ("obs_dtype", DTYPES), ("observation", OBSERVATIONS), ("reward", REWARDS), ("crop", CROPS),
+        ):  # fmt: skip
             if getattr(self, name) not in tuple(known):  # which takes values that have no hash as well
                 raise ConfigError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
         if self.split not in (None, "train", "test"):

@@ -35,11 +35,13 @@ class Decisions(ABC):
     Attributes:
         space: the action space of one environment.
         longest: env steps of the longest episode.
+        most: the most substeps of a forward.
     """
 
     kind: str
     space: spaces.Space[Any]
     longest: int
+    most: int = 1
 
     def __init__(self, plan: Plan) -> None:
         if plan.skip_mode != "jump" and self.kind != "skip":
@@ -100,7 +102,7 @@ class Stride(Decisions):
 
     def __init__(self, plan: Plan, substeps: Sequence[int] = (1,)) -> None:
         super().__init__(plan)
-        self.substeps = tuple(substeps)
+        self.substeps, self.most = tuple(substeps), max(substeps)
         self.longest = plan.first
         counts = len(self.substeps)
         self.space = spaces.Discrete(plan.first) if counts == 1 else spaces.MultiDiscrete([plan.first, counts])
@@ -170,6 +172,7 @@ class Choice(Decisions):
         if len(schedules) < 2:
             raise ConfigError(f"schedules must be at least 2, or there is nothing to decide; got {len(schedules)}")
         self.schedules, self.longest = tuple(schedules), 1
+        self.most = max(max(schedule.substeps) for schedule in self.schedules)
         for schedule in self.schedules:
             check_levels(schedule.levels, plan.first)
         self.space = spaces.Discrete(len(self.schedules))

@@ -13,7 +13,8 @@ from ddpm.schedule import Schedule
 from ddpm.util.errors import ConfigError
 from skipdiff_env.batches import set_generators
 from skipdiff_env.config import TaskConfig
-from skipdiff_env.episode import Episode, Observation, StartOutcomes, array, one_observation
+from skipdiff_env.episode import Episode, StartOutcomes, array
+from skipdiff_env.observations import Observation, one_observation
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
 from skipdiff_env.rules import FixedPrice, InvalidActionError, ResetNeededError
@@ -272,17 +273,6 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         if self._episode is None:
             raise ResetNeededError("the episode has not begun; call reset() before render()")
         return self.task.render(self._episode)
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """The diffusion step that is decided next, and the level that the latent stands at; both 0 at the end.
-
-        Raises:
-            ResetNeededError: there is no episode yet.
-        """
-        if self._episode is None:
-            raise ResetNeededError("the episode has not begun; call reset() before step()")
-        return self._episode.refinement.t, self._episode.refinement.level
 
     def get_state(self) -> dict[str, Any]:
         """The episode as it stands and the random generator, as plain data that `set_state` takes and pickle stores."""

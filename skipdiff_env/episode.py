@@ -11,14 +11,6 @@ from torch import Tensor
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.refinement import Refinement
 
-# One observation, or a batch of them: an array of latents, or a dictionary of arrays.
-Observation = Any
-
-
-def one_observation(batch: Observation, i: int) -> Observation:
-    """Observation i out of a batch."""
-    return {name: part[i] for name, part in batch.items()} if isinstance(batch, dict) else batch[i]
-
 
 def array(tensor: Tensor) -> NDArray[np.float32]:
     """Return a copy of a tensor, which shares no memory with what is remembered."""
@@ -42,6 +34,8 @@ class Episode:
         coarse_estimate: the picture that the net sees in the coarse latent; only where episodes are rendered.
         strengths: of the operations that made the input, each 0 … 1, see `Recipe`; empty where it was
             only shrunk.
+        noise_seed: noise seed that the episode was begun with.
+        place: first row and column of a crop; None for the centre of a picture, and for an array.
     """
 
     image_index: int
@@ -55,6 +49,8 @@ class Episode:
     reward: float = 0.0
     coarse_estimate: Tensor | None = None
     strengths: Mapping[str, float] = field(default_factory=dict)
+    noise_seed: int = 0
+    place: tuple[int, int] | None = None
 
     @property
     def ended(self) -> bool:
@@ -68,9 +64,11 @@ class Episode:
             "diffusion_step": state.t,
             "nfe": state.nfe,
             "image_index": self.image_index,
-            "noise_seed": state.noise_seed,
+            "noise_seed": self.noise_seed,
             "nfe_penalty": self.price,
         }
+        if self.place is not None:
+            info["crop"] = self.place
         if self.strengths:
             info["degradation"] = dict(self.strengths)
         if self.ended:

@@ -12,8 +12,13 @@ from ddpm.training.runs import pictures_digest
 from ddpm.util.errors import ConfigError, ImageError
 
 Rgb = NDArray[np.uint8]
+# Index of a picture, and first row and column of a crop of it.
+Crop = tuple[int, int, int]
 # What scikit-image carries in its wheel, so that nothing is downloaded; the split of each.
 PHOTOGRAPHS = {"astronaut": "train", "chelsea": "test", "coffee": "train", "rocket": "test"}
+
+# Bytes of decoded pictures that are kept where crops lie anywhere.
+HELD = 2**28
 
 
 def crop(rgb: Rgb, size: int, name: str = "the picture") -> Rgb:
@@ -71,6 +76,7 @@ class Pictures:
             (height, width, 3); or several of them. Of a file or an array, the centre is taken.
         size: side of a picture, in pixels.
         split: "train" or "test", where only those of scikit-image's photographs are wanted.
+        whole: whether crops may lie anywhere. Then pictures are kept whole, scikit-image's photographs as well.
 
     Attributes:
         names: of the pictures: photograph and corner, path, or place among the arrays.
@@ -80,11 +86,21 @@ class Pictures:
         ImageError: there is no picture, a file cannot be read, or one is smaller than `size`.
     """
 
-    def __init__(self, images: Any, size: int, split: str | None = None) -> None:
-        self.size = size
+    def __init__(self, images: Any, size: int, split: str | None = None, whole: bool = False) -> None:
+        self.size, self.whole = size, whole
+        # width and height of pictures that are whole, and those that are decoded
+        self._sides: list[tuple[int, int]] = []
+        self._decoded: dict[int, Rgb] = {}
         self.names: list[str] = []
         self.splits: list[str] = []
         self._sources: list[Path | Rgb] = []
+        if images is None and whole:
+            for name, rgb in _photographs(size, split):
+                self._sources.append(rgb)
+                self._sides.append((rgb.shape[1], rgb.shape[0]))
+                self.names.append(name)
+                self.splits.append(PHOTOGRAPHS[name])
+            return
         if images is None:
             for name, left, top, tile in _tiles(size, split):
                 self._sources.append(tile)
@@ -102,11 +118,14 @@ class Pictures:
             )
         for place, each in enumerate(given):
             if isinstance(each, np.ndarray):
-                self._sources.append(np.ascontiguousarray(crop(each, size, f"picture {place}")))
+                middle = crop(each, size, f"picture {place}")
+                self._sources.append(np.ascontiguousarray(each if whole else middle))
+                self._sides.append((each.shape[1], each.shape[0]))
                 self.names.append(f"array {place}")
         files = find_images([each for each in given if not isinstance(each, np.ndarray)])
         for path in files:
-            _check_size(*picture_size(path), size, str(path))
+            self._sides.append(picture_size(path))
+            _check_size(*self._sides[-1], size, str(path))
         self._sources.extend(path.absolute() for path in files)  # which mean the same after a change of the folder
         self.names.extend(map(str, files))
         if not self._sources:
@@ -130,7 +149,47 @@ class Pictures:
             ImageError: the file is damaged, or has changed since it was checked.
         """
         source = self._sources[index]
-        return crop(read_picture(source).rgb, self.size, str(source)) if isinstance(source, Path) else source
+        if isinstance(source, Path):
+            return crop(read_picture(source).rgb, self.size, str(source))
+        return crop(source, self.size)
+
+    def draw(self, index: int, rng: np.random.Generator) -> tuple[int, int, int]:
+        """Return a random crop of picture `index`: the index, its first row and its first column."""
+        width, height = self._sides[index]
+        return index, int(rng.integers(height - self.size + 1)), int(rng.integers(width - self.size + 1))
+
+    def cut(self, index: int, top: int, left: int) -> Rgb:
+        """Return a crop of picture `index` by its first row and column, uint8 (size, size, 3).
+
+        Raises:
+            ConfigError: it does not lie in the picture, or pictures are not whole.
+            ImageError: the file is damaged, or has changed since it was checked.
+        """
+        width, height = self._sides[index] if self.whole else (self.size, self.size)
+        if not 0 <= top <= height - self.size or not 0 <= left <= width - self.size:
+            raise ConfigError(
+                f"a crop must begin at most at row {height - self.size} and column {width - self.size} of picture "
+                f"{index}, got {top}, {left}"
+            )
+        source = self._decoded.get(index, self._sources[index])
+        if isinstance(source, Path):
+            path, source = source, read_picture(source).rgb
+            if source.shape[:2] != (height, width):
+                raise ImageError(f"{path} is no longer {width} x {height}; make the environment anew")
+            if sum(each.nbytes for each in self._decoded.values()) + source.nbytes <= HELD:
+                self._decoded[index] = source
+        return source[top : top + self.size, left : left + self.size]
+
+
+def _photographs(size: int, split: str | None) -> list[tuple[str, Rgb]]:
+    """Name and pixels of the photographs of a split that are large enough."""
+    from skimage import data
+
+    found = [(name, getattr(data, name)()[..., :3]) for name, own in PHOTOGRAPHS.items() if split in (None, own)]
+    large = [(name, rgb) for name, rgb in found if min(rgb.shape[:2]) >= size]
+    if not large:
+        raise ImageError(f"scikit-image's photographs have no crop of {size} x {size}; lower image_size or give images")
+    return large
 
 
 def _tiles(size: int, split: str | None) -> list[tuple[str, int, int, Rgb]]:

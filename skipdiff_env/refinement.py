@@ -128,6 +128,30 @@ class Chooser(Protocol):
         ...
 
 
+@runtime_checkable
+class Onlooker(Protocol):
+    """A policy that decides by the observations of an environment, which it makes in the process that it decides in.
+
+    Attributes:
+        decisions: what its actions mean; the process has the same.
+        keep_estimates: whether it observes the last estimate.
+    """
+
+    decisions: Decisions
+    keep_estimates: bool
+
+    def on(self, process: "RefinementProcess") -> Policy:
+        """The policy in a process, for one run of it."""
+        ...
+
+
+def wanted_by(policy: Any) -> dict[str, Any]:
+    """Return the arguments of `RefinementProcess` that a policy asks for."""
+    if not isinstance(policy, Onlooker):
+        return {}
+    return {"decisions": policy.decisions, "keep_estimates": policy.keep_estimates}
+
+
 @dataclass(frozen=True)
 class Fixed:
     """The same schedule for every picture."""
@@ -197,6 +221,7 @@ class RefinementProcess:
         self.decisions = Skip(plan) if decisions is None else decisions
         for schedule in getattr(self.decisions, "schedules", ()):
             self.check(schedule)
+        self._check_substeps(self.decisions.most, f"decisions {self.decisions.kind}")
 
     @property
     def coarse_forwards(self) -> int:
@@ -334,9 +359,14 @@ class RefinementProcess:
         """Refine pictures at their first decision to the end, as the policy decides."""
         if isinstance(policy, Chooser):
             return self.run_schedules(states, policy.choose(states))
+        decide = self.bound(policy)
         while left := [state for state in states if not self.decided(state)]:
-            self.step(left, policy(left))
+            self.step(left, decide(left))
         return self.finish(states)
+
+    def bound(self, policy: Policy) -> Policy:
+        """Return the policy as it decides in this process, which an `Onlooker` observes."""
+        return policy.on(self) if isinstance(policy, Onlooker) else policy
 
     def run_schedules(self, states: Sequence[Refinement], schedules: Sequence[Schedule]) -> list[Tensor]:
         """Run each picture at its first decision to the end by a schedule that is known in advance.
@@ -367,10 +397,14 @@ class RefinementProcess:
             raise ConfigError(f"schedules of levels need skip_mode jump, got {self.plan.skip_mode}")
         check_levels(schedule.levels, self.plan.first)
         Plan.of_schedule(schedule, self.plan.fine_sampler)
-        if (most := max(schedule.substeps)) > self.unet.substeps:
+        self._check_substeps(max(schedule.substeps), str(schedule))
+
+    def _check_substeps(self, most: int, place: str) -> None:
+        """Raises ConfigError where the network has learnt fewer substeps."""
+        if most > self.unet.substeps:
             known = f"at most {self.unet.substeps} substeps" if self.unet.substeps > 1 else "no substeps"
             raise ConfigError(
-                f"the network has learnt {known}, got {most} in {schedule}; take fewer, or train them with "
+                f"the network has learnt {known}, got {most} in {place}; take fewer, or train them with "
                 "`skipdiff train-substeps`"
             )
 

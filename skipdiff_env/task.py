@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,20 +22,17 @@ from ddpm.schedule import Schedule, as_schedule
 from ddpm.util.checks import is_whole
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import stamp
-from skipdiff_env.config import DTYPES, TaskConfig
+from skipdiff_env.config import TaskConfig
 from skipdiff_env.decisions import make_decisions
-from skipdiff_env.episode import Episode, Observation, StartOutcomes, array
+from skipdiff_env.episode import Episode, StartOutcomes, array
 from skipdiff_env.judges import JUDGES, judge_file, refuse_judge
 from skipdiff_env.memo import Memo, Store
 from skipdiff_env.metrics import as_metric
-from skipdiff_env.pictures import Pictures, Rgb, crop
+from skipdiff_env.observations import Observation, Observer
+from skipdiff_env.pictures import Crop, Pictures, Rgb, crop
 from skipdiff_env.refinement import Chooser, Policy, Refinement, RefinementProcess
 from skipdiff_env.rendering import draw_frame
 from skipdiff_env.rules import NOISE_SEEDS, Action, check_price, draw_episode, quality
-from skipdiff_env.table import FEATURE_BOUNDS, FEATURES, SMALLEST_SIDE, features
-
-# Bound of observed latents whose estimates have none: larger values are shown as this, some 20 standard deviations.
-LATENT_BOUND = 20
 
 
 @functools.lru_cache(maxsize=4)
@@ -89,7 +85,7 @@ class Task:
                 f"N in steps (S, N) must be at least 2, or there is nothing to decide; got {self.plan.S}, {self.plan.N}"
             )
         self._make_metrics()
-        self.pictures = Pictures(config.images, config.image_size, config.split)
+        self.pictures = Pictures(config.images, config.image_size, config.split, config.crop == "random")
         self.degradation = Degradation.parse(config.degradation)
         # the keys of the pictures, as they were when last read
         self._keys: dict[int, bytes] = {}
@@ -101,7 +97,11 @@ class Task:
             self.unet, self.plan, self.memo, config.batch_size, config.device, decisions,
             keep_estimates=config.observation == "features" and decisions.kind != "schedule",
         )  # fmt: skip
-        self.observation_space = self._observation_space()
+        self.observer = Observer(
+            config.observation, self.plan, config.price_range, config.obs_dtype, decisions.kind == "schedule",
+            self.unet, self.memo, self.process.latent_bound(),
+        )  # fmt: skip
+        self.observation_space = self.observer.space(self.latent_shape)
         self.action_space = decisions.space
 
     def __reduce__(self) -> tuple[type["Task"], tuple[TaskConfig]]:
@@ -141,46 +141,9 @@ class Task:
         judged = not self.metrics.keys().isdisjoint(JUDGES)
         self._judge = (hashlib.blake2b(judge_file().read_bytes(), digest_size=16).digest(),) if judged else ()
 
-    def _observation_space(self) -> spaces.Space[Any]:
-        dtype: Any = np.dtype(self.config.obs_dtype).type
-        bound = self._bound
-        latent = spaces.Box(-bound, bound, self.latent_shape, dtype)
-        if self.config.observation == "latent":
-            return latent
-        if self.config.observation == "features":
-            return self._features_space()
-        share = spaces.Box(0, 1, (1,), np.float32)
-        parts: dict[str, spaces.Space[Any]] = {
-            "latent": latent, "condition": spaces.Box(-1, 1, (3, *self.latent_shape[1:]), dtype),
-            "step": share, "level": share,
-        }  # fmt: skip
-        if (prices := self.config.price_range) is not None:
-            parts["price"] = spaces.Box(0, np.float32(prices[1]), (1,), np.float32)
-        return spaces.Dict(parts)
-
-    @functools.cached_property
-    def _bound(self) -> int:
-        """The bound of the latents that are observed."""
-        bound = self.process.latent_bound()
-        # a whole number, so that rounding to float16 cannot leave the bounds
-        return LATENT_BOUND if math.isinf(bound) else math.ceil(bound)
-
-    def _features_space(self) -> spaces.Box:
-        if min(self.latent_shape[1:]) < SMALLEST_SIDE:
-            raise ConfigError(
-                f"features need a condition of at least {SMALLEST_SIDE} pixels a side, got {self.latent_shape[1]}; "
-                "raise image_size"
-            )
-        (low, high), prices = FEATURE_BOUNDS, self.config.price_range
-        level = [] if self.process.decisions.kind == "schedule" else [(0.0, 1.0)]
-        price = [] if prices is None else [(0.0, prices[1])]
-        bounds = [(low, high)] * FEATURES + level + price + [(min(low, 0.0), high)] * (FEATURES * len(level))
-        lows, highs = np.array(bounds, np.float32).T
-        return spaces.Box(lows, highs)
-
     def remember_in(self, memo: Memo) -> None:
         """Remembers what it computes in `memo`, perhaps that of another task with the same pictures and process."""
-        self.memo = self.process.memo = memo
+        self.memo = self.process.memo = self.observer.memo = memo
 
     @property
     def decisions(self) -> int:
@@ -193,10 +156,11 @@ class Task:
         prices = self.config.price_range
         return prices[0] if prices is not None else float(self.config.nfe_penalty)  # type: ignore[arg-type]
 
-    def draw(self, rng: np.random.Generator, options: Mapping[str, Any] | None) -> tuple[int | Rgb, int, float]:
+    def draw(self, rng: np.random.Generator, options: Mapping[str, Any] | None) -> tuple[int | Rgb | Crop, int, float]:
         """Picture, noise seed and price of a new episode, as `options` wants it or else at random.
 
-        All are always drawn, so that fixing one leaves the others as the generator has them.
+        All are always drawn, so that fixing one leaves the others as the generator has them; only the crop is drawn
+        last, from the picture.
 
         Raises:
             ConfigError: `options` has an unknown key, or a value outside its range.
@@ -205,14 +169,29 @@ class Task:
         if not isinstance(options, Mapping):
             raise ConfigError(f"the options of reset must be a dictionary, got {options!r}")
         names = ("image", "noise_seed", "nfe_penalty")
-        unknown = sorted(map(str, options.keys() - set(names)))
+        known = (*names, "crop") if self.pictures.whole else names
+        unknown = sorted(map(str, options.keys() - set(known)))
         if unknown:
-            raise ConfigError(f"unknown reset option {', '.join(unknown)}; known are image, noise_seed and nfe_penalty")
+            raise ConfigError(
+                f"unknown reset option {', '.join(unknown)}; known are {', '.join(known[:-1])} and {known[-1]}"
+            )
         config = self.config
         drawn = draw_episode(rng, len(self.pictures), config.noise_seeds or NOISE_SEEDS, config.nfe_penalty)
         given: list[Any] = [options.get(name) for name in names]
         chosen: list[Any] = [own if wanted is None else wanted for own, wanted in zip(drawn, given, strict=True)]
-        return chosen[0], chosen[1], self._check_price(chosen[2])
+        image = chosen[0]
+        if self.pictures.whole and is_whole(image):
+            image = self._drawn_crop(self._index(image), rng, options.get("crop"))
+        return image, chosen[1], self._check_price(chosen[2])
+
+    def _drawn_crop(self, index: int, rng: np.random.Generator, asked: Any) -> Crop:
+        """Return a random crop of a picture, or the one that is asked for by its first row and column."""
+        drawn = self.pictures.draw(index, rng)
+        if asked is None:
+            return drawn
+        if not isinstance(asked, Sequence | np.ndarray) or len(asked) != 2 or not all(map(is_whole, asked)):
+            raise ConfigError(f"crop must be the first row and column, two whole numbers, got {asked!r}")
+        return index, int(asked[0]), int(asked[1])
 
     def _check_price(self, price: Any) -> float:
         """The price of an episode, which the observation space must hold where it is observed."""
@@ -220,12 +199,12 @@ class Task:
         return check_price(price, math.inf if prices is None else prices[1])
 
     def begin(
-        self, images: Sequence[int | Rgb], noise_seeds: Sequence[int], prices: Sequence[float] | None = None
+        self, images: Sequence[int | Rgb | Crop], noise_seeds: Sequence[int], prices: Sequence[float] | None = None
     ) -> list[Episode]:
         """New episodes after their coarse stage, which runs for all of them together.
 
         Args:
-            images: indices of the environment's pictures, or uint8 arrays (H, W, 3).
+            images: indices of the environment's pictures, uint8 arrays (H, W, 3), or with `crop="random"` crops.
             noise_seeds: one for each.
             prices: what the reward of each pays for a fine forward; None: `price`.
 
@@ -239,18 +218,28 @@ class Task:
         pictures = [self._picture(image) for image in images]
         states = self.process.begin(
             [lr_up for *_, lr_up in pictures],
-            [int(seed) for seed in noise_seeds],
+            [self._noise_key(hr, int(seed)) for (_, _, hr, _), seed in zip(pictures, noise_seeds, strict=True)],
             [key for _, key, *_ in pictures],
         )
         prices = [self.price] * len(images) if prices is None else prices
         return [
             Episode(
-                index, hr, state, price, None if is_whole(image) else np.array(image), strengths=self._strengths(hr)
+                index, hr, state, price, np.array(image) if isinstance(image, np.ndarray) and image.ndim else None,
+                strengths=self._strengths(hr), noise_seed=int(seed), place=_place(image),
             )
-            for (index, _, hr, _), state, price, image in zip(pictures, states, prices, images, strict=True)
-        ]
+            for (index, _, hr, _), state, price, image, seed in zip(
+                pictures, states, prices, images, noise_seeds, strict=True
+            )
+        ]  # fmt: skip
 
-    def condition(self, image: int | Rgb) -> Tensor:
+    def _noise_key(self, hr: Tensor, noise_seed: int) -> int:
+        """Return the key of an episode's noise: the noise seed, or a hash of it and of the crop."""
+        if not self.pictures.whole:
+            return noise_seed
+        text = f"{picture_key(hr)[0]} {noise_seed}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+    def condition(self, image: int | Rgb | Crop) -> Tensor:
         """The condition (C, H, W) of a picture, given as for `begin`."""
         return self._picture(image)[3].clone()
 
@@ -268,8 +257,9 @@ class Task:
             self.process.run_schedules(states, policy.choose(states))
             self._end(episodes)
             return
+        decide = self.process.bound(policy)
         while left := [episode for episode in episodes if not episode.ended]:
-            self.step(left, policy([episode.refinement for episode in left]))
+            self.step(left, decide([episode.refinement for episode in left]))
 
     def _end(self, last: Sequence[Episode]) -> None:
         """Runs the last step of episodes of which nothing is left to decide, and gives them their reward."""
@@ -290,70 +280,16 @@ class Task:
         return math.isnan(episode.metrics[self.metric.name])
 
     def observe(self, episodes: Sequence[Episode]) -> Observation:
-        """What is seen of the episodes, in its own memory: latents (B, 3, H, W), or a dictionary of arrays (B, …)."""
-        states = [episode.refinement for episode in episodes]
-
-        def pictures(tensors: Sequence[Tensor]) -> NDArray[Any]:
-            return torch.stack(list(tensors)).to(DTYPES[self.config.obs_dtype]).cpu().numpy()
-
-        def shares(numbers: Sequence[float]) -> NDArray[np.float32]:
-            return np.array(numbers, dtype=np.float32)[:, None]
-
-        if self.config.observation == "features":
-            return np.stack([self._features(episode) for episode in episodes])
-        unbounded = math.isinf(self.unet.x0_bound)
-        latents = pictures(
-            [state.latent.clamp(-self._bound, self._bound) if unbounded else state.latent for state in states]
-        )
-        if self.config.observation == "latent":
-            return latents
-        parts = {
-            "latent": latents,
-            "condition": pictures([state.lr_up[:3].clamp(-1, 1) for state in states]),
-            "step": shares([state.t / self.plan.length for state in states]),
-            "level": shares([state.level / self.plan.length for state in states]),
-        }
-        if self.config.price_range is not None:
-            parts["price"] = shares([episode.price for episode in episodes])
-        return parts
-
-    def _features(self, episode: Episode) -> NDArray[np.float32]:
-        """The vector that is observed of an episode."""
-        state = episode.refinement
-
-        def remembered(key: Hashable, picture: Callable[[], Tensor]) -> NDArray[np.float32]:
-            known = self.memo.get(key)
-            if known is None:
-                known = torch.from_numpy(features(picture().cpu().numpy()))
-                self.memo.put(key, known)
-            return known.cpu().numpy()
-
-        parts: list[Any] = [remembered(("features", state.key), lambda: state.lr_up)]
-        alone = self.process.decisions.kind == "schedule"
-        if not alone:
-            parts.append([state.level / self.plan.length])
-        if self.config.price_range is not None:
-            parts.append([episode.price])
-        before = state.before
-        if not alone and before is None:
-            parts.append(np.zeros(FEATURES))
-        elif before is not None:
-            key = "features", state.key, state.noise_seed, state.trace
-            parts.append(remembered(key, lambda: self._decoded(before, state)))
-        return np.concatenate(parts).astype(np.float32)
-
-    @torch.no_grad()
-    def _decoded(self, latent: Tensor, state: Refinement) -> Tensor:
-        """The picture (3, H, W) of a clean latent of a state."""
-        return self.unet.decode(latent[None], state.lr_up[None])[0]
+        """Return what is seen of the episodes, in memory of its own; see `Observer`."""
+        return self.observer([episode.refinement for episode in episodes], [episode.price for episode in episodes])
 
     def save(self, episode: Episode) -> dict[str, Any]:
         """An episode as plain data, which pickle takes; `restore` makes it one again."""
         state = episode.refinement
         return {
-            "image": episode.image_index if episode.rgb is None else episode.rgb.copy(),
+            "image": self._source(episode),
             "key": state.key,
-            "noise_seed": state.noise_seed,
+            "noise_seed": episode.noise_seed,
             "price": episode.price,
             "coarse_latent": array(state.coarse_latent),
             "latent": array(state.latent),
@@ -364,6 +300,13 @@ class Task:
             "metrics": dict(episode.metrics),
             "reward": episode.reward,
         }
+
+    @staticmethod
+    def _source(episode: Episode) -> int | Rgb | Crop:
+        """Return what `begin` took for the picture of an episode."""
+        if episode.rgb is not None:
+            return episode.rgb.copy()
+        return episode.image_index if episode.place is None else (episode.image_index, *episode.place)
 
     def restore(self, saved: Mapping[str, Any]) -> Episode:
         """The episode that `save` took down; runs no net.
@@ -386,7 +329,8 @@ class Task:
                 )
             price = self._check_price(saved["price"])
             state = Refinement(
-                lr_up, saved["noise_seed"], key, tensor(saved["coarse_latent"]), tensor(saved["latent"]),
+                lr_up, self._noise_key(hr, saved["noise_seed"]), key,
+                tensor(saved["coarse_latent"]), tensor(saved["latent"]),
                 saved["t"], saved["level"], saved["nfe"], tuple(saved["path"]), tuple(saved["substeps"]),
                 None if saved["before"] is None else tensor(saved["before"]),
             )  # fmt: skip
@@ -394,7 +338,7 @@ class Task:
                 index, hr, state, price, saved["image"].copy() if index < 0 else None,
                 [Action(each) if self.process.decisions.kind == "skip" else each for each in saved["actions"]],
                 None if saved["sr"] is None else tensor(saved["sr"]), dict(saved["metrics"]), saved["reward"],
-                strengths=self._strengths(hr),
+                strengths=self._strengths(hr), noise_seed=saved["noise_seed"], place=_place(saved["image"]),
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"this is no state that get_state() gave ({error!r})") from None
@@ -502,20 +446,31 @@ class Task:
         digest.update(json.dumps(self.identity, sort_keys=True).encode())
         return digest.digest()
 
-    def _picture(self, image: int | Rgb) -> tuple[int, Hashable, Tensor, Tensor]:
-        """Index, memo key, target (3, H, W), and condition (C, H, W)."""
-        rgb: Rgb | None = None
-        if isinstance(image, np.ndarray) and image.ndim:
-            index, rgb = -1, crop(image, self.config.image_size)
-        elif is_whole(image) and 0 <= image < len(self.pictures):
-            index = int(image)
-            if index not in self._keys:
-                rgb = self.pictures[index]
-        else:
+    def _index(self, image: Any) -> int:
+        """Return the index of a picture.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        if not is_whole(image) or not 0 <= image < len(self.pictures):
             raise ConfigError(
                 f"image must be an index from 0 to {len(self.pictures) - 1} or a uint8 array (height, width, 3), "
                 f"got {image!r}"
             )
+        return int(image)
+
+    def _picture(self, image: int | Rgb | Crop) -> tuple[int, Hashable, Tensor, Tensor]:
+        """Index, memo key, target (3, H, W), and condition (C, H, W)."""
+        rgb: Rgb | None = None
+        if isinstance(image, np.ndarray) and image.ndim:
+            index, rgb = -1, crop(image, self.config.image_size)
+        elif isinstance(image, tuple) and len(image) == 3:
+            index = self._index(image[0])
+            rgb = self.pictures.cut(index, *image[1:])
+        else:
+            index = self._index(image)
+            if index not in self._keys:
+                rgb = self.pictures[index]
         key = self._keys[index] if rgb is None else self._key(rgb)
         hr, condition = (self.memo.get((name, key)) for name in ("target", "condition"))
         if (hr is None or condition is None) and rgb is None:
@@ -527,7 +482,7 @@ class Task:
             condition = self._condition(hr)
             self.memo.put(("target", key), hr)
             self.memo.put(("condition", key), condition)
-        if index >= 0:
+        if index >= 0 and not isinstance(image, tuple):
             self._keys[index] = key
         return index, key, hr, condition
 
@@ -565,3 +520,8 @@ class Task:
                 found[i] = {**found[i], **{name: float(column[place]) for name, column in columns.items()}}
                 self.memo.put(keys[i], found[i], lasting)
         return [{name: known[name] for name in self.metrics} for known in found]
+
+
+def _place(image: Any) -> tuple[int, int] | None:
+    """Return the first row and column of a crop; None for a whole picture."""
+    return (image[1], image[2]) if isinstance(image, tuple) else None

@@ -37,7 +37,7 @@ from ddpm.schedule import Schedule, as_schedule
 from ddpm.util.checks import check_whole, is_number, is_whole
 from ddpm.util.errors import CheckpointError, ConfigError, ImageError, out_of_memory
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Chooser, Fixed, Policy, Refinement, RefinementProcess, fixed_start
+from skipdiff_env.refinement import Chooser, Fixed, Policy, Refinement, RefinementProcess, fixed_start, wanted_by
 
 # Float32 pictures that are alive at once at the worst moment of a diffusion step.
 LIVE_PICTURES = 9
@@ -206,7 +206,9 @@ class Upscaler:
         self.pixels = geometry(self.unet)[1]
         # how pictures are cut where the policy decides for each tile
         self.choosing = self.denoiser.tiling if chooses and isinstance(self.denoiser, TiledDenoiser) else None
-        self.process = RefinementProcess(self.denoiser, plan, batch_size=batch_size, device=device)
+        self.process = RefinementProcess(
+            self.denoiser, plan, batch_size=batch_size, device=device, **wanted_by(policy)
+        )  # fmt: skip
         if start is not None and not (is_whole(start) and 1 <= start <= plan.first):
             raise ConfigError(f"start must lie in 1 … {plan.first}, the fine steps, a whole number, got {start!r}")
         if schedule is not None:

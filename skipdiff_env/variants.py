@@ -46,8 +46,7 @@ class SkipDiffJumpEnv(SkipDiffEnv):
     ## Action space
     `Discrete(2)`: 0 DENOISE, 1 SKIP.
 
-    `skipdiff_env.Stride(env)` makes the choice another one: how many levels does the next step cover? Algorithms learn
-    that sooner.
+    `SkipDiffStride-v0` has another choice: how many levels does the next step cover? Algorithms learn that sooner.
 
     ## Observation space
     `Dict`, for `MultiInputPolicy` of Stable-Baselines3:

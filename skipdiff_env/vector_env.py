@@ -12,7 +12,8 @@ from ddpm.schedule import Schedule
 from ddpm.util.errors import ConfigError
 from skipdiff_env.batches import Array, BatchedEnv, set_generators
 from skipdiff_env.config import TaskConfig
-from skipdiff_env.episode import Episode, Observation, StartOutcomes, array, one_observation
+from skipdiff_env.episode import Episode, StartOutcomes, array
+from skipdiff_env.observations import Observation, one_observation
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
 from skipdiff_env.rules import FixedPrice, ResetNeededError

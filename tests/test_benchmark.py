@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from agents.training.trpo import QuickTRPO
 from click.testing import CliRunner
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
@@ -21,7 +22,6 @@ from agents.benchmark import load_policy
 from agents.cli import main
 from agents.training.bandit import TableTrainingConfig, TableVecEnv, export_agent, make_model, train_on_table
 from agents.training.baselines import fit, random_policy
-from agents.training.trpo import QuickTRPO
 from ddpm.pictures.images import find_images, read_picture
 from ddpm.schedule import Schedule
 from ddpm.util.errors import ConfigError

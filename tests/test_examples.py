@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from agents import load_agent
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 Run = Callable[..., dict[str, list[str]]]
@@ -60,11 +62,12 @@ def test_each_example_has_its_line() -> None:
         assert f"python examples/{name}" in page
 
 
-def test_sb3_ppo(run: Run, checkpoint: str) -> None:
+def test_sb3_ppo(run: Run, checkpoint: str, tmp_path: Path) -> None:
     found = run(
         "sb3_ppo", "--env-steps", 128, "--num-envs", 2, "--test-pictures", 2, "--checkpoint", checkpoint,
-        "--cache-mb", 64,
+        "--out", tmp_path / "agent",
     )  # fmt: skip
+    assert load_agent(tmp_path / "agent").config.kind == "schedule"
     (fixed,) = [cells for name, cells in found.items() if name.endswith("the best number on these")]
     (agent,) = [cells for name, cells in found.items() if name.startswith("PPO after 128 env steps")]
     oracle = found["best number for each picture and noise"]

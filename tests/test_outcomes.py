@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 from stable_baselines3 import A2C, PPO
 
-from agents.agent import AgentConfig, load_agent
+from agents import export_agent
+from agents.agent import load_agent
 from agents.cli import main
 from agents.playing import AgentPolicy, SchedulePolicy
 from agents.training.bandit import (
@@ -20,7 +21,6 @@ from agents.training.bandit import (
     TableTrainingConfig,
     TableVecEnv,
     choices,
-    export_agent,
     read_curve,
     train_on_table,
 )
@@ -299,11 +299,12 @@ def test_tables_and_trainings_by_the_command(jumping: str, photos: Path, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedules": None}, "schedules and the observation features belong together"),
+        ({"schedules": None}, 'schedules belong to agents of the kind "schedule", got the kind schedule'),
         ({"schedules": ["6*x"]}, "levels must be falling whole numbers"),
-        ({"plan": None}, "schedules need a plan"),
-        ({"plan": {**PLAN.settings(), "fine_sampler": "ddpm"}}, "substeps need the sampler ddim"),
-        ({"schedules": ["6"]}, "does not fit"),
+        ({"plan": None}, "an agent with a policy needs a plan"),
+        ({"plan": {**PLAN.settings(), "skip_mode": "restart"}}, 'decisions "schedule" need skip_mode jump'),
+        ({"schedules": ["6"]}, "schedules must be at least 2"),
+        ({"schedules": ["6", "6,3"]}, r"acts in Discrete\(3\), its decisions in Discrete\(2\)"),
     ],
 )
 def test_damaged_agents(changes: dict[str, Any], message: str, agent_folder: Path) -> None:
@@ -316,8 +317,6 @@ def test_damaged_agents(changes: dict[str, Any], message: str, agent_folder: Pat
 def test_agents_of_schedules_have_no_quality(agent_folder: Path) -> None:
     with pytest.raises(ConfigError, match="has learnt one price"):
         AgentPolicy(load_agent(agent_folder), quality=0.3)
-    with pytest.raises(ConfigError, match="an algorithm without a state"):
-        AgentConfig("recurrent-ppo", 5, 32, 1.0, PLAN, observation="features", schedules=("6",))
 
 
 def test_features_see_no_more_than_the_tile(agent_folder: Path, jumping: str) -> None:

@@ -14,9 +14,9 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
-from agents.training.vec_env import SkipDiffVecEnv, VecEvenSteps
+from agents.training.vec_env import SkipDiffVecEnv
 from ddpm.util.errors import ConfigError
-from skipdiff_env import VARIANTS, SkipDiffTableEnv, Stride
+from skipdiff_env import VARIANTS, SkipDiffTableEnv
 
 TABLE, JUMP = "skipdiff_env:SkipDiffTable-v0", "skipdiff_env:SkipDiffJump-v0"
 QUICK: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "n_epochs": 1}
@@ -82,31 +82,22 @@ def test_make_vec_env_with_processes(live: dict[str, Any]) -> None:
                 np.testing.assert_allclose(one[part], other[part], atol=1e-4)
 
 
-def masked(kind: str, live: dict[str, Any]) -> VecEnv:
-    if kind == "table":
-        return make_vec_env(TABLE, 2)
-    if kind == "batched table":
-        return batched(TABLE)
-    if kind == "live":
-        return make_vec_env(JUMP, 2, env_kwargs=live)
-    if kind == "batched":
-        return batched(JUMP, **live)
-    if kind == "stride":
-        return make_vec_env(JUMP, 2, env_kwargs=live, wrapper_class=Stride)
-    return VecEvenSteps(batched(JUMP, **live))
-
-
-@pytest.mark.parametrize("kind", ["table", "batched table", "live", "batched", "stride", "even steps"])
-def test_masks(kind: str, live: dict[str, Any]) -> None:
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "Continuous" not in name])
+def test_masks(name: str, together: bool, live: dict[str, Any]) -> None:
     """One for each environment, of as many actions as there are; MaskablePPO learns with them."""
-    venv = masked(kind, live)
+    arguments = {} if "Table" in name else live
+    if name in ("SkipDiff-v0", "SkipDiffFaces-v0"):
+        arguments = {**live, "steps": (20, 5)}
+    venv: VecEnv = batched(name, 2, **arguments) if together else make_vec_env(name, 2, env_kwargs=arguments)
     venv.reset()
-    assert isinstance(venv.action_space, gym.spaces.Discrete)
+    space = venv.action_space
+    count = space.n if isinstance(space, gym.spaces.Discrete) else space.nvec.sum()  # type: ignore[attr-defined]
     masks = venv.env_method("action_masks")
-    assert [mask.shape for mask in masks] == [(venv.action_space.n,)] * venv.num_envs
+    assert [mask.shape for mask in masks] == [(count,)] * venv.num_envs
     assert all(mask.dtype == bool and mask.all() for mask in masks)
     assert len(venv.env_method("action_masks", indices=[1])) == 1
-    policy = "MlpPolicy" if "table" in kind else "MultiInputPolicy"
+    policy = "MultiInputPolicy" if isinstance(venv.observation_space, gym.spaces.Dict) else "MlpPolicy"
     MaskablePPO(policy, venv, **QUICK).learn(8 * venv.num_envs)
 
 

@@ -18,8 +18,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor
 
 from agents.networks.frames import resize_latents
-from agents.training.vec_env import SkipDiffVecEnv, VecEvenSteps, VecPictureBaseline, check_buffer, make_env
-from ddpm.schedule import even_levels
+from agents.training.vec_env import SkipDiffVecEnv, VecPictureBaseline, check_buffer, make_env
 from ddpm.util.errors import ConfigError
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.memo import Memo
@@ -167,11 +166,17 @@ def test_what_is_no_action_is_refused(env: SkipDiffVecEnv, settings: dict[str, A
     for actions in ([0, 1, 5], [0, 1, -1], [0.7, 1.0, 0.0]):
         with pytest.raises(InvalidActionError, match="each 0"):
             env.step(np.array(actions))
-    jumps = {**settings, "steps": (1, 6), "skip_mode": "jump", "observation": "dict"}
-    venv = VecEvenSteps(SkipDiffVecEnv(SkipDiffVectorEnv(2, autoreset_mode="SameStep", **jumps)))
+    jumps = {
+        **settings,
+        "steps": (1, 6),
+        "skip_mode": "jump",
+        "decisions": "schedule",
+        "schedules": ["6", "6,3", "6,4"],
+    }
+    venv = SkipDiffVecEnv(SkipDiffVectorEnv(2, autoreset_mode="SameStep", **jumps))
     venv.reset()
     for actions in ([0, 3], [-1, 0], [0.5, 0.0]):
-        with pytest.raises(InvalidActionError, match=r"whole numbers in 0 … 2, got"):
+        with pytest.raises(InvalidActionError, match=r"the place of a schedule, 0 … 2, got"):
             venv.step(np.array(actions))
 
 
@@ -313,60 +318,31 @@ def test_pickled(settings: dict[str, Any], how: Callable[[VecPictureBaseline], V
     assert [info["metrics"] for info in ours[3]] == [info["metrics"] for info in theirs[3]]
 
 
-@pytest.fixture
-def jumps(checkpoint: str) -> Callable[..., SkipDiffVecEnv]:
-    def make(num_envs: int = 3, **arguments: Any) -> SkipDiffVecEnv:
-        settings = {"checkpoint": checkpoint, "image_size": 32, "noise_seeds": 2, "metric": "psnr", **arguments}
-        return SkipDiffVecEnv(
-            gym.make_vec("SkipDiffJump-v0", num_envs=num_envs, autoreset_mode="SameStep", **settings)  # type: ignore[arg-type]
-        )
-
-    return make
-
-
-def test_an_env_step_of_even_steps_is_an_episode(jumps: Callable[..., SkipDiffVecEnv]) -> None:
-    inner = jumps(reward="inverse", nfe_penalty=0.0)
-    assert VecEvenSteps(inner).numbers == (2, 3, 5, 7, 10)
-    env = VecEvenSteps(inner, (1, 5, 20))
-    assert env.action_space == spaces.Discrete(3)
-    assert isinstance(env.observation_space, spaces.Dict)
-    assert set(env.observation_space) == {"condition", "step", "level"}
-    env.seed(0)
-    first: Any = env.reset()
-    begun = [dict(info) for info in inner.reset_infos]
-    observations, rewards, dones, infos = env.step(np.arange(3))
+def test_choices_of_schedules_as_a_vec_env(checkpoint: str) -> None:
+    """An env step is an episode; the price of a forward is in view; on- and off-policy algorithms learn."""
+    env: Any = gym.make_vec(
+        "SkipDiffBandit-v0", num_envs=3, autoreset_mode="SameStep", checkpoint=checkpoint, image_size=32,
+        noise_seeds=2, metric="lpips", steps=(1, 4), observation="dict", nfe_penalty=(0.001, 0.1),
+        schedules=["even:4", "4,3,1", "4,2"],
+    )  # fmt: skip
+    venv = SkipDiffVecEnv(env)
+    assert set(venv.observation_space) == {"latent", "condition", "step", "level", "price"}  # type: ignore[call-overload]
+    venv.seed(0)
+    first: Any = venv.reset()
+    begun = [dict(info) for info in venv.reset_infos]
+    observations, rewards, dones, infos = venv.step(np.arange(3))
     assert dones.all()
-    outcomes = inner.task.schedule_outcomes(
-        [info["image_index"] for info in begun], [0, 1], [even_levels(20, n) for n in (1, 5, 20)]
-    )
+    outcomes = venv.task.schedule_outcomes([info["image_index"] for info in begun], [0, 1], ["even:4", "4,3,1", "4,2"])
     for i, info in enumerate(infos):
-        assert info["levels"] == even_levels(20, (1, 5, 20)[i])
-        assert info["nfe"] == (1, 5, 20)[i]
-        assert rewards[i] == pytest.approx(outcomes.rewards[i, begun[i]["noise_seed"], i], abs=1e-3)
+        assert info["levels"] == ((4, 3, 2, 1), (4, 3, 1), (4, 2))[i]
+        quality = -outcomes.metrics["lpips"][i, begun[i]["noise_seed"], i]
+        assert rewards[i] == pytest.approx(quality - begun[i]["nfe_penalty"] * (4, 3, 2)[i], abs=1e-3)
         np.testing.assert_array_equal(info["terminal_observation"]["condition"], first["condition"][i])
     following: Any = observations
     for i in range(3):
-        assert {key: part[i] for key, part in following.items()} in env.observation_space
-
-
-def test_prices_stay_in_view_with_even_steps(jumps: Callable[..., SkipDiffVecEnv]) -> None:
-    env = VecEvenSteps(jumps(steps=(1, 4), metric="lpips", nfe_penalty=(0.001, 0.1)))
-    assert env.numbers == (2, 3)
-    assert isinstance(env.observation_space, spaces.Dict)
-    assert set(env.observation_space) == {"condition", "step", "level", "price"}
-    model = PPO("MultiInputPolicy", VecPictureBaseline(env), n_steps=4, batch_size=6, n_epochs=1, seed=0)
+        assert {key: part[i] for key, part in following.items()} in env.single_observation_space
+    model = PPO("MultiInputPolicy", VecPictureBaseline(venv), n_steps=4, batch_size=6, n_epochs=1, seed=0)
     model.learn(24)
     assert model.num_timesteps == 24
-    dqn = DQN("MultiInputPolicy", env, learning_starts=3, buffer_size=32, batch_size=4, seed=0)
+    dqn = DQN("MultiInputPolicy", venv, learning_starts=3, buffer_size=32, batch_size=4, seed=0)
     assert dqn.learn(12).num_timesteps == 12
-
-
-def test_where_even_steps_are_refused(jumps: Callable[..., SkipDiffVecEnv], env: SkipDiffVecEnv) -> None:
-    with pytest.raises(ConfigError, match="got skip_mode='restart'"):
-        VecEvenSteps(env)
-    with pytest.raises(ConfigError, match='needs a SkipDiffVecEnv with skip_mode="jump"'):
-        VecEvenSteps(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
-    wrong: list[Any] = [(), (0, 3), (21,), (1.5,), (3, 2), (2, 2)]
-    for numbers in wrong:
-        with pytest.raises(ConfigError, match="numbers must be rising whole numbers in 1 … 20"):
-            VecEvenSteps(jumps(), numbers)

@@ -19,11 +19,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from gymnasium.spaces import Discrete
 from PIL import Image
+from stable_baselines3.common.policies import ActorCriticPolicy
 
-from agents.agent import FEATURES, Agent, AgentConfig
+from agents.agent import Agent, AgentConfig
 from agents.algorithms import SUPERVISED
 from agents.cli import main
+from agents.policies import policy_description
 from agents.web.app import DETAIL, EVEN_STEPS, QUALITY, Visits, Workshop, chain, details, forwards, left_out
 from benchmarks import screenshot
 from benchmarks.screenshot import find, press, read, wait_for, widths
@@ -33,6 +36,7 @@ from ddpm.pictures.tiling import Box
 from ddpm.schedule import Schedule
 from ddpm.util.errors import CheckpointError, ConfigError, ImageError
 from skipdiff_env import Upscaler
+from skipdiff_env.observations import features_space
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import Action
 from skipdiff_env.upscaler import Tile, Upscaled
@@ -64,9 +68,13 @@ def detailed(jumping: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     save_checkpoint(with_substeps(), folder)
     schedules = tuple(f"20*{m}" if m > 1 else "20" for m in (1, 3, MOST))
     plan = Plan(1, 20, fine_sampler="ddim", skip_mode="jump")
-    config = AgentConfig("ppo", plan.decisions, 16, 1.0, plan, {"net_arch": [8]}, {}, FEATURES, schedules=schedules)
     torch.manual_seed(0)
-    Agent.build(config).save(folder / "agent")
+    policy = ActorCriticPolicy(features_space(None), Discrete(len(schedules)), lambda _: 0.0, net_arch=[8])
+    config = AgentConfig(
+        "ppo", plan.decisions, 16, 1.0, plan, observation="features", kind="schedule", schedules=schedules,
+        policy=policy_description("ppo", policy),
+    )  # fmt: skip
+    Agent(config, policy).save(folder / "agent")
     shutil.copytree(Path(jumping) / "agent", folder / "agent-steps")
     return str(folder)
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from agents.agent import Agent
-from agents.playing import AgentPolicy, SchedulePolicy
+from agents.playing import AgentPolicy, ObservationPolicy, SchedulePolicy
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, check_ending
 from ddpm.util.progress import say
@@ -31,35 +31,30 @@ class Played:
 
     Attributes:
         episode: ended.
-        probabilities: float64, (decisions, 2), of DENOISE and SKIP at each decision.
+        decided: what the agent decided, a line for each decision.
         frames: uint8 (height, width, 3), at the beginning and after each decision; or the last of them alone.
     """
 
     episode: Episode
-    probabilities: NDArray[np.float64]
+    decided: list[str]
     frames: list[NDArray[np.uint8]]
 
     def describe(self) -> str:
-        """The decisions and what came of them, in lines."""
-        first = len(self.probabilities) + 1
-        lines = [
-            f"t = {first - i:3d}  {action.name:8s}probability {probability[action]:.3f}"
-            for i, (action, probability) in enumerate(zip(self.episode.actions, self.probabilities, strict=True))
-        ]
+        """Return the decisions and their outcome, in lines."""
         state = self.episode.refinement
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in self.episode.metrics.items())
-        lines.append(f"start {state.start}, {state.nfe} forwards, reward {self.episode.reward:.4f}, {metrics}")
-        return "\n".join(lines)
+        outcome = f"start {state.start}, {state.nfe} forwards, reward {self.episode.reward:.4f}, {metrics}"
+        return "\n".join([*self.decided, outcome])
 
 
 def enjoy(
     agent: Agent, task: Task, image: int, noise_seed: int, film: bool = True, quality: float | None = None
 ) -> Played:
-    """Plays one episode.
+    """Play one episode.
 
     Args:
         agent: decides.
-        task: pictures, process and reward.
+        task: pictures, process and reward, with decisions of the agent's kind.
         image: index of the picture.
         noise_seed: its noise.
         film: whether to draw every decision, most of which take a forward, or the end of the episode alone.
@@ -71,12 +66,26 @@ def enjoy(
     agent.check(task.plan)
     if told := agent.told_of(task.config.name):
         say(f"Note: {told}")
-    if agent.config.schedules is not None:
-        return _chosen(agent, task, image, noise_seed, quality)
     policy = AgentPolicy(agent, quality)
     (episode,) = task.begin([image], [noise_seed], [task.price if policy.price is None else policy.price])
+    state, decided, frames = episode.refinement, list[str](), list[NDArray[np.uint8]]()
+    if isinstance(policy, SchedulePolicy):
+        frames.append(task.render(episode))
+        (shares,) = agent.shares(policy.values([state]))
+        decided.append(f"schedule {policy.schedules[int(shares.argmax())]}, probability {shares.max():.3f}")
+        task.run([episode], policy)
+        return Played(episode, decided, [*frames, task.render(episode)])
+    if isinstance(policy, ObservationPolicy):
+        bound = policy.on(task.process)
+        while not episode.ended:
+            if film:
+                frames.append(task.render(episode))
+            place = f"t = {state.t:3d}" if agent.config.kind == "skip" else f"level {state.level:3d}"
+            (action,) = bound([state])
+            task.step([episode], [action])
+            decided.append(f"{place}  {_meaning(agent, episode)}")
+        return Played(episode, decided, [*frames, task.render(episode)])
     probabilities: list[NDArray[np.float64]] = []
-    frames = []
 
     def draw() -> None:
         frames.append(_with_bars(task.render(episode), probabilities, task.decisions))
@@ -84,21 +93,21 @@ def enjoy(
     for _ in range(task.decisions):
         if film:
             draw()
-        (probability,) = policy.probabilities([episode.refinement])
+        (probability,) = policy.probabilities([state])
         probabilities.append(probability)
-        task.step([episode], [int(probability.argmax())])
+        action = Action(int(probability.argmax()))
+        decided.append(f"t = {state.t:3d}  {action.name:8s}probability {probability[action]:.3f}")
+        task.step([episode], [int(action)])
     draw()
-    return Played(episode, np.stack(probabilities), frames)
+    return Played(episode, decided, frames)
 
 
-def _chosen(agent: Agent, task: Task, image: int, noise_seed: int, quality: float | None) -> Played:
-    """The episode of an agent that chooses a schedule: its first and its last frame."""
-    policy = SchedulePolicy(agent, quality)
-    (episode,) = task.begin([image], [noise_seed], [task.price if policy.price is None else policy.price])
-    first = task.render(episode)
-    probabilities = agent.shares(policy.scores([episode.refinement]))
-    task.run([episode], policy)
-    return Played(episode, probabilities, [first, task.render(episode)])
+def _meaning(agent: Agent, episode: Episode) -> str:
+    """Return what the last decision of an agent meant, in words."""
+    state = episode.refinement
+    if agent.config.kind == "skip":
+        return Action(episode.actions[-1]).name
+    return f"to level {state.path[-1]} with {state.substeps[-1]} substeps"
 
 
 def _with_bars(

@@ -330,14 +330,35 @@ def episode_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def agents_episodes(options: dict[str, Any], agent: "Agent") -> dict[str, Any]:
-    """The options, with the parts of the plan that were not asked for taken from the agent's plan."""
+    """The options, with the parts of the plan that were not asked for taken from the agent's plan.
+
+    Its kind of decision is the agent's as well, where one after the other is not a matter of DENOISE and SKIP.
+    """
     from ddpm.checkpoints import load_denoiser
     from skipdiff_env.plan import Plan
 
+    config = agent.config
     asked = {name: options.get(name) for name in PLAN_OPTIONS}
     options["checkpoint"] = options["checkpoint"] or "natural-x4"
-    settings = Plan.resolve(load_denoiser(options["checkpoint"]).settings, agent.config.plan, **asked).settings()
-    return options | {"steps": (settings.pop("S"), settings.pop("N")), **settings}
+    settings = Plan.resolve(load_denoiser(options["checkpoint"]).settings, config.plan, **asked).settings()
+    own: dict[str, Any] = {"steps": (settings.pop("S"), settings.pop("N")), **settings}
+    if config.policy is not None:
+        own |= {"decisions": config.kind, "observation": config.observation, "schedules": config.schedules}
+        own["substeps"] = config.substeps if config.kind == "stride" else None
+    return options | own
+
+
+def environment_of(agent: "Agent") -> dict[str, Any]:
+    """The arguments of the environment that an agent was trained in, as far as it says, for the centres of pictures."""
+    from dataclasses import fields
+
+    from skipdiff_env.config import TaskConfig
+
+    if agent.config.policy is None:
+        return {}
+    trained = {"image_size": agent.config.image_size, **agent.config.training.get("env", {})}
+    known = {each.name for each in fields(TaskConfig)} - {"split", "crop"}
+    return {name: value for name, value in trained.items() if name in known and value is not None}
 
 
 def named_agents(agents: Sequence[str], title: str | None = None) -> dict[str, str]:

@@ -2,12 +2,13 @@
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from agents.cli.options import (
     CHECKPOINT,
@@ -27,6 +28,7 @@ from agents.cli.options import (
     absolute_paths,
     agents_episodes,
     environment,
+    environment_of,
     episode_settings,
     episodes,
     make_cluster,
@@ -43,6 +45,13 @@ def _hint_at_judge(names: Iterable[str]) -> None:
 
 
 @click.command()
+@click.option(
+    "--env",
+    "env_id",
+    metavar="ID",
+    help="Score by this environment, as SkipDiffBandit-v0: checkpoint, size of the crops, degradation, plan, metric, "
+    "reward and price are its own unless other options change them, and its schedules are compared with.",
+)
 @IMAGES
 @DENOISER
 @STEPS
@@ -50,7 +59,7 @@ def _hint_at_judge(names: Iterable[str]) -> None:
 @FINE_SAMPLER
 @FIRST_STEP
 @LEVELS
-@click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
+@click.option("--image-size", type=click.IntRange(min=16), default=128, help="Side of the centre crops.")
 @click.option("--degradation", default="bicubic", **DEGRADATION)
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, help="Number of noise seeds; figures are mean ± std over them."
@@ -69,7 +78,10 @@ def _hint_at_judge(names: Iterable[str]) -> None:
     "--train-images", multiple=True, help="Photographs to choose the best fixed start on.  [default: --images]"
 )
 @click.option(
-    "--paper/--no-paper", default=True, help="Run DDPM-100 and the paper's two stages from every start as well."
+    "--paper/--no-paper",
+    default=True,
+    help="Run DDPM-100 and the paper's two stages from every start as well.  [default: paper; no-paper with an --env "
+    "of jumps]",
 )
 @click.option(
     "--reference", help="Method that the others are compared with, as the table names it; gives bootstrap intervals."
@@ -86,7 +98,10 @@ def _hint_at_judge(names: Iterable[str]) -> None:
 )
 @DEVICE
 @click.option("--batch-size", type=click.IntRange(min=1), default=16)
+@click.pass_context
 def evaluate(
+    ctx: click.Context,
+    env_id: str | None,
     images: tuple[str, ...],
     metrics: str | None,
     agents: tuple[str, ...],
@@ -104,8 +119,9 @@ def evaluate(
     luma, the colour error is the difference of the mean colours in grey levels. The last row holds what metrics without
     a reference say of the originals. The oracle takes the start with the highest reward for each picture and noise.
     Every agent decides under the plan it was trained for; the fixed starts are those of the first agent's plan, unless
-    options say otherwise. With --out, what is finished stays: the same command goes on after an interruption, and takes
-    further agents and schedules.
+    options say otherwise. With --env the column of rewards holds the mean reward of the environment's episodes on these
+    pictures under the noise seeds 0, 1 … With --out, what is finished stays: the same command goes on after an
+    interruption, and takes further agents and schedules.
     """
     from agents.agent import load_agent
     from agents.study import default_metrics, default_reward, load_crops, save_pictures, to_markdown, write_tables
@@ -116,11 +132,16 @@ def evaluate(
     from ddpm.util.files import atomic_path
     from skipdiff_env.pictures import photographs_of
 
+    options |= {} if env_id is None else _scoring(ctx, env_id, options)
     names = default_metrics() if metrics is None else metrics.split(",")
+    if env_id is not None and metrics is None:  # NIQE takes no small pictures
+        names = list(
+            dict.fromkeys([options["reward"], *(n for n in names if n != "niqe" or options["image_size"] >= 96)])
+        )
     if metrics is None:
         _hint_at_judge(names)
     loaded = {name: load_agent(path, options["device"], trust_pickle) for name, path in named_agents(agents).items()}
-    if not options["paper"]:
+    if not options["paper"] and env_id is None:
         if options["reward"] is not None or train_images:
             raise click.UsageError("--reward and --train-images are about the paper's starts; leave out --no-paper")
     elif options["reward"] is None:
@@ -158,6 +179,32 @@ def evaluate(
             temporary.write_text("\n\n".join([command, *sections]) + "\n", encoding="utf-8")
 
 
+def _scoring(ctx: click.Context, env_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `evaluate` that make it score by an environment, but for those on the command line."""
+    from ddpm.util.errors import ConfigError
+    from skipdiff_env.config import TaskConfig
+    from skipdiff_env.decisions import make_decisions
+    from skipdiff_env.plan import Plan
+
+    given = {name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    task = TaskConfig.of(environment(env_id))
+    jumps = task.skip_mode == "jump"
+    if not isinstance(task.nfe_penalty, int | float) or not isinstance(task.metric, str):
+        raise ConfigError(f"{env_id} has no fixed price of a forward, or a metric without a name; take another --env")
+    own = {name: getattr(task, name) for name in ("checkpoint", "image_size", "degradation", *PLAN_OPTIONS)}
+    own |= {"reward": task.metric, "paper": not jumps}
+    own = {name: value for name, value in own.items() if name not in given and value is not None}
+    if jumps and "levels" not in given:
+        from ddpm.checkpoints import load_unet
+
+        unet = load_unet(own.get("checkpoint", options["checkpoint"]))
+        asked = {name: own.get(name, options.get(name)) for name in PLAN_OPTIONS}
+        plan = Plan.resolve(unet.settings, **asked)
+        choices: Any = make_decisions("schedule", plan, unet.substeps, None, task.schedules)
+        own["levels"] = tuple(f"{plan.fine_sampler}/{way}" for way in choices.schedules)
+    return {**own, "kind": task.reward, "price": float(task.nfe_penalty)}
+
+
 @click.command()
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="demo.png", help="Picture to write.")
 @CHECKPOINT
@@ -175,7 +222,11 @@ def demo(out: Path, agent: bool, **options: Any) -> None:
 
 
 @click.command()
-@click.option("--env", "env_id", default="SkipDiff-v0", help="Environment that the episode belongs to.")
+@click.option(
+    "--env",
+    "env_id",
+    help="Environment that the episode belongs to.  [default: that of the agent's training, or SkipDiff-v0]",
+)
 @click.option("--agent", required=True, help="Folder of an agent or of a run, or a checkpoint that has one.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="episode.png", help=".png, .gif, .webp or .mp4.")
 @episodes
@@ -188,7 +239,7 @@ def demo(out: Path, agent: bool, **options: Any) -> None:
 )
 @TRUST_PICKLE
 def enjoy(
-    env_id: str,
+    env_id: str | None,
     agent: str,
     out: Path,
     image: int,
@@ -197,7 +248,7 @@ def enjoy(
     trust_pickle: bool,
     **options: Any,
 ) -> None:
-    """Play one episode of an agent and draw it, with the probability of SKIP at each decision."""
+    """Play one episode of an agent and draw it, with what it decides."""
     from agents.agent import load_agent
     from agents.cli.enjoy import FORMATS, write_film
     from agents.cli.enjoy import enjoy as play
@@ -206,8 +257,9 @@ def enjoy(
     from skipdiff_env.task import Task
 
     check_ending(out, FORMATS)
-    env = environment(env_id)
+    given = None if env_id is None else environment(env_id)
     loaded = load_agent(agent, options["device"], trust_pickle)
+    env = given or environment_of(loaded) or environment("SkipDiff-v0")
     options["checkpoint"] = options["checkpoint"] or env.get("checkpoint")
     options = agents_episodes(options, loaded)
     task = Task(TaskConfig.of({**env, **episode_settings(options), **options}))

@@ -165,7 +165,8 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
     "--algo",
     default="ppo",
     help="ppo, a2c, dqn, qrdqn or trpo; on a table also maskable-ppo, and elsewhere recurrent-ppo; for SkipDiffJump-v0 "
-    "also supervised, which learns from outcomes that it computes first.",
+    "also supervised, which learns from outcomes that it computes first. "
+    "Agents of other algorithms are trained with Stable-Baselines3 itself, and written by `agents.export_agent`.",
 )
 @click.option(
     "--table",
@@ -175,7 +176,12 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 @episodes
 @click.option("--env-steps", type=click.IntRange(min=1), help="Decisions in all.  [default: the algorithm's file]")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this time in all.")
-@click.option("--noise-seeds", type=click.IntRange(min=0), default=1, help="Noises of each picture; 0: no limit.")
+@click.option(
+    "--crop",
+    type=click.Choice(["center", "random"]),
+    help="The middle of each photograph, or a new crop for each episode.  [default: random; center with --warm-cache]",
+)
+@click.option("--noise-seeds", type=click.IntRange(min=0), default=1, help="Noises of each crop; 0: no limit.")
 @click.option("--eval-images", multiple=True, help="Photographs to evaluate on.  [default: those of the training]")
 @click.option("--eval-noise-seeds", type=click.IntRange(min=1), default=1, help="Noises of each of these.")
 @click.option(
@@ -192,7 +198,7 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
     "--oracle/--no-oracle",
     default=True,
     help="Compute every start of the evaluation's pictures, which the agent is compared with; many forwards with "
-    "--fine-steps.",
+    "--first-step.",
 )
 @click.option("--cache-mb", type=click.FloatRange(min=0), help="Room for latents.  [default: what they need]")
 @click.option("--cache-dir", help="Folder for latents and metrics on disk, which later runs read as well.")
@@ -233,6 +239,7 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, table: str | None, 
         options = _settled(options)
         env = environment(env_id) | episode_settings(options)
         env |= {"noise_seeds": options.pop("noise_seeds") or None, "obs_dtype": options.pop("obs_dtype")}
+        env["crop"] = options.pop("crop") or ("center" if options["warm_cache"] else "random")
         hyperparameters = load_hyperparameters(algorithm, overrides, env.get("observation", "latent"))
         eval_images = list(options.pop("eval_images")) or None
         config = AgentTrainingConfig(algorithm, env, hyperparameters, eval_images, **options)

@@ -131,6 +131,8 @@ def evaluate(
     keep: Keep | None = None,
     folder: Path | None = None,
     trust_pickle: bool = False,
+    kind: str = "inverse",
+    price: float = 0.0,
 ) -> list[Row]:
     """Runs every method on every picture under every noise seed.
 
@@ -150,6 +152,8 @@ def evaluate(
         batch_size: pictures per batch.
         degradation: how the low-resolution pictures are made, as `Degradation.parse` takes it.
         keep: told of each result that is computed.
+        kind: of the reward, as the environment has it.
+        price: of a fine forward, which the reward is less by.
         folder: where the rows of each method and batch are kept, so that an evaluation which was stopped goes on where
             it was, and takes further agents and schedules; None: they are kept in memory alone.
         trust_pickle: whether the weights of a model of diffusers may be pickles, which can run any code.
@@ -187,4 +191,7 @@ def evaluate(
     if reward is not None and train_crops is not None:
         best_start = find_best_start(runner, plan, train_crops, runner.metrics[reward])
     rows = runner.run(methods, crops, range(seeds), None if folder is None else folder / PARTS, keep)
-    return rows if reward is None else with_rewards(rows, runner.metrics[reward], best_start)
+    if reward is None:
+        return rows
+    coarse = {method.name: 0 if method.plan is None else method.plan.coarse_forwards for method in methods}
+    return with_rewards(rows, runner.metrics[reward], best_start, kind, price, coarse)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,7 +37,16 @@ from ddpm.schedule import Schedule, as_schedule, cosine_alphas_cumprod, even_lev
 from ddpm.training.elbo import best_levels, jump_costs, x0_errors
 from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Action, Chooser, Fixed, Policy, Refinement, RefinementProcess, fixed_start
+from skipdiff_env.refinement import (
+    Action,
+    Chooser,
+    Fixed,
+    Policy,
+    Refinement,
+    RefinementProcess,
+    fixed_start,
+    wanted_by,
+)
 
 X = TypeVar("X")
 # ddpm.peers' name → heading; "ddpm" and "euler-ancestral" are one process, and the chain of S steps is ours
@@ -136,9 +145,11 @@ class Batch:
         shape = geometry(self.unet)[0], *self.lr_up.shape[-2:]
         return KeyedNoise(self.seeds, shape, self.hr.device)
 
-    def process(self, plan: Plan) -> RefinementProcess:
-        """The coarse and fine stages of a plan."""
-        return RefinementProcess(self.unet, plan, batch_size=self.batch_size, device=str(self.hr.device))
+    def process(self, plan: Plan, policy: Policy | Chooser | None = None) -> RefinementProcess:
+        """The coarse and fine stages of a plan, as a policy wants them."""
+        return RefinementProcess(
+            self.unet, plan, batch_size=self.batch_size, device=str(self.hr.device), **wanted_by(policy)
+        )
 
     def coarse(self, plan: Plan) -> tuple[list[Refinement], float]:
         """New states at the first decision of a plan, and the seconds that the coarse stage took for each picture."""
@@ -261,16 +272,18 @@ def coarse_chain(plan: Plan) -> Method:
 
 def decided(batch: Batch, plan: Plan, policy: Policy | Chooser) -> Result:
     """Coarse + fine stage of a plan as a policy decides."""
-    process, (states, seconds) = batch.process(plan), batch.coarse(plan)
+    process, (states, seconds) = batch.process(plan, policy), batch.coarse(plan)
     deciding = 0.0
     if isinstance(policy, Chooser):
         chosen, deciding = timed(lambda: policy.choose(states), len(states))
         sr, own = timed(lambda: torch.stack(process.run_schedules(states, chosen)), len(states))
         return Result(sr, [state.nfe for state in states], seconds + own + deciding, states, deciding)
 
-    def decide(states: Sequence[Refinement]) -> Sequence[int]:
+    bound = process.bound(policy)
+
+    def decide(states: Sequence[Refinement]) -> Sequence[Any]:
         nonlocal deciding
-        actions, own = timed(lambda: policy(states), len(states))
+        actions, own = timed(lambda: bound(states), len(states))
         deciding += own
         return actions
 

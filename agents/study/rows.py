@@ -46,7 +46,7 @@ class Row:
         metrics: name → value; of the originals only those without reference.
         start: diffusion step at which the surviving fine chain began; None without a fine stage.
         levels: the diffusion steps at which the net was asked on the surviving fine chain; empty without a fine stage.
-        reward: what the environment would give for it, without a penalty for forwards; NaN where no metric rewards.
+        reward: the reward of the environment for it; NaN where no metric rewards.
         regret: distance from the reward of the best start; NaN where that is not known.
         policy_seconds: how much of `seconds` went into decisions.
     """
@@ -90,17 +90,29 @@ def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def with_rewards(rows: Sequence[Row], metric: Metric, best_start: int | None = None) -> list[Row]:
-    """Adds rewards and regrets, and the rows of the best fixed start, the oracle, and each picture's best start.
+def with_rewards(
+    rows: Sequence[Row],
+    metric: Metric,
+    best_start: int | None = None,
+    kind: str = "inverse",
+    price: float = 0.0,
+    coarse: Mapping[str, int] | None = None,
+) -> list[Row]:
+    """Adds rewards and, with fixed starts, regrets, and the rows of the best fixed start, the oracle, and each
+    picture's best start.
 
     The last, where there are several noise seeds, takes for each picture the start that is best on average under the
     *other* seeds. The fewer they are, the more that choice is itself disturbed by noise: what of the oracle's gain is
     the picture's is at least what this row keeps, on average.
 
     Args:
-        rows: with every start of the fine chain; those of the originals, which have no reward, are put at the end.
+        rows: with every start of the fine chain, or with none; those of the originals, which have no reward, are put at
+            the end.
         metric: the reward's; must be among the rows' metrics.
         best_start: the best fixed start, chosen on other pictures; None: the best on these.
+        kind: of the reward, one of `skipdiff_env.rules.REWARDS`.
+        price: of a fine forward.
+        coarse: method → forwards of its coarse stage, which cost nothing.
 
     Raises:
         ConfigError: the metric was not measured.
@@ -109,8 +121,15 @@ def with_rewards(rows: Sequence[Row], metric: Metric, best_start: int | None = N
     rows = [row for row in rows if row.family != ORIGINALS]
     if metric.name not in rows[0].metrics:
         raise ConfigError(f"the reward's metric {metric.name} must be one of the metrics {', '.join(rows[0].metrics)}")
-    rows = [replace(row, reward=quality(row.metrics[metric.name], metric.lower_better)) for row in rows]
+
+    def reward(row: Row) -> float:
+        paid = price * (row.nfe - (coarse or {}).get(row.method, 0))
+        return quality(row.metrics[metric.name], metric.lower_better, kind) - paid
+
+    rows = [replace(row, reward=reward(row)) for row in rows]
     fixed = [row for row in rows if row.family == START]
+    if not fixed:
+        return rows + originals
     oracle: dict[tuple[int, int], Row] = {}
     by_start: dict[int, list[float]] = {}
     by_picture: dict[int, list[Row]] = {}
@@ -165,8 +184,8 @@ def _best_of_others(rows: Sequence[Row]) -> list[Row]:
 
 def _figures(rows: Sequence[Row]) -> list[str]:
     """Names of what is averaged: metrics, and reward and regret if they are known."""
-    known = any(not math.isnan(row.reward) for row in rows)
-    return [*rows[0].metrics, *(("reward", "regret") if known else ())]
+    known = [name for name in ("reward", "regret") if any(not math.isnan(getattr(row, name)) for row in rows)]
+    return [*rows[0].metrics, *known]
 
 
 def _figure(row: Row, name: str) -> float:

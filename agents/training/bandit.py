@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from agents.agent import CONFIG, FEATURES, Agent, AgentConfig
-from agents.algorithms import algorithm_class, algorithm_name
+from agents.agent import CONFIG, Agent
+from agents.algorithms import algorithm_class
+from agents.exporting import export_agent
 from agents.study.tables import write_csv
 from agents.training.hyperparameters import table_hyperparameters
 from agents.training.vec_env import SkipDiffVecEnv
@@ -28,7 +28,6 @@ from ddpm.util.files import atomic_path, read_json, write_json
 from ddpm.util.progress import progress
 from skipdiff_env.outcome_env import PRICE, SkipDiffOutcomeVectorEnv, Tree
 from skipdiff_env.outcomes import OutcomeTable, Score
-from skipdiff_env.plan import Plan
 from skipdiff_env.rules import check_price
 from skipdiff_env.scoring import BENCHMARKS, play, tree_of
 
@@ -40,8 +39,6 @@ RESULT = "result.json"
 MODEL = "model.zip"
 # Scores that a learning curve has at most.
 POINTS = 40
-# What an agent of a table does not use, but its configuration holds.
-NO_LATENT = 1.0
 
 
 class TableVecEnv(SkipDiffVecEnv):
@@ -110,31 +107,6 @@ class TableTrainingConfig:
 def choices(agent: Agent, table: OutcomeTable) -> NDArray[np.intp]:
     """Return the place of the schedule that an agent chooses for each crop of a table, (crops,)."""
     return agent.scores(table.features).argmax(dim=1).cpu().numpy()
-
-
-def export_agent(model: BaseAlgorithm, table: OutcomeTable, folder: str | Path, **training: Any) -> Agent:
-    """Write the policy of a trained model as an agent, which other commands take as --agent; no pickle is written.
-
-    Args:
-        model: trained on `SkipDiffBanditTable-v0`, by an algorithm of `agents.algorithms`.
-        table: the outcomes that it was trained on.
-        folder: where config.json and model.safetensors go.
-        training: how it was trained, for the record.
-
-    Returns:
-        The agent.
-    """
-    plan = Plan(**table.description["plan"])
-    name = algorithm_name(type(model))
-    kwargs = {key: getattr(model.policy, key) for key in ("net_arch", "n_quantiles") if hasattr(model.policy, key)}
-    training = {**{k: table.description.get(k) for k in ("checkpoint", "network")}, **training}
-    config = AgentConfig(
-        name, plan.decisions, table.description["size"], NO_LATENT, plan, kwargs, training, FEATURES, None, None,
-        tuple(str(schedule) for schedule in table.schedules),
-    )  # fmt: skip
-    agent = Agent(config, model.policy)
-    agent.save(folder)
-    return agent
 
 
 class _Watch(BaseCallback):

@@ -27,7 +27,8 @@ class AgentTrainingConfig:
         algorithm: "ppo", "a2c", "dqn", "qrdqn", "trpo" or "recurrent-ppo".
         env: arguments of `skipdiff_env.env.SkipDiffEnv`, without `cache_mb`, `cache_dir`, `device` and `render_mode`.
         hyperparameters: of the algorithm.
-        eval_images: pictures that the agent is evaluated on; None: those it is trained on.
+        eval_images: pictures that the agent is evaluated on; None: those it is trained on, their centres where it is
+            trained on random crops.
         eval_noise_seeds: noises of each of these.
         eval_first_seed: the first of their noise seeds, the others counting up from there; from `noise_seeds` of the
             environment on, training never saw them.
@@ -74,6 +75,8 @@ class AgentTrainingConfig:
             raise ConfigError(f"minutes must be positive, got {self.minutes}")
         if self.warm_cache and self.env.get("noise_seeds") is None:
             raise ConfigError("warm_cache needs a finite number of noises; set noise_seeds")
+        if self.warm_cache and self.env.get("crop", "center") != "center":
+            raise ConfigError(f"warm_cache needs crop center, got {self.env['crop']}, of which there are too many")
         skip_mode = self.env.get("skip_mode", "restart")
         if self.warm_cache and skip_mode != "restart":
             raise ConfigError(

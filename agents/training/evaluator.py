@@ -10,7 +10,7 @@ from agents.playing import AgentPolicy, play
 from agents.training.even_outcomes import Outcomes, even_outcomes
 from agents.training.learning_curve import CurvePoint
 from ddpm.util.progress import progress
-from skipdiff_env.episode import StartOutcomes
+from skipdiff_env.episode import Episode, StartOutcomes
 from skipdiff_env.rules import quality
 from skipdiff_env.task import Task
 
@@ -52,6 +52,11 @@ class Evaluator:
         gained = np.vectorize(lambda value: quality(value, metric.lower_better, kind))
         return gained(self.outcomes.metrics[metric.name]) - price * np.array(self.outcomes.forwards)
 
+    def _skipped(self, episode: Episode) -> float:
+        """The share of the diffusion steps from the first to 2 that was not performed."""
+        plan = self.task.plan
+        return 1 - (episode.refinement.nfe - plan.coarse_forwards - 1) / plan.decisions
+
     def __call__(self, agent: Agent, env_steps: int, seconds: float) -> CurvePoint:
         """Evaluates an agent that has learnt from `env_steps` decisions in `seconds`."""
         told = agent.config.price_range is not None
@@ -71,7 +76,7 @@ class Evaluator:
             reward=reward,
             regret=float(np.mean(oracle)) - reward,
             start=float(np.mean([episode.refinement.start for episode in episodes])),
-            skips=float(np.mean([action for episode in episodes for action in episode.actions])),
+            skips=float(np.mean([self._skipped(episode) for episode in episodes])),
             nfe=float(np.mean([episode.refinement.nfe for episode in episodes])),
             best_fixed_reward=float(np.mean(best_fixed)),
             oracle_reward=float(np.mean(oracle)),

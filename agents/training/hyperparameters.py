@@ -9,24 +9,20 @@ from typing import Any
 
 import yaml
 
-from agents.algorithms import RECURRENT, algorithm_class, frame_stacked, policy_alias
+from agents.algorithms import ALGORITHMS, algorithm_class, frame_stacked, policy_alias
 from ddpm.util.checks import check_most, check_types, check_whole
 from ddpm.util.errors import ConfigError
 
 ENV_ID = "SkipDiff-v0"
 MOST_ENVS = 2**16
 # The section of an algorithm's file for each kind of observation.
-SECTIONS = {"latent": ENV_ID, "dict": "SkipDiffJump-v0"}
-# The section of what is changed where the agent chooses a number of even steps.
-EVEN_STEPS = "even_steps"
+SECTIONS = {"latent": ENV_ID, "dict": "SkipDiffJump-v0", "features": "SkipDiffBandit-v0"}
 OFF_POLICY = frozenset({"dqn", "qrdqn"})
 # On-policy algorithms that learn in minibatches.
 MINIBATCHES = frozenset({"ppo", "trpo", "recurrent-ppo"})
 # Arguments of the algorithms that are counts: with none of it they fail in the midst of a training.
 COUNTS = frozenset({"n_epochs", "batch_size", "buffer_size", "train_freq", "n_critic_updates", "cg_max_steps"})
-OPTIONAL = frozenset(
-    {"hidden_size", "spn_size", "episodes_per_minibatch", "skip_probability", "undone_price", "even_steps"}
-)
+OPTIONAL = frozenset({"hidden_size", "spn_size", "episodes_per_minibatch", "skip_probability", "undone_price"})
 # Arguments of the algorithms that training sets itself, or that mean nothing here.
 RESERVED = frozenset(
     {
@@ -59,9 +55,6 @@ class Hyperparameters:
         crop_size: side of the crops that a `JumpExtractor` looks at.
         channels: of its convolutions.
         see_latent: whether it looks at the latent too.
-        even_steps: numbers of even steps, such as [2, 3, 5, 7, 10]: the agent chooses one for each picture, and an
-            episode is one env step; see `VecEvenSteps`. It does not look at the latent then. None: it
-            decides at every step.
         skip_probability: probability of SKIP before anything is learnt; None: one half. Of many decisions the last SKIP
             alone counts, so at one half no early start is ever seen; at 1 / decisions every start is.
         policy_kwargs: further settings of the algorithm's policy.
@@ -83,7 +76,6 @@ class Hyperparameters:
     crop_size: int = 64
     channels: Sequence[int] = (24, 48, 64)
     see_latent: bool = True
-    even_steps: Sequence[int] | None = None
     skip_probability: float | None = None
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     algorithm: Mapping[str, Any] = field(default_factory=dict)
@@ -99,8 +91,6 @@ class Hyperparameters:
             raise ConfigError(f"lr_schedule must be constant or linear, got {self.lr_schedule!r}")
         if self.undone_price is not None and self.undone_price < 0:
             raise ConfigError(f"undone_price must be at least 0, got {self.undone_price}")
-        if self.even_steps is not None and self.skip_probability is not None:
-            raise ConfigError("with even_steps there is no SKIP to have a skip_probability; leave one of them out")
         if self.skip_probability is not None and not 0 < self.skip_probability < 1:
             raise ConfigError(f"skip_probability must lie between 0 and 1, got {self.skip_probability}")
         rollout = self.n_envs * self.episodes_per_rollout
@@ -112,6 +102,8 @@ class Hyperparameters:
 
     def policy_settings(self, observation: str = "latent") -> dict[str, Any]:
         """`policy_kwargs` in plain values, as an agent's configuration holds them."""
+        if observation == "features":
+            return dict(self.policy_kwargs)
         extractor: dict[str, Any] = {
             "norm": self.norm,
             "hidden_size": self.hidden_size,
@@ -120,8 +112,7 @@ class Hyperparameters:
         }
         if observation == "dict":
             extractor = {
-                "crop_size": self.crop_size, "channels": list(self.channels),
-                "see_latent": self.see_latent and self.even_steps is None,
+                "crop_size": self.crop_size, "channels": list(self.channels), "see_latent": self.see_latent,
             }  # fmt: skip
         return {**self.policy_kwargs, "features_extractor_kwargs": extractor}
 
@@ -168,7 +159,6 @@ _OWN: dict[str, type] = {
     "crop_size": int,
     "channels": list,
     "see_latent": bool,
-    "even_steps": list,
     "policy_kwargs": dict,
 }
 
@@ -184,10 +174,11 @@ def _own(algorithm: str, observation: str) -> set[str]:
         names -= {"normalize_decisions", "undone_price"}
     if not frame_stacked(algorithm, observation):
         names -= {"hidden_size", "tell_step"}
-    if algorithm == RECURRENT:  # one env step leaves nothing to remember
-        names -= {"even_steps"}
-    jumps = {"crop_size", "channels", "see_latent", "even_steps"}
-    return names - (jumps if observation == "latent" else {"norm", "spn_size"})
+    if observation != "dict":
+        names -= {"crop_size", "channels", "see_latent"}
+    if observation != "latent":
+        names -= {"norm", "spn_size"}
+    return names - ({"skip_probability"} if observation == "features" else set())
 
 
 def _parameters(algorithm: str) -> dict[str, Any]:
@@ -226,22 +217,25 @@ def load_hyperparameters(
 
     Args:
         algorithm: its name.
-        overrides: name → value. `policy_kwargs` are merged with the shipped ones. With `even_steps`, the shipped ones
-            are those for a single choice for each picture.
-        observation: what the environment shows, "latent" or "dict".
+        overrides: name → value. `policy_kwargs` are merged with the shipped ones.
+        observation: what the environment shows, one of `skipdiff_env.config.OBSERVATIONS`.
 
     Raises:
         ConfigError: the algorithm is unknown, it has no hyperparameter of a name, or a value has the wrong type or
             range.
     """
+    algorithm_class(algorithm)  # refuses one that is unknown
+    if algorithm not in ALGORITHMS:
+        raise ConfigError(
+            f"there are no hyperparameters for {algorithm}, only for {', '.join(ALGORITHMS)}; train it with "
+            "Stable-Baselines3 itself, and write the agent with `agents.export_agent`"
+        )
     parameters = _parameters(algorithm)
     section = SECTIONS[observation]
     overrides = overrides or {}
     file = files("agents.training") / "hyperparams" / f"{algorithm}.yml"
     sections = yaml.safe_load(file.read_text(encoding="utf-8"))
     shipped = sections[section]
-    if overrides.get("even_steps") is not None:
-        shipped = {**shipped, **sections.get(EVEN_STEPS, {})}
     values = {**shipped, **overrides}
     if isinstance(values.get("policy_kwargs"), dict):
         values["policy_kwargs"] = {**shipped.get("policy_kwargs", {}), **values["policy_kwargs"]}

@@ -33,13 +33,15 @@ from tqdm import tqdm
 
 from agents.agent import Agent, AgentConfig, policy_settings
 from agents.algorithms import algorithm_class, frame_stacked, policy_alias
+from agents.exporting import configuration
+from agents.networks.extractors import SkipProposalExtractor
+from agents.policies import INVALID
 from agents.training.config import STATE, AgentTrainingConfig
 from agents.training.evaluator import Evaluator, tabulate
 from agents.training.even_outcomes import Outcomes
-from agents.training.even_steps import INVALID
 from agents.training.hyperparameters import OFF_POLICY
 from agents.training.learning_curve import CurvePoint, read_curve, write_curve
-from agents.training.vec_env import VecEvenSteps, VecPictureBaseline, check_buffer, get_state, make_env, set_state
+from agents.training.vec_env import VecPictureBaseline, check_buffer, get_state, make_env, set_state
 from ddpm.checkpoints import check_device
 from ddpm.training.runs import check_new_run, lock_run, start_run
 from ddpm.util.errors import CheckpointError, ConfigError
@@ -115,15 +117,15 @@ class TrainingCallback(BaseCallback):
         return self.num_timesteps >= self.evaluated + self.config.eval_every * self.agent_config.env_steps
 
     def _remember(self, on: bool) -> None:
-        if self.config.observation == "latent":
-            self.agent().extractor.remember(on)
+        if isinstance(extractor := getattr(self.model.policy, "features_extractor", None), SkipProposalExtractor):
+            extractor.remember(on)
 
     def _on_training_start(self) -> None:
         self.began_at = self.num_timesteps
 
     def _on_step(self) -> bool:
         self.bar.update(self.training_env.num_envs)
-        if self.agent_config.even_steps is None:
+        if self.agent_config.kind == "skip":
             self._add("skips", float(np.mean(self.locals["actions"])))
         for done, info in zip(self.locals["dones"], self.locals["infos"], strict=True):
             if done:
@@ -238,15 +240,10 @@ def _cache(config: AgentTrainingConfig, task: Task, noise_seeds: int | None) -> 
     return min(int(1.1 * len(task.pictures) * noise_seeds * (N * (N + 1) / 2 + 4) * 12 * side**2), free)
 
 
-def _env_steps(config: AgentTrainingConfig, env: VecEnv) -> int:
-    """Env steps of an episode."""
-    return 1 if config.hyperparameters.even_steps is not None else env.unwrapped.get_attr("decisions")[0]
-
-
 def describe_buffer(config: AgentTrainingConfig, env: VecEnv) -> str:
     """Checks and describes the memory of the rollout or replay buffer; see `agents.training.vec_env.check_buffer`."""
     h = config.hyperparameters
-    settings = h.algorithm_settings(config.algorithm, _env_steps(config, env), config.observation)
+    settings = h.algorithm_settings(config.algorithm, env.unwrapped.get_attr("decisions")[0], config.observation)
     if config.algorithm in OFF_POLICY:
         return check_buffer(
             "replay buffer", env.observation_space, int(settings["buffer_size"]), 2 * int(settings["batch_size"]),
@@ -263,7 +260,7 @@ def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
     """The algorithm, untrained, on an environment of `make_env`."""
     h = config.hyperparameters
     seen = config.observation
-    settings = h.algorithm_settings(config.algorithm, _env_steps(config, env), seen)
+    settings = h.algorithm_settings(config.algorithm, env.unwrapped.get_attr("decisions")[0], seen)
     algorithm: Any = algorithm_class(config.algorithm)
     policy_kwargs = policy_settings(config.algorithm, h.policy_settings(seen), seen)
     try:
@@ -325,8 +322,6 @@ def train_agent(
         cache_dir=config.cache_dir,
         **config.env,
     )
-    if h.even_steps is not None:
-        env = VecEvenSteps(env, h.even_steps)
     if h.picture_baseline:
         env = VecPictureBaseline(env)
     task: Task = env.unwrapped.get_attr("task")[0]
@@ -336,10 +331,12 @@ def train_agent(
         task.remember_in(memory[0])
     task.memo.capacity = _cache(config, task, noise_seeds)
 
-    if config.eval_images is None:
+    settings = {**config.env, "crop": "center"}
+    if config.eval_images is not None:
+        settings |= {"images": list(config.eval_images), "split": None}
+    if config.eval_images is None and task.config.crop == "center":
         evaluated = task
     else:
-        settings = {**config.env, "images": list(config.eval_images), "split": None}
         evaluated = Task(TaskConfig.of({**settings, "device": config.device, "cache_dir": config.cache_dir}))
         if memory is not None:
             evaluated.remember_in(memory[1])
@@ -359,7 +356,6 @@ def train_agent(
         ):
             rewards = evaluator.outcomes.rewards
 
-    agent_config = _agent_config(config, env, task)
     with lock_run(folder):
         begun = (folder / STATE).exists()
         fresh = None if begun else make_model(config, env)  # refuses settings before anything is written
@@ -369,6 +365,7 @@ def train_agent(
         purge_step = model.num_timesteps + 1 if begun else None
         place = str(folder / "tensorboard")
         model.set_logger(Logger(place, [_TensorBoard(place, purge_step)]))
+        agent_config = _agent_config(config, env, task, model)
         title = f"train-agent {config.algorithm}"
         with progress(total=h.env_steps, initial=model.num_timesteps, desc=title, unit="step") as bar:
             callback = TrainingCallback(config, folder, evaluator, agent_config, rewards, curve, bar)
@@ -415,18 +412,19 @@ def _write_outcomes(path: Path, outcomes: StartOutcomes | Outcomes | None) -> No
             np.savez(temporary, rewards=outcomes.rewards, **outcomes.metrics)  # type: ignore[arg-type]
 
 
-def _agent_config(config: AgentTrainingConfig, env: VecEnv, task: Task) -> AgentConfig:
+def _agent_config(config: AgentTrainingConfig, env: VecEnv, task: Task, model: Any) -> AgentConfig:
     """The configuration of the run's agents."""
+    if task.process.decisions.kind != "skip" or config.observation == "features":
+        return configuration(model, env, **_record(config))
     space, own = env.observation_space, task.observation_space
     if isinstance(own, spaces.Dict):
         space = own = own["latent"]
     assert space.shape is not None
     assert isinstance(own, spaces.Box)
     return AgentConfig(
-        config.algorithm, task.decisions, space.shape[-1], float(own.high.max()), task.plan,
+        config.algorithm, task.plan.decisions, space.shape[-1], float(own.high.max()), task.plan,
         config.hyperparameters.policy_settings(config.observation), _record(config), config.observation,
         task.config.price_range if config.observation == "dict" else None,
-        None if config.hyperparameters.even_steps is None else tuple(config.hyperparameters.even_steps),
     )  # fmt: skip
 
 

@@ -21,76 +21,18 @@ from torch.nn.functional import mse_loss
 
 from agents.agent import Agent, AgentConfig
 from agents.algorithms import SUPERVISED
-from agents.networks.jump_extractor import CropEncoder, even_crops
+from agents.networks.schedule_predictor import SchedulePredictor
 from agents.training.even_outcomes import EVEN_NUMBERS, Outcomes, check_numbers, crops_of, gather
-from agents.training.even_steps import EvenSteps
 from ddpm.pictures.images import find_images
 from ddpm.training.configs import MOST_CHANNELS, check_least
 from ddpm.training.runs import check_new_run, lock_run, pictures_digest, start_run
-from ddpm.util.checks import check_most, check_positive, check_types, check_whole, shown
+from ddpm.util.checks import check_positive, check_types, shown
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import read_json
 from ddpm.util.progress import progress
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.pictures import Pictures, Rgb
 from skipdiff_env.task import Task
-
-# Nets of one agent at most.
-MOST_MEMBERS = 64
-
-
-class SchedulePredictor(EvenSteps):
-    """Predicts a metric of the result for each number of even steps, and decides as the best schedule does.
-
-    Args:
-        first: the plan's first step, of which the schedules have their levels.
-        forwards: numbers of even steps that it chooses among, rising. Those that divide `first` are spaced exactly
-            evenly, which samplers that look back want.
-        crop_size: side of the crops of the condition that are looked at; of a larger one the predictions for up to 3 x
-            3 evenly spread crops are averaged, as the metric itself is an average over the picture.
-        channels: of the convolutions.
-        hidden: width of the layer between features and predictions.
-        members: nets that are trained apart and whose predictions are averaged.
-        length: as for `EvenSteps`.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(
-        self,
-        first: int,
-        forwards: Sequence[int] = EVEN_NUMBERS,
-        crop_size: int = 64,
-        channels: Sequence[int] = (24, 48, 64),
-        hidden: int = 64,
-        members: int = 1,
-        length: int | None = None,
-    ) -> None:
-        super().__init__(first, check_numbers("forwards", forwards, first), length)
-        check_whole(crop_size=crop_size, hidden=hidden, members=members)
-        check_most(MOST_MEMBERS, members=members)
-        self.crop_size = crop_size
-        self.members = nn.ModuleList()
-        for _ in range(members):
-            encoder = CropEncoder(channels)
-            layers = nn.Linear(encoder.features_dim, hidden), nn.ReLU(), nn.Linear(hidden, len(self.numbers))
-            self.members.append(nn.Sequential(encoder, *layers))
-        self.register_buffer("mean", torch.zeros(len(self.numbers)))
-        self.register_buffer("scale", torch.ones(()))
-
-    def encode(self, condition: Tensor) -> Tensor:
-        """The predicted metric (B, len(numbers)) of conditions (B, 3, H, W), up to a constant for each picture."""
-        crops = even_crops(condition.float(), self.crop_size)
-        flat = crops.flatten(0, 1)
-        predicted = torch.stack([member(flat) for member in self.members]).mean(dim=0)
-        return self.mean + self.scale * predicted.unflatten(0, crops.shape[:2]).mean(dim=1)
-
-    def values(self, seen: Tensor, price: Tensor | None) -> Tensor:
-        """Less what the predicted metric and the forwards cost together; see `EvenSteps.values`."""
-        assert price is not None, "a supervised agent has a range of prices"
-        return -(seen + price * torch.as_tensor(self.numbers, device=seen.device))
-
 
 TABLE = "outcomes.npz"
 # Each net is trained without one part of so many.
@@ -279,9 +221,10 @@ def train_supervised(config: SupervisedConfig, folder: Path, resume: bool = Fals
             f"a supervised agent needs a metric that is lower for better pictures, got {task.metric.name}"
         )
     torch.manual_seed(config.seed)
-    predictor = SchedulePredictor(
-        task.plan.first, config.forwards, task.config.image_size, config.channels, members=config.members
-    ).to(config.device)
+    check_numbers("forwards", config.forwards, task.plan.first)
+    predictor = SchedulePredictor(config.forwards, task.config.image_size, config.channels, members=config.members).to(
+        config.device
+    )
     began = time.monotonic()
 
     def enough(done: int) -> bool:

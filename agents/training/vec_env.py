@@ -16,10 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStac
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from agents.networks.frames import resize_latents
-from agents.training.even_outcomes import EVEN_NUMBERS, check_numbers
-from ddpm.schedule import even_levels
 from ddpm.util.errors import ConfigError
-from skipdiff_env.rules import Action, InvalidActionError
 from skipdiff_env.task import Task
 from skipdiff_env.vector_env import SkipDiffVectorEnv
 
@@ -234,85 +231,6 @@ class VecPictureBaseline(_Picklable, VecEnvWrapper):
         return float(weights @ difference) / (math.sqrt(max(variance, 0.0)) + ROUNDING)
 
 
-class VecEvenSteps(_Picklable, VecEnvWrapper):
-    """One env step is an episode: an action says how many even steps its picture gets.
-
-    Without it, an algorithm must find out which of 19 decisions led to a result. With it, there is a single decision,
-    so the problem is a contextual bandit: action k enlarges the picture by numbers[k] even steps of the sampler, which
-    `ddpm.schedule.even_levels` spaces. Observations do not contain the latent, which is pure noise when the choice is
-    made.
-
-    Example:
-        ```python
-        env = gym.make_vec("skipdiff_env:SkipDiffJump-v0", num_envs=16, autoreset_mode="SameStep")
-        model = PPO("MultiInputPolicy", VecEvenSteps(SkipDiffVecEnv(env)), n_steps=64)
-        ```
-
-    Args:
-        venv: a `SkipDiffVecEnv` with `skip_mode="jump"` and `observation="dict"`.
-        numbers: of even steps, rising, each 1 … N. None: those of 2, 3, 5, 7 and 10 that are at most N.
-
-    Raises:
-        ConfigError: the environment is another one, or the numbers are out of range.
-    """
-
-    def __init__(self, venv: VecEnv, numbers: Sequence[int] | None = None) -> None:
-        task = getattr(venv, "task", None)
-        if not isinstance(task, Task) or task.plan.skip_mode != "jump" or task.config.observation != "dict":
-            found: Any = venv
-            if task is not None:
-                found = f"skip_mode={task.plan.skip_mode!r} and observation={task.config.observation!r}"
-            raise ConfigError(
-                f'VecEvenSteps needs a SkipDiffVecEnv with skip_mode="jump" and observation="dict", got {found}'
-            )
-        first = task.plan.first
-        chosen = [n for n in EVEN_NUMBERS if n <= first] if numbers is None else numbers
-        self.numbers = check_numbers("numbers", chosen, first)
-        inner = venv.observation_space
-        assert isinstance(inner, spaces.Dict)
-        self.shown = [key for key in inner.spaces if key != "latent"]
-        space = spaces.Dict({key: inner[key] for key in self.shown})
-        super().__init__(venv, space, spaces.Discrete(len(self.numbers)))
-        # for each number, what is decided at each of the steps N, …, 2
-        visited = np.array([np.isin(np.arange(first - 1, 0, -1), even_levels(first, n)) for n in self.numbers])
-        self._decisions = np.where(visited, int(Action.DENOISE), int(Action.SKIP))
-        self._actions = np.zeros(self.num_envs, dtype=np.int64)
-
-    def _filtered(self, observations: Any) -> dict[str, NDArray[np.floating]]:
-        return {key: observations[key] for key in self.shown}
-
-    def reset(self) -> VecEnvObs:
-        """As the environment does."""
-        return self._filtered(self.venv.reset())
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        """As the environment does, but for the masks of the actions, all of which are possible."""
-        if method_name == "action_masks":
-            return [np.ones(len(self.numbers), dtype=np.bool_) for _ in self._get_indices(indices)]
-        return self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
-
-    def step_async(self, actions: NDArray[Any]) -> None:
-        """Takes the actions (num_envs,), places of numbers of steps, that `step_wait` will perform.
-
-        Raises:
-            InvalidActionError: one is out of range, or no whole number.
-        """
-        self._actions = np.asarray(actions)
-        whole = np.issubdtype(self._actions.dtype, np.integer)
-        if not whole or ((self._actions < 0) | (self._actions >= len(self.numbers))).any():
-            raise InvalidActionError(f"actions must be whole numbers in 0 … {len(self.numbers) - 1}, got {actions!r}")
-
-    def step_wait(self) -> VecEnvStepReturn:
-        """Plays an episode in every environment."""
-        for decisions in self._decisions[self._actions].T:
-            observations, rewards, dones, infos = self.venv.step(decisions)
-        for info in infos:
-            info["terminal_observation"] = self._filtered(info["terminal_observation"])
-        return self._filtered(observations), rewards, dones, infos
-
-
 class VecResizeLatents(_Picklable, VecEnvWrapper):
     """Shows latents at the size an SPN is built for: stacks and buffers then hold no pixel that the SPN does not see.
 
@@ -361,7 +279,7 @@ def make_env(
         num_envs: number of environments.
         frame_stack: whether an observation holds all latents of the episode so far, (3 · decisions, H, W), oldest
             first, zeros in front; else the newest one, (3, H, W), for algorithms with a recurrent state of their own.
-            Dictionaries (`observation="dict"`) are never stacked.
+            Other observations are never stacked.
         latent_size: larger latents are shown resized to this side, the `image_size` of the SPN, which would resize them
             itself.
             None: latents as they are.
@@ -373,7 +291,7 @@ def make_env(
     """
     env: Any = gym.make_vec("skipdiff_env:SkipDiff-v0", num_envs=num_envs, autoreset_mode="SameStep", **settings)
     venv: VecEnv = SkipDiffVecEnv(env)
-    if isinstance(venv.observation_space, spaces.Box):
+    if isinstance(venv.observation_space, spaces.Box) and env.task.config.observation == "latent":
         if latent_size is not None and latent_size < env.task.config.image_size:
             venv = VecResizeLatents(venv, latent_size)
         if frame_stack:
@@ -427,15 +345,15 @@ def check_buffer(
 ) -> str:
     """Predicts the memory of a buffer and of the minibatches drawn from it.
 
-    The buffers of `buffers` store single latents of the stacks; those of Stable-Baselines3 whole dictionaries.
+    The buffers of `buffers` store single latents of the stacks; those of Stable-Baselines3 whole observations.
 
     Args:
         name: what the buffer is called.
-        space: space of the observations, (3 · n, H, W), or a dictionary.
+        space: space of the observations, (3 · n, H, W), features, or a dictionary.
         stored: how many the buffer holds.
         minibatch: observations that are drawn at a time.
         advice: what to change if there is not enough memory.
-        twice: whether it is a replay buffer, which of dictionaries stores the observation after each action as well.
+        twice: whether it is a replay buffer, which stores the observation after each action as well, but for latents.
 
     Returns:
         A line that says how much it takes.
@@ -444,7 +362,7 @@ def check_buffer(
         ConfigError: less is available.
     """
     whole = _bytes(space)
-    if isinstance(space, spaces.Dict):
+    if isinstance(space, spaces.Dict) or len(space.shape or ()) == 1:
         parts = stored * whole * (1 + twice), minibatch * whole
         text = (
             f"{name}: {stored} observations, {parts[0] / 2**30:.2f} GiB; a minibatch of {minibatch} of them, "

@@ -27,6 +27,7 @@ from ddpm.util.errors import ConfigError, ImageError
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import Episode
 from skipdiff_env.pictures import PHOTOGRAPHS, Pictures, Rgb
+from skipdiff_env.refinement import Chooser
 from skipdiff_env.rendering import draw_map
 from skipdiff_env.rules import Action
 from skipdiff_env.task import Task
@@ -112,7 +113,7 @@ class Workshop:
     def _stepwise(self, checkpoint: str) -> Agent | None:
         """Return the agent of the checkpoint that decides step by step, which plays the episodes."""
         agent = own_agent(self.folders[checkpoint], self.device)
-        if agent is not None and agent.config.schedules is not None:
+        if agent is not None and not agent.config.stepwise:
             return own_agent(self.folders[checkpoint], self.device, "agent-steps")
         return agent
 
@@ -127,7 +128,7 @@ class Workshop:
 
     def box(self, checkpoint: str) -> tuple[str, str]:
         """Return the label of the box that stands beside the slider, and the line below the label."""
-        if isinstance(self._default(checkpoint).policy, SchedulePolicy):
+        if _chooses_detail(self._default(checkpoint).policy):
             return "An agent chooses the detail of each part", "Untick it to choose on the slider."
         if self.knob(checkpoint) is DETAIL:
             return "The checkpoint's own setting", "It has no agent for detail. Untick it to choose on the slider."
@@ -203,7 +204,7 @@ class Workshop:
         ((large, result),) = upscaler.enlarge([picture], [int(seed)], advance)
         before = np.asarray(Image.fromarray(picture.rgb).resize(size, Image.Resampling.BICUBIC))
         summary = f"{width} x {height} → {size[0]} x {size[1]} pixels in {result.seconds:.1f} s. {forwards(result)}"
-        if isinstance(upscaler.policy, SchedulePolicy):
+        if isinstance(upscaler.policy, Chooser) and _chooses_detail(upscaler.policy):
             most = max(sum(schedule.substeps) for schedule in upscaler.policy.schedules)
             summary += f" {details(result, max(upscaler.unet.substeps, most, 2))}"
         drawing = draw_map(to_uint8(result.sr), result.tiles)
@@ -265,6 +266,11 @@ class Workshop:
         agent = self._stepwise(checkpoint)
         quality = None if agent is None or agent.config.price_range is None else amount
         return Game(task, task.pictures.names.index(picture), int(seed), agent, quality)
+
+
+def _chooses_detail(policy: Any) -> bool:
+    """Whether a policy is that of an agent which chooses substeps."""
+    return isinstance(policy, SchedulePolicy) and not policy.agent.config.stepwise
 
 
 def forwards(result: Upscaled) -> str:

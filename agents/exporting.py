@@ -1,0 +1,135 @@
+"""What Stable-Baselines3 has trained, as an agent of this project."""
+
+import json
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from gymnasium import spaces
+
+from agents.agent import Agent, AgentConfig
+from agents.algorithms import algorithm_name
+from agents.policies import policy_description
+from ddpm.util.errors import ConfigError
+from skipdiff_env.config import TaskConfig
+from skipdiff_env.observations import features_space
+from skipdiff_env.outcomes import OutcomeTable
+from skipdiff_env.plan import Plan
+from skipdiff_env.task import Task
+
+# Arguments of the environment that say where and on what it computes, and nothing about the episodes.
+ELSEWHERE = frozenset({"images", "cache_mb", "cache_dir", "cache_dir_mb", "device", "batch_size"})
+# What an agent that sees no latent has for the bound of latents.
+NO_LATENT = 1.0
+
+
+def export_agent(model: Any, env: Any, folder: str | Path, /, **training: Any) -> Agent:
+    """Write what a model has learnt as an agent, which commands take as --agent. The files hold no pickle.
+
+    Args:
+        model: of Stable-Baselines3 or sb3-contrib, by one of `agents.algorithms.EXPORTED`.
+        env: the environment that it was trained in: one of Gymnasium's, a `SkipDiffVecEnv`, or another `VecEnv` of
+            them, where latents may be stacked by `VecFrameStack(…, channels_order="first")`; or the table of a
+            `TableBandit`.
+        folder: where config.json and model.safetensors go.
+        training: how it was trained, for the record.
+
+    Returns:
+        The agent.
+
+    Raises:
+        ConfigError: the algorithm or its policy could not be built again, or the environment is another one than that
+            of the model, or shows something else.
+    """
+    agent = Agent(configuration(model, env, **training), model.policy)
+    agent.save(folder)
+    return agent
+
+
+def configuration(model: Any, env: Any, /, **training: Any) -> AgentConfig:
+    """Return the configuration of the agent that a model is; arguments and errors as for `export_agent`."""
+    config = _of_table(env, training) if isinstance(env, OutcomeTable) else _of_env(env, training)
+    name = algorithm_name(type(model))
+    if model.get_vec_normalize_env() is not None:
+        raise ConfigError("the model was trained with VecNormalize, which an agent does not have; train without it")
+    found = AgentConfig(name, policy=policy_description(name, model.policy), **config)
+    _check_spaces(model, found, env)
+    return found
+
+
+def _of_table(table: OutcomeTable, training: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of an agent that was trained on a table of outcomes."""
+    description = table.description
+    plan = Plan(**description["plan"])
+    return {
+        "decisions": plan.decisions, "image_size": description["size"], "latent_bound": NO_LATENT, "plan": plan,
+        "training": training, "observation": "features", "kind": "schedule",
+        "schedules": tuple(str(schedule) for schedule in table.schedules),
+    }  # fmt: skip
+
+
+def task_of(env: Any) -> Task:
+    """Return the task of an environment, whatever wraps it.
+
+    Raises:
+        ConfigError: it is not an environment of this project that runs a network.
+    """
+    found: Any = getattr(getattr(env, "unwrapped", env), "task", None)
+    if not isinstance(found, Task) and hasattr(env, "get_attr"):
+        with suppress(AttributeError):
+            found = env.get_attr("task")[0]
+    if not isinstance(found, Task):
+        raise ConfigError(
+            f"an agent is exported with the environment of a network that it was trained in, got {env!r}; "
+            "gym.make('SkipDiffBandit-v0') is one"
+        )
+    return found
+
+
+def _of_env(env: Any, training: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of an agent that was trained in an environment."""
+    task = task_of(env)
+    decisions, config = task.process.decisions, task.config
+    substeps = {"stride": getattr(decisions, "substeps", None), "continuous": (decisions.most,)}.get(decisions.kind)
+    schedules = getattr(decisions, "schedules", None)
+    spec = getattr(env, "spec", None)
+    record = {"env": plain_settings(config), "env_id": None if spec is None else spec.id, **training}
+    space = task.observation_space
+    latent = space["latent"] if isinstance(space, spaces.Dict) else space
+    bound = float(latent.high.max()) if config.observation != "features" else NO_LATENT  # type: ignore[attr-defined]
+    return {
+        "decisions": task.plan.decisions, "image_size": config.image_size, "latent_bound": bound, "plan": task.plan,
+        "training": record, "observation": config.observation, "price_range": config.price_range,
+        "kind": decisions.kind, "substeps": substeps,
+        "schedules": None if schedules is None else tuple(map(str, schedules)),
+    }  # fmt: skip
+
+
+def plain_settings(config: TaskConfig) -> dict[str, Any]:
+    """Return the arguments of an environment that say what its episodes are, as plain data."""
+    found = {each.name: getattr(config, each.name) for each in fields(config) if each.name not in ELSEWHERE}
+    found["checkpoint"] = str(config.checkpoint)
+    if config.schedules is not None:
+        found["schedules"] = list(map(str, config.schedules))
+    for name in ("metric", "report_metrics"):  # functions have a name alone
+        found[name] = json.loads(json.dumps(found[name], default=lambda each: getattr(each, "__name__", str(each))))
+    return json.loads(json.dumps(found))
+
+
+def _check_spaces(model: Any, config: AgentConfig, env: Any) -> None:
+    """Refuses a model that sees or does something else than the environment shows and takes."""
+    assert config.plan is not None, "both ways set it"
+    seen = features_space(None) if isinstance(env, OutcomeTable) else task_of(env).observation_space
+    action = config.make_decisions().space
+    if model.action_space != action:
+        raise ConfigError(f"the environment takes actions of {action}, but the model acts in {model.action_space}")
+    own = model.observation_space
+    stacked = (
+        config.observation == "latent" and config.kind != "schedule" and own.shape is not None
+        and own.shape[0] % 3 == 0 and own.shape[1:] == seen.shape[1:]  # type: ignore[index]
+    )  # fmt: skip
+    if own != seen and not stacked:
+        raise ConfigError(
+            f"the environment shows {seen}, but the model sees {own}; train without wrappers that change observations"
+        )

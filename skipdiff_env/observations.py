@@ -1,0 +1,172 @@
+"""What an agent sees of an episode, and the space of it."""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpm.nets.denoiser import Denoiser
+from ddpm.util.errors import ConfigError
+from skipdiff_env.config import DTYPES
+from skipdiff_env.memo import Memo
+from skipdiff_env.plan import Plan
+from skipdiff_env.refinement import Refinement
+from skipdiff_env.table import FEATURE_BOUNDS, FEATURES, SMALLEST_SIDE, features
+
+# One observation, or a batch of them: an array of latents or of features, or a dictionary of arrays.
+Observation = Any
+# Bound of observed latents whose estimates have none: larger values are shown as this, some 20 standard deviations.
+LATENT_BOUND = 20
+# Lowest and highest price of a forward, where each episode has its own.
+Prices = tuple[float, float] | None
+
+
+def one_observation(batch: Observation, i: int) -> Observation:
+    """Return observation i of a batch."""
+    return {name: part[i] for name, part in batch.items()} if isinstance(batch, dict) else batch[i]
+
+
+def features_space(prices: Prices, whole: bool = True) -> spaces.Box:
+    """Return the space of the features.
+
+    Args:
+        prices: where they are given, the price of a forward is a feature.
+        whole: whether a decision is made once, before the first forward; else the level and the statistics of the last
+            estimate are features.
+    """
+    low, high = FEATURE_BOUNDS
+    level = [] if whole else [(0.0, 1.0)]
+    price = [] if prices is None else [(0.0, prices[1])]
+    bounds = [(low, high)] * FEATURES + level + price + [(min(low, 0.0), high)] * (FEATURES * len(level))
+    lows, highs = np.array(bounds, np.float32).T
+    return spaces.Box(lows, highs)
+
+
+class Observer:
+    """Makes observations of the states of a process. The environments and the agents' policies see through it.
+
+    Args:
+        kind: one of `skipdiff_env.config.OBSERVATIONS`.
+        plan: the plan of the process.
+        prices: where they are given, the price of a forward is part of the observation.
+        dtype: of latents and conditions, one of `skipdiff_env.config.DTYPES`.
+        whole: whether one decision is about a whole schedule; the features then leave out the level and the estimate.
+        unet: the network, which makes a picture of an estimate; None: there are no estimates.
+        memo: where features are remembered; None: they are not.
+        latent_bound: what no value of a latent exceeds; infinite where there is no such number.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        plan: Plan,
+        prices: Prices,
+        dtype: str = "float32",
+        whole: bool = False,
+        unet: Denoiser | None = None,
+        memo: Memo | None = None,
+        latent_bound: float = math.inf,
+    ) -> None:
+        self.kind, self.plan, self.prices, self.dtype, self.whole = kind, plan, prices, dtype, whole
+        self.unet, self.memo = unet, memo if memo is not None else Memo(0)
+        # a whole number, so that rounding to float16 cannot leave the bounds
+        self.bound = LATENT_BOUND if math.isinf(latent_bound) else math.ceil(latent_bound)
+
+    def space(self, latent_shape: tuple[int, int, int]) -> spaces.Space[Any]:
+        """Return the space of the observations of latents (C, H, W).
+
+        Raises:
+            ConfigError: the latents are too small for features.
+        """
+        if self.kind == "features":
+            if min(latent_shape[1:]) < SMALLEST_SIDE:
+                raise ConfigError(
+                    f"features need a condition of at least {SMALLEST_SIDE} pixels a side, got {latent_shape[1]}; "
+                    "raise image_size"
+                )
+            return features_space(self.prices, self.whole)
+        dtype: Any = np.dtype(self.dtype).type
+        shape = (3, *latent_shape[1:])
+        latent = spaces.Box(-self.bound, self.bound, latent_shape, dtype)
+        if self.kind == "latent":
+            return latent
+        share = spaces.Box(0, 1, (1,), np.float32)
+        parts: dict[str, spaces.Space[Any]] = {
+            "latent": latent, "condition": spaces.Box(-1, 1, shape, dtype), "step": share, "level": share,
+        }  # fmt: skip
+        if self.prices is not None:
+            parts["price"] = spaces.Box(0, np.float32(self.prices[1]), (1,), np.float32)
+        return spaces.Dict(parts)
+
+    def __call__(self, states: Sequence[Refinement], prices: Sequence[float]) -> Observation:
+        """Return what is seen of states, in memory of its own.
+
+        Args:
+            states: the states, all of one size.
+            prices: of a forward, one for each.
+
+        Returns:
+            Latents (B, C, H, W), features (B, F), or a dictionary of arrays (B, …).
+        """
+        if self.kind == "features":
+            return np.stack([self._features(state, price) for state, price in zip(states, prices, strict=True)])
+
+        def pictures(tensors: Sequence[Tensor]) -> NDArray[Any]:
+            return torch.stack(list(tensors)).to(DTYPES[self.dtype]).cpu().numpy()
+
+        def numbers(values: Sequence[float]) -> NDArray[np.float32]:
+            return np.array(values, dtype=np.float32)[:, None]
+
+        latents = pictures([state.latent.clamp(-self.bound, self.bound) for state in states])
+        if self.kind == "latent":
+            return latents
+        length = self.plan.length
+        parts = {
+            "latent": latents,
+            "condition": pictures([state.lr_up[:3].clamp(-1, 1) for state in states]),
+            "step": numbers([state.t / length for state in states]),
+            "level": numbers([state.level / length for state in states]),
+        }
+        if self.prices is not None:
+            parts["price"] = numbers(prices)
+        return parts
+
+    def _features(self, state: Refinement, price: float) -> NDArray[np.float32]:
+        """Return the vector that is observed of a state."""
+        parts: list[Any] = [self._remembered(state, (), lambda: state.lr_up)]
+        if not self.whole:
+            parts.append([state.level / self.plan.length])
+        if self.prices is not None:
+            parts.append([price])
+        before = state.before
+        if not self.whole and before is None:
+            parts.append(np.zeros(FEATURES))
+        elif not self.whole and before is not None:
+            unet = self.unet
+            assert unet is not None, "estimates come from a network"
+            place = state.noise_seed, state.trace
+            parts.append(self._remembered(state, place, lambda: self._decoded(unet, before, state)))
+        return np.concatenate(parts).astype(np.float32)
+
+    @staticmethod
+    @torch.no_grad()
+    def _decoded(unet: Denoiser, latent: Tensor, state: Refinement) -> Tensor:
+        """Return the picture (3, H, W) of a clean latent of a state."""
+        return unet.decode(latent[None], state.lr_up[None])[0]
+
+    def _remembered(
+        self, state: Refinement, place: tuple[Hashable, ...], picture: Callable[[], Tensor]
+    ) -> NDArray[np.float32]:
+        """Return the features of a picture, which the memo holds for a state that has a key."""
+        memo, key = self.memo, ("features", state.key, *place)
+        known = None if state.key is None else memo.get(key)
+        if known is None:
+            known = torch.from_numpy(features(picture().cpu().numpy()))
+            if state.key is not None:
+                memo.put(key, known)
+        return known.cpu().numpy()
