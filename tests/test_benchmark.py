@@ -1,5 +1,6 @@
 """The benchmark: environments that play from a table of outcomes, scores, and the command."""
 
+import csv
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,9 @@ from ddpm.schedule import Schedule
 from ddpm.util.errors import ConfigError
 from skipdiff_env import OutcomeTable, SkipDiffBanditTableEnv, SkipDiffEnv, SkipDiffOutcomeVectorEnv, score
 from skipdiff_env.outcome_env import Tree
-from skipdiff_env.outcomes import SPLITS, split_of, tabulate_schedules
+from skipdiff_env.outcomes import SPLITS, TABLES, split_of, tabulate_schedules
 from skipdiff_env.rules import InvalidActionError, ResetNeededError
-from skipdiff_env.scoring import play
+from skipdiff_env.scoring import play, tree_of
 from tests.test_outcomes import jumping, made, settings
 from tests.test_vector_env import assert_same
 
@@ -317,3 +318,45 @@ def test_training_by_the_command(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
     timed = CliRunner().invoke(main, ["train-agent", f"--out={tmp_path / 'timed'}", "--minutes=0.0001"])
     assert timed.exit_code == 0, timed.output
+
+
+def test_datasets_have_the_scale_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    arguments = ["tabulate", "--minari=skipdiff/test-v0", "--env=SkipDiffBanditTable-v0", "--split=validation"]
+    result = CliRunner().invoke(main, [*arguments, "--episodes=30"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    dataset = minari.load_dataset("skipdiff/test-v0")
+    episodes = list(dataset.iterate_episodes())
+    assert {len(episode.rewards) for episode in episodes} == {1}
+    env = dataset.recover_environment()
+    assert len(set(env.unwrapped.table.photographs)) == 104
+    first = episodes[0]
+    np.testing.assert_array_equal(env.reset(seed=0)[0], first.observations[0])
+    assert env.step(first.actions[0])[1] == pytest.approx(first.rewards[0])
+    table = env.unwrapped.table
+    choices = random_policy(6)(table.features)
+    whole = score(lambda seen: np.repeat(choices, 2), split="validation")
+    relative = table.rewards(0.002) - table.rewards(0.002).mean(axis=2, keepdims=True)
+    mean = table.per_photograph(np.take_along_axis(relative, choices[:, None, None], 2)[..., 0]).mean()
+    assert minari.get_normalized_score(dataset, mean) == pytest.approx(whole.value)
+    wrong = CliRunner().invoke(main, [*arguments, f"--out={tmp_path / 'x'}"])
+    assert wrong.exit_code == 2
+    assert "--env is for --minari" in wrong.output
+
+
+def test_the_reference_scores_that_ship() -> None:
+    """They have the form that the command writes, and those without chance are what is computed here."""
+    with (TABLES / "reference_scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for env_id, name in (("SkipDiffBanditTable-v0", ""), ("SkipDiffStrideTable-v0", "")):
+        own = {row["method"]: row for row in rows if (row["env"], row["table"]) == (env_id, name)}
+        assert {"random", "best fixed", "ridge", "supervised", "ppo"} <= own.keys()
+        assert float(own["best fixed"]["score"]) == 0
+        whole = tree_of(env_id)
+        trees = [Tree(whole.table.split(split), whole.kind) for split in ("train", "validation")]
+        found = score(fit(*trees, 0.002, "ridge"), env_id=env_id)
+        assert found.value == pytest.approx(float(own["ridge"]["score"]), abs=0.02)
+        for row in own.values():
+            assert float(row["low"]) <= float(row["score"]) <= float(row["high"])
+            assert len(row["values"].split()) == int(row["seeds"])

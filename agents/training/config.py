@@ -38,7 +38,8 @@ class AgentTrainingConfig:
         oracle: whether every start of the evaluation's pictures is computed, so that the best fixed start and the
             oracle are known; N (N + 1) / 2 forwards for each picture and noise, which are many where the plan's first
             step is T. Under "jump" every number of even steps takes the place of the starts.
-        minutes: when to stop, if `env_steps` have not been done by then.
+        minutes: when to stop, if `env_steps` have not been done by then; what is computed before the first episode
+            counts too.
         cache_mb: room for remembered latents; None: as much as they need, if it is there.
         cache_dir: folder on disk for the same, which later runs read as well; None: none.
         seed: seed of everything random.

@@ -68,6 +68,7 @@ class TrainingCallback(BaseCallback):
         rewards: rewards of every start, (pictures, noises, N), by which the regret of training episodes is known.
         curve: evaluations of the run so far.
         bar: shows the progress.
+        started: time by `time.perf_counter` at which the run began, or went on: `minutes` count from there.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class TrainingCallback(BaseCallback):
         rewards: NDArray[np.float64] | None,
         curve: list[CurvePoint],
         bar: "tqdm[Any]",
+        started: float,
     ) -> None:
         super().__init__()
-        self.bar = bar
+        self.bar, self.started = bar, started
         self.config, self.folder, self.evaluator, self.agent_config = config, folder, evaluator, agent_config
         self.rewards, self.curve = rewards, curve
         self.window: dict[str, deque[float]] = {}
@@ -105,7 +107,8 @@ class TrainingCallback(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self.evaluated < 0 or self.due:
             self.evaluate()
-        late = self.config.minutes is not None and self.seconds >= 60 * self.config.minutes
+        spent = self.earlier + time.perf_counter() - self.started
+        late = self.config.minutes is not None and spent >= 60 * self.config.minutes
         if self.stopping or (late and self.num_timesteps > self.began_at):
             raise _StoppedError
         if isinstance(self.model, OnPolicyAlgorithm):
@@ -309,6 +312,7 @@ def train_agent(
         ConfigError: the folder holds a run already, a setting does not fit, or memory is short.
         CheckpointError: the checkpoint, or the state to go on from, is unknown or damaged.
     """
+    started = time.perf_counter()
     check_new_run(folder, resume)
     check_device(config.device)
     h = config.hyperparameters
@@ -368,7 +372,7 @@ def train_agent(
         agent_config = _agent_config(config, env, task, model)
         title = f"train-agent {config.algorithm}"
         with progress(total=h.env_steps, initial=model.num_timesteps, desc=title, unit="step") as bar:
-            callback = TrainingCallback(config, folder, evaluator, agent_config, rewards, curve, bar)
+            callback = TrainingCallback(config, folder, evaluator, agent_config, rewards, curve, bar, started)
             _learn(model, callback, h.env_steps - model.num_timesteps, begun)
     env.close()
     return folder / "best"
