@@ -339,11 +339,11 @@ class Task:
             parts.append(np.zeros(FEATURES))
         elif before is not None:
             key = "features", state.key, state.noise_seed, state.trace
-            parts.append(remembered(key, lambda: self._decoded(before, state)))
+            parts.append(remembered(key, lambda: self.decoded(before, state)))
         return np.concatenate(parts).astype(np.float32)
 
     @torch.no_grad()
-    def _decoded(self, latent: Tensor, state: Refinement) -> Tensor:
+    def decoded(self, latent: Tensor, state: Refinement) -> Tensor:
         """The picture (3, H, W) of a clean latent of a state."""
         return self.unet.decode(latent[None], state.lr_up[None])[0]
 
