@@ -2,6 +2,7 @@
 
 import shutil
 from contextlib import suppress
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from ddpm.util.files import read_json
 
 # What is downloaded of a repository: settings and weights of a net, its predictor and its agent.
 HUB_FILES = ("*.json", "*.safetensors", "*.pth")
+# The same of a model of diffusers, and its weights in other precisions or before averaging.
+DIFFUSERS_FILES = ("*.json", "*/*.txt", "*/*.safetensors", "diffusion_pytorch_model*.safetensors")
+DIFFUSERS_VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
 
 
 def shipped_checkpoints() -> dict[str, Path]:
@@ -55,8 +59,12 @@ def hub_folder(repo_id: str, what: str = "checkpoint") -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, revision = repo_id.partition("@")
+    download = partial(snapshot_download, name, revision=revision or None)
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(HUB_FILES)))
+        folder = Path(download(allow_patterns=["*.json"]))
+        if is_diffusers(folder):  # its files lie in folders; those above them hold the same once more
+            return Path(download(allow_patterns=list(DIFFUSERS_FILES), ignore_patterns=list(DIFFUSERS_VARIANTS)))
+        return Path(download(allow_patterns=list(HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"unknown {what} {repo_id!r}: no such folder, and the Hub did not give it ({type(error).__name__}); "

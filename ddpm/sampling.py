@@ -119,8 +119,16 @@ def p_sample(
         Latents at step `to`; at 0 the result x_0.
     """
     to = np.subtract(t, 1) if to is None else to
+    found = estimate(unet, alphas_cumprod, t, x_t, lr_up, to, substeps)
+    return arrive(alphas_cumprod, t, to, x_t, found, noise, eta)
+
+
+def arrive(
+    alphas_cumprod: FloatArray, t: Step, to: Step, x_t: Tensor, found: Estimate, noise: Tensor | None, eta: float = 1.0
+) -> Tensor:
+    """Return the latents at step `to` for estimates at step t, which are changed; the arguments are `p_sample`'s."""
     of_x0, of_x_t, sigma = reverse_weights(alphas_cumprod, t, eta, to)
-    x0, eps = estimate(unet, alphas_cumprod, t, x_t, lr_up, to, substeps)
+    x0, eps = found
     if eps is None:
         mean = x0.mul_(coefficient(of_x0, x_t)).add_(x_t * coefficient(of_x_t, x_t))
     else:  # x_t = √ᾱ·x_0 + √(1-ᾱ)·ε, which a clamped x_0 does not fulfil

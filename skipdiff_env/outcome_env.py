@@ -100,7 +100,7 @@ class Tree:
     @property
     def longest(self) -> int:
         """Env steps of the longest episode."""
-        return 1 if self.kind == "schedule" else int(self.table.forwards.max())
+        return 1 if self.kind == "schedule" else max(schedule.forwards for schedule in self.table.schedules)
 
     def observe(
         self, crops: NDArray[np.integer], noises: NDArray[np.integer], nodes: NDArray[np.integer]
@@ -234,7 +234,7 @@ class SkipDiffOutcomeVectorEnv(BatchedEnv):
         self._check_going(np.flatnonzero(waiting).tolist())
         going = ~waiting
         state["node"] = np.where(going, self.tree.moves[np.maximum(state["node"], 0), actions], state["node"])
-        state["nfe"] += going
+        state["nfe"] += going * self.table.forwards_per_call
         ended = going & (state["node"] < 0)
         ways = -1 - state["node"][ended]
         if self.tree.kind == "schedule":

@@ -183,8 +183,12 @@ class OutcomeTable:
     @property
     def forwards(self) -> NDArray[np.int64]:
         """Network forwards of each schedule, those of guidance counted."""
-        calls = np.array([schedule.forwards for schedule in self.schedules])
-        return calls * int(self.description.get("forwards_per_call", 1))
+        return np.array([schedule.forwards for schedule in self.schedules]) * self.forwards_per_call
+
+    @property
+    def forwards_per_call(self) -> int:
+        """Network forwards of one prediction: 2 with guidance, else 1."""
+        return int(self.description.get("forwards_per_call", 1))
 
     def rewards(self, price: float = 0.0) -> Array:
         """Return the rewards, -M less the price of the forwards, float64 (crops, noises, schedules)."""
@@ -308,6 +312,8 @@ def _row(cut: _Cut, size: int, noises: int, schedules: Sequence[str]) -> dict[st
 
 def _estimates(rgb: NDArray[np.uint8], seeds: Sequence[int], states: Sequence[Jumps]) -> NDArray[np.float32]:
     """The features of the last estimate at each state, (noises, states, 42); what is remembered runs no network."""
+    import torch
+
     episodes = _task.begin([rgb] * len(seeds), seeds)
     found = np.empty((len(seeds), len(states), FEATURES), np.float32)
     for place, jumps in enumerate(states):
@@ -315,7 +321,8 @@ def _estimates(rgb: NDArray[np.uint8], seeds: Sequence[int], states: Sequence[Ju
         for to, substeps in jumps:
             _task.process.jump([(state, to, substeps) for state in reached])
         for noise, state in enumerate(reached):
-            estimate = _task.unet.decode(state.before[None], state.lr_up[None])[0]
+            with torch.no_grad():
+                estimate = _task.unet.decode(state.before[None], state.lr_up[None])[0]
             found[noise, place] = features(estimate.cpu().numpy())
     return found
 

@@ -1,5 +1,6 @@
 """Small random models in the format of diffusers, and a denoiser of other people's."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,11 @@ from ddpm.util.torchvision_ops import ensure_torchvision
 
 ensure_torchvision()
 
-from diffusers import (  # noqa: E402
-    AutoencoderKL,
-    DDIMScheduler,
-    DDPMScheduler,
-    LDMSuperResolutionPipeline,
-    StableDiffusionUpscalePipeline,
-    UNet2DConditionModel,
-    UNet2DModel,
-    VQModel,
-)
+from diffusers import DDIMScheduler, DDPMScheduler  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
+
+# whose methods mypy does not see
+DIFFUSERS: Any = importlib.import_module("diffusers")
 
 SCALED_LINEAR = {"beta_start": 0.0015, "beta_end": 0.0155, "beta_schedule": "scaled_linear"}
 
@@ -32,7 +27,7 @@ SCALED_LINEAR = {"beta_start": 0.0015, "beta_end": 0.0155, "beta_schedule": "sca
 def concat_unet() -> Any:
     """A network in pixel space, of 6 channels in and 3 out."""
     torch.manual_seed(0)
-    return UNet2DModel(
+    return DIFFUSERS.UNet2DModel(
         sample_size=16, in_channels=6, out_channels=3, layers_per_block=1, block_out_channels=(8, 16),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         norm_num_groups=4, attention_head_dim=4,
@@ -58,9 +53,9 @@ def latent_pipeline(scheduler: Any = None) -> Any:
     """The pipeline of latent diffusion for super-resolution."""
     unet = concat_unet()
     torch.manual_seed(1)
-    decoder = VQModel(latent_channels=3, num_vq_embeddings=64, **decoder_settings()).eval()
+    decoder = DIFFUSERS.VQModel(latent_channels=3, num_vq_embeddings=64, **decoder_settings()).eval()
     scheduler = scheduler or DDIMScheduler(clip_sample=False, **SCALED_LINEAR)
-    pipeline = LDMSuperResolutionPipeline(decoder, unet, scheduler)
+    pipeline = DIFFUSERS.LDMSuperResolutionPipeline(decoder, unet, scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -80,16 +75,16 @@ def upscale_pipeline(folder: Path, scheduler: Any = None) -> Any:
             max_position_embeddings=16, bos_token_id=0, eos_token_id=1,
         )
     ).eval()  # fmt: skip
-    unet = UNet2DConditionModel(
+    unet = DIFFUSERS.UNet2DConditionModel(
         sample_size=16, in_channels=7, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         norm_num_groups=4, cross_attention_dim=16, attention_head_dim=4, num_class_embeds=1000,
     ).eval()  # fmt: skip
-    decoder = AutoencoderKL(latent_channels=4, scaling_factor=0.08333, **decoder_settings()).eval()
+    decoder = DIFFUSERS.AutoencoderKL(latent_channels=4, scaling_factor=0.08333, **decoder_settings()).eval()
     scheduler = scheduler or DDIMScheduler(
         prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1
     )
-    pipeline = StableDiffusionUpscalePipeline(decoder, text, tokenizer, unet, DDPMScheduler(), scheduler)
+    pipeline = DIFFUSERS.StableDiffusionUpscalePipeline(decoder, text, tokenizer, unet, DDPMScheduler(), scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -984,7 +984,7 @@ def test_right_action(short_checkpoint: str, action: Any) -> None:
         (
             {"no_such": 1},
             ConfigError,
-            "unknown argument no_such of the environment; known are checkpoint, denoiser, images",
+            "unknown argument no_such of the environment; known are checkpoint, denoiser",
         ),
         ({"images": 5}, ImageError, "images must be None, a folder, .* got int"),
         ({"images": [1]}, ImageError, "images must be None, a folder, .* got int"),

@@ -57,7 +57,7 @@ def run() -> Run:
 def test_each_example_has_its_line() -> None:
     page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     names = sorted(path.name for path in EXAMPLES.glob("*.py"))
-    assert len(names) == 5
+    assert len(names) == 6
     for name in names:
         assert f"python examples/{name}" in page
 
@@ -104,6 +104,15 @@ def test_ridge_regression_finds_what_is_linear() -> None:
     np.testing.assert_allclose(predict(contexts[60:]), contexts[60:] @ weights + 5, atol=0.5)
     luck = bandit.Ridge(contexts[:60], rng.normal(size=(60, 3)))
     assert luck.ridge > predict.ridge
+
+
+def test_bring_your_own(run: Run) -> None:
+    found = run("bring_your_own", "--iterations", 3, "--env-steps", 32, "--image-size", 32, "--pictures", 3,
+                "--num-envs", 4)  # fmt: skip
+    ways = [found[name] for name in ("12", "12,6", "12,8,4", "12,10,8,6,4,2", "even:12")]
+    worst = min(float(cells[0]) for cells in ways)
+    assert worst - 1e-4 <= float(found["agent"][0]) <= float(found["best for each crop and noise"][0])
+    assert 98 <= sum(int(cells[1].rstrip("%")) for cells in ways) <= 102
 
 
 def test_planning(run: Run, checkpoint: str) -> None:

@@ -254,16 +254,17 @@ def test_the_hub_refuses(hub: Hub, shared: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_revision_of_a_repository(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind an @: a branch, a tag or a commit, of checkpoints and of agents."""
-    asked: list[tuple[str, str | None]] = []
+    asked: dict[tuple[str, str | None], list[str]] = {}
 
     def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((name, revision))
+        asked[name, revision] = allow_patterns
         return str(shared / ("run/checkpoint" if name == "me/net" else "agent-run/best"))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     for name in ("me/net", "me/net@v1.0", "me/net@refs/pr/3"):
         load_unet(name)
     load_agent("me/agent@4f2a")
-    assert asked == [("me/net", None), ("me/net", "v1.0"), ("me/net", "refs/pr/3"), ("me/agent", "4f2a")]
+    assert [*asked] == [("me/net", None), ("me/net", "v1.0"), ("me/net", "refs/pr/3"), ("me/agent", "4f2a")]
+    assert all("*.safetensors" in patterns for patterns in asked.values())
     assert is_hub_id("owner/net@v1.0")
     assert not any(is_hub_id(name) for name in ("net@v1.0", "./owner/net@v1", "a/b/c@v1"))

@@ -487,6 +487,57 @@ def _tabulate_ways(
     click.echo(f"table: {out} ({len(table.photographs)} crops: {counts}; {noises} noises, {len(ways)} schedules)")
 
 
+@click.command()
+@IMAGES
+@DENOISER
+@click.option(
+    "--forwards", "counts", type=click.IntRange(min=1), multiple=True, required=True,
+    help="Number of forwards; may be repeated, and each has a line.",
+)  # fmt: skip
+@click.option(
+    "--steps", type=click.IntRange(min=2), default=40, help="Steps of the chain that it is compared with, its levels."
+)
+@click.option("--image-size", type=click.IntRange(min=16), default=128, help="Side of the pictures' centre crops.")
+@click.option("--degradation", default="bicubic", **DEGRADATION)
+@click.option("--limit", type=click.IntRange(min=1), default=32, help="Take only so many pictures, evenly spread.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8)
+@DEVICE
+def schedule(
+    images: tuple[str, ...],
+    checkpoint: str,
+    counts: tuple[int, ...],
+    steps: int,
+    image_size: int,
+    degradation: str,
+    limit: int,
+    batch_size: int,
+    device: str,
+) -> None:
+    """Print the schedule of so many forwards that stays nearest to a chain of many steps.
+
+    Of every jump between two of the --steps levels it is computed how far it leads from the chain, on your pictures;
+    dynamic programming then finds the best way. What is printed is what --levels of other commands takes.
+    Give pictures that you will not judge it on.
+    """
+    from agents.study import load_crops
+    from agents.study.methods import trajectory_costs
+    from agents.study.running import Runner
+    from ddpm.checkpoints import load_denoiser
+    from ddpm.schedule import Schedule
+    from ddpm.training.best_schedule import best_levels
+    from ddpm.util.errors import ConfigError
+    from ddpm.util.progress import progress
+
+    if max(counts) > steps:
+        raise ConfigError(f"--forwards must be at most --steps, {steps}, got {max(counts)}")
+    runner = Runner(load_denoiser(checkpoint, device), [], device, batch_size, degradation)
+    runner.check_size(image_size)
+    batches = runner.batches(load_crops(images, image_size, limit))
+    costs = trajectory_costs(progress(batches, desc="schedule", unit="batch", leave=False), steps)
+    for forwards in counts:
+        click.echo(Schedule(best_levels(costs, forwards)))
+
+
 @click.command("fetch-judge")
 @click.option(
     "-o",

@@ -34,7 +34,7 @@ from ddpm.pictures.degradation import PLAIN, Degradation, upsample
 from ddpm.pictures.images import to_tensor, to_uint8
 from ddpm.sampling import coarse_eta, refine, run_levels, sample
 from ddpm.schedule import Schedule, as_schedule, cosine_alphas_cumprod, even_levels
-from ddpm.training.elbo import best_levels, jump_costs, x0_errors
+from ddpm.training.best_schedule import best_levels, jump_costs, trajectory_errors, x0_errors
 from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import (
@@ -459,17 +459,26 @@ def null_space(T: int, forwards: int) -> Method:
 
 
 def elbo_costs(batches: Iterable[Batch], T: int) -> NDArray[np.float64]:
-    """The cost of every jump under the evidence lower bound, see `elbo.jump_costs`, from training photographs."""
+    """The cost of every jump under the evidence lower bound, see `jump_costs`, from training photographs."""
     alphas_cumprod = cosine_alphas_cumprod(T)
     errors = [x0_errors(own_network(b), alphas_cumprod, b.hr, b.lr_up, b.noise) for b in batches]
     return jump_costs(alphas_cumprod, np.mean(errors, axis=0))
 
 
-def elbo_schedule(costs: NDArray[np.float64], forwards: int, sampler: str) -> Method:
-    """The schedule of so many forwards that is best under the evidence lower bound."""
+def trajectory_costs(batches: Iterable[Batch], T: int) -> NDArray[np.float64]:
+    """The error of every jump of DDIM, see `trajectory_errors`, from training photographs."""
+    found = [trajectory_errors(batch.unet, batch.unet.schedule(T), batch.lr_up, batch.noise) for batch in batches]
+    return np.mean(found, axis=0)
+
+
+def best_schedule(costs: NDArray[np.float64], forwards: int, sampler: str, title: str) -> Method:
+    """The schedule of so many forwards that costs least by dynamic programming."""
     levels = best_levels(costs, forwards)
-    name = f"{elbo_name(sampler)}, {forwards}"
-    return replace(schedule(levels, sampler), name=name, family=PEER)
+    return replace(schedule(levels, sampler), name=f"{title}, {forwards}", family=PEER)
+
+
+# What schedules by dynamic programming over the errors of jumps are called.
+TRAJECTORY = "DP over the trajectory, ddim"
 
 
 def elbo_name(sampler: str) -> str:

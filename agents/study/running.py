@@ -103,6 +103,12 @@ class Runner:
         """Targets (B, 3, H, W) under one noise seed; `first` is the index of the first."""
         return Batch(self.unet, hr, seed, first, self.batch_size, self.degradation)
 
+    def batches(self, crops: Sequence[Tensor]) -> list[Batch]:
+        """All of some targets under noise seed 0, in batches."""
+        starts = range(0, len(crops), self.batch_size)
+        groups = [torch.stack(list(crops[first : first + self.batch_size])).to(self.device) for first in starts]
+        return [self.batch(group) for group in groups]
+
     def check_size(self, size: int) -> None:
         """Checks the side of the pictures.
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from agents.agent import STEPS, Agent, find_agent, has_agent, load_agent
@@ -253,17 +252,23 @@ class Study:
         found[ways.NULL_SPACE] = [ways.null_space(self.T, forwards) for forwards in budgets]
         if self.train_crops:
             for sampler in ("ddpm", "ddim"):
-                own = [ways.elbo_schedule(self.elbo_costs, forwards, sampler) for forwards in budgets]
-                found[ways.elbo_name(sampler)] = own
+                title = ways.elbo_name(sampler)
+                found[title] = [ways.best_schedule(self.elbo_costs, n, sampler, title) for n in budgets]
+            title = ways.TRAJECTORY
+            found[title] = [ways.best_schedule(self.trajectory_costs, n, "ddim", title) for n in budgets]
         return {heading: methods for heading, methods in found.items() if methods}
 
     @cached_property
     def elbo_costs(self) -> NDArray[np.float64]:
         """What each jump costs in the evidence lower bound, on the training photographs."""
-        size = self.config.batch_size
-        groups = [self.train_crops[i : i + size] for i in range(0, len(self.train_crops), size)]
-        batches = [self.runner.batch(torch.stack(list(group)).to(self.config.device)) for group in groups]
+        batches = self.runner.batches(self.train_crops)
         return ways.elbo_costs(progress(batches, desc="ELBO", unit="batch", leave=False), self.T)
+
+    @cached_property
+    def trajectory_costs(self) -> NDArray[np.float64]:
+        """How far each jump leads from the chain of all steps, on the training photographs."""
+        batches = self.runner.batches(self.train_crops)
+        return ways.trajectory_costs(progress(batches, desc="trajectory", unit="batch", leave=False), self.T)
 
     def budget_chains(self) -> list[Method]:
         """The ancestral chain at the peers' budgets."""

@@ -569,10 +569,8 @@ def _quiet() -> Iterator[None]:
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    bars = None
-    if "transformers" in sys.modules:
-        from transformers.utils import logging as bars
-
+    bars: Any = import_module("transformers.utils.logging") if "transformers" in sys.modules else None
+    if bars is not None:
         bars.disable_progress_bar()
     try:
         yield

@@ -1,7 +1,9 @@
-"""The schedule of a few steps that is best under the evidence lower bound, by dynamic programming (Watson et al. 2021).
+"""The best schedule of a few steps by dynamic programming.
 
-The bound of a chain that jumps from level to level is a sum of one term for each jump, so the best levels for any
-number of forwards follow from a table of all jumps, which a net's errors on training photographs fill.
+What a chain that jumps from level to level costs is a sum of one term for each jump, so the best levels for any number
+of forwards follow from a table of all jumps, which training photographs fill. There are two tables: the terms of the
+evidence lower bound (Watson et al. 2021), and how far each jump of DDIM lands from the trajectory of a chain of many
+steps, in the manner of OptimalSteps (Pei et al. 2025).
 """
 
 import numpy as np
@@ -9,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.nets.denoiser import NoiseLevelDenoiser, to_latent
+from ddpm.nets.denoiser import Denoiser, Estimate, NoiseLevelDenoiser, to_latent
 from ddpm.noise import Stage
-from ddpm.sampling import Noise, predict_x0, reverse_weights
+from ddpm.sampling import Noise, arrive, estimate, predict_x0, reverse_weights
 from ddpm.schedule import FloatArray
 from ddpm.util.errors import ConfigError
 
@@ -64,11 +66,45 @@ def jump_costs(alphas_cumprod: FloatArray, errors: FloatArray) -> NDArray[np.flo
     return costs
 
 
+@torch.inference_mode()
+def trajectory_errors(denoiser: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise) -> FloatArray:
+    """Return how far each jump of DDIM lands from the trajectory of the chain of all steps. NFE: T.
+
+    The jump from t to s begins on the trajectory, at step t, and is compared with the trajectory at step s.
+
+    Args:
+        denoiser: the denoiser.
+        alphas_cumprod: its schedule, (T + 1,), index 0 is the clean image.
+        lr_up: conditions, (B, C, H, W).
+        noise: keyed noise; the chain begins at (INITIAL, T).
+
+    Returns:
+        (T + 1, T + 1): entry [t, s] is the root mean squared difference over all values; infinite where s ≥ t.
+    """
+    T = len(alphas_cumprod) - 1
+    path: dict[int, Tensor] = {T: noise(Stage.INITIAL, T)}
+    found: dict[int, Estimate] = {}
+
+    def jump(t: int, s: int) -> Tensor:
+        x0, eps = found[t]
+        own = x0.clone(), None if eps is None else eps.clone()
+        return arrive(alphas_cumprod, t, s, path[t], own, None, eta=0.0)
+
+    for t in range(T, 0, -1):
+        found[t] = estimate(denoiser, alphas_cumprod, t, path[t], lr_up)
+        path[t - 1] = jump(t, t - 1)
+    errors = np.full((T + 1, T + 1), np.inf)
+    for t in range(1, T + 1):
+        for s in range(t):
+            errors[t, s] = float((jump(t, s) - path[s]).square().mean().sqrt())
+    return errors
+
+
 def best_levels(costs: NDArray[np.float64], forwards: int) -> tuple[int, ...]:
     """The levels of the cheapest chain with so many forwards, from T down.
 
     Args:
-        costs: of each jump, (T + 1, T + 1), as `jump_costs` gives them.
+        costs: of each jump, (T + 1, T + 1), as `jump_costs` and `trajectory_errors` return them.
         forwards: number of jumps, 1 … T.
 
     Returns:
