@@ -56,7 +56,7 @@ def algorithm_name(kind: type) -> str:
     for name, (_, attribute) in EXPORTED.items():
         if kind.__name__ == attribute:
             return name
-    raise ConfigError(f"agents of {kind.__name__} cannot be exported; train with one of {', '.join(EXPORTED)}")
+    raise ConfigError(f"{kind.__name__} is none of the algorithms {', '.join(EXPORTED)}, whose agents can be exported")
 
 
 def policy_alias(algorithm: str, observation: str = "latent") -> str:

@@ -59,8 +59,9 @@ def chooser(agent: Agent, tree: Tree, name: str = "the agent") -> Callable[[Any]
         ConfigError: it decides about something else, or was trained for another network.
     """
     own, table = agent.config, tree.table
-    if tree.kind != "schedule" or own.schedules is None:
-        kind = "step by step" if own.schedules is None else "about schedules"
+    features = own.observation == "features"
+    if tree.kind != "schedule" or own.schedules is None or not features:
+        kind = "about schedules" if own.schedules is not None and features else "step by step"
         expected = "a schedule for each picture" if tree.kind == "schedule" else "about strides"
         raise ConfigError(f"{name} decides {kind}, expected an agent that decides {expected}; name another one")
     ways = tuple(str(schedule) for schedule in table.schedules)

@@ -62,9 +62,11 @@ def _of_table(table: OutcomeTable, training: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of an agent that was trained on a table of outcomes."""
     description = table.description
     plan = Plan(**description["plan"])
+    record = {"network": description.get("network"), **training}
+    record["env"] = {"checkpoint": description.get("checkpoint"), **training.get("env", {})}
     return {
         "decisions": plan.decisions, "image_size": description["size"], "latent_bound": NO_LATENT, "plan": plan,
-        "training": training, "observation": "features", "kind": "schedule",
+        "training": record, "observation": "features", "kind": "schedule",
         "schedules": tuple(str(schedule) for schedule in table.schedules),
     }  # fmt: skip
 

@@ -9,7 +9,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from agents.training.trpo import QuickTRPO
 from click.testing import CliRunner
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
@@ -257,8 +256,8 @@ def test_fitted_policies_of_a_single_decision() -> None:
 
 
 def test_names_of_classes() -> None:
-    assert [algorithm_name(kind) for kind in (PPO, DQN, TRPO, QuickTRPO, MaskablePPO)] == [
-        "ppo", "dqn", "trpo", "trpo", "maskable-ppo",
+    assert [algorithm_name(kind) for kind in (PPO, DQN, TRPO, MaskablePPO)] == [
+        "ppo", "dqn", "trpo", "maskable-ppo",
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="str is none of the algorithms ppo"):
         algorithm_name(str)

@@ -286,7 +286,7 @@ def test_what_cannot_be_exported(detailed: str, pictures: Path, tmp_path: Path) 
         env,
     )
     other = type("Other", (PPO,), {})
-    refused("agents of Other cannot be exported", other("MlpPolicy", env, **QUICK["ppo"]), env)
+    refused("Other is none of the algorithms ppo", other("MlpPolicy", env, **QUICK["ppo"]), env)
 
 
 @pytest.mark.parametrize(
