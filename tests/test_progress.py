@@ -62,9 +62,10 @@ def test_a_terminal_gets_a_bar() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_remove_temporary_files(number: signal.Signals, tmp_path: Path) -> None:
     code = f"""
-import time
+import signal, time
 from ddpm.util.files import atomic_path
 from ddpm.util.progress import orderly_end
+signal.signal({int(number)}, signal.SIG_DFL)  # which nohup ignores
 with orderly_end(), atomic_path({str(tmp_path / "x.png")!r}) as temporary:
     temporary.write_bytes(b"half")
     print("ready", flush=True)
