@@ -106,7 +106,7 @@ def environment(denoiser: Denoiser, split: str, size: int, count: int) -> SkipDi
     """Environments on crops of scikit-image's photographs; one decision gives a crop its schedule."""
     settings: dict[str, Any] = {
         "denoiser": denoiser, "split": split, "image_size": size, "steps": (1, 12), "schedules": SCHEDULES,
-        "nfe_penalty": 0.002, "noise_seeds": 4,
+        "nfe_penalty": 0.002, "noise_seeds": 4, "autoreset_mode": "SameStep",
     }  # fmt: skip
     batched: Any = gym.make_vec("skipdiff_env:SkipDiffBandit-v0", num_envs=count, **settings).unwrapped
     return SkipDiffVecEnv(batched)
