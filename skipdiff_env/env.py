@@ -87,7 +87,8 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     and then terminates; none is truncated.
 
     `reset(options={"image": i, "noise_seed": k})` fixes either or both; `image` is an index or a uint8 array
-    (height, width, 3), whose centre is taken. `nfe_penalty` is the third option.
+    (height, width, 3), whose centre is taken. `nfe_penalty` is the third option, and with `crop="random"` there is
+    `crop`, the first row and column.
 
     `get_state()` and `set_state()` take an episode down and go on from there, which is what planning needs; the
     environment can be pickled and copied.
@@ -99,6 +100,7 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     | `nfe`             | always | UNet forwards of this episode, coarse and fine (whether computed or remembered)       |
     | `image_index`     | always | place of the picture, -1 for an array                                                 |
     | `noise_seed`      | always | noise seed of the episode                                                             |
+    | `crop`            | always | first row and column of the crop; only with `crop="random"`                           |
     | `metrics`         | at end | name → value: the reward's metric and those of `report_metrics`; NaN where one failed |
     | `nfe_penalty`     | always | what the reward pays for each fine forward                                            |
     | `degradation`     | always | strengths of "blur", "shrink", "noise" and "jpeg"; missing where it is "bicubic"      |
@@ -163,7 +165,7 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
 
     ## Arguments
     `gym.make` takes the attributes of `skipdiff_env.config.TaskConfig` as keywords: `checkpoint`, `images`,
-    `degradation`, `split`, `image_size`, `scale`, `steps`, `coarse_sampler`, `fine_sampler`, `skip_mode`, `first_step`,
+    `degradation`, `split`, `image_size`, `crop`, `scale`, `steps`, `coarse_sampler`, `fine_sampler`, `skip_mode`, `first_step`,
     `observation`, `metric`, `report_metrics`, `reward`, `nfe_penalty`, `noise_seeds`, `obs_dtype`, `cache_mb`,
     `cache_dir`, `cache_dir_mb`, `device` and `batch_size`. Its documentation says what each means.
 

@@ -255,6 +255,9 @@ class Task:
         if isinstance(policy, Chooser):
             states = [episode.refinement for episode in episodes]
             self.process.run_schedules(states, policy.choose(states))
+            if self.process.decisions.kind == "skip":
+                for episode in episodes:
+                    episode.actions = self._followed(episode.refinement)
             self._end(episodes)
             return
         decide = self.process.bound(policy)
@@ -361,10 +364,14 @@ class Task:
 
     def _strip(self, episode: Episode) -> Sequence[Action]:
         """The decisions of an episode so far, as DENOISE and SKIP at each diffusion step."""
-        state, first = episode.refinement, self.plan.first
         if self.process.decisions.kind == "skip":
             return [Action(action) for action in episode.actions]
-        return [Action.DENOISE if t - 1 in state.path else Action.SKIP for t in range(first, max(state.t, 1), -1)]
+        return self._followed(episode.refinement)
+
+    def _followed(self, state: Refinement) -> list[Action]:
+        """The decisions at each diffusion step that lead where a state has come by jumps."""
+        steps = range(self.plan.first, max(state.t, 1), -1)
+        return [Action.DENOISE if t - 1 in state.path else Action.SKIP for t in steps]
 
     def start_outcomes(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> StartOutcomes:
         """Rewards and metrics of all starts for every picture and every noise seed; each chain runs once.
