@@ -41,7 +41,7 @@ COMMANDS = {
     "train-agent": "agents.training.sb3",
     "upscale": "agents.upscaling.run",
     "tabulate": "skipdiff_env.tabulate",
-    "evaluate": "agents.study",
+    "evaluate": "agents.study.intervals",
 }
 
 
