@@ -322,6 +322,17 @@ def test_other_environments(env_id: str, settings: dict[str, Any], upscale_folde
     batched.step(batched.action_space.sample())
 
 
+def test_what_agents_cannot_be_trained_on_says_so(upscale_folder: Path, photo: Photo, tmp_path: Path) -> None:
+    Image.fromarray(photo(48, 48)).save(tmp_path / "a.png")
+    source = CliRunner().invoke(main, [
+        "train-agent", "--env", "SkipDiff-v0", "--denoiser", str(upscale_folder), "--images", str(tmp_path / "a.png"),
+        "--image-size", "48", "--metric", "psnr", "--out", str(tmp_path / "run"),
+    ])  # fmt: skip
+    assert source.exit_code == 2
+    assert "agents see latents of 3 channels" in source.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_latents_out_of_bounds_are_shown_clipped(photo: Photo) -> None:
     class Wild(Smoother):
         def predict(self, x: Tensor, alpha_bar: Any, condition: Tensor) -> Any:

@@ -284,8 +284,13 @@ def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
     return model
 
 
-def check_channels(task: Task) -> None:
-    """Raises ConfigError if an agent would look at latents that its networks are not made for."""
+def check_denoiser_of(task: Task) -> None:
+    """Raises ConfigError if an agent would look at latents that its networks are not made for, or have no name."""
+    if not isinstance(task.config.checkpoint, str | Path):
+        raise ConfigError(
+            f"a run writes down the name of its denoiser, and an object of {task.config.name} has none; train on its "
+            "environments with Stable-Baselines3 itself, as examples/bring_your_own.py does"
+        )
     if task.config.observation != "features" and task.latent_shape[0] != 3:
         raise ConfigError(
             f"agents see latents of 3 channels, but those of {task.config.name} have {task.latent_shape[0]}; take an "
@@ -329,7 +334,7 @@ def train_agent(
     if h.picture_baseline:
         env = VecPictureBaseline(env)
     task: Task = env.unwrapped.get_attr("task")[0]
-    check_channels(task)
+    check_denoiser_of(task)
     tqdm.write(describe_buffer(config, env))
     if memory is not None:
         task.remember_in(memory[0])
