@@ -432,11 +432,12 @@ def tabulate(
 
     if out is None and minari is None:
         raise click.UsageError("nothing to do; give --out, --minari, or both")
+    if env_id != "SkipDiffTable-v0" and (minari is None or out is not None or ways):
+        raise click.UsageError("--env is for --minari, and without --out and --ways")
     if minari is not None:
         check_minari(minari)  # before the table is computed
     if env_id != "SkipDiffTable-v0":
-        if minari is None or out is not None or ways:
-            raise click.UsageError("--env is for --minari, and without --out and --ways")
+        assert minari is not None, "refused above"
         click.echo(f"dataset: {write_benchmark_minari(env_id, minari, split, None, episodes, seed)}")
         return
     if ways:
