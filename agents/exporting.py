@@ -14,6 +14,7 @@ from agents.policies import policy_description
 from ddpm.util.errors import ConfigError
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.observations import features_space
+from skipdiff_env.outcome_env import Tree
 from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.plan import Plan
 from skipdiff_env.task import Task
@@ -30,8 +31,8 @@ def export_agent(model: Any, env: Any, folder: str | Path, /, **training: Any) -
     Args:
         model: of Stable-Baselines3 or sb3-contrib, by one of `agents.algorithms.EXPORTED`.
         env: the environment that it was trained in: one of Gymnasium's, a `SkipDiffVecEnv`, or another `VecEnv` of
-            them, where latents may be stacked by `VecFrameStack(…, channels_order="first")`; or the table of a
-            `TableBandit`.
+            them, where latents may be stacked by `VecFrameStack(…, channels_order="first")`; or
+            `SkipDiffBanditTable-v0`, or its table.
         folder: where config.json and model.safetensors go.
         training: how it was trained, for the record.
 
@@ -49,6 +50,7 @@ def export_agent(model: Any, env: Any, folder: str | Path, /, **training: Any) -
 
 def configuration(model: Any, env: Any, /, **training: Any) -> AgentConfig:
     """Return the configuration of the agent that a model is; arguments and errors as for `export_agent`."""
+    env = _table_of(env) or env
     config = _of_table(env, training) if isinstance(env, OutcomeTable) else _of_env(env, training)
     name = algorithm_name(type(model))
     if model.get_vec_normalize_env() is not None:
@@ -71,16 +73,28 @@ def _of_table(table: OutcomeTable, training: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _found(env: Any, name: str) -> Any:
+    """Return an attribute of an environment, whatever wraps it; None if there is none."""
+    found = getattr(getattr(env, "unwrapped", env), name, None)
+    if found is None and hasattr(env, "get_attr"):
+        with suppress(AttributeError):
+            found = env.get_attr(name)[0]
+    return found
+
+
+def _table_of(env: Any) -> OutcomeTable | None:
+    """Return the table of an environment whose action chooses one of its schedules; None for other environments."""
+    tree = _found(env, "tree")
+    return tree.table if isinstance(tree, Tree) and tree.kind == "schedule" else None
+
+
 def task_of(env: Any) -> Task:
     """Return the task of an environment, whatever wraps it.
 
     Raises:
         ConfigError: it is not an environment of this project that runs a network.
     """
-    found: Any = getattr(getattr(env, "unwrapped", env), "task", None)
-    if not isinstance(found, Task) and hasattr(env, "get_attr"):
-        with suppress(AttributeError):
-            found = env.get_attr("task")[0]
+    found = _found(env, "task")
     if not isinstance(found, Task):
         raise ConfigError(
             f"an agent is exported with the environment of a network that it was trained in, got {env!r}; "

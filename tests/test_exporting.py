@@ -1,6 +1,7 @@
 """Agents that plain Stable-Baselines3 has trained: exported, loaded, and used by the commands."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from gymnasium import spaces
 from PIL import Image
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 import skipdiff_env  # noqa: F401  # registers the environments
@@ -25,6 +27,7 @@ from agents.training.vec_env import SkipDiffVecEnv
 from ddpm.checkpoints import save_checkpoint
 from ddpm.util.errors import CheckpointError, ConfigError
 from skipdiff_env.config import TaskConfig
+from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.task import Task
 from skipdiff_env.upscaler import Upscaler
 from tests.test_substeps import with_substeps
@@ -249,6 +252,22 @@ def test_what_environments_may_be_given(detailed: str, pictures: Path, tmp_path:
         export_agent(model, each, tmp_path / str(i))
         text = (tmp_path / str(i) / "config.json").read_text()
         assert json.loads(text)["schedules"] == json.loads((tmp_path / "0" / "config.json").read_text())["schedules"]
+
+
+def test_the_benchmark_trains_agents(tmp_path: Path) -> None:
+    """A model of the table of outcomes is an agent that chooses among the schedules of the table."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*render_mode='rgb_array' that is not in the possible render_modes")
+        given: list[Any] = [gym.make("SkipDiffBanditTable-v0"), make_vec_env("SkipDiffBanditTable-v0", 2)]
+    for i, env in enumerate(given):
+        model = train("ppo", env)
+        export_agent(model, env, tmp_path / str(i))
+        agent = load_agent(tmp_path / str(i))
+        table = OutcomeTable.load("natural-x4")
+        assert agent.config.schedules == tuple(map(str, table.schedules))
+        assert agent.config.training["env"]["checkpoint"] == "natural-x4"
+        chosen = agent.predict(table.features[:20])[0]
+        np.testing.assert_array_equal(chosen, model.predict(table.features[:20], deterministic=True)[0])
 
 
 def test_what_cannot_be_exported(detailed: str, pictures: Path, tmp_path: Path) -> None:
