@@ -164,11 +164,10 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     `skipdiff_env.vector_env.SkipDiffVectorEnv`.
 
     ## Arguments
-    `gym.make` takes the attributes of `skipdiff_env.config.TaskConfig` as keywords: `checkpoint`, `denoiser`,
-    `images`, `degradation`, `split`, `image_size`, `crop`, `scale`, `steps`, `coarse_sampler`, `fine_sampler`,
-    `skip_mode`, `first_step`,
-    `observation`, `metric`, `report_metrics`, `reward`, `nfe_penalty`, `noise_seeds`, `obs_dtype`, `cache_mb`,
-    `cache_dir`, `cache_dir_mb`, `device` and `batch_size`. Its documentation says what each means.
+    `gym.make` takes the attributes of `skipdiff_env.config.TaskConfig` as keywords: `checkpoint`, `denoiser`, `images`,
+    `degradation`, `split`, `image_size`, `crop`, `scale`, `steps`, `coarse_sampler`, `fine_sampler`, `skip_mode`,
+    `first_step`, `observation`, `metric`, `report_metrics`, `reward`, `nfe_penalty`, `noise_seeds`, `obs_dtype`,
+    `cache_mb`, `cache_dir`, `cache_dir_mb`, `device` and `batch_size`. Its documentation says what each means.
 
     ## Version history
     * v0: initial version
