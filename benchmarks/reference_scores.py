@@ -41,6 +41,16 @@ SECTIONS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {
     STRIDE: (STRIDE, None, ("random", "best fixed", "ridge", "supervised", "ppo")),
 }
 ONCE = {"best fixed", "ridge"}
+# What is compared: in words, and the number of the section and the method of either side.
+COMPARISONS = (
+    ("one decision: PPO less supervised", ("0", "ppo"), ("0", "supervised")),
+    ("one decision: PPO less ridge", ("0", "ppo"), ("0", "ridge")),
+    ("one schedule for all: the best of 18 less the best of 6", ("1", "best fixed"), ("0", "best fixed")),
+    ("one decision, supervised: among 18 schedules less among 6", ("1", "supervised"), ("0", "supervised")),
+    ("two decisions less one among the same 18: ridge", ("2", "ridge"), ("1", "ridge")),
+    ("two decisions less one among the same 18: supervised", ("2", "supervised"), ("1", "supervised")),
+    ("two decisions less one among the same 18: PPO", ("2", "ppo"), ("1", "ppo")),
+)
 
 
 def chosen(tree: Tree, method: str, seed: int, folder: Path, env_id: str, table: str | None) -> NDArray[np.intp]:
@@ -81,7 +91,7 @@ def learning_curves(curves: dict[str, list[list[tuple[int, float]]]]) -> Figure:
     axis = figure.subplots()
     for place, (name, runs) in enumerate(curves.items()):
         steps = np.linspace(max(run[0][0] for run in runs), min(run[-1][0] for run in runs), 40)
-        values = np.array([np.interp(steps, *zip(*run, strict=True)) for run in runs])
+        values = np.array([np.interp(steps, *np.array(run).T) for run in runs])
         bands = np.array([interval(column) for column in values.T]).T
         axis.plot(steps, values.mean(axis=0), color=f"C{place}", label=name)
         axis.fill_between(steps, *bands, color=f"C{place}", alpha=0.15, lw=0)
@@ -139,16 +149,15 @@ def main(out: Path, seeds: int, sections: str, ship: bool) -> None:
             f"`{way}` for all; 1: reward {score.others:.4f})\n\n" + markdown(columns, lines)
         )
     comparisons = []
-    for method in ("supervised", "ppo"):
-        if ("1", method) in found and ("2", method) in found:
-            test = tree_of(STRIDE).table.split("test")
-            gain, low, high = paired(test, found["2", method], found["1", method])
-            comparisons.append((method, f"{gain:+.4f} [{low:+.4f}, {high:+.4f}]"))
+    for what, ours, theirs in COMPARISONS:
+        if ours in found and theirs in found:
+            test = tree_of(STRIDE if theirs[0] != "0" or ours[0] != "0" else BANDIT).table.split("test")
+            gain, low, high = paired(test, found[ours], found[theirs])
+            comparisons.append((what, f"{gain:+.4f} [{low:+.4f}, {high:+.4f}]"))
     if comparisons:
         text.append(
-            "**A second decision** after the first forward, against one choice among the same 18 schedules: "
-            "difference of the rewards, with a paired 95 % bootstrap interval over photographs\n\n"
-            + markdown(("method", "two decisions less one"), comparisons)
+            "**Differences of rewards**, with paired 95 % bootstrap intervals over photographs; schedules of one "
+            "forward are the same in both tables\n\n" + markdown(("what is compared", "difference"), comparisons)
         )
     report = "\n\n".join(text)
     click.echo(report)

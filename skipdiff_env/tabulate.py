@@ -297,9 +297,7 @@ def write_minari(table: str | Path | None, name: str, episodes: int = 1000, seed
     )  # fmt: skip
 
 
-def write_benchmark_minari(
-    env_id: str, name: str, split: str = "train", table: str | None = None, episodes: int = 1000, seed: int = 0
-) -> Path:
+def write_benchmark_minari(env_id: str, name: str, split: str = "train", episodes: int = 1000, seed: int = 0) -> Path:
     """Play episodes of an environment of the benchmark at random, and write them as a Minari dataset.
 
     The possible actions have equal probabilities. `ref_min_score` and `ref_max_score` are the mean rewards of the best
@@ -310,7 +308,6 @@ def write_benchmark_minari(
         env_id: the environment, one of `skipdiff_env.scoring.BENCHMARKS`.
         name: of the dataset, as in "skipdiff/bandit-train-v0".
         split: "train", "validation" or "test".
-        table: another table than the environment's own.
         episodes: how many.
         seed: of crops, noises and decisions.
 
@@ -324,7 +321,7 @@ def write_benchmark_minari(
     check_minari(name)
     import gymnasium
 
-    whole = tree_of(env_id, table).table
+    whole = tree_of(env_id).table
     fixed, part = whole.split("train").best_fixed(PRICE), whole.split(split)
     offset = part.rewards(PRICE).mean(axis=2)
     everywhere = np.full(len(part.features), fixed)
@@ -332,7 +329,7 @@ def write_benchmark_minari(
         float(part.per_photograph(part.chosen(choices, PRICE) - offset).mean())
         for choices in (everywhere, part.best_of_others(PRICE))
     )
-    env: Any = gymnasium.make(env_id, split=split, **({} if table is None else {"table": str(table)}))
+    env: Any = gymnasium.make(env_id, split=split)
     rng = np.random.default_rng(seed)
 
     def uniform() -> Callable[[], int]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from sb3_contrib import TRPO, MaskablePPO
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
@@ -91,7 +91,9 @@ def test_tables_play_as_the_network_does(kind: str, jumping: str, photos: Path, 
     for place, way in enumerate(ways):
         seen, info = env.reset(options={"image": 0, "noise_seed": 1})
         expected, known = live.reset(options={"image": rgb, "noise_seed": 2 * rows[0] + 1})
-        ended, left = False, list(way.jumps())
+        own: Any
+        theirs: Any
+        ended, jumps = False, list(way.jumps())
         while not ended:
             np.testing.assert_allclose(seen, expected, atol=2e-4)
             for name in ("diffusion_step", "nfe", "nfe_penalty"):
@@ -99,9 +101,9 @@ def test_tables_play_as_the_network_does(kind: str, jumping: str, photos: Path, 
             if kind == "schedule":
                 own = theirs = place
             else:
-                jump = left.pop(0)
-                own = env.tree.actions.index(jump)  # type: ignore[arg-type]
-                theirs = np.array([known["diffusion_step"] - jump[0] - 1, [1, 2, 4, 8].index(jump[1])])  # type: ignore[assignment]
+                jump = jumps.pop(0)
+                own = env.tree.actions.index(jump)
+                theirs = np.array([known["diffusion_step"] - jump[0] - 1, [1, 2, 4, 8].index(jump[1])])
                 assert env.action_masks()[own]
             seen, reward, ended, _, info = env.step(own)
             expected, other, over, _, known = live.step(theirs)
@@ -114,8 +116,8 @@ def test_tables_play_as_the_network_does(kind: str, jumping: str, photos: Path, 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 def test_a_batch_is_as_single_environments(kind: str, mode: str) -> None:
     settings: dict[str, Any] = {"table": deep(), "decisions": kind, "split": "train"}
-    batch = SkipDiffOutcomeVectorEnv(3, autoreset_mode=mode, **settings)
-    single = SyncVectorEnv([lambda: SkipDiffBanditTableEnv(**settings)] * 3, autoreset_mode=mode)  # type: ignore[arg-type]
+    batch: Any = SkipDiffOutcomeVectorEnv(3, autoreset_mode=mode, **settings)
+    single: Any = SyncVectorEnv([lambda: SkipDiffBanditTableEnv(**settings)] * 3, autoreset_mode=AutoresetMode(mode))
     assert_same(batch.reset(seed=5), single.reset(seed=5))
     for seed in range(12):
         actions = np.random.default_rng(seed).integers(batch.single_action_space.n, size=3)
@@ -238,8 +240,9 @@ def test_every_algorithm_learns(algorithm: str, tmp_path: Path, monkeypatch: pyt
 def test_a_second_decision_is_learnt_where_it_helps() -> None:
     table = deep(600)
     trees = [Tree(table.split(name), "stride") for name in ("train", "validation")]
-    for kind in ("ridge", "supervised"):
-        found = score(fit(*trees, 0.002, kind), env_id="SkipDiffStrideTable-v0", table=table)  # type: ignore[arg-type]
+    kinds: list[Any] = ["ridge", "supervised"]
+    for kind in kinds:
+        found = score(fit(trees[0], trees[1], 0.002, kind), env_id="SkipDiffStrideTable-v0", table=table)
         assert found.reward == pytest.approx(-0.304, abs=0.003), "the best ending for each noise"
     config = TableTrainingConfig(env="SkipDiffStrideTable-v0", settings={"n_envs": 64, "n_steps": 16})
     model, _ = make_model(config, table)
@@ -251,8 +254,9 @@ def test_fitted_policies_of_a_single_decision() -> None:
     table = made(600)
     trees = [Tree(table.split(name), "schedule") for name in ("train", "validation")]
     # the schedule in the middle is never the best of a linear prediction
-    for kind, least in (("ridge", 0.3), ("supervised", 0.9), ("cloning", 0.9)):
-        policy = fit(*trees, 0.002, kind)  # type: ignore[arg-type]
+    cases: list[tuple[Any, float]] = [("ridge", 0.3), ("supervised", 0.9), ("cloning", 0.9)]
+    for kind, least in cases:
+        policy = fit(trees[0], trees[1], 0.002, kind)
         assert score(policy, table=table).value > least
 
 
@@ -356,7 +360,7 @@ def test_the_reference_scores_that_ship() -> None:
         assert float(own["best fixed"]["score"]) == 0
         whole = tree_of(env_id)
         trees = [Tree(whole.table.split(split), whole.kind) for split in ("train", "validation")]
-        found = score(fit(*trees, 0.002, "ridge"), env_id=env_id)
+        found = score(fit(trees[0], trees[1], 0.002, "ridge"), env_id=env_id)
         assert found.value == pytest.approx(float(own["ridge"]["score"]), abs=0.02)
         for row in own.values():
             assert float(row["low"]) <= float(row["score"]) <= float(row["high"])

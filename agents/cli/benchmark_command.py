@@ -1,5 +1,7 @@
 """`skipdiff benchmark`."""
 
+from typing import Any
+
 import click
 
 from agents.cli.options import TRUST_PICKLE
@@ -30,7 +32,7 @@ def benchmark(
     check_one_of(SPLITS, split=split)
     tree = tree_of(env_id, table)
     policies = [load_policy(agent, tree, trust_pickle) for agent in agents]
-    settings = {"split": split, "env_id": env_id, "table": tree.table, "nfe_penalty": nfe_penalty}
+    settings: dict[str, Any] = {"split": split, "env_id": env_id, "table": tree.table, "nfe_penalty": nfe_penalty}
     scores = [score(policy, **settings) for policy in policies]
     lines = [
         (name, f"{own.value:.3f} [{own.low:.3f}, {own.high:.3f}]", f"{own.reward:.4f}")

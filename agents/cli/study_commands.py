@@ -438,7 +438,7 @@ def tabulate(
         check_minari(minari)  # before the table is computed
     if env_id != "SkipDiffTable-v0":
         assert minari is not None, "refused above"
-        click.echo(f"dataset: {write_benchmark_minari(env_id, minari, split, None, episodes, seed)}")
+        click.echo(f"dataset: {write_benchmark_minari(env_id, minari, split, episodes, seed)}")
         return
     if ways:
         if out is None or not options["images"] or minari is not None:

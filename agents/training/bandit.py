@@ -51,7 +51,8 @@ class TableVecEnv(SkipDiffVecEnv):
     """
 
     def __init__(self, num_envs: int = 256, seed: int | None = None, **settings: Any) -> None:
-        super().__init__(SkipDiffOutcomeVectorEnv(num_envs, autoreset_mode="SameStep", **settings))
+        env: Any = SkipDiffOutcomeVectorEnv(num_envs, autoreset_mode="SameStep", **settings)
+        super().__init__(env)
         self.seed(seed)
 
     def step_wait(self) -> VecEnvStepReturn:
