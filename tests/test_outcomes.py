@@ -277,7 +277,7 @@ def test_commands_take_such_agents(agent_folder: Path, jumping: str, photos: Pat
     assert "4 photographs are few" in printed
     assert "DDPM-100" not in printed
     command, report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").split(" printed:\n\n")
-    assert command.startswith("`skipdiff ")
+    assert command.startswith("`skipdiff")
     assert printed.endswith(report)
 
 
