@@ -285,7 +285,7 @@ def test_commands_take_such_agents(
     def run(*arguments: str) -> str:
         result = CliRunner().invoke(main, [*arguments])
         assert result.exit_code == 0, result.output
-        return result.output
+        return result.stdout
 
     common = (f"--checkpoint={jumping}", f"--agent={agent_folder}")
     source = str(photos / "0.png")
