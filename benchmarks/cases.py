@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 
 from agents.cli import main as skipdiff
 from benchmarks import tiny
 from benchmarks.mutations import Rng, damaged, damaged_json, damaged_picture, damaged_safetensors, pick
 from ddpm.pictures.formats import OUTPUTS
+from skipdiff_env.table import ARRAYS
 
 ODD_TEXTS = (
     "", " ", "0", "1", "-1", "2", "3", "7", "0.5", "-0.5", "nan", "inf", "-inf", "1e400", "1" + "0" * 30, "abc",
@@ -71,6 +74,8 @@ GOOD_LINES = (
     ["evaluate", LARGE, FAST, *tiny.EVALUATE, "--no-paper", "--reference=bicubic", "--levels=12*4", "--seeds=2"],
     ["evaluate", LARGE, FAST, *tiny.EVALUATE, "--no-paper", "--agent={chooser}"],
     ["export", "{fast}", "-o", "net.onnx", "--detail=0.5"],
+    ["benchmark", "{chooser}", "--table={ways}"],
+    ["schedule", NET, PHOTOS, "--forwards=2", "--steps=4", "--image-size=16"],
     ["reproduce", "--out=out", LARGE, NET, *tiny.REPRODUCE],
     ["enjoy", "--agent={agent}", *ENJOY],
     ["enjoy", "--agent={chooser}", "-o", "out.png", FAST, LARGE, "--image-size=32", "--metric=psnr"],
@@ -109,12 +114,14 @@ READERS: dict[str, list[list[str]]] = {
         ["upscale", "{photos}/0.png", "-o", "out", FAST, "--agent=run"],
         ["evaluate", LARGE, FAST, *tiny.EVALUATE, "--no-paper", "--agent=run"],
         ["enjoy", "--agent=run", "-o", "out.png", FAST, LARGE, "--image-size=32", "--metric=psnr"],
-        ["plot", "--run=run", "--out=out"],
+        ["benchmark", "run", "--table={ways}"],
+        ["train-agent", "--out=run", "--resume"],
     ],
     "table": [["tabulate", "--out=run", PHOTOS, NET, *tiny.TABULATE]],
     "ways": [
         ["tabulate", "--out=run", PHOTOS, FAST, SOURCES, *tiny.WAYS],
         ["train-agent", "--out=out", "--table=run", *tiny.TRAIN_ON_TABLE],
+        ["benchmark", "{chooser}", "--table=run"],
     ],
     "evaluation": [["plot", "--evaluation=run", "--out=out"]],
     "predictor": [
@@ -148,7 +155,7 @@ class Stock(Mapping[str, str]):
             "started": self._started,
             "substeps": lambda out: self._run("train-substeps", out, "--from={net}", PHOTOS, *tiny.TRAIN_SUBSTEPS),
             "fast": lambda out: shutil.copytree(Path(self["substeps"], "checkpoint"), out),
-            "ways": lambda out: self._run("tabulate", out, FAST, PHOTOS, SOURCES, *tiny.WAYS),
+            "ways": self._ways,
             "chooser": lambda out: self._run("train-agent", out, "--table={ways}", *tiny.TRAIN_ON_TABLE),
             "table": lambda out: self._run("tabulate", out, NET, PHOTOS, *tiny.TABULATE),
             "evaluation": lambda out: self._run("evaluate", out, NET, LARGE, *tiny.EVALUATE),
@@ -174,6 +181,14 @@ class Stock(Mapping[str, str]):
 
     def _run(self, command: str, out: Path, *arguments: str) -> None:
         tiny.run(command, f"--out={out}", *self.line(arguments))
+
+    def _ways(self, out: Path) -> None:
+        """A table of a choice among schedules, in which each crop gains by another one."""
+        self._run("tabulate", out, FAST, PHOTOS, SOURCES, *tiny.WAYS)
+        arrays = load_file(out / ARRAYS)
+        colour = arrays["metrics.colour"]
+        colour[:] = (np.arange(len(colour))[:, None, None] - np.arange(colour.shape[2])) % colour.shape[2]
+        save_file(arrays, out / ARRAYS)
 
     def _started(self, out: Path) -> None:
         """A net that starts from a predictor."""

@@ -42,9 +42,10 @@ MAX_PIXELS = 2**14
 # Address space of this process, in bytes: whatever wants more fails as on a small machine.
 MEMORY = 12 * 2**30
 LATE = (
-    "accelerate", "agents.cli.demo", "agents.cli.enjoy", "agents.study", "agents.training.supervised",
-    "agents.training.sb3", "diffusers", "ddpm.training.predictor", "ddpm.nets.sr3", "pyiqa", "sb3_contrib",
-    "spandrel", "tensorboard", "tifffile", "torch._dynamo",
+    "accelerate", "agents.benchmark", "agents.cli.demo", "agents.cli.enjoy", "agents.study", "agents.study.intervals",
+    "agents.training.bandit", "agents.training.supervised", "agents.training.sb3", "diffusers",
+    "ddpm.training.predictor", "ddpm.nets.sr3", "onnx", "onnxruntime", "openvino", "pyiqa", "sb3_contrib", "spandrel",
+    "tensorboard", "tifffile", "torch._dynamo",
 )  # fmt: skip
 # What a refused command may print beside its error: how it is used, notes, and what failed once more.
 ALLOWED = ("Usage: ", "Try ", "Error: ", "Note: ", "  ", "DISTS is left out")

@@ -23,8 +23,8 @@ TRAIN_DDPM = (
     "--batch-size=2", "--warmup=1", "--iterations=2", "--save-every=1",
 )  # fmt: skip
 TRAIN_AGENT = (
-    "--steps=3,4", "--image-size=16", "--metric=psnr", "--env-steps=12", "--eval-every=2", "-p", "n_envs=2", "-p",
-    "episodes_per_minibatch=1", "-p", "hidden_size=8", "-p", "norm=group",
+    "--env=SkipDiff-v0", "--steps=3,4", "--image-size=16", "--metric=psnr", "--env-steps=12", "--eval-every=2", "-p",
+    "n_envs=2", "-p", "episodes_per_minibatch=1", "-p", "hidden_size=8", "-p", "norm=group",
 )  # fmt: skip
 TRAIN_SUPERVISED = (
     "--env=SkipDiffJump-v0", "--algo=supervised", "--steps=1,4", "--image-size=32", "--metric=lpips",
@@ -34,7 +34,7 @@ TRAIN_SUPERVISED = (
 TRAIN_SUBSTEPS = (
     "--crop=16", "--batch-size=2", "--warmup=1", "--iterations=2", "--save-every=1", "--most=4", "--rank=2",
 )  # fmt: skip
-TRAIN_ON_TABLE = ("-p", "num_envs=8", "-p", "n_steps=2", "-p", "env_steps=32")
+TRAIN_ON_TABLE = ("--env-steps=32", "-p", "n_envs=8", "-p", "n_steps=2", "-p", "batch_size=8")
 TRAIN_PREDICTOR = ("--channels=4", "--crop=16", "--batch-size=1", "--iterations=1", "--warmup=0")
 EVALUATE = ("--metrics=psnr", "--image-size=96")
 REPRODUCE = ("--image-size=96", "--sections=table5", "--seeds=1")

@@ -235,12 +235,20 @@ class OutcomeTable:
             fixed: place of the best fixed schedule, which is found on training photographs.
             price: of a forward.
             seed: of the resampling.
+
+        Raises:
+            ConfigError: the schedule that is best under the other noises is no better than the fixed one.
         """
         each = [choices] if isinstance(choices, np.ndarray) else list(choices)
         everywhere = np.full(len(self.features), fixed)
         every = *each, everywhere, self.best_of_others(price)
         parts = [self.per_photograph(self.chosen(own, price)) for own in every]
         *rewards, base, best = (float(part.mean()) for part in parts)
+        if best <= base:
+            raise ConfigError(
+                f"of these {len(parts[0])} photographs none gains by a schedule of its own at the price {price:g}, so "
+                "there is no score; take another price, or a table of more photographs"
+            )
         mean = np.mean(parts[: len(each)], axis=0)  # over the seeds
         rng = np.random.default_rng(seed)
         rows = rng.integers(0, len(mean), (RESAMPLES, len(mean)))

@@ -155,6 +155,8 @@ def resumed_table_config(folder: Path, changes: Mapping[str, Any] | None = None)
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"{folder} holds no run to go on with; leave --resume out")
     known = read_json(folder / CONFIG)
+    if not isinstance(known, dict):
+        raise ConfigError(f"{folder / CONFIG} must hold an object of settings, got {known!r:.80}")
     for name, value in (changes or {}).items():
         if known.get(name) != value:
             raise ConfigError(f"the run in {folder} has {name} {known.get(name)!r}, got {value!r}; name another folder")
@@ -211,8 +213,9 @@ def train_on_table(config: TableTrainingConfig, folder: Path, resume: bool = Fal
     train, validation, test = (whole.table.split(name) for name in ("train", "validation", "test"))
     fixed = train.best_fixed(config.nfe_penalty)
     if (folder / RESULT).exists():
-        known = read_json(folder / RESULT)
-        return folder / known["agent"], Score(**{**known["score"], "values": tuple(known["score"]["values"])})
+        return _result(folder)
+    for part in (validation, test):  # before anything is trained: is there a score?
+        part.score(np.full(len(part.features), fixed), fixed, config.nfe_penalty)
     model, env_steps = make_model(config, whole.table)
     with lock_run(folder):
         if not resume:
@@ -234,6 +237,17 @@ def train_on_table(config: TableTrainingConfig, folder: Path, resume: bool = Fal
         score = test.score([play(Tree(test, whole.kind), model)], fixed, config.nfe_penalty)
         write_json(folder / RESULT, {"agent": path.name, "score": asdict(score)})
     return path, score
+
+
+def _result(folder: Path) -> tuple[Path, Score]:
+    """Return what `train_on_table` returned when the run ended."""
+    known = read_json(folder / RESULT)
+    try:
+        score = Score(**{**known["score"], "values": tuple(known["score"]["values"])})
+        check_types(score)
+        return folder / known["agent"], score
+    except (KeyError, TypeError, ConfigError) as error:
+        raise ConfigError(f"{folder / RESULT} is damaged ({error}); remove it, and the run begins anew") from None
 
 
 def read_curve(path: Path) -> list[tuple[int, float]]:
