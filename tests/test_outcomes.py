@@ -302,11 +302,7 @@ def test_commands_take_such_agents(
     assert "4 photographs are few" in printed
     assert "DDPM-100" not in printed
     command, report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").split(" printed:\n\n")
-<<<<<<< HEAD
-    assert command.startswith("`skipdiff")
-=======
     assert command == "`skipdiff evaluate --levels 'even:1*4'`"
->>>>>>> tests
     assert printed.endswith(report)
 
 
