@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gymnasium import spaces
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# Folder of a shipped agent that decides step by step, beside "agent", which chooses the detail of one forward.
+# Folder of a shipped agent that decides step by step.
 STEPS = "agent-steps"
 # Pixels of all latents of an episode.
 LARGEST_EPISODE = 2**28

@@ -285,7 +285,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| mine:fixed | 0.000 [0.000, 0.000] |" in printed
     assert "interquartile mean" in printed
     assert "SkipDiffBanditTable-v0, 192 test photographs, 95 % bootstrap intervals over photographs" in printed
-    assert "0: reward" in command("natural-x4", "--split=validation"), "the agent that ships"
+    assert "0: reward" in command("natural-x4/agent-detail", "--split=validation"), "the agent that ships"
     for arguments, message in (
         (["model.zip"], "pass --trust-pickle"),
         (["nowhere:policy"], "nowhere:policy is no function"),

@@ -150,7 +150,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         found[name] = tmp_path_factory.mktemp("checkpoints") / name
         tiny_unet(scale=scale).save_pretrained(found[name])
         settings = {"features_extractor_kwargs": {"hidden_size": 8, "image_size": 32}}
-        Agent.build(AgentConfig("ppo", 9, 32, 12.0, Plan(10, 10), settings)).save(found[name] / "agent")
+        agent = Agent.build(AgentConfig("ppo", 9, 32, 12.0, Plan(10, 10), settings))
+        for folder in ("agent", "agent-detail", "agent-steps"):
+            agent.save(found[name] / folder)
     return found
 
 

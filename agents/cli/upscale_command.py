@@ -32,7 +32,7 @@ from agents.cli.options import (
     "--detail",
     type=click.FloatRange(0, 1),
     help="Amount of invented detail, from faithful (0) to rich (1), for a checkpoint with substeps; one forward for "
-    "each tile.  [default: an agent chooses it for each tile]",
+    "each tile.  [default: what the checkpoint names]",
 )
 @click.option(
     "--levels",

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from agents.agent import Agent, own_agent
+from agents.agent import STEPS, Agent, own_agent
 from agents.cli.options import environment
 from agents.playing import AgentPolicy, SchedulePolicy, play
 from agents.upscaling.jobs import make_upscaler
@@ -113,9 +113,9 @@ class Workshop:
     def _stepwise(self, checkpoint: str) -> Agent | None:
         """Return the agent of the checkpoint that decides step by step, which plays the episodes."""
         agent = own_agent(self.folders[checkpoint], self.device)
-        if agent is not None and not agent.config.stepwise:
-            return own_agent(self.folders[checkpoint], self.device, "agent-steps")
-        return agent
+        if agent is not None and agent.config.stepwise:
+            return agent
+        return own_agent(self.folders[checkpoint], self.device, STEPS)
 
     def knob(self, checkpoint: str) -> Knob:
         """Return the slider of a checkpoint: the detail, if it has substeps; the quality, if its agent takes a price;
