@@ -229,7 +229,7 @@ def test_scores_of_other_things() -> None:
 def test_every_algorithm_learns(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the hyperparameters that ship."""
     monkeypatch.setattr(OutcomeTable, "load", classmethod(lambda cls, folder: made(600)))
-    config = TableTrainingConfig(algorithm=algorithm, env_steps=40_000, settings={"n_envs": 64})
+    config = TableTrainingConfig(algorithm=algorithm, env_steps=60_000, settings={"n_envs": 128})
     folder, found = train_on_table(config, tmp_path / "run")
     assert found.value > 0.7
     tree = Tree(made(600), "schedule")
