@@ -53,7 +53,7 @@ class AgentConfig:
             where observations are dictionaries, of `JumpExtractor`.
         training: how it was trained, for the record.
         observation: what it sees, "latent" (the latents of the episode so far) or "dict", as the environment has it.
-        price_range: lowest and highest price of a forward that it was trained for, of which it is told one at use;
+        price_range: lowest and highest price of a forward that it was trained for, of which it observes one at use;
             None: it has learnt one price.
         kind: what it decides, one of `skipdiff_env.decisions.KINDS`.
         schedules: texts of the schedules of which it chooses one for each picture, for the kind "schedule".
@@ -164,7 +164,7 @@ class AgentConfig:
 
     @property
     def observation_shape(self) -> tuple[int, int, int]:
-        """(3 · decisions, H, W), the whole episode; of one latent for an algorithm with a state of its own."""
+        """(3 · decisions, H, W), the whole episode; of one latent for an algorithm with its own state."""
         frames = 1 if self.algorithm == RECURRENT else self.decisions
         return 3 * frames, self.image_size, self.image_size
 
@@ -185,7 +185,7 @@ class AgentConfig:
         return spaces.Dict(parts)
 
     def price(self, quality: float | None = None, price: float | None = None) -> float | None:
-        """The price of a forward that the agent is told.
+        """The price of a forward that the agent observes.
 
         Args:
             quality: 0 … 1, from the highest price it was trained for (few forwards) to the lowest (many); in between

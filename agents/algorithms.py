@@ -68,6 +68,6 @@ def policy_alias(algorithm: str, observation: str = "latent") -> str:
 def frame_stacked(algorithm: str, observation: str = "latent") -> bool:
     """Whether an algorithm is given the latents of the whole episode.
 
-    RecurrentPPO has a state of its own, and an observation that is a dictionary tells all there is to know.
+    RecurrentPPO has its own state, and an observation that is a dictionary tells all there is to know.
     """
     return algorithm != RECURRENT and observation == "latent"

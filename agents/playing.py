@@ -32,7 +32,7 @@ class _Told:
 
     Args:
         agent: the agent.
-        quality: 0 … 1, from few forwards to many, for an agent that is told the price of a forward; None: one half.
+        quality: 0 … 1, from few forwards to many, for an agent that observes the price of a forward; None: one half.
         price: the price of a forward itself, instead of a quality.
 
     Raises:
@@ -219,7 +219,7 @@ class AgentPolicy(_Told):
 
     Args:
         agent: the agent.
-        quality: 0 … 1, from few forwards to many, for an agent that is told the price of a forward; None: one half.
+        quality: 0 … 1, from few forwards to many, for an agent that observes the price of a forward; None: one half.
         price: the price of a forward itself, instead of a quality.
 
     Raises:
@@ -234,7 +234,7 @@ class AgentPolicy(_Told):
 
     def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
         super().__init__(agent, quality, price)
-        # by thread, each of which plays episodes of its own
+        # by thread, each of which plays its own episodes
         self._views: dict[int, _Frames | _Whole] = {}
 
     def _view(self, states: Sequence[Refinement]) -> "_Frames | _Whole":

@@ -99,7 +99,7 @@ def _time_limit(seconds: float, case: Case) -> Iterator[None]:
 
 
 def play(number: int, seed: int, given: Stock, limit: float, kind: str | None = None) -> Case:
-    """Makes a case in a folder of its own, runs it, and looks at what it left."""
+    """Makes a case in its own folder, runs it, and looks at what it left."""
     rng = np.random.default_rng([seed, number])
     kind = kind or str(rng.choice(list(KINDS), p=[share for share, _ in KINDS.values()]))
     case = Case(number, kind)

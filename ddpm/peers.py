@@ -1,8 +1,8 @@
 """Other samplers on the same net: diffusers' schedulers, an early start (CCDF), and null-space projection (DDNM).
 
-A scheduler is given a schedule of its own, whose levels are just those that its chain visits, so that its step k is
+A scheduler is given its own schedule, whose levels are just those that its chain visits, so that its step k is
 entry k + 1 of that schedule and the chain begins at pure noise and ends at the clean latent, whatever the number of
-forwards. The net is asked by `ddpm.sampling.predict_x0` alone: the clamping of x_0 is the same for all.
+forwards. The network runs in `ddpm.sampling.predict_x0` alone: the clamping of x_0 is the same for all.
 """
 
 from collections.abc import Callable

@@ -163,7 +163,7 @@ def run_levels(
         latents: at step `levels[0]`.
         lr_up: condition.
         noise: keyed noise; the step to s takes that of D_{s+1}, the step of the full chain that arrives there.
-        levels: falling steps in 1 … T at which the net is asked; the clean image, 0, follows by itself.
+        levels: falling steps in 1 … T at which the network runs; the clean image, 0, follows by itself.
         eta: share of the posterior's standard deviation that is added as noise.
     """
     for level, to in zip(levels, [*levels[1:], 0], strict=True):
@@ -212,7 +212,7 @@ def extrapolation(alphas_cumprod: FloatArray, earlier: Step, t: Step, to: Step) 
     Args:
         alphas_cumprod: (T + 1,), index 0 is the clean image.
         earlier: the step at which the net was asked before, above `t`; one or an array (B,).
-        t: the step at which it is asked now.
+        t: the step at which the network runs now.
         to: the step that is gone to, below `t`.
 
     Returns:

@@ -48,7 +48,7 @@ def even_steps(start: int, forwards: int) -> NDArray[np.int64]:
 
 
 def even_levels(start: int, forwards: int) -> tuple[int, ...]:
-    """The steps at which a chain of so many evenly spaced steps asks the net: those of `even_steps` above 0, falling.
+    """Return the falling levels at which a chain of evenly spaced steps runs the network, as `even_steps` above 0.
 
     Raises:
         ConfigError: as `even_steps`.
@@ -57,7 +57,7 @@ def even_levels(start: int, forwards: int) -> tuple[int, ...]:
 
 
 def check_levels(levels: Sequence[int], T: int) -> tuple[int, ...]:
-    """Checks a schedule that is given by the steps at which the net is asked.
+    """Checks a schedule that is given by the steps at which the network runs.
 
     Raises:
         ConfigError: they are no falling whole numbers from T on, the last of them at least 1.

@@ -31,7 +31,7 @@ def set_generators(generators: Sequence[np.random.Generator], states: Sequence[A
 
 
 class BatchedEnv(VectorEnv[Any, Array, Array]):
-    """Environments of equally many env steps, each with a generator of its own, as in Gymnasium's `SyncVectorEnv`.
+    """Environments of equally many env steps, each with its own generator, as in Gymnasium's `SyncVectorEnv`.
 
     Args:
         num_envs: number of environments.

@@ -166,7 +166,7 @@ class _Arrays(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the pickle stands for."""
+        """The object that a name in the pickle stands for."""
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is in it, expected NumPy arrays only")
         return super().find_class(module, name)

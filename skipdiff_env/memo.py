@@ -41,7 +41,7 @@ class Store:
     was not used for longest goes first.
 
     Args:
-        folder: where it is, in a subfolder of its own; made where it is missing.
+        folder: where it is, in its own subfolder; made where it is missing.
         process: what the values depend on beside their keys, as plain data; others see none of them.
         megabytes: room for all processes' values together, in MiB; while several write, up to a sixteenth more for
             each.

@@ -104,7 +104,7 @@ class Observer:
         return spaces.Dict(parts)
 
     def __call__(self, states: Sequence[Refinement], prices: Sequence[float]) -> Observation:
-        """Return what is seen of states, in memory of its own.
+        """Return what is seen of states, in its own memory.
 
         Args:
             states: the states, all of one size.

@@ -78,7 +78,7 @@ class Refinement:
     box: Box | None = None
 
     def tile(self, box: Box) -> "Refinement":
-        """A tile of this picture, which goes on from here by decisions of its own; nothing is copied."""
+        """A tile of this picture, which goes on from here by its own decisions; nothing is copied."""
         names = [name for name in ("lr_up", "coarse_latent", "latent", "before") if getattr(self, name) is not None]
         return replace(self, **{name: getattr(self, name)[box.area] for name in names}, key=None, picture=self, box=box)
 
@@ -174,7 +174,7 @@ def fixed_start(start: int) -> Policy:
 
 
 class RefinementProcess:
-    """The fine stage for any number of pictures of one size, each at a diffusion step of its own.
+    """The fine stage for any number of pictures of one size, each at its own diffusion step.
 
     Args:
         unet: the denoiser.

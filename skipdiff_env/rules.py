@@ -37,7 +37,7 @@ class ResetNeededError(SkipDiffError, gymnasium.error.ResetNeeded):
 
 
 def qualities(values: NDArray[Any], lower_better: bool, reward: str = "inverse") -> NDArray[np.float64]:
-    """What a metric M is worth: 1/M ("inverse") or -M ("negative") where a lower one is better, else M.
+    """The reward for a metric M: 1/M ("inverse") or -M ("negative") where a lower one is better, else M.
 
     A metric that failed (NaN) counts as 0: what 1/M comes to as a picture gets worse, and the worst of PSNR, SSIM and
     other metrics that grow with quality; as -`WORST_METRIC` where the reward is -M.
@@ -89,7 +89,7 @@ def check_price(price: Any, highest: float = math.inf) -> float:
     """The price of an episode that was asked for.
 
     Raises:
-        ConfigError: it is no number of at least 0, or above the highest.
+        ConfigError: it is not a number of at least 0, or above the highest.
     """
     if not is_number(price) or price > highest:
         raise ConfigError(f"nfe_penalty must be a number in 0 … {highest:g}, got {price!r}")

@@ -131,7 +131,7 @@ class Table:
 
     @cached_property
     def schedules(self) -> list[tuple[int, ...]]:
-        """The levels at which the net is asked, of each schedule; with restarts from each start down to 1."""
+        """The levels at which the network runs, of each schedule; with restarts from each start down to 1."""
         return [tuple(levels) for levels in self.description["schedules"]]
 
     @cached_property

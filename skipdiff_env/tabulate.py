@@ -38,7 +38,7 @@ SECONDS = 20
 
 
 def family(plan: Plan, count: int = 512) -> list[tuple[int, ...]]:
-    """The schedules of a table, as the levels at which the net is asked.
+    """The schedules of a table, as the levels at which the network runs.
 
     Args:
         plan: the steps.

@@ -283,7 +283,7 @@ class Task:
         return math.isnan(episode.metrics[self.metric.name])
 
     def observe(self, episodes: Sequence[Episode]) -> Observation:
-        """Return what is seen of the episodes, in memory of its own; see `Observer`."""
+        """Return what is seen of the episodes, in its own memory; see `Observer`."""
         return self.observer([episode.refinement for episode in episodes], [episode.price for episode in episodes])
 
     def save(self, episode: Episode) -> dict[str, Any]:

@@ -310,7 +310,7 @@ class Upscaler:
         return results
 
     def _tile_by_tile(self, states: Sequence[Refinement], tiling: Tiling) -> tuple[list[Tensor], list[list[Tile]]]:
-        """Runs each tile of pictures at their first decision by decisions of its own, and blends the results.
+        """Runs each tile of pictures at their first decision by its own decisions, and blends the results.
 
         Tiles know nothing of each other, so a group of them at a time is enough: what is held beside whole pictures
         does not grow with the picture. Those of a group that are denoised at the same step share batches of the net.

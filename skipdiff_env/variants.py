@@ -34,9 +34,9 @@ class SkipDiffJumpEnv(SkipDiffEnv):
     """SkipDiffJump-v0: how many steps does this picture need, and which?
 
     ## Description
-    From pure noise, 19 decisions whether to ask the net at the next of 20 noise levels. SKIP computes nothing, and the
-    next step that is performed covers what was skipped, so latent and noise level always match: the decisions of an
-    episode are a schedule of 1 to 20 forwards. Smooth pictures are best after a few large steps (more put grain into
+    From pure noise, 19 decisions whether to run the network at the next of 20 noise levels. SKIP computes nothing,
+    and the next step that is performed covers what was skipped, so latent and noise level always match: the decisions
+    of an episode are a schedule of 1 to 20 forwards. Smooth pictures are best after a few large steps (more put grain into
     flat sky), textured ones need many small ones, and each forward costs 0.002 of LPIPS.
 
     The pictures are crops of 64 x 64 pixels of scikit-image's photographs, so that an episode takes a fraction of a
@@ -86,7 +86,7 @@ class SkipDiffPhotoEnv(SkipDiffJumpEnv):
 
     ## Description
     Everything is as the page of `SkipDiffJumpEnv` says, but for `degradation="photo"`: each picture has a blur, a
-    kernel of shrinking, noise and a quality of JPEG of its own, in an order of its own, as
+    kernel of shrinking, noise and its own quality of JPEG, in its own order, as
     `Degradation` says. They are drawn once for each picture and are the same under every noise seed,
     and `info["degradation"]` holds their strengths. `degradation="photo:0.5"` gives all pictures the same strength.
 

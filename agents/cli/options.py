@@ -230,7 +230,7 @@ LEVELS = click.option(
     "--levels",
     multiple=True,
     metavar="[SAMPLER/]LEVELS",
-    help="Also run a fixed schedule: the falling steps at which the net is asked, as in 20,13,6,2, or even:8 for 8 "
+    help="Also run a fixed schedule: the falling levels at which the network runs, as in 20,13,6,2, or even:8 for 8 "
     "even steps; "
     "a sampler may stand before it, as in ddim:0.5/even:8; may be repeated.",
 )

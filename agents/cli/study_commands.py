@@ -235,7 +235,7 @@ def demo(out: Path, agent: bool, **options: Any) -> None:
 @click.option(
     "--quality",
     type=click.FloatRange(0, 1),
-    help="From few forwards to many, for an agent that is told their price.  [default: 0.5]",
+    help="From few forwards to many, for an agent that observes their price.  [default: 0.5]",
 )
 @TRUST_PICKLE
 def enjoy(

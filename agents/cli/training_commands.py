@@ -259,7 +259,7 @@ def _on_table(out: Path, resume: bool, env_id: str, table: str | None, given: di
 
 
 def _train_on_table(out: Path, resume: bool, env_id: str, table: str | None, given: dict[str, Any]) -> None:
-    """`train-agent` on a table, which has settings of its own."""
+    """`train-agent` on a table, which has its own settings."""
     from agents.training.bandit import TableTrainingConfig, resumed_table_config, train_on_table
     from agents.training.hyperparameters import parse_overrides
 
@@ -288,7 +288,7 @@ def _train_on_table(out: Path, resume: bool, env_id: str, table: str | None, giv
 
 
 def _train_supervised(out: Path, resume: bool, env_id: str, given: dict[str, Any]) -> Path:
-    """`train-agent --algo supervised`, which has settings of its own."""
+    """`train-agent --algo supervised`, which has its own settings."""
     from dataclasses import fields
 
     from agents.training.hyperparameters import parse_overrides

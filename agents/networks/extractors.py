@@ -168,7 +168,7 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         self.image_size = image_size
         self.n_frames = channels // 3
         self.state_size, self.tell_step = state_size, tell_step
-        # by thread, each of which plays episodes of its own
+        # by thread, each of which plays its own episodes
         self._remembered: dict[int, DistinctFrames] = {}
 
     def remember(self, on: bool) -> None:

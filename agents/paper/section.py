@@ -55,7 +55,7 @@ class Page:
         return [row for name in dict.fromkeys(method.name for method in methods) for row in self.by_method[name]]
 
     def label(self, method: str) -> str:
-        """What a method is called in the tables."""
+        """The name of a method in the tables."""
         if method != self.skipdiff.name:
             return method
         return f"{MAIN} (agent)" if MAIN in self.study.agents else f"{MAIN} (fixed start {self.study.start})"

@@ -58,7 +58,7 @@ PEERS = {
     "heun": "Heun",
 }
 NULL_SPACE = "DDNM"
-# Qualities at which an agent is shown that is told the price of a forward.
+# Qualities at which an agent is shown that observes the price of a forward.
 QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -247,7 +247,7 @@ def chain(T: int, S: int | None = None) -> Method:
 
 
 def coarse_name(plan: Plan) -> str:
-    """What a coarse stage is called in the names of methods."""
+    """The name of a coarse stage in the names of methods."""
     return f"CSA({plan.S})" if plan.coarse_sampler == "ddpm" else f"CSA({plan.S}, {plan.coarse_sampler})"
 
 
@@ -315,7 +315,7 @@ def by_agent(name: str, agent: Agent, plan: Plan, quality: float | None = None) 
         name: of the agent.
         agent: decides.
         plan: the episodes.
-        quality: 0 … 1, for an agent that is told the price of a forward; None: one half.
+        quality: 0 … 1, for an agent that observes the price of a forward; None: one half.
 
     Raises:
         ConfigError: the agent was trained for the episodes of another plan, or for one price.
@@ -431,7 +431,7 @@ def peer(T: int, name: str, forwards: int) -> Method:
 
 
 def own_network(batch: Batch) -> NoiseLevelDenoiser:
-    """The network of a batch, where a method needs one that is told the noise level.
+    """The network of a batch, where a method needs one whose input is the noise level.
 
     Raises:
         ConfigError: it is one of others.

@@ -329,5 +329,5 @@ def picture_path(folder: Path, image: int, method: str) -> Path:
 
 
 def file_name(method: str) -> str:
-    """What a method's files are called, without their ending."""
+    """The name of a method's files, without their ending."""
     return re.sub(r"[^\w(), +-]", "_", method)

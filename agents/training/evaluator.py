@@ -14,14 +14,14 @@ from skipdiff_env.episode import Episode, StartOutcomes
 from skipdiff_env.rules import quality
 from skipdiff_env.task import Task
 
-# Qualities at which an agent is evaluated that is told the price of a forward.
+# Qualities at which an agent is evaluated that observes the price of a forward.
 QUALITIES = (0.0, 0.5, 1.0)
 
 
 class Evaluator:
     """Plays fixed pictures and noises, and compares with what each start would have given.
 
-    Where each episode of the training has a price of its own, figures are means over three prices, the highest, the
+    Where each episode of the training has its own price, figures are means over three prices, the highest, the
     lowest and the one between.
 
     Args:

@@ -171,7 +171,7 @@ def gather(
     enough: Callable[[int], bool],
     seed: int = 0,
 ) -> tuple[list[Rgb], Outcomes]:
-    """Tabulates crop after crop, each under noises of its own, until it is enough or the crops are used up.
+    """Tabulates crop after crop, each under its own noises, until it is enough or the crops are used up.
 
     Args:
         task: process and metrics.

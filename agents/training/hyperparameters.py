@@ -50,7 +50,7 @@ class Hyperparameters:
         lr_schedule: "constant", or "linear": down to 0 over `env_steps`.
         norm: normalisation of the SPN, "batch" or "group".
         hidden_size: size of the GRU's state; None: the paper's 1536.
-        tell_step: whether the SPN is told which decision of the episode it is, see `SkipProposalExtractor`.
+        tell_step: whether the SPN observes which decision of the episode it is, see `SkipProposalExtractor`.
         spn_size: side that the SPN is built for; None: that of the latents.
         crop_size: side of the crops that a `JumpExtractor` looks at.
         channels: of its convolutions.

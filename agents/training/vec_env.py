@@ -184,7 +184,7 @@ class VecPictureBaseline(_Picklable, VecEnvWrapper):
     Pictures differ far more in quality than the starts of one picture do, and a value function needs thousands of
     episodes to tell them apart; until then the policy gradient is mostly noise. Here the running mean of a picture's
     rewards is taken off its reward, and the difference divided by its running standard deviation over all pictures.
-    Where each episode has a price of its own, both are what they would be for episodes of that price. What is best for
+    Where each episode has its own price, both are what they would be for episodes of that price. What is best for
     a picture stays best. Rewards in `info["episode"]` and `info["metrics"]` remain what they are.
 
     Args:

@@ -1,4 +1,4 @@
-"""What `skipdiff upscale` is asked for: what to enlarge, where to, and how results are written."""
+"""The options of `skipdiff upscale`: what to enlarge, where to, and how results are written."""
 
 import os
 import re

@@ -173,11 +173,11 @@ class NetworkDenoiser(Denoiser):
         return self.estimate(out, x, alpha_bar, condition)
 
 
-# --- networks that are told the noise level ---
+# --- networks whose input is the noise level ---
 
 
 class Target(Protocol):
-    """What a latent stands for: the picture, or the scaled residual."""
+    """The meaning of a latent: the picture, or the scaled residual."""
 
     target: str
     residual_scale: float
@@ -213,7 +213,7 @@ def per_member(values: Step | AlphaBar, like: Tensor) -> Tensor:
 
 
 class NoiseLevelDenoiser(NetworkDenoiser):
-    """A network that is told the noise level √ᾱ, as SR3's is: what `UNet` is, beside its layers.
+    """A network whose input is the noise level √ᾱ, as SR3's is: what `UNet` is, beside its layers.
 
     It is called as `network(lr_up, x_t, noise_level)`, with substeps also `to_level` and `substeps`.
 

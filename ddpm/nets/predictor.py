@@ -178,7 +178,7 @@ def fuse(net: nn.Module) -> None:
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raises CheckpointError where a weight is infinite or no number, as after a training that diverged."""
+    """Raises CheckpointError where a weight is infinite or not a number, as after a training that diverged."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(

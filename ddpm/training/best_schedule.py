@@ -108,7 +108,7 @@ def best_levels(costs: NDArray[np.float64], forwards: int) -> tuple[int, ...]:
         forwards: number of jumps, 1 … T.
 
     Returns:
-        The falling steps at which the net is asked; T is the first.
+        The falling steps at which the network runs; T is the first.
 
     Raises:
         ConfigError: `forwards` is out of range.

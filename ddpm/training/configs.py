@@ -143,7 +143,7 @@ class PredictorConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SubstepsConfig(TrainingConfig):
-    """Settings of a training of substeps: one forward learns to do the work of several steps of its own network.
+    """Settings of a training of substeps: one forward learns to do the work of several steps of the network.
 
     Attributes:
         init: Checkpoint (name, folder or Hub id) whose network learns substeps.

@@ -1,4 +1,4 @@
-"""What a training run leaves beside its weights: configuration, versions, command."""
+"""The files of a training run beside its weights: configuration, versions, command."""
 
 import hashlib
 import platform

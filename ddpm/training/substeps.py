@@ -1,4 +1,4 @@
-"""Training of substeps: one forward of a network learns to do the work of several of its own even DDIM steps.
+"""Training of substeps: one forward of a network learns to do the work of several even DDIM steps.
 
 The idea is that of progressive distillation (Salimans and Ho 2022) and of shortcut models (Frans et al. 2024). Here the
 number of substeps m is an input, so that one network serves every m, and the plain network, which is m = 1, stays as it

@@ -13,7 +13,7 @@ SECONDS = 30
 
 
 class _Lines(tqdm):
-    """What stands in for a bar where standard error is no terminal: a line of its own every half minute."""
+    """What stands in for a bar where standard error is no terminal: its own line every half minute."""
 
     @staticmethod
     def status_printer(file: Any) -> Any:
