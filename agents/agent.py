@@ -99,6 +99,9 @@ class AgentConfig:
             )
         if not isinstance(self.training.get("env", {}), Mapping):
             raise ConfigError(f"env of training must be a mapping, got {shown(self.training['env'])}")
+        trained = self.training.get("env", {}).get("checkpoint")
+        if not isinstance(trained, str | Path | None):
+            raise ConfigError(f"checkpoint in env of training must be a name or a folder, got {shown(trained)}")
         if self.plan is not None and self.plan.decisions != self.decisions:
             raise ConfigError(f"the plan has {self.plan.decisions} decisions, got decisions {self.decisions}")
         if self.algorithm == SUPERVISED and self.plan is not None:

@@ -23,6 +23,7 @@ from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, read_json, write_json
 from ddpm.util.progress import progress
 from skipdiff_env.pictures import photographs_of
+from skipdiff_env.plan import Plan
 from skipdiff_env.rules import check_price
 from skipdiff_env.table import ARRAYS, DESCRIPTION, FEATURES, SHIPPED, features
 
@@ -123,11 +124,13 @@ class OutcomeTable:
         folder = next((shipped for shipped in named if shipped.is_dir()), Path(table))
         if not (folder / DESCRIPTION).is_file() or not (folder / ARRAYS).is_file():
             raise ConfigError(f"{folder} holds no table; `skipdiff tabulate --ways … --out {folder}` makes one")
+        description = read_json(folder / DESCRIPTION)
+        version = description.get("format") if isinstance(description, dict) else None
+        if version != FORMAT:
+            raise ConfigError(f"the table {folder} has format {version!r:.40}, expected {FORMAT}")
         try:
-            description = read_json(folder / DESCRIPTION)
             arrays = load_file(folder / ARRAYS)
-            if description["format"] != FORMAT:
-                raise ConfigError(f"the table {folder} has format {description['format']}, expected {FORMAT}")
+            _check_names(description)
             schedules = tuple(Schedule.parse(text) for text in description["schedules"])
             photographs = tuple(description["photographs"])
             metrics = {name: arrays[f"metrics.{name}"] for name in description["metrics"]}
@@ -139,8 +142,6 @@ class OutcomeTable:
                 raise ValueError("it lacks the estimates of the states within its schedules")
             done = int(arrays["done"].sum())
         except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
-            if isinstance(error, ConfigError):
-                raise
             raise ConfigError(f"the table {folder} is damaged ({error}); make it anew") from None
         if done < shape[0]:
             raise ConfigError(
@@ -258,6 +259,20 @@ class OutcomeTable:
         values = tuple((reward - base) / (best - base) for reward in rewards)
         reward = float(np.mean(rewards))
         return Score((reward - base) / (best - base), float(low), float(high), reward, base, best, values)
+
+
+def _check_names(description: Mapping[str, Any]) -> None:
+    """Check what agents of the table take over: the network, the plan, the size of the crops; and the photographs.
+
+    Raises:
+        ConfigError: one is of another kind.
+        KeyError, TypeError: one is missing, or there is another.
+    """
+    texts = (description["checkpoint"], *description["photographs"])
+    if odd := [text for text in texts if not isinstance(text, str)]:
+        raise ConfigError(f"checkpoint and photographs must be texts, got {odd[0]!r:.80}")
+    check_whole(1, size=description["size"])
+    Plan(**description["plan"])
 
 
 # --- making a table ---

@@ -930,6 +930,7 @@ def test_the_agents_of_the_paper_that_ship(name: str) -> None:
         ({"image_size": "x"}, "image_size must be a whole number, got 'x'"),
         ({"price_range": [1]}, "price_range must be two rising numbers"),
         ({"training": {"env": 3}}, "env of training must be a mapping, got 3"),
+        ({"training": {"env": {"checkpoint": {}}}}, "checkpoint in env of training must be a name or a folder, got {}"),
         ({"policy_kwargs": {"net_arch": "x"}}, "policy_kwargs do not fit"),
         ({"policy_kwargs": {"features_extractor_kwargs": 3}}, "policy_kwargs do not fit"),
         ({"policy_kwargs": {"features_extractor_kwargs": {"hidden_size": 2**40}}}, "policy_kwargs do not fit"),

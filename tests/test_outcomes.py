@@ -138,9 +138,18 @@ def test_what_is_no_table(jumping: str, photos: Path, tmp_path: Path) -> None:
     save_file({**arrays, "features": arrays["features"][:2]}, tmp_path / "t" / ARRAYS)
     with pytest.raises(ConfigError, match="is damaged"):
         OutcomeTable.load(tmp_path / "t")
-    (tmp_path / "t" / DESCRIPTION).write_text(json.dumps({**json.loads(text), "format": 9}), encoding="utf-8")
-    with pytest.raises(ConfigError, match="has format 9, expected 2"):
-        OutcomeTable.load(tmp_path / "t")
+    save_file(arrays, tmp_path / "t" / ARRAYS)
+    known = json.loads(text)
+    for changed, words in (
+        ({**known, "format": 9}, "has format 9, expected 2"),
+        ([], "has format None, expected 2"),
+        ({**known, "photographs": [0.5] * 4}, "is damaged .checkpoint and photographs must be texts, got 0.5"),
+        ({**known, "plan": {**known["plan"], "key": 1}}, "is damaged .*unexpected keyword argument 'key'"),
+        ({**known, "size": "x"}, "is damaged .size must be a whole number of at least 1, got 'x'"),
+    ):
+        (tmp_path / "t" / DESCRIPTION).write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.raises(ConfigError, match=words):
+            OutcomeTable.load(tmp_path / "t")
 
 
 def test_splits_are_by_photograph() -> None:
