@@ -36,8 +36,8 @@ class SkipDiffJumpEnv(SkipDiffEnv):
     ## Description
     From pure noise, 19 decisions whether to run the network at the next of 20 noise levels. SKIP computes nothing,
     and the next step that is performed covers what was skipped, so latent and noise level always match: the decisions
-    of an episode are a schedule of 1 to 20 forwards. Smooth pictures are best after a few large steps (more put grain into
-    flat sky), textured ones need many small ones, and each forward costs 0.002 of LPIPS.
+    of an episode are a schedule of 1 to 20 forwards. Smooth pictures are best after a few large steps (more put grain
+    into flat sky), textured ones need many small ones, and each forward costs 0.002 of LPIPS.
 
     The pictures are crops of 64 x 64 pixels of scikit-image's photographs, so that an episode takes a fraction of a
     second. `split="train"` takes half of the photographs and `split="test"` the others: learn on the first and quote
