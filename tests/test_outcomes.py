@@ -285,6 +285,8 @@ def test_the_upscaler_takes_the_agents_choice_for_each_tile(agent_folder: Path, 
         scores = agent.scores(features(condition[tile.box.area].numpy())[None])
         assert str(tile.schedule) == WAYS[int(scores.argmax())]
     assert (result.nfe, upscaler.expected_nfe) == (1, 1)
+    for size in ((1, 1), (2, 5)):  # of fewer pixels than the features are made of
+        assert upscaler.upscale([lr[:, : size[0], : size[1]]], [0])[0].sr.shape == (3, 4 * size[0], 4 * size[1])
 
 
 def test_commands_take_such_agents(
