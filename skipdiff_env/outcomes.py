@@ -237,28 +237,37 @@ class OutcomeTable:
             price: of a forward.
             seed: of the resampling.
 
-        Raises:
-            ConfigError: the schedule that is best under the other noises is no better than the fixed one.
+        Returns:
+            The score; NaN where the schedules that are best under the other noises are no better than the fixed one.
         """
         each = [choices] if isinstance(choices, np.ndarray) else list(choices)
         everywhere = np.full(len(self.features), fixed)
         every = *each, everywhere, self.best_of_others(price)
         parts = [self.per_photograph(self.chosen(own, price)) for own in every]
         *rewards, base, best = (float(part.mean()) for part in parts)
-        if best <= base:
-            raise ConfigError(
-                f"of these {len(parts[0])} photographs none gains by a schedule of its own at the price {price:g}, so "
-                "there is no score; take another price, or a table of more photographs"
-            )
+        gain = best - base if best > base else np.nan
         mean = np.mean(parts[: len(each)], axis=0)  # over the seeds
         rng = np.random.default_rng(seed)
         rows = rng.integers(0, len(mean), (RESAMPLES, len(mean)))
         resampled = [part[rows].mean(axis=1) for part in (mean, *parts[-2:])]
         with np.errstate(divide="ignore", invalid="ignore"):  # a few photographs may all want the same schedule
-            low, high = np.nanquantile((resampled[0] - resampled[1]) / (resampled[2] - resampled[1]), [0.025, 0.975])
-        values = tuple((reward - base) / (best - base) for reward in rewards)
+            shares = (resampled[0] - resampled[1]) / (resampled[2] - resampled[1])
+            low, high = [np.nan] * 2 if np.isnan(gain) else np.nanquantile(shares, [0.025, 0.975])
+        values = tuple((reward - base) / gain for reward in rewards)
         reward = float(np.mean(rewards))
-        return Score((reward - base) / (best - base), float(low), float(high), reward, base, best, values)
+        return Score((reward - base) / gain, float(low), float(high), reward, base, best, values)
+
+    def check_score(self, fixed: int, price: float = 0.0) -> None:
+        """Check that a policy can be better than the best fixed schedule, without which there is no score.
+
+        Raises:
+            ConfigError: the schedules that are best under the other noises are no better than the fixed one.
+        """
+        if np.isnan(self.score(np.full(len(self.features), fixed), fixed, price).value):
+            raise ConfigError(
+                f"of these {len(set(self.photographs))} photographs none gains by a schedule of its own at the price "
+                f"{price:g}, so there is no score; take another price, or a table of more photographs"
+            )
 
 
 def _check_names(description: Mapping[str, Any]) -> None:

@@ -37,7 +37,8 @@ def features(condition: NDArray[np.floating]) -> NDArray[np.float32]:
     agree in direction, and the share of flat pixels (gradient below 2/255), both in 0 … 1.
 
     Args:
-        condition: (C, H, W), whose first three channels are a picture, clipped to [-1, 1]; H and W at least 12.
+        condition: (C, H, W), whose first three channels are a picture, clipped to [-1, 1]. Of fewer than 12
+            pixels a side, its edges are repeated.
 
     Returns:
         float32 (42,), each in -3 … 1.
@@ -45,6 +46,7 @@ def features(condition: NDArray[np.floating]) -> NDArray[np.float32]:
     luma = np.tensordot(
         [0.299, 0.587, 0.114], (np.asarray(condition[:3], dtype=np.float64).clip(-1, 1) + 1) / 2, axes=1
     )
+    luma = np.pad(luma, [(0, max(0, 12 - side)) for side in luma.shape], mode="edge")
     found: list[float] = []
     for _ in range(3):
         right, down = np.diff(luma, axis=1), np.diff(luma, axis=0)

@@ -190,8 +190,9 @@ def test_scores_lie_between_the_best_constant_and_the_other_noises() -> None:
     assert table.score(np.array([1, 1, 1]), 1).value == pytest.approx(0)
     assert table.score(np.array([1, 0, 0]), 1).value == pytest.approx(-1)
     alike = replace(table, metrics={"lpips": values[[1, 1, 1]]})
+    assert np.isnan(alike.score(np.array([0, 1, 1]), 1).value)
     with pytest.raises(ConfigError, match="of these 2 photographs none gains by a schedule of its own at the price 0"):
-        alike.score(np.array([0, 1, 1]), 1)
+        alike.check_score(1)
     half = table.score(np.array([0, 1, 0]), 1)  # crops of one photograph are averaged
     assert half.value == pytest.approx(0.5)
     with pytest.raises(ConfigError, match="at least 2 noises"):
@@ -284,6 +285,8 @@ def test_the_upscaler_takes_the_agents_choice_for_each_tile(agent_folder: Path, 
         scores = agent.scores(features(condition[tile.box.area].numpy())[None])
         assert str(tile.schedule) == WAYS[int(scores.argmax())]
     assert (result.nfe, upscaler.expected_nfe) == (1, 1)
+    for size in ((1, 1), (2, 5)):  # of fewer pixels than the features are made of
+        assert upscaler.upscale([lr[:, : size[0], : size[1]]], [0])[0].sr.shape == (3, 4 * size[0], 4 * size[1])
 
 
 def test_commands_take_such_agents(

@@ -99,6 +99,8 @@ def test_features(photo: Photo) -> None:
     assert flat[13::14].tolist() == [1, 1, 1]
     assert (noisy[sizes] > -3).all()
     ramp = np.broadcast_to(np.linspace(-1, 1, 32), (3, 32, 32))
+    small = np.pad(ramp[:, :5, :1], ((0, 0), (0, 7), (0, 11)), mode="edge")
+    np.testing.assert_allclose(features(ramp[:, :5, :1]), features(small), atol=1e-6)
     across, down = features(ramp), features(ramp.transpose(0, 2, 1))
     assert across[0] == pytest.approx(np.log10(1e-3 + 1 / 31), abs=1e-5), "the mean gradient"
     assert across[1] == pytest.approx(-3)

@@ -289,6 +289,9 @@ def test_resuming_keeps_the_run(config: DDPMConfig, tmp_path: Path) -> None:
     (tmp_path / "run" / "config.json").write_text('{"images": ["x"], "lrr": 1}', encoding="utf-8")
     with pytest.raises(ConfigError, match="lrr"):
         resumed_config(DDPMConfig, tmp_path / "run", {})
+    (tmp_path / "run" / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config.json lacks the settings images; start the run anew"):
+        resumed_config(DDPMConfig, tmp_path / "run", {})
 
 
 def test_a_run_goes_on_with_its_pictures(config: DDPMConfig, photos: Path, photo: Photo, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def benchmark(
 
     check_one_of(SPLITS, split=split)
     tree = tree_of(env_id, table)
+    tree.table.split(split).check_score(tree.table.split("train").best_fixed(nfe_penalty), nfe_penalty)
     policies = [load_policy(agent, tree, trust_pickle) for agent in agents]
     settings: dict[str, Any] = {"split": split, "env_id": env_id, "table": tree.table, "nfe_penalty": nfe_penalty}
     scores = [score(policy, **settings) for policy in policies]

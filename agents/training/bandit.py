@@ -214,8 +214,8 @@ def train_on_table(config: TableTrainingConfig, folder: Path, resume: bool = Fal
     fixed = train.best_fixed(config.nfe_penalty)
     if (folder / RESULT).exists():
         return _result(folder)
-    for part in (validation, test):  # before anything is trained: is there a score?
-        part.score(np.full(len(part.features), fixed), fixed, config.nfe_penalty)
+    for part in (validation, test):
+        part.check_score(fixed, config.nfe_penalty)
     model, env_steps = make_model(config, whole.table)
     with lock_run(folder):
         if not resume:

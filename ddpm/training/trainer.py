@@ -7,7 +7,7 @@ not.
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,6 +91,9 @@ def resumed_config(kind: type[C], folder: Path, given: Mapping[str, Any]) -> C:
     unknown = sorted(set(saved) - {f.name for f in fields(kind)})
     if unknown:
         raise ConfigError(f"unknown settings in {folder / 'config.json'}: {', '.join(unknown)}")
+    missing = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING and f.name not in saved]
+    if missing:
+        raise ConfigError(f"{folder / 'config.json'} lacks the settings {', '.join(missing)}; start the run anew")
     config = kind(**saved)
     nested = [value for value in saved.values() if isinstance(value, dict)]
     old = {name: value for mapping in nested for name, value in mapping.items()} | {
