@@ -186,7 +186,9 @@ def test_ancestral_sampling_has_the_variance_of_diffusers(concat_folder: Path) -
 @pytest.mark.parametrize("folder", ["latent_folder", "upscale_folder"])
 def test_schedules_are_those_of_the_model(folder: str, request: pytest.FixtureRequest) -> None:
     denoiser = load_denoiser(request.getfixturevalue(folder))
-    config = json.loads((request.getfixturevalue(folder) / "scheduler/scheduler_config.json").read_text("utf-8"))
+    config = json.loads(
+        (request.getfixturevalue(folder) / "scheduler/scheduler_config.json").read_text(encoding="utf-8")
+    )
     scheduler: Any = DDIMScheduler.from_config(config)
     for steps in (1, 7, 20, 999):
         scheduler.set_timesteps(steps)
@@ -439,7 +441,7 @@ def broken(kind: str, folder: Path) -> str:
     """A model that cannot be used, as what would be given for it."""
     if kind in ("no input", "class", "sigma", "no scheduler", "scale"):
         save_concat(folder, DDIMScheduler())
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config |= {"no input": {"in_channels": 3}, "class": {"num_class_embeds": 3},
                    "sigma": {"time_embedding_type": "fourier"}}.get(kind, {})  # fmt: skip
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -459,7 +461,7 @@ def broken(kind: str, folder: Path) -> str:
     elif kind == "edm":
         scheduler.write_text('{"_class_name": "EDMEulerScheduler"}', encoding="utf-8")
     elif kind == "beta schedule":
-        config = json.loads(scheduler.read_text("utf-8")) | {"beta_schedule": "odd"}
+        config = json.loads(scheduler.read_text(encoding="utf-8")) | {"beta_schedule": "odd"}
         scheduler.write_text(json.dumps(config), encoding="utf-8")
     elif kind == "pickle":
         weights.rename(weights.with_suffix(".bin"))

@@ -188,7 +188,7 @@ def test_evaluation_by_an_environment(env_id: str, name: str, detailed: str, pho
         f"--agent={tmp_path / 'mine'}", f"--out={out}", "--seeds=2", "--pictures=0",
         f"--metrics={env.unwrapped.task.metric.name}",
     )  # fmt: skip
-    table = {row["method"]: row for row in json.loads((out / "table.json").read_text())}
+    table = {row["method"]: row for row in json.loads((out / "table.json").read_text(encoding="utf-8"))}
     pairs = [(image, seed) for image in range(2) for seed in range(2)]
     rewards = [played_by_the_model(name, model, env, image, seed)[1] for image, seed in pairs]
     assert np.std(rewards) > 1e-4
@@ -228,7 +228,7 @@ def test_latents_may_be_stacked_and_conditions_resized(detailed: str, pictures: 
     export_agent(model, env, tmp_path / "dict")
     agent = load_agent(tmp_path / "dict")
     assert agent.config.price_range == (0.001, 0.1)
-    assert json.loads((tmp_path / "dict" / "config.json").read_text())["policy"]["activation"] == "ELU"
+    assert json.loads((tmp_path / "dict" / "config.json").read_text(encoding="utf-8"))["policy"]["activation"] == "ELU"
     upscaler = Upscaler(detailed, policy=AgentPolicy(agent, quality=1.0), plan=agent.config.plan, tile=48)
     assert upscaler.upscale([torch.zeros(3, 20, 20)], [0])[0].sr.shape == (3, 80, 80)
 
@@ -250,8 +250,11 @@ def test_what_environments_may_be_given(detailed: str, pictures: Path, tmp_path:
     ]
     for i, each in enumerate(given):
         export_agent(model, each, tmp_path / str(i))
-        text = (tmp_path / str(i) / "config.json").read_text()
-        assert json.loads(text)["schedules"] == json.loads((tmp_path / "0" / "config.json").read_text())["schedules"]
+        text = (tmp_path / str(i) / "config.json").read_text(encoding="utf-8")
+        assert (
+            json.loads(text)["schedules"]
+            == json.loads((tmp_path / "0" / "config.json").read_text(encoding="utf-8"))["schedules"]
+        )
 
 
 def test_the_benchmark_trains_agents(tmp_path: Path) -> None:
@@ -334,12 +337,12 @@ def test_damaged_files(
     env = make("schedule", detailed, pictures)
     export_agent(train("ppo", env), env, tmp_path / "agent")
     file = tmp_path / "agent" / "config.json"
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     part = content
     for name in place[:-1]:
         part = part[name]
     part[place[-1]] = value
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises((ConfigError, CheckpointError), match=message):
         load_agent(tmp_path / "agent")
 

@@ -118,6 +118,7 @@ def test_without_an_agent_the_detail_is_the_checkpoints(
     for name in ("none", "other"):
         shutil.copytree(detailed, tmp_path / name)
         shutil.rmtree(tmp_path / name / "agent")
+    shutil.rmtree(tmp_path / "none" / "agent-steps")
     (tmp_path / "other" / "agent-steps").rename(tmp_path / "other" / "agent")
     for name, agent in (("none", False), ("other", True)):
         without = Workshop([str(tmp_path / name)], image_size=64)
