@@ -405,6 +405,7 @@ def page(jumping: str, tmp_path: Path) -> Iterator[tuple[str, Path, "subprocess.
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
 
 
 def test_uploads_above_the_limit(page: tuple[str, Path, "subprocess.Popen[str]"]) -> None:
