@@ -82,7 +82,7 @@ def read_rows(path: Path) -> list[Row]:
         for row in rows:
             wholes = (row.image, row.seed, row.nfe, row.start or 0, *row.levels)
             numbers = (row.seconds, row.reward, row.regret, row.policy_seconds, *row.metrics.values())
-            odd = [value for value in (row.method, row.family) if not isinstance(value, str)]
+            odd: list[object] = [value for value in (row.method, row.family) if not isinstance(value, str)]
             odd += [value for value in wholes if not is_whole(value)]
             odd += [value for value in numbers if not isinstance(value, int | float)]
             if odd:
