@@ -11,7 +11,7 @@ import torch
 
 from ddpm.nets.denoiser import Denoiser, check_denoiser
 from ddpm.pictures.degradation import Degradation
-from ddpm.util.checks import check_whole, is_number
+from ddpm.util.checks import LARGEST, check_most, check_whole, is_number
 from ddpm.util.errors import ConfigError
 from skipdiff_env.metrics import MetricLike
 from skipdiff_env.plan import Plan
@@ -129,6 +129,7 @@ class TaskConfig:
         for name in ("noise_seeds", "first_step", "scale"):
             if getattr(self, name) is not None:
                 check_whole(**{name: getattr(self, name)})
+                check_most(LARGEST, **{name: getattr(self, name)})
         for name in ("cache_mb", "cache_dir_mb"):
             if not is_number(getattr(self, name)):
                 raise ConfigError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")

@@ -1027,6 +1027,7 @@ def test_right_action(short_checkpoint: str, action: Any) -> None:
             r"coarse_sampler must be one of ddpm, ddim, dpmsolver\+\+, or ddim:ETA .* got 'pndm'",
         ),
         ({"noise_seeds": 0}, ConfigError, "noise_seeds"),
+        ({"noise_seeds": 2**63}, ConfigError, "noise_seeds must be at most 9223372036854775807"),
         ({"first_step": 2}, ConfigError, "first_step must be a whole number in 4 … 12"),
         ({"first_step": 4.5}, ConfigError, "first_step must be a whole number"),
         ({"nfe_penalty": -1.0}, ConfigError, "nfe_penalty"),

@@ -1,5 +1,6 @@
 """Methods, the runner, and which method dominates which."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,17 @@ def test_parts_stay(unet: UNet, hr: torch.Tensor, tmp_path: Path) -> None:
         assert str(runner.run([start, random], list(hr), [0, 1], tmp_path)) == str(both)
     assert not sizes
     damaged = next(tmp_path.glob("*/0-0.json"))
-    damaged.write_text('[{"method": "x"}]', encoding="utf-8")
-    with pytest.raises(ConfigError, match="holds no rows of this version"):
-        read_rows(damaged)
+    (row,) = json.loads(damaged.read_text(encoding="utf-8"))
+    for content in (
+        [{"method": "x"}],
+        [{**row, "seconds": "1"}],
+        [{**row, "seed": "x"}],
+        [{**row, "family": 1}],
+        [{**row, "metrics": {"psnr": []}}],
+    ):
+        damaged.write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(ConfigError, match="holds no rows of this version"):
+            read_rows(damaged)
 
 
 @pytest.mark.parametrize("content", ["[1]", "null", "{}", '{"agents": 3}'])

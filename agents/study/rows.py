@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.study.tables import COLUMNS, markdown_table, write_csv
+from ddpm.util.checks import is_whole
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, read_json, write_json
 from skipdiff_env.metrics import Metric
@@ -77,8 +78,17 @@ def read_rows(path: Path) -> list[Row]:
         ConfigError: the file is missing or damaged.
     """
     try:
-        return [Row(**{**row, "levels": tuple(row["levels"])}) for row in read_json(path)]
-    except (KeyError, TypeError) as error:
+        rows = [Row(**{**row, "levels": tuple(row["levels"])}) for row in read_json(path)]
+        for row in rows:
+            wholes = (row.image, row.seed, row.nfe, row.start or 0, *row.levels)
+            numbers = (row.seconds, row.reward, row.regret, row.policy_seconds, *row.metrics.values())
+            odd: list[object] = [value for value in (row.method, row.family) if not isinstance(value, str)]
+            odd += [value for value in wholes if not is_whole(value)]
+            odd += [value for value in numbers if not isinstance(value, int | float)]
+            if odd:
+                raise TypeError(f"a value is {odd[0]!r:.40}")
+        return rows
+    except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} holds no rows of this version ({error}); remove it, or give another --out") from None
 
 
