@@ -46,17 +46,27 @@ def photographs() -> Tensor:
     return torch.stack(crops)
 
 
-def _with_details(pictures: Tensor) -> Tensor:
-    """Return pictures (B, 3, H, W) and behind them their middles, a third as wide and high, as large as they."""
-    third = pictures.shape[-1] // 3
-    middles = pictures[..., third : 2 * third, third : 2 * third]
-    return torch.cat([pictures, torch.nn.functional.interpolate(middles, size=pictures.shape[-2:], mode="nearest")])
+def _places(hr: Tensor) -> list[tuple[int, int]]:
+    """Return for each picture (B, 3, H, H) the row and column, of three, of the part that has the most contrast."""
+    side = hr.shape[-1] // 3
+    contrast = hr.mean(1).unfold(1, side, side).unfold(2, side, side).std(dim=(-2, -1)).flatten(1)
+    return [(int(best) // 3, int(best) % 3) for best in contrast.argmax(1)]
+
+
+def _with_details(pictures: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
+    """Return pictures (B, 3, H, H), and behind them one ninth of each, as large as they."""
+    side = pictures.shape[-1] // 3
+    details = torch.stack([
+        picture[:, row * side : (row + 1) * side, column * side : (column + 1) * side]
+        for picture, (row, column) in zip(pictures, places, strict=True)
+    ])  # fmt: skip
+    return torch.cat([pictures, torch.nn.functional.interpolate(details, size=pictures.shape[-2:], mode="nearest")])
 
 
 def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str = "cpu") -> str:
     """Enlarges the photographs by bicubic, the predictor, the full DDPM, the coarse chain, coarse + fine, a schedule.
 
-    Writes them side by side, and below them the middle of each, three times as large.
+    Writes them side by side, and below them a part of each, three times as large.
 
     Args:
         out: picture to write.
@@ -82,15 +92,16 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
     ]
     methods += ways.shipped_schedule(unet)
     hr = photographs().to(device)
+    places = _places(hr)
     small = torch.nn.functional.interpolate(downsample(hr, unet.scale), scale_factor=unet.scale, mode="nearest")
-    sheet = {f"input ({SIZE // unet.scale} px)": _with_details(small)}
+    sheet = {f"input ({SIZE // unet.scale} px)": _with_details(small, places)}
 
     def keep(batch: Batch, method: Method, result: Result) -> None:
         forwards = "" if method.family == OTHER_NET else f"\n{result.nfe[0]} forwards"
-        sheet[f"{method.name}{forwards}"] = _with_details(result.sr)
+        sheet[f"{method.name}{forwards}"] = _with_details(result.sr, places)
 
     rows = Runner(unet, METRICS, device).run(methods, list(hr), [seed], keep=keep, title="demo")
-    sheet["original"] = _with_details(hr)
+    sheet["original"] = _with_details(hr, places)
     save(contact_sheet({title: [to_uint8(image) for image in images] for title, images in sheet.items()}), out)
     return f"{to_markdown(rows)}\n\npicture: {out}"
 
