@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Folder of a shipped agent that decides step by step.
 STEPS = "agent-steps"
+# Folder of a shipped agent that chooses the detail of one forward; the agent that a checkpoint's name stands for.
+DETAIL = "agent-detail"
 # Pixels of all latents of an episode.
 LARGEST_EPISODE = 2**28
 
@@ -510,7 +512,7 @@ def find_agent(path: str | Path) -> Path:
         return path
     if shipped is None and not path.exists() and is_hub_id(given):
         path = hub_folder(str(given), "agent")
-    for folder in (path / "best", path / "agent", path):
+    for folder in (path / "best", path / "agent", path / DETAIL, path):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() and "algorithm" in _read_config(folder):
             return folder
     raise CheckpointError(f"no agent in {given}; name a folder with {CONFIG} and {WEIGHTS}, as train-agent writes it")
