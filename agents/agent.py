@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.algorithms import MASKABLE, RECURRENT, SUPERVISED, algorithm_class, algorithm_name, policy_alias
 from agents.networks.frames import frames_of
-from agents.policies import INVALID, acting_part, action_values, build_policy, damaged, distribution
+from agents.policies import acting_part, action_values, build_policy, check_outputs
 from agents.training.even_outcomes import EVEN_NUMBERS
 from ddpm.checkpoints import check_device, hub_folder, is_hub_id, shipped_checkpoints
 from ddpm.schedule import Schedule, even_levels
@@ -265,6 +265,7 @@ class Agent:
     def __init__(self, config: AgentConfig, policy: Any) -> None:
         self.config = config
         self.policy = acting_part(policy)
+        check_outputs(self.policy)
 
     @classmethod
     def build(cls, config: AgentConfig, device: str = "cpu") -> "Agent":
@@ -334,15 +335,7 @@ class Agent:
         extra: dict[str, Any] = {"action_masks": masks} if self.config.algorithm == MASKABLE else {}
         if self.config.algorithm == RECURRENT:
             extra = {"state": state, "episode_start": young}
-        try:
-            actions, state = self.policy.predict(observations, deterministic=True, **extra)
-        except ValueError as error:
-            if INVALID not in str(error):
-                raise
-            raise damaged() from None
-        if not np.isfinite(actions).all():
-            raise damaged()
-        return actions, state
+        return self.policy.predict(observations, deterministic=True, **extra)
 
     @torch.no_grad()
     def scores(self, observations: Observations) -> Tensor:
@@ -362,7 +355,7 @@ class Agent:
                 layers, _, size = self.policy.lstm_hidden_state_shape
                 zeros = torch.zeros(layers, shape, size, device=self.policy.device)
                 young = torch.ones(shape, device=self.policy.device)
-                return distribution(self.policy, obs, (zeros, zeros), young)[0].distribution.logits
+                return self.policy.get_distribution(obs, (zeros, zeros), young)[0].distribution.logits
             if self.config.observation == "dict":
                 return self.advance(obs, None)[0]
             return self._replay(obs)
@@ -386,7 +379,7 @@ class Agent:
         young = torch.full((batch,), float(state is None), device=self.policy.device)
         if state is None:
             state = (obs["step"].new_zeros(layers, batch, size), obs["step"].new_zeros(layers, batch, size))
-        found, state = distribution(self.policy, obs, state, young)
+        found, state = self.policy.get_distribution(obs, state, young)
         return found.distribution.logits, state
 
     def _replay(self, obs: Tensor) -> Tensor:
@@ -395,7 +388,7 @@ class Agent:
         state = tuple(obs.new_zeros(layers, len(obs), size) for _ in range(2))
         young = torch.ones(len(obs), device=obs.device)
         for frame in frames_of(obs).unbind(1):
-            found, state = distribution(self.policy, frame, state, young)
+            found, state = self.policy.get_distribution(frame, state, young)
             # the padding in front of a young episode is no part of it
             young = young * (~frame.flatten(1).any(dim=1)).float()
         return found.distribution.logits

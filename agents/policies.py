@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.algorithms import RECURRENT, algorithm_class
 from ddpm.util.checks import shown
 from ddpm.util.errors import CheckpointError, ConfigError
 
-# What the distributions of PyTorch say about numbers that are not finite.
-INVALID = "invalid values"
+# Last layers of the policies, from which the actions are computed.
+LAST_LAYERS = ("action_net", "mu", "q_net", "quantile_net")
 # Values of an observation at most.
 LARGEST_OBSERVATION = 2**28
 # Settings that matter for learning alone.
@@ -30,40 +30,44 @@ def acting_part(policy: Any) -> Any:
     return getattr(policy, "actor", policy)
 
 
-def distribution(policy: Any, *arguments: Any) -> Any:
-    """Return what `get_distribution` of a policy returns.
+class NotFiniteError(CheckpointError):
+    """A policy whose outputs are not finite."""
 
-    Raises:
-        CheckpointError: its numbers are not finite.
+    def __init__(self) -> None:
+        super().__init__(
+            "the agent gives numbers that are not finite, so its weights or its configuration are damaged; take "
+            "another agent"
+        )
+
+
+def check_outputs(policy: Any) -> None:
+    """Make the last layer of a policy raise `NotFiniteError` for outputs that are not finite.
+
+    The distributions of PyTorch check their parameters too, but not once `torch.compile` or an export has run in the
+    process: these switch the validation off for all of them.
     """
-    try:
-        return policy.get_distribution(*arguments)
-    except ValueError as error:
-        if INVALID not in str(error):
-            raise
-        raise damaged() from None
+    for name in LAST_LAYERS:
+        layer = getattr(policy, name, None)
+        if isinstance(layer, nn.Module) and _check_finite not in layer._forward_hooks.values():
+            layer.register_forward_hook(_check_finite)
+
+
+def _check_finite(layer: nn.Module, inputs: Any, outputs: Tensor) -> None:
+    if not outputs.isfinite().all():
+        raise NotFiniteError
 
 
 def action_values(policy: Any, observations: Any) -> Tensor:
     """Return logits of the actions of a policy, or their values for a Q-learner, (B, actions).
 
     Raises:
-        CheckpointError: they are not finite.
+        NotFiniteError: they are not finite.
     """
     if hasattr(policy, "get_distribution"):
-        return distribution(policy, observations).distribution.logits
+        return policy.get_distribution(observations).distribution.logits
     values = policy(observations)
-    if not values.isfinite().all():
-        raise damaged()
+    _check_finite(policy, observations, values)
     return values.mean(dim=1) if values.ndim == 3 else values  # quantiles (B, n, actions), or values
-
-
-def damaged() -> CheckpointError:
-    """Return the error for a policy whose numbers are not finite."""
-    return CheckpointError(
-        "the agent gives numbers that are not finite, so its weights or its configuration are damaged; take another "
-        "agent"
-    )
 
 
 # --- spaces ---

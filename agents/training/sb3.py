@@ -35,7 +35,7 @@ from agents.agent import Agent, AgentConfig, policy_settings
 from agents.algorithms import algorithm_class, frame_stacked, policy_alias
 from agents.exporting import configuration
 from agents.networks.extractors import SkipProposalExtractor
-from agents.policies import INVALID
+from agents.policies import NotFiniteError, acting_part, check_outputs
 from agents.training.config import STATE, AgentTrainingConfig
 from agents.training.evaluator import Evaluator, tabulate
 from agents.training.even_outcomes import Outcomes
@@ -388,12 +388,11 @@ def _learn(model: Any, callback: TrainingCallback, left: int, begun: bool) -> No
     if left <= 0:
         return
     interval = {} if callback.config.algorithm in OFF_POLICY else {"log_interval": 1}
+    check_outputs(acting_part(model.policy))
     try:
         with _interruptible(callback), suppress(_StoppedError):
             model.learn(left, callback, reset_num_timesteps=not begun, **interval)
-    except ValueError as error:  # of distributions
-        if INVALID not in str(error):
-            raise
+    except NotFiniteError:
         raise ConfigError(
             f"after {model.num_timesteps} decisions the policy gives numbers that are not finite; train with a lower "
             "-p learning_rate"
