@@ -8,7 +8,7 @@ from typing import Any
 
 from agents.agent import Agent, find_agent, load_agent, load_zip
 from ddpm.util.errors import ConfigError
-from skipdiff_env.outcome_env import Tree
+from skipdiff_env.tree import Tree
 
 
 def load_policy(name: str, tree: Tree, trust_pickle: bool = False) -> Any:

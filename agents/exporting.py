@@ -14,10 +14,10 @@ from agents.policies import policy_description
 from ddpm.util.errors import ConfigError
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.observations import features_space
-from skipdiff_env.outcome_env import Tree
 from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.plan import Plan
 from skipdiff_env.task import Task
+from skipdiff_env.tree import Tree
 
 # Arguments of the environment that say where and on what it computes, and nothing about the episodes.
 ELSEWHERE = frozenset({"images", "cache_mb", "cache_dir", "cache_dir_mb", "device", "batch_size"})

@@ -23,9 +23,10 @@ from agents.study.tables import markdown, write_csv
 from agents.training.bandit import CURVE, MODEL, TableTrainingConfig, read_curve, train_on_table
 from agents.training.baselines import fit, random_policy
 from ddpm.util.files import atomic_path
-from skipdiff_env.outcome_env import PRICE, Tree
 from skipdiff_env.outcomes import OutcomeTable, Score
 from skipdiff_env.scoring import play, tree_of
+from skipdiff_env.table_env import PRICE
+from skipdiff_env.tree import Tree
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure

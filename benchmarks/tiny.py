@@ -39,7 +39,7 @@ TRAIN_PREDICTOR = ("--channels=4", "--crop=16", "--batch-size=1", "--iterations=
 EVALUATE = ("--metrics=psnr", "--image-size=96")
 REPRODUCE = ("--image-size=96", "--sections=table5", "--seeds=1")
 WAYS = (
-    "--ways=12*4", "--ways=12*2", "--ways=12,6", "--image-size=32", "--metrics=colour,psnr", "--noise-seeds=2",
+    "--levels=12*4", "--levels=12*2", "--levels=12,6", "--image-size=32", "--metrics=colour,psnr", "--noise-seeds=2",
     "--crops=4",
 )  # fmt: skip
 TABULATE = ("--steps=1,4", "--image-size=16", "--metrics=psnr,colour", "--noise-seeds=1")

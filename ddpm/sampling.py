@@ -5,8 +5,7 @@ Each is a pure function. Latents are float32, (B, C, H, W); `lr_up` is the condi
 `Denoiser.decode` turns a clean latent into a picture.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from ddpm.nets.denoiser import Denoiser, Estimate, Step, coefficient
 from ddpm.noise import Stage
+from ddpm.samplers import coarse_eta
 from ddpm.schedule import FloatArray
-from ddpm.util.errors import ConfigError
 
 Noise = Callable[[Stage, int | NDArray[np.integer]], Tensor]
 # A latent, or the weights of what it is made of.
@@ -250,34 +249,6 @@ def dpmsolver_approximation(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: T
     """As `coarse_approximation`, but by DPM-Solver++(2M), with no noise but the initial."""
     latents = noise(Stage.INITIAL, len(alphas_cumprod) - 1)
     return dpmsolver_chain(alphas_cumprod, latents, lambda t, x_t: predict_x0(unet, alphas_cumprod, t, x_t, lr_up))
-
-
-# What the coarse stage may run: name → eta of `coarse_approximation`; None: DPM-Solver++.
-COARSE_SAMPLERS: Mapping[str, float | None] = {"ddpm": 1.0, "ddim": 0.0, "dpmsolver++": None}
-
-
-def coarse_eta(name: str, what: str = "coarse_sampler") -> float | None:
-    """Share of the posterior's noise that a sampler adds at each step; None for "dpmsolver++".
-
-    Args:
-        name: "ddpm" (1), "ddim" (0), what lies between, "ddim:ETA" with 0 ≤ ETA ≤ 1, or "dpmsolver++".
-        what: name of the setting, for the error.
-
-    Raises:
-        ConfigError: there is no such sampler.
-    """
-    if isinstance(name, str) and name in COARSE_SAMPLERS:
-        return COARSE_SAMPLERS[name]
-    family, _, number = str(name).partition(":")
-    try:
-        eta = float(number) if family == "ddim" else math.nan
-    except ValueError:
-        eta = math.nan
-    if not 0 <= eta <= 1:
-        raise ConfigError(
-            f"{what} must be one of {', '.join(COARSE_SAMPLERS)}, or ddim:ETA with ETA in 0 … 1, got {name!r}"
-        )
-    return eta
 
 
 def coarse_sampler(name: str) -> Callable[[Denoiser, FloatArray, Tensor, Noise], Tensor]:

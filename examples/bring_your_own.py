@@ -136,7 +136,7 @@ def main(iterations: int, env_steps: int, image_size: int, pictures: int, num_en
         schedules=SCHEDULES, nfe_penalty=0.002,
     ).unwrapped  # fmt: skip
     places = np.linspace(0, len(test.task.pictures) - 1, min(pictures, len(test.task.pictures))).astype(int).tolist()
-    rewards = test.schedule_outcomes(places, [0], SCHEDULES).rewards[:, 0]
+    rewards = test.schedule_outcomes(places, [0], SCHEDULES).rewards()[:, 0]
     features = [test.reset(options={"image": place, "noise_seed": 0})[0] for place in places]
     chosen = agent.predict(np.stack(features), deterministic=True)[0]
     print(f"{len(places)} crops\n\nschedule | mean reward | share of the agent's choices\n---|---|---")

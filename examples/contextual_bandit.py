@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ddpm.schedule import even_levels
-from skipdiff_env.table import features
+from skipdiff_env.features import features
 
 ENV = "skipdiff_env:SkipDiffJump-v0"
 # The arms: numbers of even steps.

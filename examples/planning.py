@@ -132,7 +132,7 @@ def main(
     print(f"{env.task.pictures.names[picture]} | LPIPS | forwards | reward | under other noises | levels")
     print("---|---|---|---|---|---")
     for place, (name, schedule) in enumerate(schedules.items()):
-        reward, *others = outcomes.rewards[0, :, place]
+        reward, *others = outcomes.rewards()[0, :, place]
         lpips = outcomes.metrics["lpips"][0, 0, place]
         figures = f"{lpips:.4f} | {len(schedule)} | {reward:.4f} | {np.mean(others):.4f}"
         print(f"{name} | {figures} | {' '.join(map(str, schedule))}")

@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from agents import export_agent
 from agents.training.vec_env import SkipDiffVecEnv, VecPictureBaseline
 from ddpm.schedule import even_levels
-from skipdiff_env import StartOutcomes
+from skipdiff_env import OutcomeTable
 
 ENV = "skipdiff_env:SkipDiffBandit-v0"
 # Numbers of even steps that the agent chooses among.
@@ -74,7 +74,7 @@ def train(minutes: float, env_steps: int, num_envs: int, seed: int, out: str, **
     return model
 
 
-def tabulate(env: gym.Env[Any, Any], count: int, noises: list[int]) -> tuple[list[int], StartOutcomes]:
+def tabulate(env: gym.Env[Any, Any], count: int, noises: list[int]) -> tuple[list[int], OutcomeTable]:
     """Return some pictures of an environment, evenly spread, and the outcomes of all numbers of even steps on them."""
     inner: Any = env.unwrapped
     places = np.linspace(0, len(inner.task.pictures) - 1, min(count, len(inner.task.pictures)))
@@ -115,10 +115,10 @@ def main(
     unseen: dict[str, Any] = {"images": list(test_images)} if test_images else {"split": "test"}
     env = gym.make(ENV, **unseen, **settings)
     pictures, outcomes = tabulate(env, test_pictures, list(range(test_noises)))
-    rewards, lpips = outcomes.rewards, outcomes.metrics["lpips"]  # (pictures, noises, numbers)
+    rewards, lpips = outcomes.rewards(), outcomes.metrics["lpips"]  # (pictures, noises, numbers)
     best = rewards.mean(axis=(0, 1)).argmax()
     trained_on = tabulate(gym.make(ENV, **seen, **settings), test_pictures, [0])[1]
-    rival = trained_on.rewards.mean(axis=(0, 1)).argmax()
+    rival = trained_on.rewards().mean(axis=(0, 1)).argmax()
     own = rewards.argmax(axis=2)[..., None]
 
     def show(name: str, reward: float, distance: float, forwards: float) -> None:

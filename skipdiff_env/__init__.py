@@ -10,14 +10,16 @@ from gymnasium.envs.registration import register, registry
 
 if TYPE_CHECKING:
     from skipdiff_env.env import SkipDiffEnv
-    from skipdiff_env.episode import StartOutcomes
     from skipdiff_env.metrics import make_metric
-    from skipdiff_env.outcome_env import SkipDiffBanditTableEnv, SkipDiffOutcomeVectorEnv, SkipDiffStrideTableEnv
     from skipdiff_env.outcomes import OutcomeTable, Score
     from skipdiff_env.rules import Action
     from skipdiff_env.scoring import score
-    from skipdiff_env.table import Table
-    from skipdiff_env.table_env import SkipDiffTableEnv, SkipDiffTableVectorEnv
+    from skipdiff_env.table_env import (
+        SkipDiffBanditTableEnv,
+        SkipDiffStrideTableEnv,
+        SkipDiffTableEnv,
+        SkipDiffTableVectorEnv,
+    )
     from skipdiff_env.upscaler import Upscaler
     from skipdiff_env.vector_env import SkipDiffVectorEnv
 
@@ -27,13 +29,10 @@ __all__ = [
     "Score",
     "SkipDiffBanditTableEnv",
     "SkipDiffEnv",
-    "SkipDiffOutcomeVectorEnv",
     "SkipDiffStrideTableEnv",
     "SkipDiffTableEnv",
     "SkipDiffTableVectorEnv",
     "SkipDiffVectorEnv",
-    "StartOutcomes",
-    "Table",
     "Upscaler",
     "make_metric",
     "score",
@@ -43,15 +42,12 @@ _MODULES = {
     "Action": "rules",
     "OutcomeTable": "outcomes",
     "Score": "outcomes",
-    "SkipDiffBanditTableEnv": "outcome_env",
-    "SkipDiffOutcomeVectorEnv": "outcome_env",
-    "SkipDiffStrideTableEnv": "outcome_env",
+    "SkipDiffBanditTableEnv": "table_env",
+    "SkipDiffStrideTableEnv": "table_env",
     "SkipDiffEnv": "env",
     "SkipDiffTableEnv": "table_env",
     "SkipDiffTableVectorEnv": "table_env",
     "SkipDiffVectorEnv": "vector_env",
-    "StartOutcomes": "episode",
-    "Table": "table",
     "Upscaler": "upscaler",
     "make_metric": "metrics",
     "score": "scoring",
@@ -81,14 +77,17 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "SkipDiffStride-v0": ("variants:SkipDiffStrideEnv", _BATCHED, {**_FORWARDS, "decisions": "stride"}),
     "SkipDiffContinuous-v0": ("variants:SkipDiffContinuousEnv", _BATCHED, {**_FORWARDS, "decisions": "continuous"}),
     "SkipDiffBanditTable-v0": (
-        "outcome_env:SkipDiffBanditTableEnv", "outcome_env:SkipDiffOutcomeVectorEnv",
+        "table_env:SkipDiffBanditTableEnv", "table_env:SkipDiffTableVectorEnv",
         {"table": "natural-x4", "decisions": "schedule"},
     ),
     "SkipDiffStrideTable-v0": (
-        "outcome_env:SkipDiffStrideTableEnv", "outcome_env:SkipDiffOutcomeVectorEnv",
+        "table_env:SkipDiffStrideTableEnv", "table_env:SkipDiffTableVectorEnv",
         {"table": "natural-x4-stride", "decisions": "stride"},
     ),
-    "SkipDiffTable-v0": ("table_env:SkipDiffTableEnv", "table_env:SkipDiffTableVectorEnv", {}),
+    "SkipDiffTable-v0": (
+        "table_env:SkipDiffTableEnv", "table_env:SkipDiffTableVectorEnv",
+        {"table": "natural-x4-skip", "decisions": "skip", "split": None, "reward": "negative"},
+    ),
 }  # fmt: skip
 
 for _id, (_scalar, _batched, _arguments) in VARIANTS.items():

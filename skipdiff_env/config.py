@@ -62,7 +62,7 @@ class TaskConfig:
         schedules: those that "schedule" chooses among, as `ddpm.schedule.as_schedule` takes them; None: one forward
             with each of these numbers of substeps, or without substeps even schedules of 1, 2, 4, 8 … forwards.
         observation: "latent"; "dict": latent, condition, step, level, and the price of a forward if it is drawn; or
-            "features", a vector: the 42 statistics of the condition (`skipdiff_env.table.features`), the level, the
+            "features", a vector: the 42 statistics of the condition (`skipdiff_env.features.features`), the level, the
             price if it is drawn, and the statistics of the last estimate of the picture. With decisions "schedule",
             which are made before the first forward, the level and the last statistics are left out.
         metric: the reward's metric: "niqe", "lpips", "psnr", "ssim", or any name that `skipdiff_env.make_metric` takes,

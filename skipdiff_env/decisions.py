@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from ddpm.sampling import coarse_eta
+from ddpm.samplers import coarse_eta
 from ddpm.schedule import Schedule, as_schedule, check_levels, even_levels
 from ddpm.util.checks import is_whole
 from ddpm.util.errors import ConfigError

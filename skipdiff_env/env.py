@@ -13,8 +13,9 @@ from ddpm.schedule import Schedule
 from ddpm.util.errors import ConfigError
 from skipdiff_env.batches import set_generators
 from skipdiff_env.config import TaskConfig
-from skipdiff_env.episode import Episode, StartOutcomes, array
+from skipdiff_env.episode import Episode, array
 from skipdiff_env.observations import Observation, one_observation
+from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
 from skipdiff_env.rules import FixedPrice, InvalidActionError, ResetNeededError
@@ -145,8 +146,8 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     |          |   | (always) | level 0, the result    | 2             |
 
     With "restart" only the place of the last SKIP matters to the result: a picture and a noise seed have exactly N
-    possible results, which `start_outcomes` tabulates. With "jump", `schedule_outcomes` gives rewards and metrics of
-    any schedules, such as fixed ones that an agent is compared with.
+    possible results, which `schedule_outcomes` tabulates. With "jump" it takes any schedules, such as fixed ones that
+    an agent is compared with.
 
     ## Example
     ```python
@@ -302,15 +303,11 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         self.sr = None if episode.sr is None else array(episode.sr)
         return self._observe()
 
-    def start_outcomes(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> StartOutcomes:
-        """Rewards and metrics of all starts for every picture and noise seed; see `Task.start_outcomes`."""
-        return self.task.start_outcomes(images, noise_seeds)
-
     def schedule_outcomes(
         self,
         images: Sequence[int | Rgb],
         noise_seeds: Sequence[int],
-        schedules: Sequence[Schedule | str | Sequence[int]],
-    ) -> StartOutcomes:
-        """Rewards and metrics of schedules of jumps for every picture and noise seed; see `Task.schedule_outcomes`."""
+        schedules: Sequence[Schedule | str | Sequence[int]] | None = None,
+    ) -> OutcomeTable:
+        """Run schedules for every picture and noise seed; see `skipdiff_env.task.Task.schedule_outcomes`."""
         return self.task.schedule_outcomes(images, noise_seeds, schedules)

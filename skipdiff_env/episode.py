@@ -76,21 +76,3 @@ class Episode:
                 "metrics": dict(self.metrics), "start": state.start, "levels": state.levels, "substeps": state.substeps
             }  # fmt: skip
         return info
-
-
-@dataclass(frozen=True)
-class StartOutcomes:
-    """What every start of the fine chain gives for every (picture, noise seed).
-
-    The last axis is the start: index `s - 1` holds the chain that skips until diffusion step s and denoises from there.
-    With `skip_mode="restart"` an episode can have no other result, so the oracle is the maximum over the last axis, the
-    best fixed start has the largest mean over the first two, and a regret is the distance from the oracle. There are N
-    starts, or as many as `first_step`.
-
-    Attributes:
-        rewards: float64, (pictures, noise seeds, N); `nfe_penalty` is paid for the chain itself, s forwards.
-        metrics: name → float64, (pictures, noise seeds, N); NaN where the metric failed.
-    """
-
-    rewards: NDArray[np.float64]
-    metrics: dict[str, NDArray[np.float64]]

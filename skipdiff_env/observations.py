@@ -13,10 +13,10 @@ from torch import Tensor
 from ddpm.nets.denoiser import Denoiser
 from ddpm.util.errors import ConfigError
 from skipdiff_env.config import DTYPES
+from skipdiff_env.features import FEATURE_BOUNDS, FEATURES, SMALLEST_SIDE, features
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Refinement
-from skipdiff_env.table import FEATURE_BOUNDS, FEATURES, SMALLEST_SIDE, features
 
 # One observation, or a batch of them: an array of latents or of features, or a dictionary of arrays.
 Observation = Any

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from ddpm.sampling import coarse_eta
+from ddpm.samplers import coarse_eta
 from ddpm.schedule import LONGEST, Schedule
 from ddpm.util.checks import check_most, check_one_of, check_whole, is_whole
 from ddpm.util.errors import ConfigError
@@ -20,7 +20,7 @@ class Plan:
         S: coarse steps; the coarse stage does the first S - 1 of them. With S = 1 there is no coarse stage.
         N: diffusion steps that a coarse step spans.
         coarse_sampler: runs the coarse stage: "ddpm" (Eq. 8-12), "ddim", "ddim:ETA" or "dpmsolver++".
-        fine_sampler: runs the fine stage: "ddpm" (Eq. 13-15), "ddim" or "ddim:ETA", see `ddpm.sampling.coarse_eta`;
+        fine_sampler: runs the fine stage: "ddpm" (Eq. 13-15), "ddim" or "ddim:ETA", see `ddpm.samplers.coarse_eta`;
             with "jump" also "dpmsolver++", which looks back at the estimate of the step before.
         skip_mode: what SKIP does: "restart", back to the coarse latent (Eq. 14), or "jump", nothing, so that the next
             step that is performed covers what was skipped.

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.util.errors import ConfigError
-from skipdiff_env.outcome_env import PRICE, Tree
 from skipdiff_env.outcomes import OutcomeTable, Score
 from skipdiff_env.rules import InvalidActionError
+from skipdiff_env.table_env import PRICE
+from skipdiff_env.tree import Tree
 
 # The environments that have scores → table and kind of decision.
 BENCHMARKS = {

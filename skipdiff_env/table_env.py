@@ -1,4 +1,4 @@
-"""SkipDiffTable-v0: episodes played from a table of outcomes. Nothing here needs a net or torch."""
+"""Environments that play from tables of outcomes, without a net or torch."""
 
 import hashlib
 import json
@@ -8,42 +8,37 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from ddpm.util.checks import check_whole, is_whole
+from ddpm.util.checks import check_one_of, is_whole
 from ddpm.util.errors import ConfigError
 from skipdiff_env.batches import Array, BatchedEnv, set_generators
-from skipdiff_env.rules import (
-    REWARDS,
-    Action,
-    FixedPrice,
-    InvalidActionError,
-    ResetNeededError,
-    check_price,
-    draw_episode,
-    price_range,
-    qualities,
-)
-from skipdiff_env.table import FEATURE_BOUNDS, FEATURES, SHIPPED, Table
+from skipdiff_env.outcomes import OutcomeTable
+from skipdiff_env.rules import REWARDS, FixedPrice, InvalidActionError, ResetNeededError, check_price, price_range
+from skipdiff_env.tree import Tree
+
+# The price of a forward in the environments' rewards.
+PRICE = 0.002
 
 
 class SkipDiffTableVectorEnv(BatchedEnv):
-    """`num_envs` environments as `SkipDiffTableEnv`, played together in NumPy: some 10⁵ env steps a second.
+    """`num_envs` environments that play from a table, together in NumPy: some 10⁵ env steps a second.
 
     With the same seeds, observations, rewards and `info` are those of Gymnasium's `SyncVectorEnv` over scalar
-    environments. `reset` takes `seed` and `options` as `skipdiff_env.vector_env.SkipDiffVectorEnv` does.
+    environments.
 
     Args:
         num_envs: number of environments.
-        table: folder that `skipdiff tabulate` wrote, or a `Table`; None: the one that is shipped.
-        split: "train" or "test", for tables of scikit-image's photographs; None: all pictures.
-        metric: the reward's; None: the table's first.
-        reward: "negative", -M for a metric M that is lower for better pictures, or "inverse", 1/M.
-        nfe_penalty: subtracted from the terminal reward for each fine forward; or a pair (lowest, highest), out of
-            which each episode draws its own.
-        noise_seeds: noises a picture may get; None: all of the table.
+        table: folder that `skipdiff tabulate` wrote, the name of a table that ships, or an `OutcomeTable`.
+        decisions: "schedule", one decision for each episode; "stride", one for each forward; or "skip", one for each
+            diffusion step.
+        split: "train", "validation" or "test"; None: all pictures.
+        metric: the reward's metric M; None: the table's first.
+        reward: "negative" (-M) or "inverse" (1/M), for a metric that is lower for better pictures; or "relative": -M
+            less the mean reward of all schedules for the crop and noise, so that easy and hard pictures count alike.
+        nfe_penalty: subtracted from the terminal reward for each forward; or, for the decisions "skip", a pair (lowest,
+            highest), out of which each episode draws its price.
         autoreset_mode: "NextStep", "SameStep" or "Disabled".
         render_mode: None; a table has no pictures.
         max_episode_steps: the env steps of an episode or more, since episodes are never truncated; or None.
@@ -59,12 +54,12 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         self,
         num_envs: int = 1,
         *,
-        table: str | Path | Table | None = None,
-        split: str | None = None,
+        table: str | Path | OutcomeTable = "natural-x4",
+        decisions: str = "schedule",
+        split: str | None = "train",
         metric: str | None = None,
-        reward: str = "negative",
-        nfe_penalty: float | Sequence[float] = 0.002,
-        noise_seeds: int | None = None,
+        reward: str = "relative",
+        nfe_penalty: float | Sequence[float] = PRICE,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
         max_episode_steps: int | None = None,
@@ -72,104 +67,103 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         super().__init__(num_envs, autoreset_mode)
         if render_mode is not None:
             raise ConfigError(f"render_mode must be None, since a table has no pictures, got {render_mode!r}")
-        self.table = table if isinstance(table, Table) else Table.load(SHIPPED if table is None else table)
-        description = self.table.description
-        self._rows = self.table.rows(split)
-        self.metric = self.table.own_metric(metric)
-        if reward not in REWARDS:
-            raise ConfigError(f"reward must be {' or '.join(REWARDS)}, got {reward!r}")
-        self.reward = reward
-        self._price = nfe_penalty
-        prices = price_range(nfe_penalty)
-        self.noise_seeds = description["noise_seeds"] if noise_seeds is None else noise_seeds
-        check_whole(noise_seeds=self.noise_seeds)
-        if self.noise_seeds > description["noise_seeds"]:
+        check_one_of((*REWARDS, "relative"), reward=reward)
+        whole = table if isinstance(table, OutcomeTable) else OutcomeTable.load(table)
+        self.table = whole if split is None else whole.split(split)
+        self._price, prices = nfe_penalty, price_range(nfe_penalty)
+        highest = check_price(nfe_penalty) if prices is None else prices[1]
+        self.tree = Tree(self.table, decisions, max(1.0, highest))
+        if prices is not None and decisions != "skip":
             raise ConfigError(
-                f"noise_seeds must be at most the table's {description['noise_seeds']}, got {self.noise_seeds}"
+                f"a range of prices is for decisions skip, whose agents see the price, got {nfe_penalty} and decisions "
+                f"{decisions}"
             )
-        self.decisions = self.table.first - 1
-        self._check_length(self.decisions, max_episode_steps)
+        self._check_length(self.tree.longest, max_episode_steps)
         self.render_mode = None
-        highest = prices[1] if prices is not None else nfe_penalty
-        self._highest_price = max(float(highest), 1.0)  # type: ignore[arg-type]
-        # what the numbers of a state refer to
-        told = [description, self._rows.tolist(), self._highest_price]
-        self._identity = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
-        low = np.array([FEATURE_BOUNDS[0]] * FEATURES + [0, 0, 0], dtype=np.float32)
-        high = np.array([FEATURE_BOUNDS[1]] * FEATURES + [1, 1, self._highest_price], dtype=np.float32)
-        self._set_spaces(spaces.Box(low, high), spaces.Discrete(len(Action)))
-        plan = description["plan"]
-        self._length, self._coarse = plan["S"] * plan["N"], plan["S"] - 1
-        self._levels = np.empty(len(self.table.schedules), dtype=object)
-        self._levels[:] = self.table.schedules
-        self._substeps = np.empty(len(self.table.schedules), dtype=object)
-        self._substeps[:] = [(1,) * len(levels) for levels in self.table.schedules]
-        whole = {
-            name: np.zeros(self.num_envs, dtype=np.int64) for name in ("image", "seed", "t", "level", "nfe", "start")
+        self._rewards = self.table.rewards(0.0, metric, "negative" if reward == "relative" else reward)
+        self._relative = reward == "relative"
+        if self._relative and any(np.isnan(values).any() for values in self.table.metrics.values()):
+            raise ConfigError("a metric failed for some crops of the table; make it from other photographs")
+        self._set_spaces(self.tree.observation_space, self.tree.action_space)
+        self._coarse = int(self.table.description.get("plan", {"S": 1})["S"]) - 1
+        ways: dict[str, list[Any]] = {
+            "levels": [schedule.levels for schedule in self.table.schedules],
+            "substeps": [schedule.substeps for schedule in self.table.schedules],
         }
+        if decisions == "skip":
+            ways["start"] = [each.length if self.table.restart else self.tree.length for each in self.table.schedules]
+        self._ways = {name: np.empty(len(self.table.schedules), dtype=object) for name in ways}
+        for name, column in ways.items():
+            self._ways[name][:] = column
+        # what the numbers of a state refer to
+        content = [*map(str, self.table.schedules), *self.table.photographs, decisions, self.tree.highest_price]
+        parts = json.dumps(content).encode() + self.table.features.tobytes()
+        self._identity = hashlib.blake2b(parts, digest_size=16).hexdigest()
+        self._begun = False
         self._state: dict[str, Array] = {
-            **whole,
+            **{name: np.zeros(self.num_envs, np.int64) for name in ("image", "seed", "node", "nfe")},
             "price": np.zeros(self.num_envs),
-            "code": np.zeros(self.num_envs, dtype=np.uint64),
-            "begun": np.zeros(self.num_envs, dtype=np.bool_),
         }
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Starts an episode in every environment, or in those of `options["reset_mask"]`.
+        """Start an episode in every environment, or in those of `options["reset_mask"]`.
 
         Args:
             seed: seed of the first environment, the others counting up from there; or one for each.
-            options: "image" (place among the pictures), "noise_seed", "nfe_penalty", each one value for all or a list;
-                "reset_mask".
+            options: "image" (place among the crops of the split), "noise_seed" and, for the decisions "skip",
+                "nfe_penalty", each one value for all or a list; "reset_mask".
 
         Raises:
             ConfigError: an option is unknown or out of range.
             ResetNeededError: the mask leaves an environment without any episode.
         """
         envs, columns = self._prepare_reset(seed, options)
+        if not self._begun and len(envs) < self.num_envs:
+            raise ResetNeededError("an environment has no episode; call reset() for all of them first")
         self._begin(envs, columns)
         mask = np.zeros(self.num_envs, dtype=np.bool_)
         mask[envs] = True
         return self._observe(), self._infos(mask)
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """One decision in every environment.
+        """Make one decision in every environment.
 
         Args:
-            actions: whole numbers (num_envs,), each 0 (DENOISE) or 1 (SKIP).
+            actions: whole numbers (num_envs,), see `skipdiff_env.tree.Tree.actions`.
 
         Returns:
             Observations, rewards (float64), terminations, truncations (all False), and `info`.
 
         Raises:
-            InvalidActionError: the actions have another shape or type, or one is neither 0 nor 1.
+            InvalidActionError: the actions have another shape or type, or one is out of range.
             ResetNeededError: an environment has no episode, or with "Disabled" one that has ended.
         """
         actions = self._checked(actions)
+        self._check_begun("step")
         state = self._state
-        self._check_begun()
-        waiting = state["t"] == 0
+        waiting = state["node"] < 0
         self._check_going(np.flatnonzero(waiting).tolist())
-        ended = self._advance(actions.astype(np.int64), ~waiting)
-        rewards, ends = np.zeros(self.num_envs), {}
-        if ended.any():
-            places = self._places(ended)
-            where = self._rows[state["image"][ended]], state["seed"][ended], places
-            values = {name: column[where] for name, column in self.table.metrics.items()}
-            lower_better = self.table.description["metrics"][self.metric]
-            gained = qualities(values[self.metric], lower_better, self.reward)
-            rewards[ended] = gained - state["price"][ended] * (state["nfe"][ended] - self._coarse)
-            for i in np.flatnonzero(ended)[np.isnan(values[self.metric])]:
-                self.reward_failures[i] += 1
-            ends = self._final_infos(ended, values, places)
+        going = ~waiting
+        nodes = np.maximum(state["node"], 0)
+        state["nfe"] += going * self.tree.forwards[nodes, actions]
+        state["node"] = np.where(going, self.tree.moves[nodes, actions], state["node"])
+        ended = going & (state["node"] < 0)
+        rewards, where = (
+            np.zeros(self.num_envs),
+            (state["image"][ended], state["seed"][ended], -1 - state["node"][ended]),
+        )
+        rewards[ended] = self._rewards[where] - state["price"][ended] * (state["nfe"][ended] - self._coarse)
+        if self._relative:
+            rewards[ended] -= self._rewards[where[:2]].mean(axis=1)
+            rewards[ended] += state["price"][ended] * self.table.forwards.mean()
+        ends = self._final_infos(ended, where) if ended.any() else {}
         infos: dict[str, Any] = {}
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
             final = self._observe()
             infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
-            for i in np.flatnonzero(ended):
-                infos["final_obs"][i] = final[i]
+            infos["final_obs"][:] = [row if over else None for row, over in zip(final, ended, strict=True)]
             infos["final_info"] = self._infos(ended) | ends
             infos["_final_obs"], infos["_final_info"] = ended.copy(), ended.copy()
             waiting, ends = ended, {}
@@ -179,20 +173,11 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         return self._observe(), rewards, ended, np.zeros_like(ended), infos
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions lead to a schedule of the table, bool (num_envs, 2).
-
-        All of them where the table is complete.
-        """
-        state, going = self._state, self._state["t"] > 1
-        masks = np.ones((self.num_envs, 2), dtype=np.bool_)
-        if not self.table.complete:
-            for action in Action:
-                code = state["code"][going] * np.uint64(2) + np.uint64(action)
-                masks[going, action] = self.table.is_open(code, state["t"][going])
-        return masks
+        """Return for each environment and action whether it is possible now, (num_envs, actions)."""
+        return self.tree.possible[np.maximum(self._state["node"], 0)]
 
     def get_state(self) -> dict[str, Any]:
-        """The episodes and the random generators as they stand, as plain data for `set_state` and pickle."""
+        """Return the episodes and the random generators as plain data, for `set_state` and pickle."""
         self._check_begun("get_state")
         return {
             "table": self._identity,
@@ -201,10 +186,11 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> Array:
-        """Goes on from where `get_state` was called; gives the observations of that moment.
+        """Continue from where `get_state` was called, and return the observations of that moment.
 
         Raises:
-            ConfigError: it is no such state, or one of another number of environments, table, split or range of prices.
+            ConfigError: it is not such a state, or one of another number of environments, table, split or range of
+                prices.
         """
         try:
             if state["table"] != self._identity:
@@ -222,137 +208,109 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         if not fits:
             raise ConfigError(f"the state must be one of {self.num_envs} environments")
         set_generators(self.np_random, generators)
-        self._state = episodes
+        self._state, self._begun = episodes, True
         return self._observe()
 
-    def _check_begun(self, call: str = "step") -> None:
-        if not self._state["begun"].all():
+    def _check_begun(self, call: str) -> None:
+        if not self._begun:
             raise ResetNeededError(f"an environment has no episode; call reset() before {call}()")
+
+    def _actions_are(self) -> str:
+        return f"whole numbers ({self.num_envs},) in 0 … {len(self.tree.actions) - 1}"
 
     def _begin(self, envs: Sequence[int], options: Mapping[str, Sequence[Any]]) -> None:
         """Starts episodes in some environments."""
-        unknown = sorted(map(str, options.keys() - {"image", "noise_seed", "nfe_penalty"}))
-        if unknown:
-            raise ConfigError(f"unknown reset option {', '.join(unknown)}; known are image, noise_seed and nfe_penalty")
-        limits = {"image": len(self._rows), "noise_seed": self.table.description["noise_seeds"]}
-        drawn = []
-        for i in envs:
-            rng = self._generator(i)[0]
-            image, noise_seed, price = draw_episode(rng, len(self._rows), self.noise_seeds, self._price)
-            chosen = {"image": image, "noise_seed": noise_seed, "nfe_penalty": price}
-            chosen |= {name: column[i] for name, column in options.items() if column[i] is not None}
-            for name, limit in limits.items():
-                if not is_whole(chosen[name]) or not 0 <= chosen[name] < limit:
-                    raise ConfigError(f"{name} must be a whole number from 0 to {limit - 1}, got {chosen[name]!r}")
-            chosen["nfe_penalty"] = check_price(chosen["nfe_penalty"], self._highest_price)
-            drawn.append(tuple(chosen.values()))
-        state, first = self._state, self.table.first
-        state["image"][envs], state["seed"][envs], state["price"][envs] = zip(*drawn, strict=True)
-        for name in ("t", "level", "start"):
-            state[name][envs] = first
-        state["nfe"][envs], state["code"][envs], state["begun"][envs] = self._coarse, 0, True
+        limits = {"image": len(self.table.features), "noise_seed": self._rewards.shape[1]}
+        known = [*limits, *(["nfe_penalty"] if self.tree.kind == "skip" else [])]
+        if unknown := sorted(map(str, options.keys() - set(known))):
+            raise ConfigError(f"unknown reset option {', '.join(unknown)}; known are {' and '.join(known)}")
+        count = limits["image"] * limits["noise_seed"]
+        # random() is several times as quick as integers()
+        drawn = (np.array([self._generator(i)[0].random() for i in envs]) * count).astype(np.int64)
+        chosen = {
+            "seed" if name == "noise_seed" else name: part
+            for name, part in zip(limits, np.divmod(drawn, limits["noise_seed"]), strict=True)
+        }
+        chosen["price"] = self._prices(envs)
+        for name, column in options.items():
+            own = {"noise_seed": "seed", "nfe_penalty": "price"}.get(name, name)
+            for row, i in enumerate(envs):
+                if (value := column[i]) is None:
+                    continue
+                if name in limits and (not is_whole(value) or not 0 <= value < limits[name]):
+                    raise ConfigError(f"{name} must be a whole number from 0 to {limits[name] - 1}, got {value!r}")
+                chosen[own][row] = value if name in limits else check_price(value, self.tree.highest_price)
+        for name, values in chosen.items():
+            self._state[name][envs] = values
+        self._state["node"][envs], self._state["nfe"][envs] = 0, self._coarse
+        self._begun = True
 
-    def _advance(self, actions: NDArray[np.int64], going: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """One decision in some environments, and the last step where it follows; gives those that have ended."""
-        if not self.table.complete:
-            allowed = self.action_masks()[np.arange(self.num_envs), actions]
-            actions = np.where(allowed, actions, 1 - actions)
-        state, skip = self._state, actions == Action.SKIP
-        state["t"] -= going
-        state["nfe"] += going & ~skip
-        arrived = going & ~skip if not self.table.restart else going
-        state["level"][arrived] = state["t"][arrived]
-        if self.table.restart:
-            state["start"] = np.where(going & skip, state["t"], state["start"])
-        else:
-            code = state["code"] * np.uint64(2) + actions.astype(np.uint64)
-            state["code"] = np.where(going, code, state["code"])
-        ended = going & (state["t"] == 1)
-        state["nfe"] += ended
-        state["t"][ended] = 0
-        state["level"][ended] = 0
-        return ended
-
-    def _places(self, envs: NDArray[np.bool_]) -> NDArray[np.intp]:
-        """The schedules that some environments have followed."""
-        if self.table.restart:
-            return self._state["start"][envs] - 1
-        return self.table.find(self._state["code"][envs])
+    def _prices(self, envs: Sequence[int]) -> NDArray[np.float64]:
+        """The price of a new episode in each of some environments."""
+        prices = price_range(self._price)
+        if prices is None:
+            return np.full(len(envs), float(self._price))  # type: ignore[arg-type]
+        lowest, highest = np.log(prices)
+        return np.minimum(np.exp([self._generator(i)[0].uniform(lowest, highest) for i in envs]), prices[1])
 
     def _observe(self) -> NDArray[np.float32]:
-        self._check_begun()
         state = self._state
-        seen = np.empty((self.num_envs, FEATURES + 3), dtype=np.float32)
-        seen[:, :FEATURES] = self.table.features[self._rows[state["image"]]]
-        seen[:, FEATURES] = state["t"] / self._length
-        seen[:, FEATURES + 1] = state["level"] / self._length
-        seen[:, FEATURES + 2] = state["price"]
-        return seen
+        return self.tree.observe(state["image"], state["seed"], state["node"], state["price"])
 
     def _infos(self, mask: NDArray[np.bool_]) -> dict[str, Any]:
         """What `step` and `reset` report of some environments."""
         state = self._state
         named = {
-            "diffusion_step": state["t"],
-            "nfe": state["nfe"],
-            "image_index": state["image"],
-            "noise_seed": state["seed"],
-            "nfe_penalty": state["price"],
-        }
+            "diffusion_step": self.tree.steps[np.maximum(state["node"], 0)] * (state["node"] >= 0), "nfe": state["nfe"],
+            "image_index": state["image"], "noise_seed": state["seed"], "nfe_penalty": state["price"],
+        }  # fmt: skip
         infos: dict[str, Any] = {}
         for name, column in named.items():
             infos[name], infos[f"_{name}"] = column * mask, mask.copy()
         return infos
 
     def _final_infos(
-        self, ended: NDArray[np.bool_], values: Mapping[str, Array], places: NDArray[np.intp]
+        self, ended: NDArray[np.bool_], where: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
     ) -> dict[str, Any]:
         """What is reported of episodes that have ended, beside the rest."""
-
-        def column(own: Any, dtype: Any) -> Array:
-            whole = np.full(self.num_envs, None, dtype) if dtype is object else np.zeros(self.num_envs, dtype)
-            whole[ended] = own
-            return whole
-
         metrics: dict[str, Any] = {}
-        for name, own in values.items():
-            metrics[name], metrics[f"_{name}"] = column(own, np.float64), ended.copy()
-        failures = np.array(self.reward_failures)[ended]
-        infos: dict[str, Any] = {
-            "metrics": metrics, "start": column(self._state["start"][ended], np.int64),
-            "levels": column(self._levels[places], object), "substeps": column(self._substeps[places], object),
-            "reward_failures": column(failures, np.int64),
-        }  # fmt: skip
+        for name, values in self.table.metrics.items():
+            metrics[name], metrics[f"_{name}"] = np.zeros(self.num_envs), ended.copy()
+            metrics[name][ended] = values[where]
+        infos: dict[str, Any] = {"metrics": metrics}
+        for name, values in self._ways.items():
+            infos[name] = np.zeros(self.num_envs, np.int64) if name == "start" else np.full(self.num_envs, None, object)
+            infos[name][ended] = values[where[2]]
         return infos | {f"_{name}": ended.copy() for name in infos}
 
 
 class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
-    """SkipDiffTable-v0: the decisions of SkipDiff from a table of outcomes, without a net.
+    """SkipDiffTable-v0: the decisions of `SkipDiffJump-v0` from a table of outcomes, without a network.
 
     ## Description
-    `skipdiff tabulate` computes once what every schedule gives for pictures under several noises. This environment
-    plays from such a table, so that an algorithm can be tried, or a thousand seeds of it compared, in seconds: its
-    batched form makes some 10⁵ env steps a second. Instead of latents it shows statistics of the picture's gradients.
-    Decisions, levels, forwards and rewards are those of the live environment, `skipdiff_env.env.SkipDiffEnv`, with the
-    table's settings.
+    `skipdiff tabulate` computes once what schedules give for pictures under several noises. This environment plays from
+    such a table, so an algorithm can be tried, or a thousand seeds of it compared, in seconds: its batched form makes
+    some 10⁵ env steps a second. Instead of latents it shows statistics of the picture's gradients. Decisions, levels,
+    forwards and rewards are those of the live environment, `skipdiff_env.env.SkipDiffEnv`, with the table's settings.
 
-    The table that ships holds crops of 64 x 64 pixels of scikit-image's photographs, the checkpoint natural-x4 with
-    `steps=(1, 8)` and `skip_mode="jump"`, and all 128 schedules.
+    The table that ships, "natural-x4-skip", holds crops of 64 x 64 pixels of scikit-image's photographs, the checkpoint
+    natural-x4 with `steps=(1, 8)` and `skip_mode="jump"`, and all 128 schedules. Its photographs are few; algorithms
+    are compared on `SkipDiffBanditTable-v0`.
 
     ## Action space
     `Discrete(2)`: 0 DENOISE, 1 SKIP. A table of more than 10 levels holds only some schedules. There, an action that
-    leads to none of them counts as the other one, and `action_masks()` tells which lead to one, as sb3-contrib's
-    `MaskablePPO` asks for it.
+    leads to none of them counts as the other one, and `action_masks()`, which sb3-contrib's `MaskablePPO` calls, says
+    which lead to one.
 
     ## Observation space
     `Box`, float32, (45,):
 
-    | Index  | What                                                                                      |
-    |--------|-------------------------------------------------------------------------------------------|
-    | 0 … 41 | statistics of the condition's gradients, see `skipdiff_env.table.features`, each in -3 … 1 |
-    | 42     | t / (S · N), the step that is decided next                                                |
-    | 43     | l / (S · N), the level that the latent stands at                                          |
-    | 44     | what a forward costs                                                                      |
+    | Index  | Meaning                                                                                         |
+    |--------|-------------------------------------------------------------------------------------------------|
+    | 0 … 41 | statistics of the condition's gradients, see `skipdiff_env.features.features`, each in -3 … 1 |
+    | 42     | t / (S · N), the step that is decided next                                                      |
+    | 43     | l / (S · N), the level that the latent stands at                                                |
+    | 44     | the price of a forward                                                                          |
 
     ## Reward
     0 until the last env step, then -M of the table's first metric (or of `metric`), LPIPS in the one that ships, or
@@ -364,10 +322,10 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     ## Info
     As in the live environment: `diffusion_step`, `nfe`, `image_index`, `noise_seed`, `nfe_penalty`, and at the end
-    `metrics`, `start`, `levels` and `reward_failures`.
+    `metrics`, `start`, `levels` and `substeps`.
 
-    `env.unwrapped.table.rewards(price, split)` gives the rewards of all schedules for every picture and noise, and so
-    the best fixed schedule and the oracle.
+    `env.unwrapped.table.rewards(price)` returns the rewards of all schedules for every picture and noise, and so the
+    best fixed schedule and the oracle.
 
     ## Example
     ```python
@@ -375,7 +333,8 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
     ```
 
     ## Arguments
-    `table`, `split`, `metric`, `reward`, `nfe_penalty`, `noise_seeds`: see `SkipDiffTableVectorEnv`.
+    `table`, `split` ("train" or "test" in the table that ships; None: all pictures), `metric`, `reward`, `nfe_penalty`:
+    see `SkipDiffTableVectorEnv`.
 
     ## Version history
     * v0: initial version
@@ -390,25 +349,29 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
     nfe_penalty = FixedPrice()
+    id = "SkipDiffTable-v0"
 
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
-        # Stable-Baselines3 asks for "rgb_array" whatever the environment has; Gymnasium warns of it
+        from skipdiff_env import VARIANTS
+
+        # Stable-Baselines3 passes "rgb_array" whatever the environment has; Gymnasium warns of it
         inner = None if render_mode == "rgb_array" else render_mode
+        settings = {**VARIANTS[self.id][2], **settings}
         self._batch = SkipDiffTableVectorEnv(1, autoreset_mode="Disabled", render_mode=inner, **settings)
         self.render_mode = None
         self._price = self._batch.nfe_penalty
-        self.table = self._batch.table
+        self.table, self.tree = self._batch.table, self._batch.tree
         self.observation_space = self._batch.single_observation_space
         self.action_space = self._batch.single_action_space
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Starts an episode.
+        """Start an episode.
 
         Args:
-            seed: seed of `np_random`, from which picture, noise seed and price are drawn.
-            options: "image", "noise_seed" and "nfe_penalty" fix what would be drawn.
+            seed: seed of `np_random`, from which crop, noise and price are drawn.
+            options: "image", "noise_seed" and, for the decisions "skip", "nfe_penalty" fix what would be drawn.
 
         Raises:
             ConfigError: an option is unknown or out of range.
@@ -419,37 +382,128 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
         return observations[0], _of_one(infos)
 
     def step(self, action: int | np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Decides one diffusion step.
+        """Make one decision.
 
         Raises:
-            InvalidActionError: the action is neither 0 nor 1.
+            InvalidActionError: the action does not belong to the action space.
             ResetNeededError: there is no episode, or it has ended.
         """
         if not self.action_space.contains(action):
-            raise InvalidActionError(f"an action must be 0 (DENOISE) or 1 (SKIP), a whole number, got {action!r}")
-        state = self._batch._state
-        if not state["begun"][0] or state["t"][0] == 0:
-            begun = "ended" if state["begun"][0] else "not begun"
-            raise ResetNeededError(f"the episode has {begun}; call reset() before step()")
+            last = len(self.tree.actions) - 1
+            raise InvalidActionError(f"an action must be a whole number in 0 … {last}, got {action!r}")
+        begun = self._batch._begun
+        if not begun or self._batch._state["node"][0] < 0:
+            raise ResetNeededError(f"the episode has {'ended' if begun else 'not begun'}; call reset() before step()")
         observations, rewards, terminations, _, infos = self._batch.step(np.array([int(action)]))
         return observations[0], float(rewards[0]), bool(terminations[0]), False, _of_one(infos)
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions lead to a schedule of the table, bool (2,)."""
+        """Return for each action whether it is possible now."""
         return self._batch.action_masks()[0]
 
     def get_state(self) -> dict[str, Any]:
-        """The episode as it stands and the random generator, as plain data that `set_state` takes and pickle stores."""
+        """Return the episode and the random generator as plain data, which `set_state` takes and pickle stores."""
         return self._batch.get_state()
 
     def set_state(self, state: Mapping[str, Any]) -> NDArray[np.float32]:
-        """Goes on from where `get_state` was called; gives the observation of that moment.
+        """Continue from where `get_state` was called, and return the observation of that moment.
 
         Raises:
-            ConfigError: it is no such state, or one of another table, split or range of prices.
+            ConfigError: it is not such a state, or one of another table, split or range of prices.
         """
         self._batch._generators = [(self.np_random, self.np_random_seed)]
         return self._batch.set_state(state)[0]
+
+
+class SkipDiffBanditTableEnv(SkipDiffTableEnv):
+    """SkipDiffBanditTable-v0: `SkipDiffBandit-v0` from a table, without a network. The benchmark for algorithms.
+
+    ## Description
+    One decision for each picture: which of some schedules it gets. `skipdiff tabulate --levels` has computed the
+    outcomes once, for 1,252 crops of 64 x 64 pixels of 901 photographs, which no network here was trained on, under two
+    noises each. An episode takes microseconds, so an algorithm can be tried in seconds.
+    `skipdiff benchmark` and `skipdiff_env.score` say how good a policy is; "The benchmark" in the documentation
+    explains the score.
+
+    ## Action space
+    `Discrete(6)`: one forward with 1, 2, 4, 8, 12 or 16 substeps. In another table: the place of the schedule.
+
+    ## Observation space
+    `Box(-3, 1, (42,))`: the statistics of the enlarged picture that the network starts from, see
+    `skipdiff_env.features.features`.
+
+    ## Reward
+    -LPIPS - 0.002 · forwards, less the mean of that over all schedules for the same crop and noise. What is best for a
+    crop stays best, and easy and hard pictures count alike. `reward="negative"` is the reward of `SkipDiffBandit-v0`,
+    without the mean.
+
+    ## Episode start and end
+    `reset` draws a crop and one of its noises; `options={"image": i, "noise_seed": k}` fixes either. Every episode has
+    one env step and then terminates; none is truncated.
+
+    ## Info
+    As in the live environment: `diffusion_step` (the level), `nfe`, `image_index`, `noise_seed`, `nfe_penalty`, and at
+    the end `metrics`, `levels` and `substeps`.
+
+    ## Arguments
+    `table` ("natural-x4", "photo-x4", or a folder), `split` ("train", "validation" or "test", each with photographs of
+    its own), `reward`, `nfe_penalty`: see `SkipDiffTableVectorEnv`.
+
+    ## Example
+    ```python
+    env = gym.make("skipdiff_env:SkipDiffBanditTable-v0", split="train")
+    ```
+
+    ## Version history
+    * v0: initial version
+
+    Args:
+        render_mode: None, or "rgb_array", which counts as None, since a table has no pictures.
+        settings: the arguments above.
+
+    Raises:
+        ConfigError: there is no such table, or an argument is wrong.
+    """
+
+    id = "SkipDiffBanditTable-v0"
+
+
+class SkipDiffStrideTableEnv(SkipDiffTableEnv):
+    """SkipDiffStrideTable-v0: a decision before each forward, from a table, without a network.
+
+    ## Description
+    As in `SkipDiffStride-v0` one env step is one forward, so the second decision can use what the first forward has
+    shown. The table has the outcomes of 18 schedules for the crops and noises of `SkipDiffBanditTable-v0`: the six of
+    one forward, and those of two forwards that first go to level 10 of 20 with 1, 4 or 8 substeps, and from there to
+    the clean picture with 1, 2, 4 or 8.
+
+    ## Action space
+    `Discrete(9)`: pairs of the level that the forward goes to and its substeps, rising: (0, 1), (0, 2), (0, 4), (0, 8),
+    (0, 12), (0, 16), (10, 1), (10, 4), (10, 8); `env.unwrapped.tree.actions` lists them. `action_masks()` says which
+    are possible at this state. One that is not acts as the nearest possible one.
+
+    ## Observation space
+    `Box((85,))`, as in `SkipDiffStride-v0`: 42 statistics of the enlarged picture that the network starts from, the
+    level (as a part of 20), and the same statistics of the network's last estimate, 0 before the first forward and at
+    the end.
+
+    ## Reward
+    0 until the last env step, then -LPIPS - 0.002 · forwards, less the mean of that over all schedules for the same
+    crop and noise, or with `reward="negative"` without the mean.
+
+    ## Episode start, info, arguments
+    As in `SkipDiffBanditTable-v0`; an episode has one or two env steps. `table` is "natural-x4-stride".
+
+    ## Example
+    ```python
+    env = gym.make("skipdiff_env:SkipDiffStrideTable-v0", split="train")
+    ```
+
+    ## Version history
+    * v0: initial version
+    """
+
+    id = "SkipDiffStrideTable-v0"
 
 
 def _of_one(infos: Mapping[str, Any]) -> dict[str, Any]:

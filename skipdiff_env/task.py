@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ from ddpm.util.errors import ConfigError
 from ddpm.util.files import stamp
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.decisions import make_decisions
-from skipdiff_env.episode import Episode, StartOutcomes, array
+from skipdiff_env.episode import Episode, array
+from skipdiff_env.features import FEATURES, features
 from skipdiff_env.judges import JUDGES, judge_file, refuse_judge
 from skipdiff_env.memo import Memo, Store
 from skipdiff_env.metrics import as_metric
 from skipdiff_env.observations import Observation, Observer
+from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.pictures import Crop, Pictures, Rgb, crop
 from skipdiff_env.refinement import Chooser, Policy, Refinement, RefinementProcess
 from skipdiff_env.rendering import draw_frame
@@ -373,71 +375,65 @@ class Task:
         steps = range(self.plan.first, max(state.t, 1), -1)
         return [Action.DENOISE if t - 1 in state.path else Action.SKIP for t in steps]
 
-    def start_outcomes(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> StartOutcomes:
-        """Rewards and metrics of all starts for every picture and every noise seed; each chain runs once.
-
-        Args:
-            images: indices of the environment's pictures, or uint8 arrays (H, W, 3).
-            noise_seeds: noise seeds, each of which every picture gets.
-
-        Raises:
-            SkipDiffError: as `begin`.
-        """
-        if self.plan.skip_mode != "restart":
-            raise ConfigError(
-                f"start_outcomes needs skip_mode restart, got {self.plan.skip_mode}; schedule_outcomes takes any "
-                f"schedules"
-            )
-        return self._outcomes(images, noise_seeds, range(1, self.plan.first + 1), self.process.run_all_starts)
-
     def schedule_outcomes(
         self,
         images: Sequence[int | Rgb],
         noise_seeds: Sequence[int],
-        schedules: Sequence[Schedule | str | Sequence[int]],
-    ) -> StartOutcomes:
-        """Rewards and metrics of schedules for every picture and every noise seed; what they have in common runs once.
+        schedules: Sequence[Schedule | str | Sequence[int]] | None = None,
+    ) -> OutcomeTable:
+        """Run schedules for every picture under every noise seed; what they have in common runs once.
 
         Args:
             images: indices of the environment's pictures, or uint8 arrays (H, W, 3).
             noise_seeds: noise seeds, each of which every picture gets.
-            schedules: each as `ddpm.schedule.as_schedule` takes it, from the plan's first step on.
+            schedules: each as `ddpm.schedule.as_schedule` takes it, from the plan's first step on; None, with
+                `skip_mode="restart"` only: the chains of all starts, from 1 on. An episode with restarts has no other
+                results.
 
         Returns:
-            Arrays whose last axis is that of `schedules`.
+            The table, whose `rewards()` are those of this environment.
 
         Raises:
-            SkipDiffError: the plan is not one of jumps, or as `begin`.
+            SkipDiffError: a schedule does not fit the plan, or as `begin`.
         """
-        ways = [as_schedule(schedule) for schedule in schedules]
-        self.process.run_all_schedules([], ways)  # refuses what is wrong
-        return self._outcomes(images, noise_seeds, ways, lambda states: self.process.run_all_schedules(states, ways))
-
-    def _outcomes(
-        self,
-        images: Sequence[int | Rgb],
-        noise_seeds: Sequence[int],
-        ways: Sequence[Any],
-        run: Callable[[Sequence[Refinement]], list[list[tuple[Refinement, Tensor]]]],
-    ) -> StartOutcomes:
-        """Rewards and metrics of several ways through the fine stage, which `run` goes for each picture."""
-        shape = len(images), len(noise_seeds), len(ways)
+        if schedules is None and self.plan.skip_mode != "restart":
+            raise ConfigError(f"name the schedules, which skip_mode {self.plan.skip_mode} has too many of")
+        if schedules is None:
+            ways = [Schedule(tuple(range(start, 0, -1))) for start in range(1, self.plan.first + 1)]
+        else:
+            ways = [as_schedule(schedule) for schedule in schedules]
+            self.process.run_all_schedules([], ways)  # refuses what is wrong
         pairs = [(image, seed) for image in images for seed in noise_seeds]
-        rewards: list[float] = []
         values: dict[str, list[float]] = {name: [] for name in self.metrics}
+        statistics: list[NDArray[np.float32]] = []
         for i in range(0, len(pairs), self.config.batch_size):
             episodes = self.begin(*zip(*pairs[i : i + self.config.batch_size], strict=True))
-            chains = run([episode.refinement for episode in episodes])
+            beginnings = [episode.refinement for episode in episodes]
+            firsts = [state for k, state in enumerate(beginnings, i) if k % len(noise_seeds) == 0]
+            statistics += [features(state.lr_up.cpu().numpy()) for state in firsts]
+            if schedules is None:
+                chains = self.process.run_all_starts(beginnings)
+            else:
+                chains = self.process.run_all_schedules(beginnings, ways)
             states = [state for chain in chains for state, _ in chain]
             results = [sr for chain in chains for _, sr in chain]
             hr = [episode.hr for episode in episodes for _ in ways]
-            for state, metrics in zip(states, self._measure(states, results, hr), strict=True):
-                rewards.append(self.reward(metrics, state, self.price))
+            for metrics in self._measure(states, results, hr):
                 for name, value in metrics.items():
                     values[name].append(value)
-        return StartOutcomes(
-            np.reshape(rewards, shape), {name: np.reshape(column, shape) for name, column in values.items()}
-        )
+        shape = len(images), len(noise_seeds), len(ways)
+        names = [
+            f"array {place}" if isinstance(image, np.ndarray) and image.ndim else self.pictures.names[int(image)]
+            for place, image in enumerate(images)
+        ]
+        description = {
+            "plan": self.plan.settings(), "size": self.config.image_size, "checkpoint": self.config.name,
+            "metrics": {name: metric.lower_better for name, metric in self.metrics.items()},
+            "forwards_per_call": self.unet.forwards_per_call, "reward": self.config.reward, "nfe_penalty": self.price,
+        }  # fmt: skip
+        arrays = {name: np.reshape(column, shape) for name, column in values.items()}
+        seen = np.array(statistics, np.float32).reshape(-1, FEATURES)
+        return OutcomeTable(tuple(ways), arrays, seen, tuple(names), description)
 
     def low_resolution(self, hr: Tensor) -> Tensor:
         """The low-resolution input of a target (3, H, W), (3, H / scale, W / scale) in [-1, 1]."""

@@ -123,7 +123,7 @@ class SkipDiffBanditEnv(SkipDiffEnv):
 
     ## Observation space
     `Box(-3, 1, (42,))`: the statistics of the enlarged picture that the network starts from, see
-    `skipdiff_env.table.features`. `MlpPolicy` of Stable-Baselines3 suits it.
+    `skipdiff_env.features.features`. `MlpPolicy` of Stable-Baselines3 suits it.
 
     ## Reward
     -LPIPS - 0.002 · forwards.

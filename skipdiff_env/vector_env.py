@@ -12,8 +12,9 @@ from ddpm.schedule import Schedule
 from ddpm.util.errors import ConfigError
 from skipdiff_env.batches import Array, BatchedEnv, set_generators
 from skipdiff_env.config import TaskConfig
-from skipdiff_env.episode import Episode, StartOutcomes, array
+from skipdiff_env.episode import Episode, array
 from skipdiff_env.observations import Observation, one_observation
+from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.rendering import METADATA, check_render_mode
 from skipdiff_env.rules import FixedPrice, ResetNeededError
@@ -167,17 +168,13 @@ class SkipDiffVectorEnv(BatchedEnv):
         self._episodes = [*restored]
         return self._observe()
 
-    def start_outcomes(self, images: Sequence[int | Rgb], noise_seeds: Sequence[int]) -> StartOutcomes:
-        """Rewards and metrics of all starts for every picture and noise seed; see `Task.start_outcomes`."""
-        return self.task.start_outcomes(images, noise_seeds)
-
     def schedule_outcomes(
         self,
         images: Sequence[int | Rgb],
         noise_seeds: Sequence[int],
-        schedules: Sequence[Schedule | str | Sequence[int]],
-    ) -> StartOutcomes:
-        """Rewards and metrics of schedules of jumps for every picture and noise seed; see `Task.schedule_outcomes`."""
+        schedules: Sequence[Schedule | str | Sequence[int]] | None = None,
+    ) -> OutcomeTable:
+        """Run schedules for every picture and noise seed; see `skipdiff_env.task.Task.schedule_outcomes`."""
         return self.task.schedule_outcomes(images, noise_seeds, schedules)
 
     def _begin(self, envs: Sequence[int], infos: dict[str, Any], options: dict[str, list[Any]]) -> dict[str, Any]:

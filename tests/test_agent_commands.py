@@ -143,7 +143,7 @@ def test_enjoy_says_what_happened(episodes: list[str], agent_folder: Path, check
     assert start == (
         1 if taken[-1] == "SKIP" else 5 - max((i + 1 for i, a in enumerate(taken) if a == "SKIP"), default=0)
     )
-    reward = task.start_outcomes([0], [1]).rewards[0, 0, start - 1]
+    reward = task.schedule_outcomes([0], [1]).rewards()[0, 0, start - 1]
     assert f"reward {reward:.4f}" in lines[4]
 
 
@@ -167,9 +167,9 @@ def test_last_frame_alone(
 
 def test_rewards_are_those_of_the_environment(checkpoint: str, photos: Path) -> None:
     task = small_task(checkpoint, photos, image_size=32, metric="lpips")
-    outcomes = task.start_outcomes([0], [0])
+    outcomes = task.schedule_outcomes([0], [0])
     value = outcomes.metrics["lpips"][0, 0, 2]
-    assert outcomes.rewards[0, 0, 2] == quality(value, make_metric("lpips").lower_better) == 1 / value
+    assert outcomes.rewards()[0, 0, 2] == quality(value, make_metric("lpips").lower_better) == 1 / value
     assert quality(float("nan"), True) == quality(float("nan"), False) == 0
     assert quality(0.0, True) == 1000
     assert quality(31.5, False) == 31.5

@@ -25,11 +25,12 @@ from agents.training.baselines import fit, random_policy
 from ddpm.pictures.images import find_images, read_picture
 from ddpm.schedule import Schedule
 from ddpm.util.errors import ConfigError
-from skipdiff_env import OutcomeTable, SkipDiffBanditTableEnv, SkipDiffEnv, SkipDiffOutcomeVectorEnv, score
-from skipdiff_env.outcome_env import Tree
-from skipdiff_env.outcomes import SPLITS, TABLES, split_of, tabulate_schedules
+from skipdiff_env import OutcomeTable, SkipDiffBanditTableEnv, SkipDiffEnv, SkipDiffTableVectorEnv, score
+from skipdiff_env.outcomes import SPLITS, TABLES, split_of
 from skipdiff_env.rules import InvalidActionError, ResetNeededError
 from skipdiff_env.scoring import play, tree_of
+from skipdiff_env.tabulate import tabulate
+from skipdiff_env.tree import Tree
 from tests.test_outcomes import jumping, made, settings
 from tests.test_vector_env import assert_same
 
@@ -54,7 +55,7 @@ def deep(crops: int = 300, seed: int = 0) -> OutcomeTable:
 
 def test_the_tree_of_decisions() -> None:
     tree = Tree(deep(), "stride")
-    assert tree.nodes == ((), ((3, 2),), ((3, 4),))
+    assert tree.states == (((3, 2),), ((3, 4),))
     assert tree.actions == ((0, 1), (0, 2), (0, 4), (0, 8), (3, 2), (3, 4))
     np.testing.assert_array_equal(
         tree.possible.astype(int), [[1, 0, 0, 1, 1, 1], [0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0]]
@@ -64,15 +65,15 @@ def test_the_tree_of_decisions() -> None:
     np.testing.assert_array_equal(tree.moves[1], [-3, -3, -4, -4, -3, -4])
     np.testing.assert_array_equal(tree.moves[2], [-5] * 6)
     assert (tree.longest, Tree(deep(), "schedule").longest) == (2, 1)
-    with pytest.raises(ConfigError, match="decisions must be one of schedule, stride, got 'skip'"):
-        Tree(deep(), "skip")
+    with pytest.raises(ConfigError, match="decisions must be one of schedule, stride, skip, got 'other'"):
+        Tree(deep(), "other")
 
 
 @pytest.mark.parametrize("kind", ["schedule", "stride"])
 def test_tables_play_as_the_network_does(kind: str, jumping: str, photos: Path, tmp_path: Path) -> None:
     """Observations, rewards and `info` are those of the live environment, for each schedule."""
     given, ways = settings(jumping, photos), [Schedule.parse(text) for text in WAYS]
-    table = tabulate_schedules(given, tmp_path / "table", ways)
+    table = tabulate(given, tmp_path / "table", ways, crops=1)
     assert table.estimates is not None
     assert table.estimates.shape == (4, 2, 2, 42)
     (split,) = {split_of(table.photographs[0])}
@@ -116,7 +117,7 @@ def test_tables_play_as_the_network_does(kind: str, jumping: str, photos: Path, 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 def test_a_batch_is_as_single_environments(kind: str, mode: str) -> None:
     settings: dict[str, Any] = {"table": deep(), "decisions": kind, "split": "train"}
-    batch: Any = SkipDiffOutcomeVectorEnv(3, autoreset_mode=mode, **settings)
+    batch: Any = SkipDiffTableVectorEnv(3, autoreset_mode=mode, **settings)
     single: Any = SyncVectorEnv([lambda: SkipDiffBanditTableEnv(**settings)] * 3, autoreset_mode=AutoresetMode(mode))
     assert_same(batch.reset(seed=5), single.reset(seed=5))
     for seed in range(12):
@@ -154,8 +155,9 @@ def test_rewards_are_relative_or_not() -> None:
     [
         ({"split": "all"}, "split must be one of train, validation, test, got 'all'"),
         ({"table": "nowhere"}, "nowhere holds no table"),
-        ({"reward": "inverse"}, "reward must be one of relative, negative, got 'inverse'"),
-        ({"nfe_penalty": -1}, "nfe_penalty must be a number in 0 … inf, got -1"),
+        ({"reward": "other"}, "reward must be one of inverse, negative, relative, got 'other'"),
+        ({"nfe_penalty": -1}, "nfe_penalty must be a number of at least 0"),
+        ({"nfe_penalty": (0.1, 0.2)}, "a range of prices is for decisions skip"),
         ({"render_mode": "human"}, "a table has no pictures, got 'human'"),
     ],
 )
@@ -345,9 +347,9 @@ def test_datasets_have_the_scale_of_scores(tmp_path: Path, monkeypatch: pytest.M
     relative = table.rewards(0.002) - table.rewards(0.002).mean(axis=2, keepdims=True)
     mean = table.per_photograph(np.take_along_axis(relative, choices[:, None, None], 2)[..., 0]).mean()
     assert minari.get_normalized_score(dataset, mean) == pytest.approx(whole.value)
-    wrong = CliRunner().invoke(main, [*arguments, f"--out={tmp_path / 'x'}"])
+    wrong = CliRunner().invoke(main, ["tabulate", "--env=SkipDiffBanditTable-v0", f"--out={tmp_path / 'x'}"])
     assert wrong.exit_code == 2
-    assert "--env is for --minari" in wrong.output
+    assert "--env and --split are for --minari" in wrong.output
 
 
 def test_the_reference_scores_that_ship() -> None:

@@ -22,9 +22,6 @@ from agents.upscaling.jobs import Job, chunks, make_upscaler, make_worker
 from agents.upscaling.options import UpscaleOptions
 from agents.upscaling.run import upscale_files
 from ddpm.util.errors import ConfigError
-from skipdiff_env.config import TaskConfig
-from skipdiff_env.table import Table
-from skipdiff_env.tabulate import make_rows, tabulate
 from tests.conftest import Photo
 
 # Slow enough that a worker can be killed in the middle.
@@ -94,30 +91,6 @@ def test_few_jobs_make_many_chunks(checkpoint: str, small: Path, tmp_path: Path)
     assert [len(chunk) for chunk in chunks(jobs[:10], 8)] == [1] * 10
     assert [len(chunk) for chunk in chunks(jobs, 8)] == [3] * 33 + [1]
     assert [len(chunk) for chunk in chunks(jobs * 9, 8)] == [8] * 112 + [4]
-
-
-def test_rows_of_a_table_in_any_order(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
-    given: dict[str, Any] = {
-        "checkpoint": short_checkpoint, "images": [str(photos)], "image_size": 32, "steps": (1, 4), "skip_mode": "jump",
-        "metric": "psnr",
-    }  # fmt: skip
-    config = TaskConfig(**given)
-    whole = tabulate(config, tmp_path / "whole")
-
-    def spread(parts: list[list[int]]) -> Any:
-        rows = make_rows(given, 2, 512)
-        for part in reversed(parts):
-            if part == [0] and not (tmp_path / "parts" / "table.safetensors").exists():
-                raise KeyboardInterrupt
-            yield json.loads(json.dumps(rows(part)))
-
-    with pytest.raises(KeyboardInterrupt):
-        tabulate(config, tmp_path / "parts", spread=spread)
-    with pytest.raises(ConfigError, match="has 0 of 4 pictures"):
-        Table.load(tmp_path / "parts")
-    table = tabulate(config, tmp_path / "parts", spread=spread)
-    np.testing.assert_array_equal(table.metrics["psnr"], whole.metrics["psnr"])
-    np.testing.assert_array_equal(table.features, whole.features)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from ddpm.pictures.images import to_tensor
 from ddpm.schedule import Schedule
 from ddpm.util.errors import ConfigError
 from skipdiff_env.env import SkipDiffEnv
+from skipdiff_env.features import features
 from skipdiff_env.rules import InvalidActionError
-from skipdiff_env.table import features
 from skipdiff_env.vector_env import SkipDiffVectorEnv
 from tests.test_outcomes import jumping
 
@@ -66,7 +66,7 @@ def test_actions_are_schedules(kind: str, actions: list[Any], schedule: str, jum
         expected.levels, expected.substeps, expected.forwards
     )  # fmt: skip
     outcomes = env.schedule_outcomes([2], [1], [schedule])
-    assert reward == pytest.approx(outcomes.rewards[0, 0, 0], abs=1e-6)
+    assert reward == pytest.approx(outcomes.rewards()[0, 0, 0], abs=1e-6)
     assert info["metrics"]["colour"] == pytest.approx(outcomes.metrics["colour"][0, 0, 0], abs=1e-6)
 
 

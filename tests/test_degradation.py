@@ -49,7 +49,7 @@ from ddpm.training.unet import train
 from ddpm.util.errors import ConfigError, ImageError
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.env import SkipDiffEnv
-from skipdiff_env.table import Table
+from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.tabulate import tabulate
 from skipdiff_env.task import Task
 from tests.conftest import TINY, Photo, tiny_unet
@@ -457,21 +457,14 @@ def test_tables_belong_to_a_degradation(short_checkpoint: str, photos: Path, tmp
         "metric": "psnr",
     }  # fmt: skip
     tables = {
-        name: tabulate(TaskConfig(degradation=name, **common), tmp_path / name[:6], noise_seeds=1, limit=2)
+        name: tabulate({**common, "degradation": name}, tmp_path / name[:6], noises=1, limit=2)
         for name in ("bicubic", "photo:1.0")
     }
     assert tables["photo:1.0"].description["degradation"] == "photo:1"
     assert not np.array_equal(tables["bicubic"].features, tables["photo:1.0"].features)
     assert (tables["bicubic"].metrics["psnr"] != tables["photo:1.0"].metrics["psnr"]).all()
     with pytest.raises(ConfigError, match="holds a table of another degradation"):
-        tabulate(TaskConfig(**common), tmp_path / "photo:", noise_seeds=1, limit=2)
-    # tables of earlier versions do not name it
-    description = tmp_path / "bicubi" / "table.json"
-    description.write_text(
-        description.read_text(encoding="utf-8").replace('  "degradation": "bicubic",\n', ""), encoding="utf-8"
-    )
-    assert "degradation" not in Table.load(tmp_path / "bicubi").description
-    tabulate(TaskConfig(**common), tmp_path / "bicubi", noise_seeds=1, limit=2)
+        tabulate(common, tmp_path / "photo:", noises=1, limit=2)
 
 
 def test_commands(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
@@ -484,7 +477,7 @@ def test_commands(short_checkpoint: str, photos: Path, tmp_path: Path) -> None:
     for command, arguments in runs.items():
         result = CliRunner().invoke(main, [command, *common, *arguments, f"--out={tmp_path / command}"])
         assert result.exit_code == 0, (result.output, result.exception)
-    table = Table.load(tmp_path / "tabulate")
+    table = OutcomeTable.load(tmp_path / "tabulate")
     assert table.description["degradation"] == "photo:0.5"
     report = (tmp_path / "reproduce" / "report.md").read_text(encoding="utf-8")
     assert "--degradation photo:0.5" in report

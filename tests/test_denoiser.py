@@ -263,7 +263,7 @@ def test_guidance_counts_as_two_forwards(upscale_folder: Path, photo: Photo) -> 
     assert episode.refinement.nfe == 6, "SKIP to the end is one prediction"
     assert episode.reward == pytest.approx(episode.metrics["psnr"] - 2.0)
     table = task.schedule_outcomes([0], [0], [(4,), (4, 2)])
-    assert (table.metrics["psnr"] - table.rewards)[0, 0].tolist() == [2.0, 4.0]
+    assert (table.metrics["psnr"] - table.rewards())[0, 0].tolist() == [2.0, 4.0]
 
 
 # --- environments ---
@@ -604,7 +604,7 @@ def test_from_a_table_to_an_agent_to_pictures(upscale_folder: Path, photo: Photo
     for i in range(24):
         Image.fromarray(photo(96, 96, seed=i)).save(tmp_path / "photos" / f"{i}.png")
     source, table = f"{upscale_folder}?prompt=a+cat&guidance=2", tmp_path / "table"
-    ways = [part for text in ("4", "4,2", "4,3,1") for part in ("--ways", text)]
+    ways = [part for text in ("4", "4,2", "4,3,1") for part in ("--levels", text)]
     output = skipdiff(
         "tabulate", "--denoiser", source, "--images", tmp_path / "photos", "--out", table, *ways, "--image-size", 48,
         "--metrics", "lpips,psnr",

@@ -27,7 +27,8 @@ from ddpm.checkpoints import shipped_checkpoints
 from ddpm.nets.predictor import PREDICTOR
 from ddpm.noise import KeyedNoise
 from ddpm.pictures.degradation import Degradation
-from ddpm.sampling import COARSE_SAMPLERS, coarse_sampler, refine, sample
+from ddpm.samplers import COARSE_SAMPLERS
+from ddpm.sampling import coarse_sampler, refine, sample
 from ddpm.schedule import Schedule, cosine_alphas_cumprod
 from ddpm.util.errors import CheckpointError, ConfigError, ImageError, SkipDiffError
 from skipdiff_env import Action, SkipDiffEnv
@@ -196,7 +197,7 @@ def test_any_episode(data: st.DataObject, short_checkpoint: str, steps: tuple[in
     assert info["metrics"]["psnr"] == pytest.approx(psnr, abs=1e-4)
     assert reward == pytest.approx(psnr - 0.25 * (actions.count(DENOISE) + 1), abs=1e-4)
     if skip_mode == "restart":
-        table = env.start_outcomes([info["image_index"]], [info["noise_seed"]])
+        table = env.schedule_outcomes([info["image_index"]], [info["noise_seed"]])
         assert table.metrics["psnr"].shape == (1, 1, N)
         assert table.metrics["psnr"][0, 0, info["start"] - 1] == pytest.approx(psnr, abs=1e-3)
 
@@ -260,21 +261,21 @@ def test_schedule_outcomes(short_checkpoint: str) -> None:
     env = make(short_checkpoint, **JUMP, nfe_penalty=0.5, cache_mb=0)
     with counting(env.task.unet) as forwards:
         table = env.schedule_outcomes([2, 0], [3, 4], schedules)
-    assert table.rewards.shape == (2, 2, 6)
+    assert table.rewards().shape == (2, 2, 6)
     # for each picture and noise the steps to 5, 3, 5 → 4, 5 → 3, 4 → 3, 3 → 2, 2 → 1, 3 → 1, and five last ones
     assert sum(forwards) == 4 * (8 + 5)
     for i, levels in enumerate(schedules):
         actions = [DENOISE if t - 1 in levels else SKIP for t in range(6, 1, -1)]
         reward, info = play(env, actions, options={"image": 0, "noise_seed": 4})
-        assert reward == pytest.approx(table.rewards[1, 1, i], abs=1e-4)
+        assert reward == pytest.approx(table.rewards()[1, 1, i], abs=1e-4)
         assert info["metrics"]["psnr"] == pytest.approx(table.metrics["psnr"][1, 1, i], abs=1e-4)
 
 
 def test_outcomes_belong_to_their_modes(short_checkpoint: str) -> None:
     env = make(short_checkpoint, **JUMP)
     with counting(env.task.unet) as forwards:
-        with pytest.raises(ConfigError, match="start_outcomes needs skip_mode restart, got jump"):
-            env.start_outcomes([0], [0])
+        with pytest.raises(ConfigError, match="name the schedules, which skip_mode jump has too many of"):
+            env.schedule_outcomes([0], [0])
         with pytest.raises(ConfigError, match="levels must be falling whole numbers that begin with 6"):
             env.schedule_outcomes([0], [0], [(6, 2), (5, 2)])
         with pytest.raises(ConfigError, match="schedules of levels need skip_mode jump, got restart"):
@@ -613,11 +614,11 @@ def test_fine_steps(short_checkpoint: str) -> None:
     frame = env.render()
     assert frame is not None
     assert frame.ndim == 3
-    table = env.start_outcomes([1], [4])
-    assert table.rewards.shape == (1, 1, 12)
+    table = env.schedule_outcomes([1], [4])
+    assert table.rewards().shape == (1, 1, 12)
     short = make(short_checkpoint)
     assert reward == pytest.approx(play(short, [DENOISE] * 3, options=options)[0], abs=1e-4)
-    np.testing.assert_allclose(table.rewards[..., :4], short.start_outcomes([1], [4]).rewards, atol=1e-4)
+    np.testing.assert_allclose(table.rewards()[..., :4], short.schedule_outcomes([1], [4]).rewards(), atol=1e-4)
     assert play(env, [DENOISE] * 11, options=options)[1]["start"] == 12
     vector = SkipDiffVectorEnv(
         2, checkpoint=short_checkpoint, image_size=32, steps=(3, 4), metric="psnr", first_step=12

@@ -310,7 +310,7 @@ def test_bad_input(checkpoint: str, photos: Path, photo: Photo) -> None:
 
 
 def test_demo(jumping: str, short_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "tables" / f"{Path(jumping).name}-schedules"
+    folder = tmp_path / "tables" / Path(jumping).name
     folder.mkdir(parents=True)
     for module in ("agents.cli.demo", "skipdiff_env.outcomes"):
         monkeypatch.setattr(f"{module}.TABLES", folder.parent)
@@ -405,7 +405,7 @@ def test_evaluate_with_agents(short_checkpoint: str, photos: Path, tmp_path: Pat
         checkpoint=short_checkpoint, images=str(photos / "0.png"), image_size=96, steps=(3, 4), metric="psnr"
     )
     task = Task(config)
-    assert start == task.start_outcomes([0], [0]).rewards[0, 0].argmax() + 1
+    assert start == task.schedule_outcomes([0], [0]).rewards()[0, 0].argmax() + 1
     assert {path.name for path in (out / "pictures" / "000").iterdir()} >= {
         "bicubic.png",
         "agent agent.png",

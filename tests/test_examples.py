@@ -128,7 +128,7 @@ def test_the_planner_finds_the_best_of_all_schedules(checkpoint: str) -> None:
     planner = load("planning").Planner(env, exploration=0.3, seed=0)
     planner.search(100)
     inner = [levels for count in range(4) for levels in itertools.combinations((3, 2, 1), count)]
-    rewards = env.schedule_outcomes([3], [0], [(4, *levels) for levels in inner]).rewards[0, 0]
+    rewards = env.schedule_outcomes([3], [0], [(4, *levels) for levels in inner]).rewards()[0, 0]
     assert planner.levels == (4, *inner[int(rewards.argmax())])
     assert planner.best == pytest.approx(rewards.max(), abs=1e-6)
     assert planner.root.visits < 100

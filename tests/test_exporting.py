@@ -196,11 +196,11 @@ def test_evaluation_by_an_environment(env_id: str, name: str, detailed: str, pho
     assert f"{table['agent mine']['reward']:.4f} ±" in printed
     task = env.unwrapped.task
     if env_id == "SkipDiff-v0":
-        fixed = task.start_outcomes(range(2), [0, 1]).rewards.mean(axis=(0, 1))
+        fixed = task.schedule_outcomes(range(2), [0, 1]).rewards().mean(axis=(0, 1))
         assert table["CSA(10) + FSR(3)"]["reward"] == pytest.approx(fixed[2], abs=1e-4)
         assert table["agent mine"]["regret"] > 0
         return
-    fixed = task.schedule_outcomes(range(2), [0, 1], ["20*4", "20*8"]).rewards.mean(axis=(0, 1))
+    fixed = task.schedule_outcomes(range(2), [0, 1], ["20*4", "20*8"]).rewards().mean(axis=(0, 1))
     for way, reward in zip(("20*4", "20*8"), fixed, strict=True):
         assert table[f"ddim, levels {way}"]["reward"] == pytest.approx(reward, abs=1e-4)
     assert "DDPM-100" not in table

@@ -30,11 +30,12 @@ from ddpm.pictures.images import read_picture, to_tensor
 from ddpm.schedule import Schedule
 from ddpm.util.errors import CheckpointError, ConfigError, SkipDiffError
 from skipdiff_env.config import TaskConfig
-from skipdiff_env.outcomes import SPLITS, OutcomeTable, split_of, tabulate_schedules
+from skipdiff_env.features import features
+from skipdiff_env.outcomes import ARRAYS, DESCRIPTION, SPLITS, OutcomeTable, split_of
 from skipdiff_env.pictures import photographs_of
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Chooser
-from skipdiff_env.table import ARRAYS, DESCRIPTION, features
+from skipdiff_env.tabulate import tabulate
 from skipdiff_env.task import Task
 from skipdiff_env.upscaler import Upscaler
 from tests.test_substeps import with_substeps
@@ -75,7 +76,7 @@ def made(crops: int = 300, noises: int = 2, seed: int = 0) -> OutcomeTable:
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_table_holds_what_the_process_gives(jobs: int, jumping: str, photos: Path, tmp_path: Path) -> None:
     given, ways = settings(jumping, photos), [Schedule.parse(text) for text in WAYS]
-    table = tabulate_schedules(given, tmp_path / "table", ways, crops=2, noises=3, jobs=jobs)
+    table = tabulate(given, tmp_path / "table", ways, crops=2, noises=3, jobs=jobs)
     assert table.schedules == tuple(ways)
     assert {name: values.shape for name, values in table.metrics.items()} == dict.fromkeys(("lpips", "psnr"), (8, 3, 4))
     assert (table.metric, table.forwards.tolist()) == ("lpips", [1, 1, 1, 2])
@@ -95,8 +96,8 @@ def test_an_unfinished_table_continues(
     jumping: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, ways = settings(jumping, photos), [Schedule.parse(text) for text in WAYS[:2]]
-    whole = tabulate_schedules(given, tmp_path / "whole", ways)
-    import skipdiff_env.outcomes as module
+    whole = tabulate(given, tmp_path / "whole", ways)
+    import skipdiff_env.tabulate as module
 
     row, calls = module._row, []
 
@@ -108,32 +109,30 @@ def test_an_unfinished_table_continues(
 
     monkeypatch.setattr(module, "_row", failing)
     with pytest.raises(KeyboardInterrupt):
-        tabulate_schedules(given, tmp_path / "part", ways)
+        tabulate(given, tmp_path / "part", ways)
     with pytest.raises(ConfigError, match="has 2 of 4 crops; the same `skipdiff tabulate` continues it"):
         OutcomeTable.load(tmp_path / "part")
-    found = tabulate_schedules(given, tmp_path / "part", ways)
+    found = tabulate(given, tmp_path / "part", ways)
     assert len(calls) == 5, "what was done is not done again"
     np.testing.assert_array_equal(found.metrics["lpips"], whole.metrics["lpips"])
     others: list[dict[str, Any]] = [{"noises": 3}, {"crops": 2}, {"seed": 1}]
     for changes in others:
         with pytest.raises(ConfigError, match="holds a table of another"):
-            tabulate_schedules(given, tmp_path / "part", ways, **changes)
+            tabulate(given, tmp_path / "part", ways, **changes)
     with pytest.raises(ConfigError, match="holds a table of another metrics"):
-        tabulate_schedules({**given, "metric": "lpips", "report_metrics": ["colour"]}, tmp_path / "part", ways)
+        tabulate({**given, "metric": "lpips", "report_metrics": ["colour"]}, tmp_path / "part", ways)
 
 
 def test_what_is_no_table(jumping: str, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no table; `skipdiff tabulate --ways … --out"):
+    with pytest.raises(ConfigError, match="holds no table; `skipdiff tabulate --out"):
         OutcomeTable.load(tmp_path)
     given, ways = settings(jumping, photos), [Schedule.parse("6*8")]
-    with pytest.raises(ConfigError, match="the first metric must be lower for better pictures, got psnr"):
-        tabulate_schedules({**given, "metric": "psnr"}, tmp_path / "t", ways)
     with pytest.raises(ConfigError, match="has learnt at most 8 substeps, got 9"):
-        tabulate_schedules(given, tmp_path / "t", [Schedule.parse("6*9")])
+        tabulate(given, tmp_path / "t", [Schedule.parse("6*9")])
     with pytest.raises(SkipDiffError, match="smaller than"):
-        tabulate_schedules({**given, "image_size": 160}, tmp_path / "t", ways)
+        tabulate({**given, "image_size": 160}, tmp_path / "t", ways)
     assert not (tmp_path / "t").exists(), "nothing is left of what was refused"
-    tabulate_schedules(given, tmp_path / "t", ways)
+    tabulate(given, tmp_path / "t", ways)
     arrays, text = load_file(tmp_path / "t" / ARRAYS), (tmp_path / "t" / DESCRIPTION).read_text(encoding="utf-8")
     save_file({**arrays, "features": arrays["features"][:2]}, tmp_path / "t" / ARRAYS)
     with pytest.raises(ConfigError, match="is damaged"):
@@ -141,8 +140,8 @@ def test_what_is_no_table(jumping: str, photos: Path, tmp_path: Path) -> None:
     save_file(arrays, tmp_path / "t" / ARRAYS)
     known = json.loads(text)
     for changed, words in (
-        ({**known, "format": 9}, "has format 9, expected 2"),
-        ([], "has format None, expected 2"),
+        ({**known, "format": 9}, "has format 9, expected 3"),
+        ([], "has format None, expected 3"),
         ({**known, "photographs": [0.5] * 4}, "is damaged .checkpoint and photographs must be texts, got 0.5"),
         ({**known, "plan": {**known["plan"], "key": 1}}, "is damaged .*unexpected keyword argument 'key'"),
         ({**known, "size": "x"}, "is damaged .size must be a whole number of at least 1, got 'x'"),
@@ -319,13 +318,17 @@ def test_commands_take_such_agents(
 
 
 def test_tables_and_trainings_by_the_command(jumping: str, photos: Path, tmp_path: Path) -> None:
-    common = ["tabulate", f"--images={photos}", f"--checkpoint={jumping}", "--image-size=32", "--ways=6", "--ways=6*8"]
+    common = [
+        "tabulate",
+        f"--images={photos}",
+        f"--checkpoint={jumping}",
+        "--image-size=32",
+        "--levels=6",
+        "--levels=6*8",
+    ]
     result = CliRunner().invoke(main, [*common, f"--out={tmp_path / 'table'}", "--crops=20"])
     assert result.exit_code == 0, result.output
-    assert "(80 crops: train " in result.output
-    result = CliRunner().invoke(main, [*common[:1], *common[2:], f"--out={tmp_path / 'other'}"])
-    assert result.exit_code == 2
-    assert "--ways needs --out and --images" in result.output
+    assert "(80 crops, 2 noises, 2 schedules)" in result.output
     result = CliRunner().invoke(
         main, ["train-agent", f"--table={tmp_path / 'table'}", f"--out={tmp_path / 'run'}", "--metric=psnr"]
     )

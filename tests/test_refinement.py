@@ -13,8 +13,8 @@ from torch import Tensor
 from ddpm.nets.denoiser import NoiseLevelDenoiser, to_image
 from ddpm.noise import MAX_NOISE, KeyedNoise, Stage, keyed_noise
 from ddpm.peers import peer_sample
+from ddpm.samplers import COARSE_SAMPLERS
 from ddpm.sampling import (
-    COARSE_SAMPLERS,
     coarse_approximation,
     coarse_eta,
     coarse_sampler,

@@ -10,7 +10,8 @@ from torch import Tensor
 from ddpm.nets.denoiser import NoiseLevelDenoiser, to_image, to_latent
 from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage, keyed_noise
-from ddpm.sampling import COARSE_SAMPLERS, coarse_approximation, coarse_sampler, p_sample, predict_x0, refine, sample
+from ddpm.samplers import COARSE_SAMPLERS
+from ddpm.sampling import coarse_approximation, coarse_sampler, p_sample, predict_x0, refine, sample
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.util.errors import ConfigError
 from tests.conftest import tiny_unet

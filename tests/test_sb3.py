@@ -103,14 +103,13 @@ def test_masks(name: str, together: bool, live: dict[str, Any]) -> None:
 
 def test_masks_of_a_sampled_table(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     """In a batch each environment has its own, and they are those of scalar environments."""
-    from skipdiff_env.config import TaskConfig
     from skipdiff_env.tabulate import tabulate
 
-    config = TaskConfig(
-        checkpoint=checkpoint, images=str(photos / "0.png"), image_size=32, steps=(1, 12), skip_mode="jump",
-        metric="psnr",
-    )  # fmt: skip
-    tabulate(config, tmp_path / "table", noise_seeds=1, schedules=60)
+    config = {
+        "checkpoint": checkpoint, "images": str(photos / "0.png"), "image_size": 32, "steps": (1, 12),
+        "skip_mode": "jump", "metric": "psnr",
+    }  # fmt: skip
+    tabulate(config, tmp_path / "table", noises=1, count=60)
     venv = batched(TABLE, table=str(tmp_path / "table"))
     scalar = [SkipDiffTableEnv(table=str(tmp_path / "table")) for _ in range(3)]
     venv.reset()

@@ -38,7 +38,7 @@ def test_equal_strides_are_even_schedules(checkpoint: str, stride: int, levels: 
     assert info["nfe"] == len(levels)
     assert count == len(levels)
     inner: Any = env.unwrapped
-    assert reward == pytest.approx(inner.schedule_outcomes([0], [0], [levels]).rewards[0, 0, 0], abs=1e-6)
+    assert reward == pytest.approx(inner.schedule_outcomes([0], [0], [levels]).rewards()[0, 0, 0], abs=1e-6)
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

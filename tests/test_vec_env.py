@@ -136,10 +136,10 @@ def test_attributes_and_methods(env: SkipDiffVecEnv) -> None:
     assert env.task.memo is memo
     with pytest.raises(ConfigError, match="all of them alike"):
         env.set_attr("memo", Memo(0), indices=1)
-    outcomes = env.env_method("start_outcomes", [0], [0, 1], indices=[0, 1])
+    outcomes = env.env_method("schedule_outcomes", [0], [0, 1], indices=[0, 1])
     assert len(outcomes) == 2
     assert outcomes[0] is outcomes[1]
-    assert outcomes[0].rewards.shape == (1, 2, N)
+    assert outcomes[0].rewards().shape == (1, 2, N)
     with pytest.raises(ConfigError, match=r"call reset\(\) of the VecEnv"):
         env.env_method("reset")
     with pytest.raises(AttributeError, match="gravity"):

@@ -259,7 +259,7 @@ def test_results_stay_after_an_autoreset(short_checkpoint: str) -> None:
     assert infos["diffusion_step"].tolist() == [4, 4, 4], "the next episode"
     final = infos["final_info"]
     assert final["start"].tolist() == [1, 1, 1]
-    table = env.start_outcomes([0, 1, 2], [3])
+    table = env.schedule_outcomes([0, 1, 2], [3])
     for name in ("psnr", "ssim"):
         np.testing.assert_allclose(final["metrics"][name], table.metrics[name][:, 0, 0], atol=1e-3)
     assert all(sr is not None and sr.shape == (3, 32, 32) for sr in env.sr)
@@ -268,20 +268,20 @@ def test_results_stay_after_an_autoreset(short_checkpoint: str) -> None:
         np.testing.assert_allclose((hr + 1) * 127.5, picture.transpose(2, 0, 1), atol=1e-3)
 
 
-def test_start_outcomes(short_checkpoint: str) -> None:
+def test_outcomes_of_all_starts(short_checkpoint: str) -> None:
     env = make(short_checkpoint, 2, nfe_penalty=0.5, cache_mb=0, noise_seeds=None)
     with counting(env.task.unet) as forwards:
-        table = env.start_outcomes([3, 1], [5, 6, 7])
-    assert table.rewards.shape == (2, 3, 4)
+        table = env.schedule_outcomes([3, 1], [5, 6, 7])
+    assert table.rewards().shape == (2, 3, 4)
     assert sum(forwards) == 2 * 3 * (2 + 1 + 2 + 3 + 4), "the coarse stage once, and each chain once"
-    np.testing.assert_allclose(table.rewards, table.metrics["psnr"] - 0.5 * np.arange(1, 5))
+    np.testing.assert_allclose(table.rewards(), table.metrics["psnr"] - 0.5 * np.arange(1, 5))
     scalar = SkipDiffEnv(checkpoint=short_checkpoint, **SMALL, nfe_penalty=0.5)
     for i, image in enumerate([3, 1]):
         for start in range(1, 5):
             scalar.reset(options={"image": image, "noise_seed": 6})
             for t in range(4, 1, -1):
                 _, reward, *_ = scalar.step(SKIP if t > start else DENOISE)
-            assert reward == pytest.approx(table.rewards[i, 1, start - 1], abs=1e-3)
+            assert reward == pytest.approx(table.rewards()[i, 1, start - 1], abs=1e-3)
 
 
 def test_schedule_outcomes(short_checkpoint: str) -> None:
@@ -289,7 +289,7 @@ def test_schedule_outcomes(short_checkpoint: str) -> None:
     schedules = [(6, 3), (6, 5, 2, 1)]
     batched = SkipDiffVectorEnv(2, **settings).schedule_outcomes([3, 1], [5, 6], schedules)
     alone = SkipDiffEnv(**settings).schedule_outcomes([1], [6], schedules)
-    np.testing.assert_allclose(batched.rewards[1, 1], alone.rewards[0, 0], atol=1e-4)
+    np.testing.assert_allclose(batched.rewards()[1, 1], alone.rewards()[0, 0], atol=1e-4)
 
 
 # --- made by Gymnasium ---

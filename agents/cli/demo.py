@@ -119,8 +119,8 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
         The score on test photographs, in words.
     """
     name = Path(checkpoint).name
-    if not (TABLES / f"{name}-schedules").is_dir():
-        return f"No agent is trained: no table ships for {name}; `skipdiff tabulate --ways` makes one."
+    if not (TABLES / name).is_dir():
+        return f"No agent is trained: no table ships for {name}; `skipdiff tabulate --levels` makes one."
     began = time.monotonic()
     with TemporaryDirectory() as temporary:
         config = TableTrainingConfig(table=name, seed=seed, env_steps=DECISIONS)

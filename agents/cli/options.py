@@ -89,7 +89,7 @@ def numbers(
 def sampler(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """Refuses what is no sampler."""
     if value is not None:
-        from ddpm.sampling import coarse_eta
+        from ddpm.samplers import coarse_eta
 
         try:
             coarse_eta(value, str(parameter.opts[0]))

@@ -361,8 +361,17 @@ def reproduce(
 @IMAGES
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the table.  [default: none, with --minari]")
 @DENOISER
-@click.option("--steps", callback=numbers(2), default="1,8", help="S,N: coarse steps, and diffusion steps each spans.")
+@click.option(
+    "--levels",
+    multiple=True,
+    metavar="LEVELS",
+    help="A schedule, as in 20*8 or 20*4,10*4; repeat it for others.  [default: all that --steps allows]",
+)
+@click.option("--steps", callback=numbers(2), default="1,8", help="Without --levels: S,N of the steps.")
 @click.option("--skip-mode", type=click.Choice(["restart", "jump"]), default="jump", help="What SKIP does.")
+@click.option(
+    "--schedules", type=click.IntRange(min=1), default=512, help="Their number, where there are more than 10 levels."
+)
 @COARSE
 @click.option(
     "--fine-sampler",
@@ -371,121 +380,79 @@ def reproduce(
     metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
     help="Of the fine stage.",
 )
-@click.option("--image-size", type=click.IntRange(min=16), default=64, help="Side of the pictures' centre crops.")
-@click.option("--degradation", default="bicubic", **DEGRADATION)
-@click.option("--metrics", default="lpips,psnr", help="Metrics, comma-separated; the first is the reward's.")
-@click.option("--noise-seeds", type=click.IntRange(min=1), default=2, help="Noises of each picture.")
-@click.option(
-    "--schedules", type=click.IntRange(min=1), default=512, help="How many, where there are more than 10 levels."
-)
-@click.option(
-    "--ways",
-    multiple=True,
-    metavar="LEVELS",
-    help="Instead of all schedules these, as in 20*8 or 20*4,10*4: the table of a choice among schedules, for random "
-    "crops of the photographs; may be repeated.",
-)
-@click.option("--crops", type=click.IntRange(min=1), default=1, help="With --ways: random crops of each photograph.")
+@click.option("--image-size", type=click.IntRange(min=16), default=64, help="Side of the crops.")
+@click.option("--crops", type=click.IntRange(min=1), help="Random crops of each photograph.  [default: its centre]")
 @click.option(
     "--sources",
     type=click.Path(path_type=Path),
-    help="With --ways: tab-separated file whose second column names the photograph that a file is cut from.",
+    help="Tab-separated file whose second column names the photograph that a file is cut from.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), default=1, help="With --ways: processes that work at once.")
-@click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take only so many photographs, evenly spread.")
+@click.option("--degradation", default="bicubic", **DEGRADATION)
+@click.option("--metrics", default="lpips,psnr", help="Metrics, comma-separated; the first is the reward's.")
+@click.option("--noise-seeds", type=click.IntRange(min=1), default=2, help="Noises of each crop.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, help="Processes that work at once.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32)
 @DEVICE
 @click.option("--minari", metavar="NAME", help="Also play episodes and write them as this Minari dataset.")
-@click.option("--env", "env_id", default="SkipDiffTable-v0", help="With --minari, what is played; --split with others.")
-@click.option("--split", default="train", help="With --minari and another --env: train, validation or test.")
+@click.option(
+    "--env",
+    "env_id",
+    type=click.Choice(["SkipDiffBanditTable-v0", "SkipDiffStrideTable-v0", "SkipDiffTable-v0"]),
+    help="With --minari: the environment.  [default: SkipDiffBanditTable-v0; SkipDiffTable-v0 for --out without "
+    "--levels]",
+)
+@click.option("--split", help="With --minari: train, validation or test.  [default: train; all for SkipDiffTable-v0]")
 @click.option("--episodes", type=click.IntRange(min=1), default=1000, help="Episodes of the dataset.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of these episodes.")
-@RAY
-@WORKERS
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the crops and of these episodes.")
 def tabulate(
     out: Path | None,
     metrics: str,
     noise_seeds: int,
-    schedules: int,
-    ways: tuple[str, ...],
-    crops: int,
-    sources: Path | None,
-    jobs: int,
-    limit: int | None,
+    levels: tuple[str, ...],
     minari: str | None,
-    env_id: str,
-    split: str,
+    env_id: str | None,
+    split: str | None,
     episodes: int,
-    seed: int,
-    ray: str | None,
-    workers: int | None,
     **options: Any,
 ) -> None:
-    """Compute what every schedule gives for every picture, so that SkipDiffTable-v0 plays without a net.
+    """Compute what schedules give for crops of photographs, so that episodes can be played without a network.
 
-    With --skip-mode restart all starts, with jump all schedules of up to 10 levels, and of more the even ones and
-    others at random. The same command goes on after an interruption. Without --out, --minari plays from the table that
-    is shipped. With --ray the workers of a cluster compute it, which must see the same files.
+    With --levels, the table is for SkipDiffBanditTable-v0 and SkipDiffStrideTable-v0. Without, it is for
+    SkipDiffTable-v0: with --skip-mode restart it holds all starts, with jump all schedules of up to 10 levels, and of
+    more the even ones and others at random. The same command continues after an interruption. --minari alone plays from
+    a table that ships.
     """
-    from skipdiff_env.tabulate import check_minari, make_rows, write_benchmark_minari, write_minari
-    from skipdiff_env.tabulate import tabulate as run
+    from skipdiff_env.offline import check_minari, write_minari
 
     if out is None and minari is None:
         raise click.UsageError("nothing to do; give --out, --minari, or both")
-    if env_id != "SkipDiffTable-v0" and (minari is None or out is not None or ways):
-        raise click.UsageError("--env is for --minari, and without --out and --ways")
+    if (env_id or split) and minari is None:
+        raise click.UsageError("--env and --split are for --minari")
     if minari is not None:
         check_minari(minari)  # before the table is computed
-    if env_id != "SkipDiffTable-v0":
-        assert minari is not None, "refused above"
-        click.echo(f"dataset: {write_benchmark_minari(env_id, minari, split, episodes, seed)}")
-        return
-    if ways:
-        if out is None or not options["images"] or minari is not None:
-            raise click.UsageError("--ways needs --out and --images, and no --minari")
-        _tabulate_ways(out, metrics, noise_seeds, ways, crops, sources, jobs, options)
-        return
     if out is not None:
-        from skipdiff_env.config import TaskConfig
+        from ddpm.schedule import Schedule
+        from skipdiff_env.tabulate import tabulate as run
 
-        cluster = make_cluster(ray, workers, options["device"])
+        schedules = [Schedule.parse(text) for text in levels] or None
         metric, *reported = metrics.split(",")
-        options |= {"images": list(options["images"]) or None, "metric": metric, "report_metrics": reported}
-        spread = None
-        if cluster is not None:
-            settings = options | absolute_paths(options, "checkpoint", "images")
-            arguments = {"settings": settings, "noise_seeds": noise_seeds, "schedules": schedules}
-            spread = partial(cluster.spread, make_rows, arguments)
-        table = run(TaskConfig(**options), out, noise_seeds, schedules, limit, spread)
-        pictures, noises, count = next(iter(table.metrics.values())).shape
-        click.echo(f"table: {out} ({pictures} pictures, {noises} noises, {count} schedules)")
+        own = {"crops", "sources", "limit", "jobs", "seed"}
+        settings = {name: value for name, value in options.items() if name not in {*own, "schedules"}}
+        settings |= {"images": list(options["images"]) or None, "metric": metric, "report_metrics": reported}
+        if schedules is not None:
+            settings |= {"steps": (1, schedules[0].length), "skip_mode": "jump"}
+        table = run(
+            settings, out, schedules, count=options["schedules"], noises=noise_seeds,
+            **{name: options[name] for name in own},
+        )  # fmt: skip
+        click.echo(
+            f"table: {out} ({len(table.photographs)} crops, {noise_seeds} noises, {len(table.schedules)} schedules)"
+        )
     if minari is not None:
-        click.echo(f"dataset: {write_minari(out, minari, episodes, seed)}")
-
-
-def _tabulate_ways(
-    out: Path,
-    metrics: str,
-    noises: int,
-    ways: tuple[str, ...],
-    crops: int,
-    sources: Path | None,
-    jobs: int,
-    options: dict[str, Any],
-) -> None:
-    """`tabulate --ways`, the table of a choice among schedules."""
-    from ddpm.schedule import Schedule
-    from skipdiff_env.outcomes import SPLITS, tabulate_schedules
-
-    schedules = [Schedule.parse(text) for text in ways]
-    metric, *reported = metrics.split(",")
-    settings = {
-        **options, "images": list(options["images"]), "metric": metric, "report_metrics": reported,
-        "steps": (1, schedules[0].length), "skip_mode": "jump",
-    }  # fmt: skip
-    table = tabulate_schedules(settings, out, schedules, crops=crops, noises=noises, sources=sources, jobs=jobs)
-    counts = ", ".join(f"{name} {int((table.splits == name).sum())}" for name in SPLITS)
-    click.echo(f"table: {out} ({len(table.photographs)} crops: {counts}; {noises} noises, {len(ways)} schedules)")
+        env_id = env_id or ("SkipDiffTable-v0" if out is not None and not levels else "SkipDiffBanditTable-v0")
+        split = split or (None if env_id == "SkipDiffTable-v0" else "train")
+        click.echo(f"dataset: {write_minari(minari, env_id, out, split, episodes, options['seed'])}")
 
 
 @click.command()

@@ -170,8 +170,8 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 )
 @click.option(
     "--table",
-    help="Another table of SkipDiffBanditTable-v0 or SkipDiffStrideTable-v0: a folder that `tabulate --ways` wrote, or "
-    "the name of one that ships, such as photo-x4.",
+    help="Another table of SkipDiffBanditTable-v0 or SkipDiffStrideTable-v0: a folder that `tabulate --levels` wrote, "
+    "or the name of one that ships, such as photo-x4.",
 )
 @episodes
 @click.option("--env-steps", type=click.IntRange(min=1), help="Decisions in all.  [default: the algorithm's file]")

@@ -18,7 +18,7 @@ from agents.study.methods import PEERS, Method
 from agents.study.running import Runner, default_metrics, digest, load_crops, tensor_digest
 from ddpm.checkpoints import load_unet, resolve_checkpoint
 from ddpm.pictures.degradation import Degradation
-from ddpm.sampling import COARSE_SAMPLERS
+from ddpm.samplers import COARSE_SAMPLERS
 from ddpm.util.errors import ConfigError
 from ddpm.util.progress import progress
 from skipdiff_env.plan import Plan

@@ -26,10 +26,11 @@ from ddpm.util.checks import check_types
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, read_json, write_json
 from ddpm.util.progress import progress
-from skipdiff_env.outcome_env import PRICE, SkipDiffOutcomeVectorEnv, Tree
 from skipdiff_env.outcomes import OutcomeTable, Score
 from skipdiff_env.rules import check_price
 from skipdiff_env.scoring import BENCHMARKS, play, tree_of
+from skipdiff_env.table_env import PRICE, SkipDiffTableVectorEnv
+from skipdiff_env.tree import Tree
 
 # The learning curve: decisions, and the score on validation photographs.
 CURVE = "curve.csv"
@@ -47,11 +48,11 @@ class TableVecEnv(SkipDiffVecEnv):
     Args:
         num_envs: number of environments.
         seed: of the crops and noises that are drawn.
-        settings: arguments of `skipdiff_env.outcome_env.SkipDiffOutcomeVectorEnv`.
+        settings: arguments of `skipdiff_env.table_env.SkipDiffTableVectorEnv`.
     """
 
     def __init__(self, num_envs: int = 256, seed: int | None = None, **settings: Any) -> None:
-        env: Any = SkipDiffOutcomeVectorEnv(num_envs, autoreset_mode="SameStep", **settings)
+        env: Any = SkipDiffTableVectorEnv(num_envs, autoreset_mode="SameStep", **settings)
         super().__init__(env)
         self.seed(seed)
 

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from skipdiff_env.outcome_env import Tree
 from skipdiff_env.scoring import play
+from skipdiff_env.tree import Tree
 
 Array = NDArray[np.float64]
 # A fitted function of observations (B, F): a number for each action, (B, actions).

@@ -1,0 +1,33 @@
+"""Names of samplers. Nothing here needs torch."""
+
+import math
+from collections.abc import Mapping
+
+from ddpm.util.errors import ConfigError
+
+# What the coarse stage may run: name → eta of `coarse_approximation`; None: DPM-Solver++.
+COARSE_SAMPLERS: Mapping[str, float | None] = {"ddpm": 1.0, "ddim": 0.0, "dpmsolver++": None}
+
+
+def coarse_eta(name: str, what: str = "coarse_sampler") -> float | None:
+    """Share of the posterior's noise that a sampler adds at each step; None for "dpmsolver++".
+
+    Args:
+        name: "ddpm" (1), "ddim" (0), what lies between, "ddim:ETA" with 0 ≤ ETA ≤ 1, or "dpmsolver++".
+        what: name of the setting, for the error.
+
+    Raises:
+        ConfigError: there is no such sampler.
+    """
+    if isinstance(name, str) and name in COARSE_SAMPLERS:
+        return COARSE_SAMPLERS[name]
+    family, _, number = str(name).partition(":")
+    try:
+        eta = float(number) if family == "ddim" else math.nan
+    except ValueError:
+        eta = math.nan
+    if not 0 <= eta <= 1:
+        raise ConfigError(
+            f"{what} must be one of {', '.join(COARSE_SAMPLERS)}, or ddim:ETA with ETA in 0 … 1, got {name!r}"
+        )
+    return eta

@@ -1,0 +1,53 @@
+"""Statistics of a picture's gradients, which agents observe in place of pixels. Nothing here needs torch."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+FEATURES = 42
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+# Logarithms of gradients begin here; no feature is below the first of these or above the second.
+SMALLEST = 1e-3
+# A picture is that long and wide at least.
+SMALLEST_SIDE = 12
+FEATURE_BOUNDS = (-3.0, 1.0)
+
+
+def features(condition: NDArray[np.floating]) -> NDArray[np.float32]:
+    """How much structure a picture has: 14 numbers of its luma at its full size, a half and a quarter of it.
+
+    They are the mean gradients along and across, its root mean square, six quantiles of its magnitude, mean and root
+    mean square of the Laplacian, and the standard deviation of the luma, all as log10(10⁻³ + x); how much the gradients
+    agree in direction, and the share of flat pixels (gradient below 2/255), both in 0 … 1.
+
+    Args:
+        condition: (C, H, W), whose first three channels are a picture, clipped to [-1, 1]. Of fewer than 12
+            pixels a side, its edges are repeated.
+
+    Returns:
+        float32 (42,), each in -3 … 1.
+    """
+    luma = np.tensordot(
+        [0.299, 0.587, 0.114], (np.asarray(condition[:3], dtype=np.float64).clip(-1, 1) + 1) / 2, axes=1
+    )
+    luma = np.pad(luma, [(0, max(0, 12 - side)) for side in luma.shape], mode="edge")
+    found: list[float] = []
+    for _ in range(3):
+        right, down = np.diff(luma, axis=1), np.diff(luma, axis=0)
+        x, y = right[:-1], down[:, :-1]
+        magnitude = np.hypot(x, y)
+        laplacian = np.diff(right, axis=1)[1:-1] + np.diff(down, axis=0)[:, 1:-1]
+        sizes = [
+            np.abs(right).mean(),
+            np.abs(down).mean(),
+            np.sqrt((magnitude**2).mean()),
+            *np.quantile(magnitude, QUANTILES),
+            np.abs(laplacian).mean(),
+            np.sqrt((laplacian**2).mean()),
+            luma.std(),
+        ]
+        xx, yy, xy = (x * x).mean(), (y * y).mean(), (x * y).mean()
+        direction = np.hypot(xx - yy, 2 * xy) / (xx + yy) if xx + yy > 0 else 0.0
+        found += [*np.log10(SMALLEST + np.array(sizes)), direction, float((magnitude < 2 / 255).mean())]
+        height, width = (side // 2 * 2 for side in luma.shape)
+        luma = luma[:height, :width].reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3))
+    return np.clip(np.array(found, dtype=np.float32), *FEATURE_BOUNDS)

@@ -1,0 +1,232 @@
+"""The decisions that a table has outcomes for, as a tree whose leaves are schedules. Nothing here needs torch."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from ddpm.schedule import Schedule
+from ddpm.util.checks import check_one_of
+from ddpm.util.errors import ConfigError
+from skipdiff_env.features import FEATURE_BOUNDS, FEATURES
+from skipdiff_env.outcomes import Jumps, OutcomeTable
+from skipdiff_env.rules import Action
+
+KINDS = ("schedule", "stride", "skip")
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """The nodes of a tree.
+
+    Attributes:
+        steps: for each node the diffusion step that is decided next, or else the level.
+        levels: for each node the level that the latent stands at.
+        moves: for each node and action the place of a node, or -1 - that of a schedule; 0 for what is not possible.
+    """
+
+    steps: NDArray[np.int64]
+    levels: NDArray[np.int64]
+    moves: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The decisions that a table has outcomes for. Its root is node 0.
+
+    Attributes:
+        table: the outcomes.
+        kind: "schedule", one decision among all schedules; "stride", one decision for each forward; or "skip", one
+            decision (DENOISE or SKIP) for each diffusion step but the last.
+        highest_price: the highest price of a forward that is observed.
+    """
+
+    table: OutcomeTable
+    kind: str
+    highest_price: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_one_of(KINDS, decisions=self.kind)
+        if self.kind == "stride" and self.states and self.table.estimates is None:
+            raise ConfigError(
+                "decisions stride need a table with estimates, got one without; name its schedules to `skipdiff "
+                "tabulate --levels`"
+            )
+        if self.kind == "skip" and not all(schedule.plain for schedule in self.table.schedules):
+            raise ConfigError("decisions skip need a table of schedules without substeps; take decisions schedule")
+
+    @property
+    def length(self) -> int:
+        """The level at which the decisions begin."""
+        return max(schedule.length for schedule in self.table.schedules)
+
+    @property
+    def noisiest(self) -> int:
+        """The noisiest level, that of the coarse steps before the first decision included."""
+        plan = self.table.description.get("plan")
+        return self.length if plan is None else int(plan["S"] * plan["N"])
+
+    @cached_property
+    def states(self) -> tuple[Jumps, ...]:
+        """The states in the midst of the schedules, each as the jumps that lead to it, in the order of `estimates`."""
+        return self.table.states
+
+    @cached_property
+    def actions(self) -> tuple[tuple[int, int], ...] | tuple[Schedule, ...] | tuple[Action, ...]:
+        """The meaning of each action: a schedule; the level that a forward goes to and its substeps; or an `Action`."""
+        if self.kind == "schedule":
+            return self.table.schedules
+        if self.kind == "skip":
+            return tuple(Action)
+        return tuple(sorted({jump for schedule in self.table.schedules for jump in schedule.jumps()}))
+
+    @cached_property
+    def _nodes(self) -> _Nodes:
+        if self.kind == "schedule":
+            root = np.full(1, self.length)
+            return _Nodes(root, root, -1 - np.arange(len(self.table.schedules))[None])
+        if self.kind == "skip":
+            return self._starts() if self.table.restart else self._decisions()
+        nodes = ((), *self.states)
+        moves = np.zeros((len(nodes), len(self.actions)), np.int64)
+        places: dict[tuple[int, int], int] = {jump: i for i, jump in enumerate(self.actions)}  # type: ignore[misc]
+        for place, schedule in enumerate(self.table.schedules):
+            jumps = tuple(schedule.jumps())
+            for count, jump in enumerate(jumps):
+                ahead = -1 - place if count == len(jumps) - 1 else nodes.index(jumps[: count + 1])
+                moves[nodes.index(jumps[:count]), places[jump]] = ahead
+        levels = np.array([jumps[-1][0] if jumps else self.length for jumps in nodes])
+        return _Nodes(levels, levels, moves)
+
+    def _decisions(self) -> _Nodes:
+        """The nodes of binary decisions, each of which is what was decided so far; under jumps."""
+        known: dict[tuple[int, ...], int] = {(): 0}
+        levels, moves = [self.length], [[0, 0]]
+        for place, schedule in enumerate(self.table.schedules):
+            node = 0
+            decided: tuple[int, ...] = ()
+            for t in range(self.length, 1, -1):
+                action = Action.DENOISE if t - 1 in schedule.levels else Action.SKIP
+                decided = *decided, int(action)
+                if t == 2:
+                    moves[node][action] = -1 - place
+                    break
+                if decided not in known:
+                    known[decided] = len(known)
+                    levels.append(t - 1 if action is Action.DENOISE else levels[node])
+                    moves.append([0, 0])
+                moves[node][action] = known[decided]
+                node = known[decided]
+        steps = np.array([self.length - len(decided) for decided in known])
+        return _Nodes(steps, np.array(levels), np.array(moves))
+
+    def _starts(self) -> _Nodes:
+        """The nodes of binary decisions, each of which is a step and a start; where a skip goes back to the latter."""
+        pairs = [(t, start) for t in range(self.length, 1, -1) for start in range(t, self.length + 1)]
+        known = {pair: place for place, pair in enumerate(pairs)}
+        starts = {schedule.length: place for place, schedule in enumerate(self.table.schedules)}
+        moves = [
+            [known[after] if t > 2 else -1 - starts[after[1]] for after in ((t - 1, start), (t - 1, t - 1))]
+            for t, start in pairs
+        ]
+        steps = np.array([t for t, _ in pairs])
+        return _Nodes(steps, steps, np.array(moves))
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """The diffusion step that is decided next at each node; where a decision is not about one, the level."""
+        return self._nodes.steps
+
+    @cached_property
+    def levels(self) -> NDArray[np.float32]:
+        """The level of each node, as a part of the noisiest one."""
+        return (self._nodes.levels / self.noisiest).astype(np.float32)
+
+    @cached_property
+    def possible(self) -> NDArray[np.bool_]:
+        """Whether each action is possible at each node, (nodes, actions)."""
+        return self._nodes.moves != 0
+
+    @cached_property
+    def moves(self) -> NDArray[np.int64]:
+        """What each action leads to at each node, (nodes, actions): the place of a node, or -1 - that of a schedule.
+
+        An action that is not possible leads to what the nearest possible one does: that of the nearest level, and among
+        these that of the nearest logarithm of substeps; or the other one of DENOISE and SKIP.
+        """
+        moves = self._nodes.moves.copy()
+        if self.kind == "skip":
+            return np.where(moves == 0, moves[:, ::-1], moves)
+        for node, possible in enumerate(self.possible):
+            for action in np.flatnonzero(~possible):
+                to, substeps = self.actions[action]  # type: ignore[misc]
+
+                def distance(other: int, to: int = to, substeps: int = substeps) -> tuple[int, float]:
+                    level, own = self.actions[other]  # type: ignore[misc]
+                    return abs(level - to), abs(float(np.log(own / substeps)))
+
+                moves[node, action] = moves[node, min(map(int, np.flatnonzero(possible)), key=distance)]
+        return moves
+
+    @cached_property
+    def forwards(self) -> NDArray[np.int64]:
+        """The forwards of each action at each node, (nodes, actions)."""
+        if self.kind == "schedule":
+            return self.table.forwards[None]
+        if self.kind == "stride":
+            return np.full(self.moves.shape, self.table.forwards_per_call)
+        taken = np.where(self.possible, np.arange(2), 1 - np.arange(2))
+        return (taken == Action.DENOISE).astype(np.int64) + (self.moves < 0)
+
+    @property
+    def longest(self) -> int:
+        """Env steps of the longest episode."""
+        if self.kind == "skip":
+            return self.length - 1
+        return 1 if self.kind == "schedule" else max(schedule.forwards for schedule in self.table.schedules)
+
+    def observe(
+        self,
+        crops: NDArray[np.integer],
+        noises: NDArray[np.integer],
+        nodes: NDArray[np.integer],
+        prices: NDArray[np.floating] | float = 0.0,
+    ) -> NDArray[np.float32]:
+        """Return what is seen of crops with these noises at these nodes, (B, F); a negative node is an end.
+
+        F is 42, the features, for the kind "schedule"; 85 for "stride", with the level and the features of the last
+        estimate behind them; 45 for "skip", with the step, the level and the price of a forward behind them.
+        """
+        seen = self.table.features[crops]
+        if self.kind == "schedule":
+            return seen
+        going = nodes >= 0
+        level = (self.levels[np.maximum(nodes, 0)] * going)[:, None]
+        if self.kind == "skip":
+            step = (self.steps[np.maximum(nodes, 0)] * going / self.noisiest)[:, None]
+            price = np.broadcast_to(prices, len(seen))[:, None]
+            return np.concatenate([seen, step, level, price], axis=1, dtype=np.float32, casting="same_kind")
+        last = np.zeros_like(seen)
+        begun = nodes > 0
+        if self.table.estimates is not None:
+            last[begun] = self.table.estimates[crops[begun], noises[begun], nodes[begun] - 1]
+        return np.concatenate([seen, level, last], axis=1, dtype=np.float32)
+
+    @cached_property
+    def observation_space(self) -> spaces.Box:
+        """The space of the observations."""
+        low, high = FEATURE_BOUNDS
+        bounds = [(low, high)] * FEATURES
+        if self.kind == "stride":
+            bounds += [(0.0, 1.0), *[(low, high)] * FEATURES]
+        if self.kind == "skip":
+            bounds += [(0.0, 1.0), (0.0, 1.0), (0.0, self.highest_price)]
+        lows, highs = np.array(bounds, np.float32).T
+        return spaces.Box(lows, highs)
+
+    @cached_property
+    def action_space(self) -> spaces.Discrete:
+        """The space of the actions."""
+        return spaces.Discrete(len(self.actions))
