@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from skipdiff_env.scoring import score
     from skipdiff_env.table_env import (
         SkipDiffBanditTableEnv,
+        SkipDiffContinuousTableEnv,
         SkipDiffStrideTableEnv,
         SkipDiffTableEnv,
         SkipDiffTableVectorEnv,
@@ -28,6 +29,7 @@ __all__ = [
     "OutcomeTable",
     "Score",
     "SkipDiffBanditTableEnv",
+    "SkipDiffContinuousTableEnv",
     "SkipDiffEnv",
     "SkipDiffStrideTableEnv",
     "SkipDiffTableEnv",
@@ -43,6 +45,7 @@ _MODULES = {
     "OutcomeTable": "outcomes",
     "Score": "outcomes",
     "SkipDiffBanditTableEnv": "table_env",
+    "SkipDiffContinuousTableEnv": "table_env",
     "SkipDiffStrideTableEnv": "table_env",
     "SkipDiffEnv": "env",
     "SkipDiffTableEnv": "table_env",
@@ -83,6 +86,10 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "SkipDiffStrideTable-v0": (
         "table_env:SkipDiffStrideTableEnv", "table_env:SkipDiffTableVectorEnv",
         {"table": "natural-x4-stride", "decisions": "stride"},
+    ),
+    "SkipDiffContinuousTable-v0": (
+        "table_env:SkipDiffContinuousTableEnv", "table_env:SkipDiffTableVectorEnv",
+        {"table": "natural-x4-stride", "decisions": "continuous"},
     ),
     "SkipDiffTable-v0": (
         "table_env:SkipDiffTableEnv", "table_env:SkipDiffTableVectorEnv",

@@ -123,6 +123,22 @@ class Stride(Decisions):
         return text if len(self.substeps) == 1 else f"({text}; place among the substeps {self.substeps})"
 
 
+def continuous_jumps(
+    levels: NDArray[np.integer], actions: NDArray[np.floating], most: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the levels that forwards go to, and their substeps, for actions of the kind "continuous", (B,) each.
+
+    Args:
+        levels: where the latents stand, (B,).
+        actions: see `Continuous`, (B, 1) or (B, 2).
+        most: the most substeps of a forward.
+    """
+    parts = (np.asarray(actions, dtype=np.float64) + 1) / 2
+    to = levels - np.maximum(1, np.rint(parts[:, 0] * levels))
+    substeps = np.rint(float(most) ** parts[:, 1]) if parts.shape[1] > 1 else np.ones(len(to))
+    return to.astype(np.int64), substeps.astype(np.int64)
+
+
 class Continuous(Decisions):
     """As `Stride`, as numbers in -1 … 1: the share of the remaining way, and the logarithm of the substeps.
 
@@ -144,9 +160,8 @@ class Continuous(Decisions):
 
     def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
         """Return one jump."""
-        share, *amount = ((np.asarray(action, dtype=np.float64) + 1) / 2).tolist()
-        to = state.level - max(1, round(share * state.level))
-        return [(to, round(self.most ** amount[0]) if amount else 1)]
+        to, substeps = continuous_jumps(np.array([state.level]), np.asarray(action)[None], self.most)
+        return [(int(to[0]), int(substeps[0]))]
 
     def masks(self, state: "Refinement") -> NDArray[np.bool_]:
         """Return True for each part of the action."""

@@ -17,6 +17,7 @@ from skipdiff_env.tree import Tree
 BENCHMARKS = {
     "SkipDiffBanditTable-v0": ("natural-x4", "schedule"),
     "SkipDiffStrideTable-v0": ("natural-x4-stride", "stride"),
+    "SkipDiffContinuousTable-v0": ("natural-x4-stride", "continuous"),
 }
 
 
@@ -31,7 +32,7 @@ def tree_of(env_id: str = "SkipDiffBanditTable-v0", table: str | OutcomeTable | 
         ConfigError: the environment has no scores, or there is no such table.
     """
     if env_id not in BENCHMARKS:
-        raise ConfigError(f"scores are for {' and '.join(BENCHMARKS)}, got {env_id!r}")
+        raise ConfigError(f"scores are for {', '.join(BENCHMARKS)}, got {env_id!r}")
     name, kind = BENCHMARKS[env_id]
     return Tree(table if isinstance(table, OutcomeTable) else OutcomeTable.load(name if table is None else table), kind)
 
@@ -88,14 +89,17 @@ def play(tree: Tree, policy: Any) -> NDArray[np.intp]:
     while len(going := np.flatnonzero(nodes >= 0)):
         seen = tree.observe(crops[going], noises[going], nodes[going])
         actions = np.asarray(act(seen, tree.possible[nodes[going]]))
-        whole = actions.shape == (len(going),) and np.issubdtype(actions.dtype, np.integer)
-        if not whole or actions.min() < 0 or actions.max() >= len(tree.actions):
-            got = f"{actions.dtype} {actions.shape}" + (f" in {actions.min()} … {actions.max()}" if whole else "")
+        numbers = tree.kind == "continuous"
+        lowest, highest = (-1, 1) if numbers else (0, len(tree.actions) - 1)
+        fits = actions.shape == (len(going), *tree.action_space.shape)  # type: ignore[misc]
+        fits &= np.issubdtype(actions.dtype, np.floating if numbers else np.integer)
+        if not fits or not (actions.min() >= lowest and actions.max() <= highest):
+            got = f"{actions.dtype} {actions.shape}" + (f" in {actions.min()} … {actions.max()}" if fits else "")
+            expected = "two numbers in -1 … 1" if numbers else f"one whole number in 0 … {highest}"
             raise InvalidActionError(
-                f"a policy must return one whole number in 0 … {len(tree.actions) - 1} for each of {len(going)} "
-                f"observations, got {got}"
+                f"a policy must return {expected} for each of {len(going)} observations, got {got}"
             )
-        nodes[going] = tree.moves[nodes[going], actions]
+        nodes[going] = tree.moves[nodes[going], tree.places(nodes[going], actions)]
     return (-1 - nodes).reshape(shape).astype(np.intp)
 
 

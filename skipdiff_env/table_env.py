@@ -31,8 +31,8 @@ class SkipDiffTableVectorEnv(BatchedEnv):
     Args:
         num_envs: number of environments.
         table: folder that `skipdiff tabulate` wrote, the name of a table that ships, or an `OutcomeTable`.
-        decisions: "schedule", one decision for each episode; "stride", one for each forward; or "skip", one for each
-            diffusion step.
+        decisions: "schedule", one decision for each episode; "stride", one for each forward; "continuous", the same as
+            numbers; or "skip", one for each diffusion step.
         split: "train", "validation" or "test"; None: all pictures.
         metric: the reward's metric M; None: the table's first.
         reward: "negative" (-M) or "inverse" (1/M), for a metric that is lower for better pictures; or "relative": -M
@@ -131,7 +131,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         """Make one decision in every environment.
 
         Args:
-            actions: whole numbers (num_envs,), see `skipdiff_env.tree.Tree.actions`.
+            actions: whole numbers (num_envs,), see `skipdiff_env.tree.Tree.actions`; or float32 (num_envs, 2).
 
         Returns:
             Observations, rewards (float64), terminations, truncations (all False), and `info`.
@@ -147,6 +147,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         self._check_going(np.flatnonzero(waiting).tolist())
         going = ~waiting
         nodes = np.maximum(state["node"], 0)
+        actions = self.tree.places(nodes, actions)
         state["nfe"] += going * self.tree.forwards[nodes, actions]
         state["node"] = np.where(going, self.tree.moves[nodes, actions], state["node"])
         ended = going & (state["node"] < 0)
@@ -174,6 +175,8 @@ class SkipDiffTableVectorEnv(BatchedEnv):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return for each environment and action whether it is possible now, (num_envs, actions)."""
+        if self.tree.kind == "continuous":
+            return np.ones((self.num_envs, 2), dtype=np.bool_)
         return self.tree.possible[np.maximum(self._state["node"], 0)]
 
     def get_state(self) -> dict[str, Any]:
@@ -216,6 +219,8 @@ class SkipDiffTableVectorEnv(BatchedEnv):
             raise ResetNeededError(f"an environment has no episode; call reset() before {call}()")
 
     def _actions_are(self) -> str:
+        if self.tree.kind == "continuous":
+            return f"float32 ({self.num_envs}, 2) in -1 … 1"
         return f"whole numbers ({self.num_envs},) in 0 … {len(self.tree.actions) - 1}"
 
     def _begin(self, envs: Sequence[int], options: Mapping[str, Sequence[Any]]) -> None:
@@ -284,7 +289,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         return infos | {f"_{name}": ended.copy() for name in infos}
 
 
-class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
+class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
     """SkipDiffTable-v0: the decisions of `SkipDiffJump-v0` from a table of outcomes, without a network.
 
     ## Description
@@ -381,7 +386,7 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
         observations, infos = self._batch.reset(options=options)
         return observations[0], _of_one(infos)
 
-    def step(self, action: int | np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Make one decision.
 
         Raises:
@@ -389,12 +394,14 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], np.int64]):
             ResetNeededError: there is no episode, or it has ended.
         """
         if not self.action_space.contains(action):
-            last = len(self.tree.actions) - 1
-            raise InvalidActionError(f"an action must be a whole number in 0 … {last}, got {action!r}")
+            expected = f"a whole number in 0 … {len(self.tree.actions) - 1}"
+            if self.tree.kind == "continuous":
+                expected = "a float32 array (2,) of numbers in -1 … 1"
+            raise InvalidActionError(f"an action must be {expected}, got {action!r}")
         begun = self._batch._begun
         if not begun or self._batch._state["node"][0] < 0:
             raise ResetNeededError(f"the episode has {'ended' if begun else 'not begun'}; call reset() before step()")
-        observations, rewards, terminations, _, infos = self._batch.step(np.array([int(action)]))
+        observations, rewards, terminations, _, infos = self._batch.step(np.asarray(action)[None])
         return observations[0], float(rewards[0]), bool(terminations[0]), False, _of_one(infos)
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -504,6 +511,33 @@ class SkipDiffStrideTableEnv(SkipDiffTableEnv):
     """
 
     id = "SkipDiffStrideTable-v0"
+
+
+class SkipDiffContinuousTableEnv(SkipDiffTableEnv):
+    """SkipDiffContinuousTable-v0: a decision before each forward, as two numbers, from a table, without a network.
+
+    ## Description
+    The episodes of `SkipDiffStrideTable-v0`, for algorithms of continuous actions, such as SAC and TD3. The table has
+    the outcomes of 18 schedules, so an action acts as the nearest jump that it holds.
+
+    ## Action space
+    `Box(-1, 1, (2,))`, as in `SkipDiffContinuous-v0`: with (share, amount) = (action + 1) / 2 the forward covers the
+    share of the levels that are left, at least one, and does the work of 16**amount steps. The nearest jump of the
+    table is that of the nearest level (0 or 10 of 20), and among these that of the nearest logarithm of substeps.
+
+    ## Observation space, reward, episode start, info, arguments
+    As in `SkipDiffStrideTable-v0`.
+
+    ## Example
+    ```python
+    env = gym.make("skipdiff_env:SkipDiffContinuousTable-v0", split="train")
+    ```
+
+    ## Version history
+    * v0: initial version
+    """
+
+    id = "SkipDiffContinuousTable-v0"
 
 
 def _of_one(infos: Mapping[str, Any]) -> dict[str, Any]:

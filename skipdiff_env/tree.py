@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -10,11 +11,16 @@ from numpy.typing import NDArray
 from ddpm.schedule import Schedule
 from ddpm.util.checks import check_one_of
 from ddpm.util.errors import ConfigError
+from skipdiff_env.decisions import continuous_jumps
 from skipdiff_env.features import FEATURE_BOUNDS, FEATURES
 from skipdiff_env.outcomes import Jumps, OutcomeTable
 from skipdiff_env.rules import Action
 
-KINDS = ("schedule", "stride", "skip")
+# Kinds of decision about one forward after the other.
+FORWARDS = ("stride", "continuous")
+# More than the difference of any two logarithms of substeps.
+FAR = 100.0
+KINDS = ("schedule", "stride", "continuous", "skip")
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,8 @@ class Tree:
 
     Attributes:
         table: the outcomes.
-        kind: "schedule", one decision among all schedules; "stride", one decision for each forward; or "skip", one
-            decision (DENOISE or SKIP) for each diffusion step but the last.
+        kind: "schedule", one decision among all schedules; "stride", one decision for each forward; "continuous", the
+            same as numbers in -1 … 1; or "skip", one decision (DENOISE or SKIP) for each diffusion step but the last.
         highest_price: the highest price of a forward that is observed.
     """
 
@@ -49,9 +55,9 @@ class Tree:
 
     def __post_init__(self) -> None:
         check_one_of(KINDS, decisions=self.kind)
-        if self.kind == "stride" and self.states and self.table.estimates is None:
+        if self.kind in FORWARDS and self.states and self.table.estimates is None:
             raise ConfigError(
-                "decisions stride need a table with estimates, got one without; name its schedules to `skipdiff "
+                f"decisions {self.kind} need a table with estimates, got one without; name its schedules to `skipdiff "
                 "tabulate --levels`"
             )
         if self.kind == "skip" and not all(schedule.plain for schedule in self.table.schedules):
@@ -159,15 +165,12 @@ class Tree:
         moves = self._nodes.moves.copy()
         if self.kind == "skip":
             return np.where(moves == 0, moves[:, ::-1], moves)
+        jumps = np.array(self.actions if self.kind in FORWARDS else [(0, 1)])
         for node, possible in enumerate(self.possible):
             for action in np.flatnonzero(~possible):
-                to, substeps = self.actions[action]  # type: ignore[misc]
-
-                def distance(other: int, to: int = to, substeps: int = substeps) -> tuple[int, float]:
-                    level, own = self.actions[other]  # type: ignore[misc]
-                    return abs(level - to), abs(float(np.log(own / substeps)))
-
-                moves[node, action] = moves[node, min(map(int, np.flatnonzero(possible)), key=distance)]
+                level, substeps = jumps[action]
+                distances = np.abs(jumps[:, 0] - level) * FAR + np.abs(np.log(jumps[:, 1] / substeps))
+                moves[node, action] = moves[node, np.where(possible, distances, np.inf).argmin()]
         return moves
 
     @cached_property
@@ -175,7 +178,7 @@ class Tree:
         """The forwards of each action at each node, (nodes, actions)."""
         if self.kind == "schedule":
             return self.table.forwards[None]
-        if self.kind == "stride":
+        if self.kind in FORWARDS:
             return np.full(self.moves.shape, self.table.forwards_per_call)
         taken = np.where(self.possible, np.arange(2), 1 - np.arange(2))
         return (taken == Action.DENOISE).astype(np.int64) + (self.moves < 0)
@@ -196,8 +199,9 @@ class Tree:
     ) -> NDArray[np.float32]:
         """Return what is seen of crops with these noises at these nodes, (B, F); a negative node is an end.
 
-        F is 42, the features, for the kind "schedule"; 85 for "stride", with the level and the features of the last
-        estimate behind them; 45 for "skip", with the step, the level and the price of a forward behind them.
+        F is 42, the features, for the kind "schedule"; 85 for "stride" and "continuous", with the level and the
+        features of the last estimate behind them; 45 for "skip", with the step, the level and the price of a forward
+        behind them.
         """
         seen = self.table.features[crops]
         if self.kind == "schedule":
@@ -219,7 +223,7 @@ class Tree:
         """The space of the observations."""
         low, high = FEATURE_BOUNDS
         bounds = [(low, high)] * FEATURES
-        if self.kind == "stride":
+        if self.kind in FORWARDS:
             bounds += [(0.0, 1.0), *[(low, high)] * FEATURES]
         if self.kind == "skip":
             bounds += [(0.0, 1.0), (0.0, 1.0), (0.0, self.highest_price)]
@@ -227,6 +231,24 @@ class Tree:
         return spaces.Box(lows, highs)
 
     @cached_property
-    def action_space(self) -> spaces.Discrete:
+    def action_space(self) -> spaces.Discrete | spaces.Box:
         """The space of the actions."""
+        if self.kind == "continuous":
+            return spaces.Box(-1, 1, (2,), np.float32)
         return spaces.Discrete(len(self.actions))
+
+    def places(self, nodes: NDArray[np.integer], actions: NDArray[Any]) -> NDArray[np.integer]:
+        """Return the places of actions among `actions`, (B,); for "continuous", those of the nearest possible jumps.
+
+        The nearest jump is that of the nearest level, and among these that of the nearest logarithm of substeps.
+
+        Args:
+            nodes: where they are taken, (B,).
+            actions: elements of the action space, (B,) or (B, 2).
+        """
+        if self.kind != "continuous":
+            return actions
+        jumps = np.array(self.actions)
+        to, substeps = continuous_jumps(self._nodes.levels[nodes], actions, int(jumps[:, 1].max()))
+        distances = np.abs(jumps[:, 0] - to[:, None]) * FAR + np.abs(np.log(jumps[:, 1] / substeps[:, None]))
+        return np.where(self.possible[nodes], distances, np.inf).argmin(axis=1)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from sb3_contrib import TRPO, MaskablePPO
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
 
@@ -64,12 +64,20 @@ def test_the_tree_of_decisions() -> None:
     np.testing.assert_array_equal(tree.moves[0], [-1, -1, -2, -2, 1, 2])
     np.testing.assert_array_equal(tree.moves[1], [-3, -3, -4, -4, -3, -4])
     np.testing.assert_array_equal(tree.moves[2], [-5] * 6)
+    numbers = Tree(deep(), "continuous")
+    actions = np.array([[1, 1], [1, -1], [0, -0.3], [0, 0.9], [-1, 0.9]], np.float32)  # by way and by substeps
+    found = [numbers.actions[place] for place in numbers.places(np.zeros(5, np.int64), actions)]
+    assert found == [(0, 8), (0, 1), (3, 2), (3, 4), (3, 4)]
+    with pytest.raises(
+        InvalidActionError, match=r"two numbers in -1 … 1 for each of 600 observations, got float64 \(600, 2\) in 2"
+    ):
+        play(numbers, lambda seen: np.full((len(seen), 2), 2.0))
     assert (tree.longest, Tree(deep(), "schedule").longest) == (2, 1)
-    with pytest.raises(ConfigError, match="decisions must be one of schedule, stride, skip, got 'other'"):
+    with pytest.raises(ConfigError, match="decisions must be one of schedule, stride, continuous, skip, got 'other'"):
         Tree(deep(), "other")
 
 
-@pytest.mark.parametrize("kind", ["schedule", "stride"])
+@pytest.mark.parametrize("kind", ["schedule", "stride", "continuous"])
 def test_tables_play_as_the_network_does(kind: str, jumping: str, photos: Path, tmp_path: Path) -> None:
     """Observations, rewards and `info` are those of the live environment, for each schedule."""
     given, ways = settings(jumping, photos), [Schedule.parse(text) for text in WAYS]
@@ -78,7 +86,7 @@ def test_tables_play_as_the_network_does(kind: str, jumping: str, photos: Path, 
     assert table.estimates.shape == (4, 2, 2, 42)
     (split,) = {split_of(table.photographs[0])}
     rows = [place for place, name in enumerate(table.photographs) if split_of(name) == split]
-    counts = {"substeps": [1, 2, 4, 8]} if kind == "stride" else {"schedules": WAYS}
+    counts: dict[str, Any] = {"stride": {"substeps": [1, 2, 4, 8]}, "schedule": {"schedules": WAYS}}.get(kind, {})
     live = SkipDiffEnv(
         **{**given, "observation": "features", "decisions": kind, "reward": "negative", "nfe_penalty": 0.01, **counts}
     )
@@ -105,7 +113,10 @@ def test_tables_play_as_the_network_does(kind: str, jumping: str, photos: Path, 
                 jump = jumps.pop(0)
                 own = env.tree.actions.index(jump)
                 theirs = np.array([known["diffusion_step"] - jump[0] - 1, [1, 2, 4, 8].index(jump[1])])
-                assert env.action_masks()[own]
+                assert kind == "continuous" or env.action_masks()[own]
+            if kind == "continuous":
+                share, amount = 1 - jump[0] / known["diffusion_step"], np.log(jump[1]) / np.log(8)
+                own = theirs = np.array([2 * share - 1, 2 * amount - 1], np.float32)
             seen, reward, ended, _, info = env.step(own)
             expected, other, over, _, known = live.step(theirs)
             assert (reward, ended) == (pytest.approx(other, abs=1e-4), over)
@@ -113,7 +124,7 @@ def test_tables_play_as_the_network_does(kind: str, jumping: str, photos: Path, 
         assert info["metrics"]["lpips"] == pytest.approx(known["metrics"]["lpips"], abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["schedule", "stride"])
+@pytest.mark.parametrize("kind", ["schedule", "stride", "continuous"])
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 def test_a_batch_is_as_single_environments(kind: str, mode: str) -> None:
     settings: dict[str, Any] = {"table": deep(), "decisions": kind, "split": "train"}
@@ -121,12 +132,13 @@ def test_a_batch_is_as_single_environments(kind: str, mode: str) -> None:
     single: Any = SyncVectorEnv([lambda: SkipDiffBanditTableEnv(**settings)] * 3, autoreset_mode=AutoresetMode(mode))
     assert_same(batch.reset(seed=5), single.reset(seed=5))
     for seed in range(12):
-        actions = np.random.default_rng(seed).integers(batch.single_action_space.n, size=3)
+        batch.action_space.seed(seed)
+        actions = batch.action_space.sample()
         assert_same(batch.step(actions), single.step(actions))
 
 
 @pytest.mark.filterwarnings("ignore:.*render_mode='rgb_array' that is not in the possible render_modes")
-@pytest.mark.parametrize("name", ["SkipDiffBanditTable-v0", "SkipDiffStrideTable-v0"])
+@pytest.mark.parametrize("name", ["SkipDiffBanditTable-v0", "SkipDiffStrideTable-v0", "SkipDiffContinuousTable-v0"])
 def test_the_registered_ones(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -138,7 +150,10 @@ def test_the_registered_ones(name: str) -> None:
     assert sum(len(env.table.features) for env in tables) == 1252
     assert [len(set(env.table.photographs)) for env in tables] == [605, 104, 192]
     PPO("MlpPolicy", name, n_steps=8, batch_size=8, n_epochs=1).learn(16)
-    MaskablePPO("MlpPolicy", make_vec_env(name, 2), n_steps=8, batch_size=8, n_epochs=1).learn(16)
+    if name == "SkipDiffContinuousTable-v0":
+        SAC("MlpPolicy", make_vec_env(name, 2), learning_starts=4, batch_size=8).learn(16)
+    else:
+        MaskablePPO("MlpPolicy", make_vec_env(name, 2), n_steps=8, batch_size=8, n_epochs=1).learn(16)
 
 
 def test_rewards_are_relative_or_not() -> None:
@@ -220,7 +235,10 @@ def test_policies_that_are_none(policy: Any, message: str) -> None:
 def test_scores_of_other_things() -> None:
     with pytest.raises(ConfigError, match="split must be one of train, validation, test, got 'tests'"):
         score(random_policy(3), split="tests", table=made())
-    with pytest.raises(ConfigError, match="scores are for SkipDiffBanditTable-v0 and SkipDiffStrideTable-v0, got 'X'"):
+    with pytest.raises(
+        ConfigError,
+        match="scores are for SkipDiffBanditTable-v0, SkipDiffStrideTable-v0, SkipDiffContinuousTable-v0, got 'X'",
+    ):
         score(random_policy(3), env_id="X")
     model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8)
     with pytest.raises(ConfigError, match=r"the model has the observation_space Box\(4,\), expected Box\(42,\)"):

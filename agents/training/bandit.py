@@ -98,7 +98,7 @@ class TableTrainingConfig:
         check_types(self)
         check_price(self.nfe_penalty)
         if self.env not in BENCHMARKS:
-            raise ConfigError(f"tables are for the environments {' and '.join(BENCHMARKS)}, got {self.env!r}")
+            raise ConfigError(f"tables are for the environments {', '.join(BENCHMARKS)}, got {self.env!r}")
         if self.env_steps is not None:
             check_least(self, 1, "env_steps")
         if self.minutes is not None and not self.minutes > 0:
