@@ -7,11 +7,10 @@ from numpy.typing import NDArray
 
 from agents.agent import Agent
 from agents.playing import AgentPolicy, play
-from agents.training.even_outcomes import Outcomes, even_outcomes
 from agents.training.learning_curve import CurvePoint
+from ddpm.schedule import even_levels
 from ddpm.util.progress import progress
 from skipdiff_env.episode import Episode, StartOutcomes
-from skipdiff_env.rules import quality
 from skipdiff_env.task import Task
 
 # Qualities at which an agent is evaluated that observes the price of a forward.
@@ -36,21 +35,14 @@ class Evaluator:
         pictures, seeds = range(len(task.pictures)), range(first_seed, first_seed + noise_seeds)
         self.images = [image for image in pictures for _ in seeds]
         self.noise_seeds = [seed for _ in pictures for seed in seeds]
-        self.outcomes: StartOutcomes | Outcomes | None = None
-        if oracle and task.plan.skip_mode == "restart":
-            self.outcomes = tabulate(task, seeds)
-        elif oracle:
-            forwards = range(1, task.plan.first + 1)
-            groups = _groups(task, len(seeds), "every number of steps")
-            self.outcomes = Outcomes.join([even_outcomes(task, group, seeds, forwards) for group in groups])
+        self.outcomes = tabulate(task, seeds) if oracle else None
 
     def _rewards(self, price: float) -> NDArray[np.float64] | None:
-        """Rewards of everything tabulated, (pictures, noises, starts or schedules)."""
-        if not isinstance(self.outcomes, Outcomes):
-            return None if self.outcomes is None else self.outcomes.rewards
-        metric, kind = self.task.metric, self.task.config.reward
-        gained = np.vectorize(lambda value: quality(value, metric.lower_better, kind))
-        return gained(self.outcomes.metrics[metric.name]) - price * np.array(self.outcomes.forwards)
+        """Return the rewards of everything tabulated at a price, (pictures, noises, numbers of forwards)."""
+        if self.outcomes is None:
+            return None
+        forwards = np.arange(1, self.task.plan.first + 1)
+        return self.outcomes.rewards + (self.task.price - price) * forwards
 
     def _skipped(self, episode: Episode) -> float:
         """The share of the diffusion steps from the first to 2 that was not performed."""
@@ -71,7 +63,7 @@ class Evaluator:
         reward = float(np.mean([episode.reward for episode in episodes]))
         return CurvePoint(
             env_steps=env_steps,
-            episodes=env_steps // agent.config.env_steps,
+            episodes=env_steps // agent.config.make_decisions().longest,
             seconds=round(seconds, 1),
             reward=reward,
             regret=float(np.mean(oracle)) - reward,
@@ -94,8 +86,16 @@ def _groups(task: Task, seeds: int, title: str) -> Iterator[range]:
 
 
 def tabulate(task: Task, seeds: Sequence[int]) -> StartOutcomes:
-    """Outcomes of every start for each picture of a task under each noise seed, with a progress bar."""
-    parts = [task.start_outcomes(group, seeds) for group in _groups(task, len(seeds), "every start")]
+    """Return what every start, or under jumps every number of even steps, gives for each picture and noise seed.
+
+    The last axis stands for 1 … N fine forwards.
+    """
+    first, restarts = task.plan.first, task.plan.skip_mode == "restart"
+    even = [even_levels(first, forwards) for forwards in range(1, first + 1)]
+    parts = [
+        task.start_outcomes(group, seeds) if restarts else task.schedule_outcomes(group, seeds, even)
+        for group in _groups(task, len(seeds), "every start" if restarts else "every number of steps")
+    ]
     return StartOutcomes(
         np.concatenate([part.rewards for part in parts]),
         {name: np.concatenate([part.metrics[name] for part in parts]) for name in task.metrics},
