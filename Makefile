@@ -40,11 +40,10 @@ docs: .venv/installed  ## the site of the documentation, in site/
 
 # What pages include, as commands print it. Each file is made once; `make -B films figures` makes all of them anew.
 GENERATED := docs/generated
-FILMS := SkipDiffJump-v0 SkipDiffJump128-v0 SkipDiffPhoto-v0
+FILMS := SkipDiff-v0 SkipDiffFaces-v0
 # The agents that play, and the picture.
-AGENT_SkipDiffJump-v0 ?= natural-x4/agent-steps
-AGENT_SkipDiffJump128-v0 ?= natural-x4/agent-steps
-AGENT_SkipDiffPhoto-v0 ?= photo-x4/agent-steps
+AGENT_SkipDiff-v0 ?= natural-x4/agent-paper
+AGENT_SkipDiffFaces-v0 ?= faces-x8/agent-paper
 FILM_OPTIONS ?= --image 1
 FIGURES := env_throughput forward headroom speed backends kills fuzz
 VARIANTS := SkipDiff-v0 SkipDiffFaces-v0 SkipDiffJump-v0 SkipDiffJump128-v0 SkipDiffPhoto-v0 SkipDiffTable-v0

@@ -31,8 +31,6 @@ EXPORTED = {
 }
 RECURRENT = "recurrent-ppo"
 MASKABLE = "maskable-ppo"
-# Learns from a table of outcomes instead of episodes, see `agents.training.supervised`.
-SUPERVISED = "supervised"
 
 
 def algorithm_class(name: str) -> "type[BaseAlgorithm]":
@@ -42,7 +40,7 @@ def algorithm_class(name: str) -> "type[BaseAlgorithm]":
         ConfigError: the algorithm is unknown.
     """
     if name not in EXPORTED:
-        raise ConfigError(f"unknown algorithm {name!r}; known are {', '.join([*EXPORTED, SUPERVISED])}")
+        raise ConfigError(f"unknown algorithm {name!r}; known are {', '.join(EXPORTED)}")
     module, attribute = EXPORTED[name]
     return getattr(import_module(module), attribute)
 

@@ -1,13 +1,16 @@
 """Policies for the benchmark, as `skipdiff benchmark` takes them: agents, models of Stable-Baselines3, functions."""
 
+import json
 import sys
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from agents.agent import Agent, find_agent, load_agent, load_zip
-from ddpm.util.errors import ConfigError
+from agents.agent import Agent, find_agent, load_agent
+from agents.algorithms import RECURRENT, algorithm_class
+from ddpm.util.errors import CheckpointError, ConfigError
 from skipdiff_env.tree import Tree
 
 
@@ -29,8 +32,49 @@ def load_policy(name: str, tree: Tree, trust_pickle: bool = False) -> Any:
         return _function(module, function)
     path = find_agent(name)
     if path.is_file():
-        return load_zip(path, "cpu", trust_pickle)
+        return load_zip(path, trust_pickle)
     return chooser(load_agent(path), tree, name)
+
+
+def load_zip(path: Path, trust_pickle: bool) -> Any:
+    """Return a model of Stable-Baselines3.
+
+    Args:
+        path: the .zip.
+        trust_pickle: whether it may be loaded, which runs whatever code its author put into it.
+
+    Raises:
+        CheckpointError: it is not trusted, or is no .zip of an algorithm of `agents.algorithms`.
+    """
+    if not trust_pickle:
+        raise CheckpointError(
+            f"{path} is a file of pickles, and loading it runs any code its author put into it; pass --trust-pickle "
+            "(trust_pickle=True) if you made it yourself"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            settings = json.loads(archive.read("data"))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is no .zip of Stable-Baselines3 ({error})") from None
+    name = _zip_algorithm(settings)
+    try:
+        return algorithm_class(name).load(path, device="cpu")
+    except Exception as error:  # pickles raise anything
+        raise CheckpointError(f"{path} does not load as {name} ({error})") from None
+
+
+def _zip_algorithm(settings: Mapping[str, Any]) -> str:
+    """Return which algorithm wrote the `data` of a .zip: those that matter for deciding differ in their settings."""
+    if "exploration_fraction" in settings:
+        policy = json.dumps(settings.get("policy_class", ""))
+        return "qrdqn" if "qrdqn" in policy.lower() else "dqn"
+    if "_last_lstm_states" in settings:
+        return RECURRENT
+    if "cg_max_steps" in settings:
+        return "trpo"
+    if "Maskable" in json.dumps(settings.get("policy_class", "")):
+        return "maskable-ppo"
+    return "ppo" if "clip_range" in settings else "a2c"
 
 
 def _function(module: str, function: str) -> Callable[..., Any]:
@@ -73,4 +117,4 @@ def chooser(agent: Agent, tree: Tree, name: str = "the agent") -> Callable[[Any]
         raise ConfigError(
             f"{name} was trained on a table of the {key} {theirs}, but this table is of {ours}; give its own --table"
         )
-    return lambda seen: agent.scores(seen).argmax(dim=1).cpu().numpy()
+    return lambda seen: agent.predict(seen)[0]

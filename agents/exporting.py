@@ -31,7 +31,7 @@ def export_agent(model: Any, env: Any, folder: str | Path, /, **training: Any) -
     Args:
         model: of Stable-Baselines3 or sb3-contrib, by one of `agents.algorithms.EXPORTED`.
         env: the environment that it was trained in: one of Gymnasium's, a `SkipDiffVecEnv`, or another `VecEnv` of
-            them, where latents may be stacked by `VecFrameStack(…, channels_order="first")`; or
+            them, where latents may be resized, and stacked by `VecFrameStack(…, channels_order="first")`; or
             `SkipDiffBanditTable-v0`, or its table.
         folder: where config.json and model.safetensors go.
         training: how it was trained, for the record.
@@ -67,8 +67,8 @@ def _of_table(table: OutcomeTable, training: dict[str, Any]) -> dict[str, Any]:
     record = {"network": description.get("network"), **training}
     record["env"] = {"checkpoint": description.get("checkpoint"), **training.get("env", {})}
     return {
-        "decisions": plan.decisions, "image_size": description["size"], "latent_bound": NO_LATENT, "plan": plan,
-        "training": record, "observation": "features", "kind": "schedule",
+        "image_size": description["size"], "latent_bound": NO_LATENT, "plan": plan, "training": record,
+        "observation": "features", "kind": "schedule",
         "schedules": tuple(str(schedule) for schedule in table.schedules),
     }  # fmt: skip
 
@@ -115,9 +115,9 @@ def _of_env(env: Any, training: dict[str, Any]) -> dict[str, Any]:
     latent = space["latent"] if isinstance(space, spaces.Dict) else space
     bound = float(latent.high.max()) if config.observation != "features" else NO_LATENT  # type: ignore[attr-defined]
     return {
-        "decisions": task.plan.decisions, "image_size": config.image_size, "latent_bound": bound, "plan": task.plan,
-        "training": record, "observation": config.observation, "price_range": config.price_range,
-        "kind": decisions.kind, "substeps": substeps,
+        "image_size": config.image_size, "latent_bound": bound, "plan": task.plan, "training": record,
+        "observation": config.observation, "kind": decisions.kind, "substeps": substeps,
+        "price_range": None if config.observation == "latent" else config.price_range,
         "schedules": None if schedules is None else tuple(map(str, schedules)),
     }  # fmt: skip
 
@@ -135,16 +135,12 @@ def plain_settings(config: TaskConfig) -> dict[str, Any]:
 
 def _check_spaces(model: Any, config: AgentConfig, env: Any) -> None:
     """Refuses a model that sees or does something else than the environment shows and takes."""
-    assert config.plan is not None, "both ways set it"
     seen = features_space(None) if isinstance(env, OutcomeTable) else task_of(env).observation_space
     action = config.make_decisions().space
     if model.action_space != action:
         raise ConfigError(f"the environment takes actions of {action}, but the model acts in {model.action_space}")
     own = model.observation_space
-    stacked = (
-        config.observation == "latent" and config.kind != "schedule" and own.shape is not None
-        and own.shape[0] % 3 == 0 and own.shape[1:] == seen.shape[1:]  # type: ignore[index]
-    )  # fmt: skip
+    stacked = config.observation == "latent" and config.kind != "schedule" and len(own.shape) == 3
     if own != seen and not stacked:
         raise ConfigError(
             f"the environment shows {seen}, but the model sees {own}; train without wrappers that change observations"

@@ -81,13 +81,11 @@ def _checkpoint(folder: Path) -> Shared:
 
 
 def _agent(folder: Path) -> Shared:
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file of pickles; train-agent writes a folder, which can be uploaded")
     config = load_agent(folder).config
     facts: dict[str, Mapping[str, Any]] = {
         "Settings": {
             "algorithm": config.algorithm,
-            "episodes": config.plan.describe() if config.plan is not None else f"{config.decisions} decisions",
+            "episodes": config.plan.describe(),
             "observation": config.observation,
             "pictures in training": f"{config.image_size} x {config.image_size} pixels",
             "price of a forward": "one" if config.price_range is None else " … ".join(map(str, config.price_range)),

@@ -57,19 +57,6 @@ def _check_finite(layer: nn.Module, inputs: Any, outputs: Tensor) -> None:
         raise NotFiniteError
 
 
-def action_values(policy: Any, observations: Any) -> Tensor:
-    """Return logits of the actions of a policy, or their values for a Q-learner, (B, actions).
-
-    Raises:
-        NotFiniteError: they are not finite.
-    """
-    if hasattr(policy, "get_distribution"):
-        return policy.get_distribution(observations).distribution.logits
-    values = policy(observations)
-    _check_finite(policy, observations, values)
-    return values.mean(dim=1) if values.ndim == 3 else values  # quantiles (B, n, actions), or values
-
-
 # --- spaces ---
 
 

@@ -5,7 +5,6 @@ python -m benchmarks.algorithms --images DIR --eval-images DIR --out DIR [--env 
 
 What is finished is not computed again by a command of the same settings. Figures are interquartile means over the
 seeds, with 95 % bootstrap intervals.
-On environments of jumps, "supervised" is compared as well: a regression of what each number of even steps gives.
 `curves.webp` in the output folder shows the learning curves.
 """
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap, trim_mean
 
 from agents.agent import load_agent
-from agents.algorithms import ALGORITHMS, SUPERVISED
+from agents.algorithms import ALGORITHMS
 from agents.cli.command import Command
 from agents.cli.options import STEPS, environment
 from agents.playing import AgentPolicy, play
@@ -28,15 +27,12 @@ from agents.plots import compared_curves, save
 from agents.study.methods import skipping_policy
 from agents.study.running import SETTINGS, digest, settle
 from agents.study.tables import markdown
-from agents.training.even_outcomes import even_outcomes
 from agents.training.hyperparameters import load_hyperparameters, parse_overrides
 from agents.training.learning_curve import CurvePoint, read_curve
 from agents.training.sb3 import AgentTrainingConfig, tabulate, train_agent
-from agents.training.supervised import SupervisedConfig, train_supervised
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, read_json, write_json
 from skipdiff_env.memo import Memo
-from skipdiff_env.pictures import Pictures
 from skipdiff_env.refinement import Policy
 from skipdiff_env.task import Episode, Task, TaskConfig, fingerprint
 
@@ -71,16 +67,10 @@ def figures(task: Task, episodes: Sequence[Episode]) -> Figures:
 
 def references(task: Task, seeds: Sequence[int]) -> dict[str, Figures]:
     """What needs no learning: the best fixed start or number of steps, the best by the other noises, and the oracle."""
-    pictures = range(len(task.pictures))
-    coarse = task.plan.coarse_forwards
-    if task.plan.skip_mode == "restart":
-        table = tabulate(task, seeds)
-        rewards, metrics = table.rewards, table.metrics
-        forwards, what = np.arange(1, task.plan.first + 1) + coarse, "start"
-    else:
-        even = even_outcomes(task, pictures, seeds, range(1, task.plan.first + 1))
-        rewards, metrics = even.rewards(task.metric.name, task.price), even.metrics
-        forwards, what = np.array(even.forwards), "number of steps"
+    table = tabulate(task, seeds)
+    rewards, metrics = table.rewards, table.metrics
+    forwards = np.arange(1, task.plan.first + 1) + task.plan.coarse_forwards
+    what = "start" if task.plan.skip_mode == "restart" else "number of steps"
 
     def chosen(choice: NDArray[np.integer]) -> Figures:
         def at(values: NDArray[np.float64]) -> float:
@@ -106,18 +96,6 @@ def _played(task: Task, policy: Policy, seeds: Sequence[int]) -> Figures:
     return figures(task, play(task, policy, images, [seed for _ in task.pictures for seed in seeds]))
 
 
-def supervised(env: Mapping[str, Any], judged: Task, noise_seeds: int, folder: Path, seed: int, device: str) -> Policy:
-    """Trains the supervised agent on the pictures of an environment, for prices around the environment's."""
-    price = judged.price
-    config = SupervisedConfig(
-        {**env, "nfe_penalty": [price / 4, price * 4]}, minutes=None,
-        crops=len(Pictures(env["images"], judged.config.image_size)), noises=noise_seeds,
-        forwards=list(range(1, judged.plan.first + 1)), seed=seed, device=device,
-    )  # fmt: skip
-    agent = train_supervised(config, folder, resume=folder.exists())
-    return AgentPolicy(load_agent(agent, device), price=price)
-
-
 def report(known: Mapping[str, Figures], runs: Mapping[str, Sequence[Figures]]) -> str:
     """The table: a line for each algorithm, and for each reference."""
     names = list(next(iter(known.values())))
@@ -140,7 +118,7 @@ def report(known: Mapping[str, Figures], runs: Mapping[str, Sequence[Figures]]) 
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs and of the table.")
 @click.option("--checkpoint", help="[default: that of the environment]")
-@click.option("--algos", help=f"Separated by commas.  [default: {', '.join([*ALGORITHMS, SUPERVISED])}]")
+@click.option("--algos", help=f"Separated by commas.  [default: {', '.join(ALGORITHMS)}]")
 @STEPS
 @click.option("--seeds", default=5, help="Trainings of each algorithm, with seeds 0, 1, …")
 @click.option("--env-steps", default=20_000, help="Decisions of each training.")
@@ -197,31 +175,24 @@ def main(
     memory = Memo(0), Memo(0)
     runs: dict[str, list[Figures]] = {}
     curves: dict[str, list[list[CurvePoint]]] = {}
-    all_algorithms = [*ALGORITHMS, *([SUPERVISED] if judged.plan.skip_mode == "jump" else [])]
-    wanted = algos.split(",") if algos else all_algorithms
+    wanted = algos.split(",") if algos else list(ALGORITHMS)
     hyperparameters = {
-        algorithm: load_hyperparameters(algorithm, changes, env.get("observation", "latent"))
-        for algorithm in wanted
-        if algorithm != SUPERVISED
+        algorithm: load_hyperparameters(algorithm, changes, env.get("observation", "latent")) for algorithm in wanted
     }
     for seed in range(seeds):  # the first seed of all algorithms, then the second: what is interrupted is a comparison
         for algorithm in wanted:
             folder = out / algorithm / f"seed-{seed}"
             result = folder / "figures.json"
             if not result.exists():
-                if algorithm == SUPERVISED:
-                    policy = supervised(env, judged, noise_seeds, folder, seed, device)
-                else:
-                    config = AgentTrainingConfig(
-                        algorithm, env, hyperparameters[algorithm], list(eval_images), eval_noise_seeds, noise_seeds,
-                        eval_every, oracle=False, cache_mb=cache_mb, seed=seed, device=device,
-                    )  # fmt: skip
-                    train_agent(config, folder, resume=folder.exists(), memory=memory)
-                    policy = AgentPolicy(load_agent(folder / "agent", device))
+                config = AgentTrainingConfig(
+                    algorithm, env, hyperparameters[algorithm], list(eval_images), eval_noise_seeds, noise_seeds,
+                    eval_every, oracle=False, cache_mb=cache_mb, seed=seed, device=device,
+                )  # fmt: skip
+                train_agent(config, folder, resume=folder.exists(), memory=memory)
+                policy = AgentPolicy(load_agent(folder / "agent", device))
                 write_json(result, _played(judged, policy, shown))
             runs.setdefault(algorithm, []).append(read_json(result))
-            if algorithm != SUPERVISED:
-                curves.setdefault(algorithm, []).append(read_curve(folder / "evaluations.csv"))
+            curves.setdefault(algorithm, []).append(read_curve(folder / "evaluations.csv"))
     text = report(known, runs)
     with atomic_path(out / "algorithms.md") as temporary:
         temporary.write_text(f"{text}\n", encoding="utf-8")

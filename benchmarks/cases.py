@@ -68,7 +68,7 @@ GOOD_LINES = (
     ["train-substeps", "--out=out", "--from={net}", PHOTOS, *tiny.TRAIN_SUBSTEPS],
     ["train-agent", "--out=out", "--table={ways}", *tiny.TRAIN_ON_TABLE],
     ["train-agent", "--out=out", NET, PHOTOS, *tiny.TRAIN_AGENT],
-    ["train-agent", "--out=out", NET, PHOTOS, *tiny.TRAIN_SUPERVISED],
+    ["train-agent", "--out=out", NET, PHOTOS, *tiny.TRAIN_PRICED],
     ["import-sr3", "{sr3}", "out"],
     ["evaluate", "--out=out", LARGE, NET, *tiny.EVALUATE],
     ["evaluate", LARGE, FAST, *tiny.EVALUATE, "--no-paper", "--reference=bicubic", "--levels=12*4", "--seeds=2"],
@@ -102,7 +102,7 @@ READERS: dict[str, list[list[str]]] = {
         ["push-to-hub", "run", "owner/name"],
     ],
     "jump": [
-        ["train-agent", "--algo=supervised", "--out=run", "--resume"],
+        ["train-agent", "--out=run", "--resume", "--env-steps=18"],
         ["upscale", "{photos}/0.png", "-o", "out", NET, "--agent=run", "--quality=0.3"],
     ],
     "substeps": [
@@ -149,7 +149,7 @@ class Stock(Mapping[str, str]):
             # one for validation, one for tests, two for training
             "sources": lambda out: out.write_text("0.png\td\n1.png\ti\n2.png\ta\n3.png\tb\n", encoding="utf-8"),
             "agent": lambda out: self._run("train-agent", out, NET, PHOTOS, *tiny.TRAIN_AGENT),
-            "jump": lambda out: self._run("train-agent", out, NET, PHOTOS, *tiny.TRAIN_SUPERVISED),
+            "jump": lambda out: self._run("train-agent", out, NET, PHOTOS, *tiny.TRAIN_PRICED),
             "run": lambda out: self._run("train-ddpm", out, PHOTOS, *tiny.TRAIN_DDPM),
             "predictor": lambda out: self._run("train-predictor", out, PHOTOS, *tiny.TRAIN_PREDICTOR),
             "started": self._started,

@@ -43,7 +43,7 @@ MAX_PIXELS = 2**14
 MEMORY = 12 * 2**30
 LATE = (
     "accelerate", "agents.benchmark", "agents.cli.demo", "agents.cli.enjoy", "agents.study", "agents.study.intervals",
-    "agents.training.bandit", "agents.training.supervised", "agents.training.sb3", "diffusers",
+    "agents.training.bandit", "agents.training.sb3", "diffusers",
     "ddpm.training.predictor", "ddpm.nets.sr3", "onnx", "onnxruntime", "openvino", "pyiqa", "sb3_contrib", "spandrel",
     "tensorboard", "tifffile", "torch._dynamo",
 )  # fmt: skip

@@ -21,7 +21,7 @@ ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 3, 7, 0.5, -0.0, 1e308, float("nan"), float("inf"), 10**9, 2**31, 2**63, 10**30, "",
     "x", "\0", "é" * 300, "../x", [], [1], [0, -1], [3, 2, 1], ["a"], [[1]], {}, {"a": 1}, "3", [1, 4], 10**400,
     "v", "eps", "image", "residual", "ddpm", "ddim", "ddim:0.5", "dpmsolver++", "jump", "restart", "ppo", "dqn", "a2c",
-    "recurrent-ppo", "supervised", "latent", "dict", "features", "lpips", "niqe", "cosine", "step", "l2", "bf16",
+    "recurrent-ppo", "latent", "dict", "features", "lpips", "niqe", "cosine", "step", "l2", "bf16",
     "fp16", "negative", "cpu", "cuda", "low-rank", "even:2*8", "20*4,9",
 )  # fmt: skip
 SIDES = (1, 2, 3, 5, 8, 13, 24)

@@ -291,7 +291,7 @@ def tiles(checkpoint: str, agent: str | None, quality: float | None, photograph:
 
     source = agent or str(Path(resolve_checkpoint(checkpoint)) / "agent")
     loaded = load_agent(source) if agent or has_agent(source) else None
-    if loaded is None or loaded.config.plan is None or loaded.config.plan.skip_mode != "jump":
+    if loaded is None or loaded.config.plan.skip_mode != "jump":
         click.echo("\ntiles: left out, no agent of jumps decides; name one by --agent")
         return
     plan, policy = loaded.config.plan, AgentPolicy(loaded, quality)

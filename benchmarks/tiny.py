@@ -26,10 +26,10 @@ TRAIN_AGENT = (
     "--env=SkipDiff-v0", "--steps=3,4", "--image-size=16", "--metric=psnr", "--env-steps=12", "--eval-every=2", "-p",
     "n_envs=2", "-p", "episodes_per_minibatch=1", "-p", "hidden_size=8", "-p", "norm=group",
 )  # fmt: skip
-TRAIN_SUPERVISED = (
-    "--env=SkipDiffJump-v0", "--algo=supervised", "--steps=1,4", "--image-size=32", "--metric=lpips",
-    "--nfe-penalty=0.001,0.1", "-p", "forwards=[1, 2]", "-p", "channels=[4]", "-p", "crops=6", "-p", "epochs=1", "-p",
-    "members=1",
+TRAIN_PRICED = (
+    "--env=SkipDiffJump-v0", "--steps=1,4", "--image-size=32", "--metric=psnr", "--nfe-penalty=0.001,0.1",
+    "--env-steps=12", "--eval-every=2", "-p", "n_envs=2", "-p", "episodes_per_rollout=1", "-p",
+    "episodes_per_minibatch=1", "-p", "channels=[4]",
 )  # fmt: skip
 TRAIN_SUBSTEPS = (
     "--crop=16", "--batch-size=2", "--warmup=1", "--iterations=2", "--save-every=1", "--most=4", "--rank=2",

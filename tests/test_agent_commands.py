@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from agents.agent import Agent, AgentConfig, load_agent
+from agents.agent import load_agent
 from agents.cli import main
 from agents.cli.enjoy import enjoy
 from agents.training.learning_curve import read_curve
@@ -24,6 +24,7 @@ from skipdiff_env.metrics import make_metric
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import quality
 from skipdiff_env.task import Task
+from tests.untrained import untrained
 
 STEPS = "--steps=20,5"
 
@@ -33,30 +34,25 @@ def small_task(checkpoint: str, images: Path, **changes: Any) -> Task:
     return Task(TaskConfig.of({"checkpoint": checkpoint, "images": str(images), "steps": (20, 5), **changes}))
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "supervised"])
 def test_a_run_finds_its_files_from_any_folder(
-    algorithm: str, checkpoint: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Paths are kept as absolute ones."""
     kept: list[Any] = []
     monkeypatch.setattr("agents.training.sb3.train_agent", lambda config, *_: kept.append(config))
-    monkeypatch.setattr("agents.training.supervised.train_supervised", lambda config, *_: kept.append(config))
     monkeypatch.chdir(photos.parent)
     net = os.path.relpath(checkpoint)
-    more = [f"--eval-images={photos.name}/0.png"] if algorithm == "ppo" else []
     run(
         "train-agent",
         "--env=SkipDiff-v0",
-        f"--algo={algorithm}",
         "--out=out",
         f"--images={photos.name}",
         f"--checkpoint={net}",
-        *more,
+        f"--eval-images={photos.name}/0.png",
     )
     assert kept[0].env["images"] == [str(photos)]
     assert kept[0].env["checkpoint"] == checkpoint
-    if more:
-        assert kept[0].eval_images == [str(photos / "0.png")]
+    assert kept[0].eval_images == [str(photos / "0.png")]
 
 
 def run(*arguments: object, code: int = 0) -> Result:
@@ -74,10 +70,7 @@ def episodes(checkpoint: str, photos: Path) -> list[str]:
 @pytest.fixture
 def agent_folder(tmp_path: Path) -> Path:
     """An untrained agent for 32-px latents and N = 5."""
-    kwargs = {"features_extractor_kwargs": {"hidden_size": 8}}
-    Agent.build(AgentConfig("ppo", 4, 32, 9.0, Plan(20, 5), kwargs, {"env": {"metric": "psnr"}})).save(
-        tmp_path / "agent"
-    )
+    untrained(Plan(20, 5), training={"env": {"metric": "psnr"}}).save(tmp_path / "agent")
     return tmp_path / "agent"
 
 
@@ -122,8 +115,8 @@ def test_trains_on_a_split_and_evaluates_on_other_pictures(checkpoint: str, phot
 
 
 def test_enjoy_takes_the_arguments_of_an_environment(checkpoint: str, photos: Path, tmp_path: Path) -> None:
-    config = AgentConfig("ppo", 19, 64, 9.0, Plan(1, 20, fine_sampler="ddim", skip_mode="jump"), observation="dict")
-    Agent.build(config).save(tmp_path / "agent")
+    plan = Plan(1, 20, fine_sampler="ddim", skip_mode="jump")
+    untrained(plan, observation="dict", side=64).save(tmp_path / "agent")
     options = (f"--checkpoint={checkpoint}", f"--images={photos}", f"--agent={tmp_path / 'agent'}")
     result = run("enjoy", "--env=SkipDiffJump-v0", *options, "-o", tmp_path / "x.png")
     reward, lpips = re.search(r"reward (\S+), lpips (\S+)$", result.output, re.MULTILINE).groups()  # type: ignore[union-attr]
@@ -246,7 +239,7 @@ def test_an_agent_keeps_its_first_decision(episodes: list[str], checkpoint: str,
     run("train-agent", "--env=SkipDiff-v0", f"--out={folder}", *episodes, *SMALL, "--first-step=8")
     agent = load_agent(folder)
     assert agent.config.plan == Plan(20, 5, first_step=8)
-    assert agent.config.observation_shape == (21, 32, 32)
+    assert agent.policy.observation_space.shape == (21, 32, 32)
     said = run("enjoy", f"--agent={folder}", *episodes, "-o", tmp_path / "x.png").output
     assert said.count("probability 0.") == 7
     out = tmp_path / "table"
@@ -282,6 +275,7 @@ def test_an_agent_keeps_its_first_decision(episodes: list[str], checkpoint: str,
     [
         (("--coarse-sampler=pndm",), "--coarse-sampler"),
         (("--algo=sarsa",), "unknown algorithm 'sarsa'"),
+        (("--algo=supervised",), "unknown algorithm 'supervised'; known are ppo, a2c"),
         (("-p", "gama=1"), "no hyperparameter gama; known are"),
         (("-p", "gamma"), "expected key=value"),
         (("--metric=nique",), "unknown metric 'nique'"),
@@ -316,7 +310,7 @@ def test_other_bad_input(
     refused("image must be an index from 0 to 3", *enjoy, "--image=9")
     refused("no agent in", "enjoy", f"--agent={tmp_path / 'none'}", *episodes)
     (tmp_path / "a.zip").write_bytes(b"x")
-    refused("--trust-pickle", "enjoy", f"--agent={tmp_path / 'a.zip'}", *episodes)
+    refused("a.zip is a file, expected the folder of an agent", "enjoy", f"--agent={tmp_path / 'a.zip'}", *episodes)
     evaluate = ("evaluate", f"--images={photos}", f"--checkpoint={checkpoint}", "--metrics=psnr", "--limit=1")
     refused("trained for episodes of S,N = 20,5", *evaluate, f"--agent={agent_folder}", "--steps=10,10")
     refused("the reward's metric niqe must be one of the metrics psnr", *evaluate, "--reward=niqe")

@@ -314,7 +314,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["agent", "--env=SkipDiffStrideTable-v0"], "expected an agent that decides about strides"),
         (["agent", "--table=photo-x4"], "but this table is of"),
         (["agent", "--table=natural-x4-stride"], "chooses among 20; 20*2"),
-        (["natural-x4/agent-steps"], "decides step by step, expected an agent that decides a schedule"),
+        (["natural-x4/agent-paper"], "decides step by step, expected an agent that decides a schedule"),
         (["agent", "--env=SkipDiff-v0"], "scores are for"),
     ):
         assert message in command(*arguments, code=2), arguments

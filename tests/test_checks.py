@@ -12,7 +12,6 @@ from agents.agent import AgentConfig
 from agents.cli.options import named_agents
 from agents.training.config import AgentTrainingConfig, resumed_config
 from agents.training.hyperparameters import Hyperparameters
-from agents.training.supervised import SupervisedConfig, resumed_supervised
 from ddpm.training import trainer
 from ddpm.training.configs import DDPMConfig, PredictorConfig
 from ddpm.util.checks import check_types, is_number, shown
@@ -85,7 +84,10 @@ def test_sizes_of_a_predictor(changes: dict[str, int]) -> None:
 
 
 def test_prices_of_an_agent_that_no_float_holds() -> None:
-    content = {"algorithm": "ppo", "decisions": 3, "image_size": 16, "latent_bound": 1.0, "price_range": [0.1, 10**400]}
+    content = {
+        "algorithm": "ppo", "plan": {"S": 10, "N": 10}, "policy": {}, "image_size": 16, "latent_bound": 1.0,
+        "price_range": [0.1, 10**400],
+    }  # fmt: skip
     with pytest.raises(ConfigError, match="a setting is missing or of the wrong type"):
         AgentConfig.read(content)
 
@@ -137,30 +139,9 @@ def test_damaged_runs_of_agents(content: dict[str, Any], message: str, tmp_path:
         resumed_config(tmp_path, {})
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"epochs": "x"}, "epochs must be a whole number, got 'x'"),
-        ({"minutes": []}, "minutes must be a number or none"),
-        ({"crops": 0}, "crops must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"weight_decay": -1}, "weight_decay must be at least 0, got -1"),
-        ({"learning_rate": -1}, "learning_rate must be a number above 0, got -1"),
-        ({"channels": []}, r"channels must be whole numbers in 1 … 4096, got \[\]"),
-        ({"channels": [0]}, r"channels must be whole numbers in 1 … 4096, got \[0\]"),
-        ({"channels": [2**62]}, "channels must be whole numbers in 1 … 4096"),
-    ],
-)
-def test_damaged_runs_of_supervised_agents(content: dict[str, Any], message: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(asdict(SupervisedConfig()) | content), encoding="utf-8")
-    with pytest.raises(ConfigError, match=message):
-        resumed_supervised(tmp_path, {})
-
-
 @pytest.mark.parametrize("content", ["[1]", "3", "null"])
 def test_configurations_that_are_no_mapping(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content, encoding="utf-8")
-    for read in (lambda: trainer.resumed_config(DDPMConfig, tmp_path, {}), lambda: resumed_config(tmp_path, {}),
-                 lambda: resumed_supervised(tmp_path, {})):  # fmt: skip
+    for read in (lambda: trainer.resumed_config(DDPMConfig, tmp_path, {}), lambda: resumed_config(tmp_path, {})):
         with pytest.raises(ConfigError, match=r"config\.json"):
             read()

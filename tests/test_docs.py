@@ -27,12 +27,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from agents.agent import Agent, AgentConfig
 from agents.cli import main
 from benchmarks.environment_pages import pages
 from skipdiff_env import VARIANTS
 from skipdiff_env.plan import Plan
 from tests.conftest import Photo, tiny_unet
+from tests.untrained import untrained
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
@@ -149,9 +149,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, scale in (("natural-x4", 4), ("photo-x4", 4), ("faces-x8", 8)):
         found[name] = tmp_path_factory.mktemp("checkpoints") / name
         tiny_unet(scale=scale).save_pretrained(found[name])
-        settings = {"features_extractor_kwargs": {"hidden_size": 8, "image_size": 32}}
-        agent = Agent.build(AgentConfig("ppo", 9, 32, 12.0, Plan(10, 10), settings))
-        for folder in ("agent", "agent-detail", "agent-steps"):
+        agent = untrained(Plan(10, 10), image_size=128)
+        for folder in ("agent", "agent-detail", "agent-paper"):
             agent.save(found[name] / folder)
     return found
 

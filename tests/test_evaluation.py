@@ -16,7 +16,6 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from agents.agent import Agent, AgentConfig
 from agents.cli import main
 from agents.study import evaluate, load_crops, to_markdown
 from agents.study import methods as ways
@@ -40,6 +39,7 @@ from skipdiff_env.plan import Plan
 from skipdiff_env.task import Task
 from tests.conftest import Photo, tiny_unet
 from tests.test_outcomes import jumping, made
+from tests.untrained import untrained
 
 __all__ = ["jumping"]
 
@@ -351,9 +351,7 @@ def command(*arguments: object, code: int = 0) -> Result:
 
 def save_agent(folder: Path, plan: Plan, **env: object) -> Path:
     """An untrained agent, whose weights are always the same."""
-    torch.manual_seed(0)
-    kwargs = {"features_extractor_kwargs": {"hidden_size": 8}}
-    Agent.build(AgentConfig("ppo", plan.decisions, 32, 9.0, plan, kwargs, {"env": env})).save(folder)
+    untrained(plan, training={"env": env}).save(folder)
     return folder
 
 

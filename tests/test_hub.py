@@ -18,13 +18,14 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from agents.agent import Agent, AgentConfig, load_agent
+from agents.agent import load_agent
 from agents.cli import main
 from agents.hub import card_of, find_shared, push_to_hub
 from ddpm.checkpoints import is_hub_id, load_unet
 from ddpm.util.errors import CheckpointError, ConfigError
 from skipdiff_env.plan import Plan
 from tests.conftest import tiny_unet
+from tests.untrained import untrained
 
 TOKEN = "hf_of_a_test"
 COMMIT = "c" * 40
@@ -132,9 +133,8 @@ def shared(tmp_path: Path) -> Path:
     (tmp_path / "run" / "config.json").write_text(
         json.dumps({"images": ["/home/me"], "loss": "l2", "unet": {}}), encoding="utf-8"
     )
-    settings = {"features_extractor_kwargs": {"hidden_size": 8, "image_size": 32}}
     training = {"env": {"metric": "niqe"}, "evaluation": {"reward": 0.25, "nfe": 13.5}}
-    agent = Agent.build(AgentConfig("ppo", 9, 32, 12.0, Plan(10, 10), settings, training))
+    agent = untrained(Plan(10, 10), training=training)
     agent.save(tmp_path / "run" / "checkpoint" / "agent")
     agent.save(tmp_path / "agent-run" / "best")
     (tmp_path / "table").mkdir()

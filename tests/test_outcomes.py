@@ -281,8 +281,8 @@ def test_the_upscaler_takes_the_agents_choice_for_each_tile(agent_folder: Path, 
     assert len(result.tiles) > 4
     condition = upscaler.unet.condition(lr[None])[0]
     for tile in result.tiles:
-        scores = agent.scores(features(condition[tile.box.area].numpy())[None])
-        assert str(tile.schedule) == WAYS[int(scores.argmax())]
+        (place,) = agent.predict(features(condition[tile.box.area].numpy())[None])[0]
+        assert str(tile.schedule) == WAYS[place]
     assert (result.nfe, upscaler.expected_nfe) == (1, 1)
     for size in ((1, 1), (2, 5)):  # of fewer pixels than the features are made of
         assert upscaler.upscale([lr[:, : size[0], : size[1]]], [0])[0].sr.shape == (3, 4 * size[0], 4 * size[1])
@@ -341,7 +341,7 @@ def test_tables_and_trainings_by_the_command(jumping: str, photos: Path, tmp_pat
     [
         ({"schedules": None}, 'schedules belong to agents of the kind "schedule", got the kind schedule'),
         ({"schedules": ["6*x"]}, "levels must be falling whole numbers"),
-        ({"plan": None}, "an agent with a policy needs a plan"),
+        ({"plan": None}, "a setting is missing or of the wrong type"),
         ({"plan": {**PLAN.settings(), "skip_mode": "restart"}}, 'decisions "schedule" need skip_mode jump'),
         ({"schedules": ["6"]}, "schedules must be at least 2"),
         ({"schedules": ["6", "6,3"]}, r"acts in Discrete\(3\), its decisions in Discrete\(2\)"),

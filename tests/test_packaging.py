@@ -76,8 +76,6 @@ env.reset(seed=0)
 for name in shipped_checkpoints():
     load_unet(name)
     agents.agent.has_agent(name) and agents.agent.load_agent(name)
-    assert agents.agent.has_agent(f"{name}/agent-steps")
-    agents.agent.load_agent(f"{name}/agent-steps")
     agents.agent.has_agent(f"{name}/agent-paper") and agents.agent.load_agent(f"{name}/agent-paper")
 assert agents.agent.has_agent("natural-x4/agent-paper")
 print(ddpm.__file__)

@@ -17,7 +17,6 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from agents.agent import Agent, AgentConfig
 from agents.cli import main
 from agents.cluster import Cluster
 from agents.paper.figures import fronts, peer_verdicts
@@ -31,6 +30,7 @@ from ddpm.util.errors import ConfigError
 from skipdiff_env.judges import VARIABLE
 from skipdiff_env.plan import Plan
 from tests.conftest import counting, tiny_unet
+from tests.untrained import untrained
 
 # Forwards for one picture and noise at T = 12, (S, N) = (3, 4): chains of 2, 3, 4 and 12 steps; starts 4 … 1; of case
 # 3, 11 and 8; of case 4, 8; S,N = 4,3 from 3 and 2; two coarse samplers with starts 4, 3, 2; four peers, DDNM and
@@ -57,12 +57,8 @@ def config(short_checkpoint: str, photos: Path) -> Callable[..., ReportConfig]:
 
 def save_agent(folder: Path, plan: Plan | None = None, seed: int = 0, **env: Any) -> str:
     """An untrained agent."""
-    import torch
-
-    torch.manual_seed(seed)
     plan = plan or Plan(3, 4)
-    kwargs = {"features_extractor_kwargs": {"hidden_size": 8}}
-    Agent.build(AgentConfig("ppo", plan.decisions, 32, 9.0, plan, kwargs, {"env": env})).save(folder)
+    untrained(plan, seed=seed, training={"env": env}).save(folder)
     return str(folder)
 
 

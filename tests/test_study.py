@@ -217,7 +217,7 @@ class Told:
 
     def __init__(self, **changes: Any) -> None:
         settings: dict[str, Any] = {
-            "algorithm": "ppo", "decisions": 5, "image_size": 32, "latent_bound": 9.0, "observation": "dict",
+            "algorithm": "ppo", "policy": {}, "image_size": 32, "latent_bound": 9.0, "observation": "dict",
             "plan": Plan(1, 6, fine_sampler="ddim", skip_mode="jump"), "price_range": (0.001, 0.1),
             "training": {"env": {"metric": "lpips", "reward": "negative"}},
         }  # fmt: skip
@@ -276,6 +276,6 @@ def test_no_gains_where_they_cannot_be_told() -> None:
     rows += paying_rows("ddim, 2 even steps", SCHEDULE, [[0.5, 0.1]], [[2, 2]], levels=(2, 1))
     inverse = Told(training={"env": {"metric": "niqe", "reward": "inverse"}})
     assert gains(rows, {"a": inverse}) == []  # type: ignore[dict-item]
-    assert gains(rows, {"a": Told(plan=Plan(10, 10), decisions=9)}) == []  # type: ignore[dict-item]
+    assert gains(rows, {"a": Told(plan=Plan(10, 10))}) == []  # type: ignore[dict-item]
     single = [row for row in rows if row.seed == 0]
     assert gains(single, {"a": Told()}) == []  # type: ignore[dict-item]

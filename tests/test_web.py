@@ -24,7 +24,6 @@ from PIL import Image
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from agents.agent import Agent, AgentConfig
-from agents.algorithms import SUPERVISED
 from agents.cli import main
 from agents.policies import policy_description
 from agents.web.app import DETAIL, EVEN_STEPS, QUALITY, Visits, Workshop, chain, details, forwards, left_out
@@ -42,6 +41,7 @@ from skipdiff_env.rules import Action
 from skipdiff_env.upscaler import Tile, Upscaled
 from tests.conftest import Photo, tiny_unet
 from tests.test_substeps import MOST, with_substeps
+from tests.untrained import untrained
 
 ROOT = Path(__file__).parents[1]
 # The schedule that the checkpoint with an agent names.
@@ -50,14 +50,12 @@ LEVELS = (5, 2)
 
 @pytest.fixture(scope="module")
 def jumping(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny checkpoint whose agent chooses schedules of jumps for its price, and whose reward is quick."""
+    """A tiny checkpoint whose agent decides step by step for its price, and whose reward is quick."""
     folder = tmp_path_factory.mktemp("jumping") / "tiny"
     tiny_unet(levels=LEVELS).save_pretrained(folder)
     plan = Plan(1, 6, fine_sampler="ddim", skip_mode="jump")
-    settings = {"forwards": [1, 3, 5], "crop_size": 32, "channels": [4, 4], "hidden": 4}
     training = {"env": {"metric": "psnr", "nfe_penalty": [0.01, 0.1]}}
-    config = AgentConfig(SUPERVISED, 5, 32, 12.0, plan, settings, training, "dict", (0.01, 0.1))
-    Agent.build(config).save(folder / "agent")
+    untrained(plan, observation="dict", price_range=(0.01, 0.1), training=training).save(folder / "agent")
     return str(folder)
 
 
@@ -71,11 +69,10 @@ def detailed(jumping: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     policy = ActorCriticPolicy(features_space(None), Discrete(len(schedules)), lambda _: 0.0, net_arch=[8])
     config = AgentConfig(
-        "ppo", plan.decisions, 16, 1.0, plan, observation="features", kind="schedule", schedules=schedules,
-        policy=policy_description("ppo", policy),
-    )  # fmt: skip
+        "ppo", plan, policy_description("ppo", policy), 16, 1.0, "features", kind="schedule", schedules=schedules
+    )
     Agent(config, policy).save(folder / "agent")
-    shutil.copytree(Path(jumping) / "agent", folder / "agent-steps")
+    shutil.copytree(Path(jumping) / "agent", folder / "agent-paper")
     return str(folder)
 
 
@@ -118,8 +115,8 @@ def test_without_an_agent_the_detail_is_the_checkpoints(
     for name in ("none", "other"):
         shutil.copytree(detailed, tmp_path / name)
         shutil.rmtree(tmp_path / name / "agent")
-    shutil.rmtree(tmp_path / "none" / "agent-steps")
-    (tmp_path / "other" / "agent-steps").rename(tmp_path / "other" / "agent")
+    shutil.rmtree(tmp_path / "none" / "agent-paper")
+    (tmp_path / "other" / "agent-paper").rename(tmp_path / "other" / "agent")
     for name, agent in (("none", False), ("other", True)):
         without = Workshop([str(tmp_path / name)], image_size=64)
         assert without.knob(str(tmp_path / name)) is DETAIL

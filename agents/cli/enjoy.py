@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from agents.agent import Agent
-from agents.playing import AgentPolicy, ObservationPolicy, SchedulePolicy
+from agents.playing import AgentPolicy, SchedulePolicy
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, check_ending
 from ddpm.util.progress import say
@@ -71,35 +72,34 @@ def enjoy(
     state, decided, frames = episode.refinement, list[str](), list[NDArray[np.uint8]]()
     if isinstance(policy, SchedulePolicy):
         frames.append(task.render(episode))
-        (shares,) = agent.shares(policy.values([state]))
-        decided.append(f"schedule {policy.schedules[int(shares.argmax())]}, probability {shares.max():.3f}")
+        probabilities, (schedule,) = policy.probabilities([state]), policy.choose([state])
+        decided.append(f"schedule {schedule}{_probability(probabilities, policy.schedules.index(schedule))}")
         task.run([episode], policy)
         return Played(episode, decided, [*frames, task.render(episode)])
-    if isinstance(policy, ObservationPolicy):
-        bound = policy.on(task.process)
-        while not episode.ended:
-            if film:
-                frames.append(task.render(episode))
-            place = f"t = {state.t:3d}" if agent.config.kind == "skip" else f"level {state.level:3d}"
-            (action,) = bound([state])
-            task.step([episode], [action])
-            decided.append(f"{place}  {_meaning(agent, episode)}")
-        return Played(episode, decided, [*frames, task.render(episode)])
-    probabilities: list[NDArray[np.float64]] = []
+    decide, skips = policy.on(task.process), list[float]()
+    skipping = agent.config.kind == "skip"
 
     def draw() -> None:
-        frames.append(_with_bars(task.render(episode), probabilities, task.decisions))
+        frame = task.render(episode)
+        frames.append(_with_bars(frame, skips, task.decisions) if skipping else frame)
 
-    for _ in range(task.decisions):
+    while not episode.ended:
         if film:
             draw()
-        (probability,) = policy.probabilities([state])
-        probabilities.append(probability)
-        action = Action(int(probability.argmax()))
-        decided.append(f"t = {state.t:3d}  {action.name:8s}probability {probability[action]:.3f}")
-        task.step([episode], [int(action)])
+        place = f"t = {state.t:3d}" if skipping else f"level {state.level:3d}"
+        (action,) = decide([state])
+        probabilities = decide.probabilities()
+        if skipping and probabilities is not None:
+            skips.append(float(probabilities[0, Action.SKIP]))
+        task.step([episode], [action])
+        decided.append(f"{place}  {_meaning(agent, episode)}{_probability(probabilities, action)}")
     draw()
     return Played(episode, decided, frames)
+
+
+def _probability(probabilities: NDArray[np.float64] | None, action: Any) -> str:
+    """Return what is said of the probability of the action taken; nothing where there is none."""
+    return "" if probabilities is None else f", probability {probabilities[0, int(action)]:.3f}"
 
 
 def _meaning(agent: Agent, episode: Episode) -> str:
@@ -110,10 +110,8 @@ def _meaning(agent: Agent, episode: Episode) -> str:
     return f"to level {state.path[-1]} with {state.substeps[-1]} substeps"
 
 
-def _with_bars(
-    frame: NDArray[np.uint8], probabilities: Sequence[NDArray[np.float64]], decisions: int
-) -> NDArray[np.uint8]:
-    """A frame with the probability of SKIP at each decision below it, under the cells of the strip."""
+def _with_bars(frame: NDArray[np.uint8], skips: Sequence[float], decisions: int) -> NDArray[np.uint8]:
+    """Return a frame with the probability of SKIP at each decision below it, under the cells of the strip."""
     height, width = frame.shape[:2]
     image = Image.new("RGB", (width, height + BARS + MARGIN), BACKGROUND)
     image.paste(Image.fromarray(frame))
@@ -122,17 +120,17 @@ def _with_bars(
     for i in range(decisions):
         left, right = int(edges[i]), int(edges[i + 1]) - 2
         draw.rectangle((left, height, right, height + BARS - 1), fill=EMPTY)
-        if i < len(probabilities):
-            skip = float(probabilities[i][Action.SKIP])
-            top = height + round((BARS - 1) * (1 - skip))
+        if i < len(skips):
+            top = height + round((BARS - 1) * (1 - skips[i]))
             draw.rectangle((left, top, right, height + BARS - 1), fill=COLOURS[Action.SKIP])
             if right - left >= 20:
-                draw.text((left + 4, height + 2), f"{skip:.2f}" if right - left >= 60 else f"{skip:.1f}", fill=TEXT)
+                text = f"{skips[i]:.2f}" if right - left >= 60 else f"{skips[i]:.1f}"
+                draw.text((left + 4, height + 2), text, fill=TEXT)
     return np.asarray(image)
 
 
 def write_film(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
-    """Writes frames as .gif, .webp or .mp4, or the last one as .png.
+    """Write frames as .gif, .webp or .mp4, or the last one as .png.
 
     Raises:
         ConfigError: the ending is another one, or the file cannot be written.

@@ -175,9 +175,7 @@ FIRST_STEP = click.option(
 DEVICE = click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps …")
 
 
-TRUST_PICKLE = click.option(
-    "--trust-pickle", is_flag=True, help="Load a .zip of Stable-Baselines3: it can run any code."
-)
+TRUST_PICKLE = click.option("--trust-pickle", is_flag=True, help="Load files of pickles: they can run any code.")
 
 
 RAY = click.option(
@@ -342,10 +340,8 @@ def agents_episodes(options: dict[str, Any], agent: "Agent") -> dict[str, Any]:
     options["checkpoint"] = options["checkpoint"] or "natural-x4"
     settings = Plan.resolve(load_denoiser(options["checkpoint"]).settings, config.plan, **asked).settings()
     own: dict[str, Any] = {"steps": (settings.pop("S"), settings.pop("N")), **settings}
-    if config.policy is not None:
-        own |= {"decisions": config.kind, "observation": config.observation, "schedules": config.schedules}
-        own["substeps"] = config.substeps if config.kind == "stride" else None
-    return options | own
+    own |= {"decisions": config.kind, "observation": config.observation, "schedules": config.schedules}
+    return options | own | {"substeps": config.substeps if config.kind == "stride" else None}
 
 
 def environment_of(agent: "Agent") -> dict[str, Any]:
@@ -354,8 +350,6 @@ def environment_of(agent: "Agent") -> dict[str, Any]:
 
     from skipdiff_env.config import TaskConfig
 
-    if agent.config.policy is None:
-        return {}
     trained = {"image_size": agent.config.image_size, **agent.config.training.get("env", {})}
     known = {each.name for each in fields(TaskConfig)} - {"split", "crop"}
     return {name: value for name, value in trained.items() if name in known and value is not None}

@@ -140,7 +140,7 @@ def evaluate(
         )
     if metrics is None:
         _hint_at_judge(names)
-    loaded = {name: load_agent(path, options["device"], trust_pickle) for name, path in named_agents(agents).items()}
+    loaded = {name: load_agent(path, options["device"]) for name, path in named_agents(agents).items()}
     if not options["paper"] and env_id is None:
         if options["reward"] is not None or train_images:
             raise click.UsageError("--reward and --train-images are about the paper's starts; leave out --no-paper")
@@ -237,7 +237,6 @@ def demo(out: Path, agent: bool, **options: Any) -> None:
     type=click.FloatRange(0, 1),
     help="From few forwards to many, for an agent that observes their price.  [default: 0.5]",
 )
-@TRUST_PICKLE
 def enjoy(
     env_id: str | None,
     agent: str,
@@ -245,7 +244,6 @@ def enjoy(
     image: int,
     noise_seed: int,
     quality: float | None,
-    trust_pickle: bool,
     **options: Any,
 ) -> None:
     """Play one episode of an agent and draw it, with what it decides."""
@@ -258,8 +256,8 @@ def enjoy(
 
     check_ending(out, FORMATS)
     given = None if env_id is None else environment(env_id)
-    loaded = load_agent(agent, options["device"], trust_pickle)
-    env = given or environment_of(loaded) or environment("SkipDiff-v0")
+    loaded = load_agent(agent, options["device"])
+    env = given or environment_of(loaded)
     options["checkpoint"] = options["checkpoint"] or env.get("checkpoint")
     options = agents_episodes(options, loaded)
     task = Task(TaskConfig.of({**env, **episode_settings(options), **options}))
@@ -305,7 +303,6 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
     "forwards, "
     "cases 3 and 4 of Table 4); may be repeated.  [default: the checkpoint's, if it has one]",
 )
-@TRUST_PICKLE
 @LEVELS
 @click.option(
     "--train-images",

@@ -164,8 +164,7 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 @click.option(
     "--algo",
     default="ppo",
-    help="ppo, a2c, dqn, qrdqn or trpo; on a table also maskable-ppo, and elsewhere recurrent-ppo; for SkipDiffJump-v0 "
-    "also supervised, which learns from outcomes that it computes first. "
+    help="ppo, a2c, dqn, qrdqn or trpo; on a table also maskable-ppo, and elsewhere recurrent-ppo. "
     "Agents of other algorithms are trained with Stable-Baselines3 itself, and written by `agents.export_agent`.",
 )
 @click.option(
@@ -221,9 +220,6 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, table: str | None, 
     env_id, algorithm = options.pop("env_id"), options["algo"]
     if _on_table(out, resume, env_id, table, given):
         _train_on_table(out, resume, env_id, table, given)
-        return
-    if algorithm == "supervised":
-        click.echo(f"agent: {_train_supervised(out, resume, env_id, given)}")
         return
     from agents.training.config import AgentTrainingConfig, resumed_config
     from agents.training.sb3 import train_agent as train
@@ -285,27 +281,6 @@ def _train_on_table(out: Path, resume: bool, env_id: str, table: str | None, giv
         f"agent: {path} (score {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] on the test photographs; 0 is "
         "the best fixed schedule, 1 the best one under the other noises)"
     )
-
-
-def _train_supervised(out: Path, resume: bool, env_id: str, given: dict[str, Any]) -> Path:
-    """`train-agent --algo supervised`, which has its own settings."""
-    from dataclasses import fields
-
-    from agents.training.hyperparameters import parse_overrides
-    from agents.training.supervised import SupervisedConfig, resumed_supervised, train_supervised
-
-    changes = parse_overrides(given.pop("overrides", ()))
-    episodes = _settled(episode_settings(given))
-    given.pop("algo")
-    changes |= {name: given.pop(name) for name in ("minutes", "seed", "device") if name in given}
-    known = sorted({f.name for f in fields(SupervisedConfig)} - {"env"})
-    foreign = [f"--{name.replace('_', '-')}" for name in sorted(given) if name != "env_id"]
-    foreign += sorted(changes.keys() - set(known))
-    if foreign:
-        raise ConfigError(f"supervised has no setting {', '.join(foreign)}; known for -p are {', '.join(known)}")
-    if resume:
-        return train_supervised(resumed_supervised(out, changes | episodes), out, resume=True)
-    return train_supervised(SupervisedConfig(environment(env_id) | episodes, **changes), out)
 
 
 @click.command("import-sr3")

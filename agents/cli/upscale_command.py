@@ -88,8 +88,7 @@ from agents.cli.options import (
 @click.option(
     "--quality",
     type=click.FloatRange(0, 1),
-    help="From few forwards (0) to many (1), for an agent that was trained for a range of prices, such as "
-    "natural-x4/agent-steps.  [default: 0.5]",
+    help="From few forwards (0) to many (1), for an agent that was trained for a range of prices.  [default: 0.5]",
 )
 @click.option(
     "--map",

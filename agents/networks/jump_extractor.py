@@ -141,22 +141,20 @@ class JumpExtractor(BaseFeaturesExtractor):
         self.register_buffer("frequencies", math.pi * torch.arange(FREQUENCIES), persistent=False)
 
     def encode(self, condition: Tensor) -> Tensor:
-        """Features of conditions (B, 3, H, W); `forward` takes them in place of the conditions, (B, F)."""
+        """Return the features of conditions (B, 3, H, W)."""
         crops = even_crops(condition.float(), self.crop_size)
         return self.condition(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]).mean(dim=1)
 
     def encode_latent(self, latents: Tensor) -> Tensor:
-        """Features of latents (B, 3, H, W); `forward` takes them in place of the latents, (B, F)."""
+        """Return the features of latents (B, 3, H, W)."""
         assert self.latent is not None, "this extractor looks at no latent"
         return self.latent(even_crops(latents.float(), self.crop_size, most=1)[:, 0])
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Features (B, features_dim) of observations; "condition" and "latent" may hold what was encoded already."""
-        condition = observations["condition"]
-        parts = [condition if condition.ndim == 2 else _distinct(self.encode, condition)]
+        """Return the features (B, features_dim) of observations."""
+        parts = [_distinct(self.encode, observations["condition"])]
         if self.latent is not None:
-            latent = observations["latent"]
-            parts.append(latent if latent.ndim == 2 else _distinct(self.encode_latent, latent))
+            parts.append(_distinct(self.encode_latent, observations["latent"]))
         step, level = observations["step"].float(), observations["level"].float()
         numbers = [step, level, level - step]
         if self.highest_price is not None:

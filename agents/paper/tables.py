@@ -29,9 +29,10 @@ from agents.study.rows import (
 )
 from agents.study.study import MAIN, penalty_of, reward_of
 from agents.study.tables import COLUMNS
+from ddpm.nets.denoiser import Denoiser
 from ddpm.noise import Stage, keyed_noise
 from ddpm.util.files import read_json, write_json
-from skipdiff_env.refinement import Refinement
+from skipdiff_env.refinement import Chooser, Refinement, RefinementProcess, wanted_by
 
 
 class Tables12(Section):
@@ -87,7 +88,7 @@ class Table3(Section):
         level = torch.full((1,), 0.5, device=config.device)
         flops = {"unet": count_flops(lambda: self.study.unet(image, image, level)), "policy": 0}
         if MAIN in self.study.agents:
-            flops["policy"] = count_flops(lambda: _decide_all(self.study.agents[MAIN], image[0]))
+            flops["policy"] = count_flops(lambda: _decide_all(self.study.agents[MAIN], self.study.unet, image[0]))
         write_json(path, flops)
 
     def write(self, page: Page) -> str:
@@ -140,14 +141,17 @@ def count_flops(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def _decide_all(agent: Agent, like: Tensor) -> None:
+def _decide_all(agent: Agent, unet: Denoiser, like: Tensor) -> None:
     """All decisions of an episode, on latents that are noise."""
-    policy = AgentPolicy(agent)
-    first = agent.config.decisions + 1
-    state = Refinement(like, 0, None, like, like, first, first, 0)
+    policy, plan = AgentPolicy(agent), agent.config.plan
+    state = Refinement(like, 0, None, like, like, plan.first, plan.first, 0)
+    if isinstance(policy, Chooser):
+        policy.choose([state])
+        return
+    decide = policy.on(RefinementProcess(unet, plan, device=str(like.device), **wanted_by(policy)))
     while state.t > 1:
         state.latent = torch.from_numpy(keyed_noise(0, Stage.FINE, state.t, like.shape)).to(like.device)
-        policy([state])
+        decide([state])
         state.t -= 1
 
 

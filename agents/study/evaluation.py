@@ -59,7 +59,7 @@ def plans(
 
 
 def _jumps(agent: Agent) -> bool:
-    return agent.config.plan is not None and agent.config.plan.skip_mode == "jump"
+    return agent.config.plan.skip_mode == "jump"
 
 
 def evaluation_methods(

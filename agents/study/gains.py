@@ -54,7 +54,7 @@ def gains(rows: Sequence[Row], agents: Mapping[str, Agent]) -> list[dict[str, An
     for name, agent in agents.items():
         plan, env = agent.config.plan, agent.config.training.get("env", {})
         metric = env.get("metric", "lpips")
-        if plan is None or plan.skip_mode != "jump" or env.get("reward", "negative") != "negative":
+        if plan.skip_mode != "jump" or env.get("reward", "negative") != "negative":
             continue
         rivals = [own for label, own in schedules.items() if label.startswith(f"{plan.fine_sampler}, ")]
         if len(rivals) < 2 or metric not in rows[0].metrics or len({row.seed for row in rivals[0]}) < 2:

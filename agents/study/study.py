@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.agent import STEPS, Agent, find_agent, has_agent, load_agent
+from agents.agent import PAPER, Agent, find_agent, has_agent, load_agent
 from agents.study import methods as ways
 from agents.study.evaluation import training_of
 from agents.study.methods import PEERS, Method
@@ -59,7 +59,6 @@ class ReportConfig:
         sections: what is reported, of `agents.paper.sections.SECTIONS`; empty: all.
         batch_size: pictures per batch.
         device: where to compute.
-        trust_pickle: whether agents may be .zip files of Stable-Baselines3.
     """
 
     images: Sequence[str] = ()
@@ -74,7 +73,6 @@ class ReportConfig:
     sections: Sequence[str] = ()
     batch_size: int = 16
     device: str = "cpu"
-    trust_pickle: bool = False
 
     def __post_init__(self) -> None:
         Degradation.parse(self.degradation)
@@ -125,13 +123,13 @@ class Study:
         """The agents that were given, and the checkpoint's own where none stands for SkipDiff."""
         paths = dict(self.config.agents)
         own = resolve_checkpoint(self.config.checkpoint)
-        steps = str(Path(own) / STEPS)  # of the two that ship, the one that decides step by step
-        if MAIN not in paths and (has_agent(steps) or has_agent(own)):
-            paths[MAIN] = steps if has_agent(steps) else own
+        paper = str(Path(own) / PAPER)  # of those that ship, the one that plays the task of the paper
+        if MAIN not in paths and (has_agent(paper) or has_agent(own)):
+            paths[MAIN] = paper if has_agent(paper) else own
         for name, path in paths.items():
-            self.agents[name] = load_agent(path, self.config.device, self.config.trust_pickle)
+            self.agents[name] = load_agent(path, self.config.device)
             found = find_agent(path)
-            files = [found] if found.is_file() else sorted(found.glob("*.json")) + sorted(found.glob("*.safetensors"))
+            files = sorted(found.glob("*.json")) + sorted(found.glob("*.safetensors"))
             self.digests[name] = digest(file.read_bytes() for file in files)
 
     def _own_plan(self) -> Plan:
@@ -148,9 +146,6 @@ class Study:
             ConfigError: none.
         """
         plan = agent.config.plan
-        if plan is None:
-            agent.check(self.plan)
-            return 5
         if plan.skip_mode == "jump":
             return JUMPS
         plan.check(self.T)
@@ -186,7 +181,7 @@ class Study:
     def agent(self, name: str) -> Method:
         """A coarse stage and a fine stage that an agent decides, under its own plan."""
         agent = self.agents[name]
-        return ways.by_agent(name, agent, agent.config.plan or self.plan)
+        return ways.by_agent(name, agent, agent.config.plan)
 
     def agents_of(self, case: int) -> list[Method]:
         """Methods of the agents of a case of Table 4."""
@@ -196,9 +191,8 @@ class Study:
         """Heading → methods of the agents of jumps, from few forwards to many."""
         found = {}
         for name in self.agent_names(JUMPS):
-            plan = self.agents[name].config.plan
-            assert plan is not None
-            found[f"agent {name} of jumps"] = ways.agent_curve(name, self.agents[name], plan)
+            agent = self.agents[name]
+            found[f"agent {name} of jumps"] = ways.agent_curve(name, agent, agent.config.plan)
         return found
 
     def skipdiff(self) -> Method:

@@ -108,7 +108,7 @@ class TableTrainingConfig:
 
 def choices(agent: Agent, table: OutcomeTable) -> NDArray[np.intp]:
     """Return the place of the schedule that an agent chooses for each crop of a table, (crops,)."""
-    return agent.scores(table.features).argmax(dim=1).cpu().numpy()
+    return agent.predict(table.features)[0]
 
 
 class _Watch(BaseCallback):

@@ -1,17 +1,19 @@
-"""What an agent achieves on fixed pictures and noises, beside what schedules and starts would have given."""
+"""Evaluation of an agent on fixed pictures and noises, beside fixed schedules."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.agent import Agent
 from agents.playing import AgentPolicy, play
-from agents.training.even_outcomes import Outcomes, even_outcomes
 from agents.training.learning_curve import CurvePoint
+from ddpm.schedule import Schedule, even_levels
 from ddpm.util.progress import progress
-from skipdiff_env.episode import Episode, StartOutcomes
-from skipdiff_env.rules import quality
+from skipdiff_env.decisions import Choice, make_decisions
+from skipdiff_env.episode import Episode
+from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.task import Task
 
 # Qualities at which an agent is evaluated that observes the price of a forward.
@@ -19,7 +21,7 @@ QUALITIES = (0.0, 0.5, 1.0)
 
 
 class Evaluator:
-    """Plays fixed pictures and noises, and compares with what each start would have given.
+    """Plays fixed pictures and noises, and compares the rewards with those of fixed schedules.
 
     Where each episode of the training has its own price, figures are means over three prices, the highest, the
     lowest and the one between.
@@ -27,7 +29,7 @@ class Evaluator:
     Args:
         task: its pictures are the ones played.
         noise_seeds: noises of each picture.
-        oracle: whether to compute what each start, or each number of even steps, would have given.
+        oracle: whether to run the fixed schedules, see `tabulate`.
         first_seed: the first of the noise seeds.
     """
 
@@ -36,21 +38,11 @@ class Evaluator:
         pictures, seeds = range(len(task.pictures)), range(first_seed, first_seed + noise_seeds)
         self.images = [image for image in pictures for _ in seeds]
         self.noise_seeds = [seed for _ in pictures for seed in seeds]
-        self.outcomes: StartOutcomes | Outcomes | None = None
-        if oracle and task.plan.skip_mode == "restart":
-            self.outcomes = tabulate(task, seeds)
-        elif oracle:
-            forwards = range(1, task.plan.first + 1)
-            groups = _groups(task, len(seeds), "every number of steps")
-            self.outcomes = Outcomes.join([even_outcomes(task, group, seeds, forwards) for group in groups])
+        self.outcomes = tabulate(task, seeds) if oracle else None
 
     def _rewards(self, price: float) -> NDArray[np.float64] | None:
-        """Rewards of everything tabulated, (pictures, noises, starts or schedules)."""
-        if not isinstance(self.outcomes, Outcomes):
-            return None if self.outcomes is None else self.outcomes.rewards
-        metric, kind = self.task.metric, self.task.config.reward
-        gained = np.vectorize(lambda value: quality(value, metric.lower_better, kind))
-        return gained(self.outcomes.metrics[metric.name]) - price * np.array(self.outcomes.forwards)
+        """Return the rewards of everything tabulated at a price, (pictures, noises, schedules)."""
+        return None if self.outcomes is None else self.outcomes.rewards(price)
 
     def _skipped(self, episode: Episode) -> float:
         """The share of the diffusion steps from the first to 2 that was not performed."""
@@ -71,7 +63,7 @@ class Evaluator:
         reward = float(np.mean([episode.reward for episode in episodes]))
         return CurvePoint(
             env_steps=env_steps,
-            episodes=env_steps // agent.config.env_steps,
+            episodes=env_steps // agent.config.make_decisions().longest,
             seconds=round(seconds, 1),
             reward=reward,
             regret=float(np.mean(oracle)) - reward,
@@ -93,10 +85,29 @@ def _groups(task: Task, seeds: int, title: str) -> Iterator[range]:
             bar.update(len(group))
 
 
-def tabulate(task: Task, seeds: Sequence[int]) -> StartOutcomes:
-    """Outcomes of every start for each picture of a task under each noise seed, with a progress bar."""
-    parts = [task.start_outcomes(group, seeds) for group in _groups(task, len(seeds), "every start")]
-    return StartOutcomes(
-        np.concatenate([part.rewards for part in parts]),
-        {name: np.concatenate([part.metrics[name] for part in parts]) for name in task.metrics},
+def reference_schedules(task: Task) -> list[Schedule] | None:
+    """Return the fixed schedules that an agent is compared with; None: the chains of all starts.
+
+    These are the schedules that it chooses among; where it decides about forwards, single forwards with substeps, or
+    even steps for a network without them; and for DENOISE and SKIP under jumps all numbers of even steps.
+    """
+    decisions, plan = task.process.decisions, task.plan
+    if plan.skip_mode == "restart":
+        return None
+    if decisions.kind == "skip":
+        return [Schedule(even_levels(plan.first, forwards)) for forwards in range(1, plan.first + 1)]
+    choice = decisions if decisions.kind == "schedule" else make_decisions("schedule", plan, task.unet.substeps)
+    assert isinstance(choice, Choice)
+    return list(choice.schedules)
+
+
+def tabulate(task: Task, seeds: Sequence[int]) -> OutcomeTable:
+    """Return the outcomes of the reference schedules for each picture and noise seed."""
+    ways = reference_schedules(task)
+    parts = [task.schedule_outcomes(group, seeds, ways) for group in _groups(task, len(seeds), "reference")]
+    return replace(
+        parts[0],
+        metrics={name: np.concatenate([part.metrics[name] for part in parts]) for name in task.metrics},
+        features=np.concatenate([part.features for part in parts]),
+        photographs=tuple(name for part in parts for name in part.photographs),
     )

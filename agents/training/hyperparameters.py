@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from agents.algorithms import ALGORITHMS, algorithm_class, frame_stacked, policy_alias
+from agents.algorithms import ALGORITHMS, RECURRENT, algorithm_class, frame_stacked, policy_alias
 from ddpm.util.checks import check_most, check_types, check_whole
 from ddpm.util.errors import ConfigError
 
@@ -100,21 +100,28 @@ class Hyperparameters:
                 f"got {self.episodes_per_minibatch}"
             )
 
-    def policy_settings(self, observation: str = "latent") -> dict[str, Any]:
-        """`policy_kwargs` in plain values, as an agent's configuration holds them."""
+    def policy_settings(self, name: str, observation: str = "latent") -> dict[str, Any]:
+        """Return `policy_kwargs` for the algorithm of a name, with the features extractor for an observation."""
+        from agents.networks.extractors import SkipProposalExtractor
+        from agents.networks.jump_extractor import JumpExtractor
+
         if observation == "features":
             return dict(self.policy_kwargs)
-        extractor: dict[str, Any] = {
-            "norm": self.norm,
-            "hidden_size": self.hidden_size,
-            "image_size": self.spn_size,
-            "tell_step": self.tell_step,
-        }
         if observation == "dict":
-            extractor = {
+            kind: type = JumpExtractor
+            extractor: dict[str, Any] = {
                 "crop_size": self.crop_size, "channels": list(self.channels), "see_latent": self.see_latent,
             }  # fmt: skip
-        return {**self.policy_kwargs, "features_extractor_kwargs": extractor}
+        else:
+            kind = SkipProposalExtractor
+            extractor = {
+                "recurrent": name != RECURRENT, "norm": self.norm, "hidden_size": self.hidden_size,
+                "image_size": self.spn_size, "tell_step": self.tell_step,
+            }  # fmt: skip
+        return {
+            "net_arch": [64] if observation == "dict" else [], **self.policy_kwargs, "features_extractor_class": kind,
+            "features_extractor_kwargs": extractor, "normalize_images": False,
+        }  # fmt: skip
 
     def algorithm_settings(self, name: str, decisions: int, observation: str = "latent") -> dict[str, Any]:
         """Arguments for the algorithm where an episode has `decisions` env steps."""

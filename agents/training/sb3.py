@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
@@ -31,14 +30,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from agents.agent import Agent, AgentConfig, policy_settings
+from agents.agent import Agent, AgentConfig
 from agents.algorithms import algorithm_class, frame_stacked, policy_alias
 from agents.exporting import configuration
 from agents.networks.extractors import SkipProposalExtractor
 from agents.policies import NotFiniteError, acting_part, check_outputs
 from agents.training.config import STATE, AgentTrainingConfig
 from agents.training.evaluator import Evaluator, tabulate
-from agents.training.even_outcomes import Outcomes
 from agents.training.hyperparameters import OFF_POLICY
 from agents.training.learning_curve import CurvePoint, read_curve, write_curve
 from agents.training.vec_env import VecPictureBaseline, check_buffer, get_state, make_env, set_state
@@ -48,7 +46,6 @@ from ddpm.util.errors import CheckpointError, ConfigError
 from ddpm.util.files import atomic_path
 from ddpm.util.progress import progress
 from skipdiff_env.config import TaskConfig
-from skipdiff_env.episode import StartOutcomes
 from skipdiff_env.memo import Memo
 from skipdiff_env.refinement import Action
 from skipdiff_env.task import Task
@@ -117,7 +114,9 @@ class TrainingCallback(BaseCallback):
     @property
     def due(self) -> bool:
         """Whether it is time for another evaluation."""
-        return self.num_timesteps >= self.evaluated + self.config.eval_every * self.agent_config.env_steps
+        return (
+            self.num_timesteps >= self.evaluated + self.config.eval_every * self.agent_config.make_decisions().longest
+        )
 
     def _remember(self, on: bool) -> None:
         if isinstance(extractor := getattr(self.model.policy, "features_extractor", None), SkipProposalExtractor):
@@ -178,7 +177,8 @@ class TrainingCallback(BaseCallback):
         self.save_state()
         text = f"{evaluation.episodes} episodes, {evaluation.seconds:.0f} s: reward {evaluation.reward:.4f}"
         if self.evaluator.outcomes is not None:
-            fixed = "start" if isinstance(self.evaluator.outcomes, StartOutcomes) else "number of steps"
+            restarts = self.evaluator.task.plan.skip_mode == "restart"
+            fixed = "start" if restarts else "number of steps"
             text += f" (best fixed {fixed} {evaluation.best_fixed_reward:.4f}, oracle {evaluation.oracle_reward:.4f})"
         tqdm.write(f"{text}, mean start {evaluation.start:.2f}, {evaluation.nfe:.1f} forwards")
         self.evaluating += time.perf_counter() - began
@@ -265,11 +265,10 @@ def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
     seen = config.observation
     settings = h.algorithm_settings(config.algorithm, env.unwrapped.get_attr("decisions")[0], seen)
     algorithm: Any = algorithm_class(config.algorithm)
-    policy_kwargs = policy_settings(config.algorithm, h.policy_settings(seen), seen)
     try:
         model = algorithm(
-            policy_alias(config.algorithm, seen), env, policy_kwargs=policy_kwargs, seed=config.seed,
-            device=config.device, **settings,
+            policy_alias(config.algorithm, seen), env, policy_kwargs=h.policy_settings(config.algorithm, seen),
+            seed=config.seed, device=config.device, **settings,
         )  # fmt: skip
     except ConfigError:
         raise
@@ -355,26 +354,30 @@ def train_agent(
     if task.plan.skip_mode == "restart":
         if config.warm_cache:
             assert noise_seeds is not None, "the configuration refuses it"
-            rewards = tabulate(task, range(noise_seeds)).rewards
+            rewards = tabulate(task, range(noise_seeds)).rewards()
         elif (
-            isinstance(evaluator.outcomes, StartOutcomes)
+            evaluator.outcomes is not None
             and evaluated is task
             and noise_seeds is not None
             and noise_seeds <= config.eval_noise_seeds
             and config.eval_first_seed == 0
         ):
-            rewards = evaluator.outcomes.rewards
+            rewards = evaluator.outcomes.rewards()
 
     with lock_run(folder):
         begun = (folder / STATE).exists()
         fresh = None if begun else make_model(config, env)  # refuses settings before anything is written
         start_run(folder, asdict(config), task.pictures.digest(), begun)
         model, curve = _resumed(config, folder, env) if fresh is None else (fresh, [])
-        _write_outcomes(folder / "outcomes.npz", evaluator.outcomes)
+        if (outcomes := evaluator.outcomes) is not None:
+            with atomic_path(folder / "outcomes.npz") as temporary:
+                np.savez(temporary, rewards=outcomes.rewards(), **outcomes.metrics)  # type: ignore[arg-type]
         purge_step = model.num_timesteps + 1 if begun else None
         place = str(folder / "tensorboard")
         model.set_logger(Logger(place, [_TensorBoard(place, purge_step)]))
-        agent_config = _agent_config(config, env, task, model)
+        agent_config = configuration(
+            model, env, hyperparameters=asdict(config.hyperparameters), seed=config.seed
+        )  # fmt: skip
         title = f"train-agent {config.algorithm}"
         with progress(total=h.env_steps, initial=model.num_timesteps, desc=title, unit="step") as bar:
             callback = TrainingCallback(config, folder, evaluator, agent_config, rewards, curve, bar, started)
@@ -410,40 +413,6 @@ class _TensorBoard(TensorBoardOutputFormat):
     def __init__(self, folder: str, purge_step: int | None) -> None:
         self.writer = SummaryWriter(folder, purge_step=purge_step)
         self._is_closed = False
-
-
-def _write_outcomes(path: Path, outcomes: StartOutcomes | Outcomes | None) -> None:
-    if isinstance(outcomes, Outcomes):
-        outcomes.save(path)
-    elif outcomes is not None:
-        with atomic_path(path) as temporary:
-            np.savez(temporary, rewards=outcomes.rewards, **outcomes.metrics)  # type: ignore[arg-type]
-
-
-def _agent_config(config: AgentTrainingConfig, env: VecEnv, task: Task, model: Any) -> AgentConfig:
-    """The configuration of the run's agents."""
-    if task.process.decisions.kind != "skip" or config.observation == "features":
-        return configuration(model, env, **_record(config))
-    space, own = env.observation_space, task.observation_space
-    if isinstance(own, spaces.Dict):
-        space = own = own["latent"]
-    assert space.shape is not None
-    assert isinstance(own, spaces.Box)
-    return AgentConfig(
-        config.algorithm, task.plan.decisions, space.shape[-1], float(own.high.max()), task.plan,
-        config.hyperparameters.policy_settings(config.observation), _record(config), config.observation,
-        task.config.price_range if config.observation == "dict" else None,
-    )  # fmt: skip
-
-
-def _record(config: AgentTrainingConfig) -> dict[str, Any]:
-    """What an agent's configuration says about its training."""
-    env = {key: value for key, value in config.env.items() if key != "images"}
-    return {
-        "env": {**env, "checkpoint": str(env.get("checkpoint"))},
-        "hyperparameters": asdict(config.hyperparameters),
-        "seed": config.seed,
-    }
 
 
 def _resumed(config: AgentTrainingConfig, folder: Path, env: VecEnv) -> tuple[Any, list[CurvePoint]]:

@@ -11,7 +11,6 @@ take their own from `agents.training.zoo.settings`, in a conf file of two lines.
 
 from typing import Any
 
-from agents.agent import policy_settings
 from agents.training.hyperparameters import ENV_ID, load_hyperparameters
 
 # N - 1 of the environment's default steps (10, 10).
@@ -27,7 +26,7 @@ def settings(algorithm: str, decisions: int = DECISIONS) -> dict[str, Any]:
     """
     h = load_hyperparameters(algorithm)
     values = h.algorithm_settings(algorithm, decisions)
-    policy = policy_settings(algorithm, h.policy_settings())
+    policy = h.policy_settings(algorithm)
     extractor = policy.pop("features_extractor_class")
     policy_kwargs = ", ".join(f"{name}={value!r}" for name, value in policy.items())
     wrappers: list[dict[str, Any]] = [

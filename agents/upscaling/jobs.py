@@ -235,14 +235,14 @@ def make_upscaler(
         agent: the agent that decides; None: the checkpoint's own where neither a start nor a schedule is given, and it
             was trained for these options.
         quality: what it shall aim at, 0 … 1.
-        trust_pickle: whether it may be a .zip of Stable-Baselines3, and the weights of a denoiser a pickle.
+        trust_pickle: whether the weights of a denoiser may be a pickle.
         options: arguments of `Upscaler`.
 
     Raises:
         SkipDiffError: they do not fit together, or something does not exist.
     """
     denoiser = load_denoiser(options["checkpoint"], options["device"], trust_pickle)
-    policy = _agent_policy(agent, quality, trust_pickle, options, denoiser.settings)
+    policy = _agent_policy(agent, quality, options, denoiser.settings)
     if quality is not None and not policy:
         raise ConfigError("--quality is for an agent, and none decides here; give --agent, or leave --quality out")
     return Upscaler(**{**options, "checkpoint": denoiser}, **policy)
@@ -251,7 +251,6 @@ def make_upscaler(
 def _agent_policy(
     agent: str | None,
     quality: float | None,
-    trust_pickle: bool,
     options: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -265,7 +264,7 @@ def _agent_policy(
     from agents.agent import load_agent
     from agents.playing import AgentPolicy
 
-    loaded = load_agent(agent or own, options["device"], trust_pickle)
+    loaded = load_agent(agent or own, options["device"])
     asked = {name: options.get(name) for name in PLAN_OPTIONS}
     plan = Plan.resolve(settings, loaded.config.plan, **asked)
     if agent is None and loaded.config.plan != plan:

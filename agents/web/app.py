@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from agents.agent import STEPS, Agent, own_agent
+from agents.agent import PAPER, Agent, own_agent
 from agents.cli.options import environment
 from agents.playing import AgentPolicy, SchedulePolicy, play
 from agents.upscaling.jobs import make_upscaler
@@ -113,9 +113,9 @@ class Workshop:
     def _stepwise(self, checkpoint: str) -> Agent | None:
         """Return the agent of the checkpoint that decides step by step, which plays the episodes."""
         agent = own_agent(self.folders[checkpoint], self.device)
-        if agent is not None and agent.config.stepwise:
+        if agent is not None and agent.config.kind == "skip":
             return agent
-        return own_agent(self.folders[checkpoint], self.device, STEPS)
+        return own_agent(self.folders[checkpoint], self.device, PAPER)
 
     def knob(self, checkpoint: str) -> Knob:
         """Return the slider of a checkpoint: the detail, if it has substeps; the quality, if its agent takes a price;
@@ -270,7 +270,7 @@ class Workshop:
 
 def _chooses_detail(policy: Any) -> bool:
     """Whether a policy is that of an agent which chooses substeps."""
-    return isinstance(policy, SchedulePolicy) and not policy.agent.config.stepwise
+    return isinstance(policy, SchedulePolicy) and not all(schedule.plain for schedule in policy.schedules)
 
 
 def forwards(result: Upscaled) -> str:
@@ -328,8 +328,9 @@ class Game:
     """
 
     def __init__(self, task: Task, image: int, seed: int, agent: Agent | None, quality: float | None = None) -> None:
-        self.task, self._image, self._seed, self._agent, self._quality = task, image, seed, agent, quality
+        self.task, self._image, self._seed = task, image, seed
         self._policy = None if agent is None else AgentPolicy(agent, quality)
+        self._decide = None if self._policy is None else self._policy.on(task.process)
         (self.episode,) = task.begin([image], [seed], [self._price])
         self.advice: NDArray[np.float64] | None = None
         self._consult()
@@ -341,8 +342,9 @@ class Game:
 
     def _consult(self) -> None:
         """Get the agent's advice; it must see each decision, whoever takes it."""
-        if self._policy is not None and not self.episode.ended:
-            (self.advice,) = self._policy.probabilities([self.episode.refinement])
+        if self._decide is not None and not self.episode.ended:
+            self._decide([self.episode.refinement])
+            (self.advice,) = self._decide.probabilities()
 
     def step(self, action: Action) -> None:
         """Take one decision.
@@ -370,10 +372,9 @@ class Game:
     @cached_property
     def rival(self) -> Episode | None:
         """The same episode, played by the agent."""
-        if self._agent is None:
+        if self._policy is None:
             return None
-        policy = AgentPolicy(self._agent, self._quality)
-        return play(self.task, policy, [self._image], [self._seed], price=self._price)[0]
+        return play(self.task, self._policy, [self._image], [self._seed], price=self._price)[0]
 
     def frames(self) -> tuple[Rgb, Rgb | None]:
         """Return drawings of the person's episode and, at its end of the agent's, (height, width, 3)."""
