@@ -68,7 +68,7 @@ def figures(task: Task, episodes: Sequence[Episode]) -> Figures:
 def references(task: Task, seeds: Sequence[int]) -> dict[str, Figures]:
     """What needs no learning: the best fixed start or number of steps, the best by the other noises, and the oracle."""
     table = tabulate(task, seeds)
-    rewards, metrics = table.rewards, table.metrics
+    rewards, metrics = table.rewards(), {k: np.asarray(v, np.float64) for k, v in table.metrics.items()}
     forwards = np.arange(1, task.plan.first + 1) + task.plan.coarse_forwards
     what = "start" if task.plan.skip_mode == "restart" else "number of steps"
 

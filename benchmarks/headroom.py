@@ -63,7 +63,7 @@ class Outcomes:
         seeds, parts = range(self.noises), []
         for i in progress(self.pictures, desc=f"{len(missing)} schedules", unit="picture", leave=False):
             if self.task.plan.skip_mode == "restart":
-                parts.append(self.task.start_outcomes([i], seeds))
+                parts.append(self.task.schedule_outcomes([i], seeds))
             else:
                 parts.append(self.task.schedule_outcomes([i], seeds, missing))
         for place, levels in enumerate(missing):

@@ -38,8 +38,8 @@ from ddpm.training.runs import lock_run
 from ddpm.util.errors import CheckpointError, ConfigError, SkipDiffError
 from ddpm.util.files import read_json
 from skipdiff_env.config import TaskConfig
-from skipdiff_env.episode import StartOutcomes
 from skipdiff_env.memo import Memo
+from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, RefinementProcess, fixed_start
 from skipdiff_env.task import Task, shared_denoiser
@@ -369,8 +369,8 @@ def test_evaluator_agrees_with_the_table(settings: dict[str, Any]) -> None:
     task = Task(TaskConfig.of(settings))
     evaluator = Evaluator(task, 2)
     evaluation = evaluator(small_agent(seed=1), 0, 0.0)
-    assert isinstance(evaluator.outcomes, StartOutcomes)
-    rewards = evaluator.outcomes.rewards
+    assert isinstance(evaluator.outcomes, OutcomeTable)
+    rewards = evaluator.outcomes.rewards()
     episodes = play(task, AgentPolicy(small_agent(seed=1)), evaluator.images, evaluator.noise_seeds)
     assert len({episode.refinement.start for episode in episodes}) > 1
     expected = [rewards[e.image_index, e.refinement.noise_seed, e.refinement.start - 1] for e in episodes]

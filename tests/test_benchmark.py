@@ -86,7 +86,8 @@ def test_tables_play_as_the_network_does(kind: str, jumping: str, photos: Path, 
     assert table.estimates.shape == (4, 2, 2, 42)
     (split,) = {split_of(table.photographs[0])}
     rows = [place for place, name in enumerate(table.photographs) if split_of(name) == split]
-    counts: dict[str, Any] = {"stride": {"substeps": [1, 2, 4, 8]}, "schedule": {"schedules": WAYS}}.get(kind, {})
+    every: dict[str, dict[str, Any]] = {"stride": {"substeps": [1, 2, 4, 8]}, "schedule": {"schedules": WAYS}}
+    counts = every.get(kind, {})
     live = SkipDiffEnv(
         **{**given, "observation": "features", "decisions": kind, "reward": "negative", "nfe_penalty": 0.01, **counts}
     )
