@@ -36,7 +36,7 @@ from agents.exporting import configuration
 from agents.networks.extractors import SkipProposalExtractor
 from agents.policies import NotFiniteError, acting_part, check_outputs
 from agents.training.config import STATE, AgentTrainingConfig
-from agents.training.evaluator import Evaluator, tabulate
+from agents.training.evaluator import Evaluator
 from agents.training.hyperparameters import OFF_POLICY
 from agents.training.learning_curve import CurvePoint, read_curve, write_curve
 from agents.training.vec_env import VecPictureBaseline, check_buffer, get_state, make_env, set_state
@@ -350,19 +350,11 @@ def train_agent(
             evaluated.remember_in(memory[1])
         evaluated.memo.capacity = _cache(config, evaluated, config.eval_noise_seeds)
     evaluator = Evaluator(evaluated, config.eval_noise_seeds, config.oracle, config.eval_first_seed)
+    # the regret of training episodes is known where the evaluation has tabulated all of them
+    same = evaluated is task and task.plan.skip_mode == "restart" and config.eval_first_seed == 0
     rewards = None
-    if task.plan.skip_mode == "restart":
-        if config.warm_cache:
-            assert noise_seeds is not None, "the configuration refuses it"
-            rewards = tabulate(task, range(noise_seeds)).rewards
-        elif (
-            evaluator.outcomes is not None
-            and evaluated is task
-            and noise_seeds is not None
-            and noise_seeds <= config.eval_noise_seeds
-            and config.eval_first_seed == 0
-        ):
-            rewards = evaluator.outcomes.rewards
+    if evaluator.outcomes is not None and same and (noise_seeds or math.inf) <= config.eval_noise_seeds:
+        rewards = evaluator.outcomes.rewards
 
     with lock_run(folder):
         begun = (folder / STATE).exists()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from agents.networks.frames import resize_latents
+from agents.networks.frames import frame_count, resize_latents
 from ddpm.util.errors import ConfigError
 from skipdiff_env.task import Task
 from skipdiff_env.vector_env import SkipDiffVectorEnv
@@ -362,21 +362,12 @@ def check_buffer(
         ConfigError: less is available.
     """
     whole = _bytes(space)
-    if isinstance(space, spaces.Dict) or len(space.shape or ()) == 1:
-        parts = stored * whole * (1 + twice), minibatch * whole
-        text = (
-            f"{name}: {stored} observations, {parts[0] / 2**30:.2f} GiB; a minibatch of {minibatch} of them, "
-            f"{parts[1] / 2**30:.2f} GiB"
-        )
-    else:
-        assert space.shape is not None
-        channels, height, width = space.shape
-        parts = stored * whole * 3 // channels, minibatch * whole
-        text = (
-            f"{name}: {stored} latents of 3 x {height} x {width}, {parts[0] / 2**30:.2f} GiB; a minibatch of "
-            f"{minibatch} "
-            f"observations of {channels} x {height} x {width}, {parts[1] / 2**30:.2f} GiB"
-        )
+    latents = isinstance(space, spaces.Box) and len(space.shape) == 3
+    parts = stored * (whole // frame_count(space) if latents else whole * (1 + twice)), minibatch * whole
+    text = (
+        f"{name}: {stored} {'latents' if latents else 'observations'}, {parts[0] / 2**30:.2f} GiB; a minibatch of "
+        f"{minibatch} observations, {parts[1] / 2**30:.2f} GiB"
+    )
     available = psutil.virtual_memory().available
     if sum(parts) > available:
         raise ConfigError(f"{text}; but only {available / 2**30:.2f} GiB of memory are free: {advice}")
