@@ -6,7 +6,7 @@ as they are.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -157,23 +157,8 @@ class JumpExtractor(BaseFeaturesExtractor):
         return torch.cat(parts, dim=1)
 
 
-def _distinct(encode: Any, pictures: Tensor) -> Tensor:
-    """`encode(pictures)`, computed once for pictures that are equal."""
-    if len(pictures) == 1:
-        return encode(pictures)
-    flat = pictures.detach().flatten(1).cpu().numpy()
-    keys = flat[:, :: max(flat.shape[1] // 61, 1)]
-    known: dict[Hashable, list[int]] = {}
-    first: list[int] = []
-    rows: list[int] = []
-    for i, key in enumerate(keys):
-        # a few values tell pictures apart; a full comparison then makes sure
-        alike = known.setdefault(key.tobytes(), [])
-        row = next((j for j in alike if (flat[first[j]] == flat[i]).all()), len(first))
-        if row == len(first):
-            alike.append(row)
-            first.append(i)
-        rows.append(row)
-    if len(first) == len(pictures):
-        return encode(pictures)
-    return encode(pictures[first])[rows]
+def _distinct(encode: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    """Return `encode(pictures)`, computed once for pictures that are equal."""
+    places: dict[bytes, int] = {}
+    rows = [places.setdefault(picture.tobytes(), len(places)) for picture in pictures.detach().cpu().numpy()]
+    return encode(pictures[[rows.index(place) for place in range(len(places))]])[rows]

@@ -35,10 +35,11 @@ from agents.algorithms import algorithm_class, frame_stacked, policy_alias
 from agents.exporting import configuration
 from agents.networks.extractors import SkipProposalExtractor
 from agents.policies import NotFiniteError, acting_part, check_outputs
+from agents.study.tables import write_csv
 from agents.training.config import STATE, AgentTrainingConfig
 from agents.training.evaluator import Evaluator
 from agents.training.hyperparameters import OFF_POLICY
-from agents.training.learning_curve import CurvePoint, read_curve, write_curve
+from agents.training.learning_curve import CurvePoint, read_curve
 from agents.training.vec_env import VecPictureBaseline, check_buffer, get_state, make_env, set_state
 from ddpm.checkpoints import check_device
 from ddpm.training.runs import check_new_run, lock_run, start_run
@@ -168,7 +169,7 @@ class TrainingCallback(BaseCallback):
             if name not in ("env_steps", "episodes", "seconds"):
                 self.logger.record(f"eval/{name}", value)
         self.logger.dump(self.num_timesteps)
-        write_curve(self.curve, self.folder / "evaluations.csv")
+        write_csv(self.folder / "evaluations.csv", list(map(asdict, self.curve)))
         known = {name: value for name, value in asdict(evaluation).items() if not math.isnan(value)}  # JSON has no NaN
         agent = Agent(replace(agent.config, training={**agent.config.training, "evaluation": known}), agent.policy)
         agent.save(self.folder / "agent")
