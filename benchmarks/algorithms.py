@@ -27,9 +27,11 @@ from agents.plots import compared_curves, save
 from agents.study.methods import skipping_policy
 from agents.study.running import SETTINGS, digest, settle
 from agents.study.tables import markdown
+from agents.training.config import AgentTrainingConfig
+from agents.training.evaluator import tabulate
 from agents.training.hyperparameters import load_hyperparameters, parse_overrides
 from agents.training.learning_curve import CurvePoint, read_curve
-from agents.training.sb3 import AgentTrainingConfig, tabulate, train_agent
+from agents.training.sb3 import train_agent
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, read_json, write_json
 from skipdiff_env.memo import Memo

@@ -44,7 +44,6 @@ def closed_by(evaluation: CurvePoint) -> float:
 @click.option("--minutes", default=15.0, help="Longest training of each seed.")
 @click.option("--seeds", default=1, help="Trainings, with seeds 0, 1, …")
 @click.option("--eval-every", default=200, help="Episodes between evaluations.")
-@click.option("--warm-cache/--cold-cache", default=True, help="Compute every start first; that time is not counted.")
 @click.option("-p", "overrides", multiple=True, metavar="KEY=VALUE", help="Changes a hyperparameter.")
 @click.option("--out", type=click.Path(path_type=Path), help="Keep the runs in this folder.")
 @click.option("--device", default="cpu")
@@ -60,7 +59,6 @@ def main(
     minutes: float,
     seeds: int,
     eval_every: int,
-    warm_cache: bool,
     overrides: tuple[str, ...],
     out: Path | None,
     device: str,
@@ -77,8 +75,8 @@ def main(
         folder = out or Path(temporary)
         for seed in range(seeds):
             config = AgentTrainingConfig(
-                algo, env, hyperparameters, list(eval_images) or None, eval_every=eval_every, warm_cache=warm_cache,
-                minutes=minutes, seed=seed, device=device,
+                algo, env, hyperparameters, list(eval_images) or None, eval_every=eval_every, minutes=minutes,
+                seed=seed, device=device,
             )  # fmt: skip
             began = time.perf_counter()
             train_agent(config, folder / f"seed-{seed}", memory=memory)

@@ -20,7 +20,6 @@ from agents.training.bandit import (
     CURVE,
     TableTrainingConfig,
     TableVecEnv,
-    choices,
     read_curve,
     resumed_table_config,
     train_on_table,
@@ -218,9 +217,9 @@ def test_plain_algorithms_learn_and_are_exported(tmp_path: Path) -> None:
         export_agent(model, table, tmp_path / algorithm.__name__, seed=0)
         agent = load_agent(tmp_path / algorithm.__name__)
         assert agent.config.schedules == WAYS[:3]
-        assert test.score(choices(agent, test), train.best_fixed()).value > 0.8
+        assert test.score(agent.predict(test.features)[0], train.best_fixed()).value > 0.8
         actions, _ = model.predict(test.features, deterministic=True)
-        np.testing.assert_array_equal(choices(agent, test), actions)
+        np.testing.assert_array_equal(agent.predict(test.features)[0], actions)
 
 
 def test_training_keeps_the_best_on_validation_photographs(

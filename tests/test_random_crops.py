@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agents.training.config import AgentTrainingConfig
 from ddpm.util.errors import ConfigError, ImageError
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.pictures import PHOTOGRAPHS, Pictures
@@ -127,5 +126,3 @@ def test_what_is_refused(settings: dict[str, Any], photos: Path) -> None:
     Image.new("RGB", (64, 64)).save(photos / "0.png")
     with pytest.raises(ImageError, match=r"0\.png is no longer 128 x 128"):
         env.reset(options={"image": 0})
-    with pytest.raises(ConfigError, match="warm_cache needs crop center, got random"):
-        AgentTrainingConfig(env={"noise_seeds": 1, "crop": "random"}, warm_cache=True)

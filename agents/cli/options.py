@@ -330,7 +330,7 @@ def episode_settings(options: dict[str, Any]) -> dict[str, Any]:
 def agents_episodes(options: dict[str, Any], agent: "Agent") -> dict[str, Any]:
     """The options, with the parts of the plan that were not asked for taken from the agent's plan.
 
-    Its kind of decision is the agent's as well, where one after the other is not a matter of DENOISE and SKIP.
+    What it decides and what it observes are the agent's as well.
     """
     from ddpm.checkpoints import load_denoiser
     from skipdiff_env.plan import Plan

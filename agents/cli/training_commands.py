@@ -178,7 +178,8 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 @click.option(
     "--crop",
     type=click.Choice(["center", "random"]),
-    help="The middle of each photograph, or a new crop for each episode.  [default: random; center with --warm-cache]",
+    default="random",
+    help="The middle of each photograph, or a new crop for each episode.",
 )
 @click.option("--noise-seeds", type=click.IntRange(min=0), default=1, help="Noises of each crop; 0: no limit.")
 @click.option("--eval-images", multiple=True, help="Photographs to evaluate on.  [default: those of the training]")
@@ -190,9 +191,6 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
     help="First noise seed of the evaluation; from --noise-seeds on, training never saw them.",
 )
 @click.option("--eval-every", type=click.IntRange(min=1), default=400, help="Episodes between evaluations.")
-@click.option(
-    "--warm-cache", is_flag=True, help="Compute every start of every training picture first; also gives the regret."
-)
 @click.option(
     "--oracle/--no-oracle",
     default=True,
@@ -234,8 +232,8 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, table: str | None, 
             overrides["env_steps"] = env_steps
         options = _settled(options)
         env = environment(env_id) | episode_settings(options)
-        env |= {"noise_seeds": options.pop("noise_seeds") or None, "obs_dtype": options.pop("obs_dtype")}
-        env["crop"] = options.pop("crop") or ("center" if options["warm_cache"] else "random")
+        env |= {"noise_seeds": options.pop("noise_seeds") or None}
+        env |= {name: options.pop(name) for name in ("obs_dtype", "crop")}
         hyperparameters = load_hyperparameters(algorithm, overrides, env.get("observation", "latent"))
         eval_images = list(options.pop("eval_images")) or None
         config = AgentTrainingConfig(algorithm, env, hyperparameters, eval_images, **options)

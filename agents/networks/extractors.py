@@ -200,7 +200,7 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
             frames = frames[:, -1:]
         kept = None if torch.is_grad_enabled() else self._remembered.get(threading.get_ident())
         episodes = kept or DistinctFrames(self._zeros())
-        numbers, new = episodes.index(frames, keep=kept is not None)
+        numbers, new = episodes.index(frames)
         if new:
             features = self.convolutions(resize_latents(torch.stack([frames[place] for place in new]), self.image_size))
             if self.gru is not None:

@@ -7,10 +7,8 @@ each distinct one once.
 
 from typing import Any
 
-import numpy as np
 import torch.nn.functional as F
 from gymnasium import spaces
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.util.errors import ConfigError
@@ -75,39 +73,28 @@ class DistinctFrames:
     def __init__(self, hidden: Tensor) -> None:
         self.gates: Tensor | None = None
         self.hidden = hidden
-        self._frames: list[NDArray[Any]] = []
-        self._by_key: dict[bytes, list[int]] = {}
+        self._numbers: dict[bytes, int] = {}
         self._nodes: dict[tuple[int, int], int] = {}
 
-    def index(self, frames: Tensor, keep: bool) -> tuple[list[list[int]], list[tuple[int, int]]]:
-        """Numbers the frames of (B, n, C, H, W).
-
-        Args:
-            frames: stacks.
-            keep: whether further calls follow; new frames are then copied, since their memory belongs to the caller.
+    def index(self, frames: Tensor) -> tuple[list[list[int]], list[tuple[int, int]]]:
+        """Number the frames of (B, n, C, H, W).
 
         Returns:
             For each member the numbers of its frames, oldest first, without the zeros in front; and the places
             (b, n) of the frames that are new.
         """
-        flat = frames.detach().flatten(2).cpu().numpy()
-        # a few values tell frames apart; a full comparison then makes sure
-        keys = np.ascontiguousarray(flat[:, :, :: max(flat.shape[2] // 61, 1)])
         numbers: list[list[int]] = []
         new: list[tuple[int, int]] = []
-        for b, stack in enumerate(flat):
+        for b, stack in enumerate(frames.detach().cpu().numpy()):
             numbers.append([])
             for n, frame in enumerate(stack):
-                key = keys[b, n]
-                if not numbers[b] and not key.any() and not frame.any():
+                if not numbers[b] and not frame.any():
                     continue
-                alike = self._by_key.setdefault(key.tobytes(), [])
-                number = next((i for i in alike if (self._frames[i] == frame).all()), len(self._frames))
-                if number == len(self._frames):
-                    alike.append(number)
-                    self._frames.append(frame.copy() if keep else frame)
+                key = frame.tobytes()
+                if key not in self._numbers:
+                    self._numbers[key] = len(self._numbers)
                     new.append((b, n))
-                numbers[b].append(number)
+                numbers[b].append(self._numbers[key])
         return numbers, new
 
     def grow(self, at: list[int], episodes: list[list[int]], depth: int) -> tuple[list[int], list[int]]:

@@ -6,7 +6,7 @@ as they are.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,11 +98,9 @@ class JumpExtractor(BaseFeaturesExtractor):
 
     Args:
         observation_space: Dict with "condition" and "latent", (3, H, W), and "step", "level" and perhaps "price", (1,).
-            The latent may be missing where it is not looked at.
         crop_size: side of the crops of condition and latent that are looked at. Of a larger condition up to 3 x 3 crops
             are, evenly spread, and their features averaged; of the latent the one in the middle.
         channels: of the convolutions over the condition; those over the latent have half as many.
-        see_latent: whether the latent is looked at; else the features depend on condition, step, level and price.
 
     Raises:
         ConfigError: the space is another one, or a setting is out of range.
@@ -115,9 +113,8 @@ class JumpExtractor(BaseFeaturesExtractor):
         observation_space: spaces.Space[Any],
         crop_size: int = 64,
         channels: Sequence[int] = (24, 48, 64),
-        see_latent: bool = True,
     ) -> None:
-        needed = ["condition", *(["latent"] if see_latent else []), "step", "level"]
+        needed = ["condition", "latent", "step", "level"]
         if not isinstance(observation_space, spaces.Dict) or not set(needed) <= set(observation_space.spaces):
             raise ConfigError(
                 f"this extractor needs {', '.join(needed[:-1])} and {needed[-1]}; make the environment with "
@@ -128,12 +125,9 @@ class JumpExtractor(BaseFeaturesExtractor):
                 f"crop_size must be at least 16 and each of channels at least 2, got {crop_size} and {list(channels)}"
             )
         priced = "price" in observation_space.spaces
-        condition = CropEncoder(channels)
-        latent = None
-        if see_latent:
-            bound = float(observation_space["latent"].high.max())  # type: ignore[attr-defined]
-            latent = CropEncoder([n // 2 for n in channels], bound / 4)
-        pictures = condition.features_dim + (latent.features_dim if latent is not None else 0)
+        bound = float(observation_space["latent"].high.max())  # type: ignore[attr-defined]
+        condition, latent = CropEncoder(channels), CropEncoder([n // 2 for n in channels], bound / 4)
+        pictures = condition.features_dim + latent.features_dim
         super().__init__(observation_space, pictures + FREQUENCIES * (3 + priced))
         self.condition, self.latent = condition, latent
         self.crop_size = crop_size
@@ -147,14 +141,12 @@ class JumpExtractor(BaseFeaturesExtractor):
 
     def encode_latent(self, latents: Tensor) -> Tensor:
         """Return the features of latents (B, 3, H, W)."""
-        assert self.latent is not None, "this extractor looks at no latent"
         return self.latent(even_crops(latents.float(), self.crop_size, most=1)[:, 0])
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
         """Return the features (B, features_dim) of observations."""
-        parts = [_distinct(self.encode, observations["condition"])]
-        if self.latent is not None:
-            parts.append(_distinct(self.encode_latent, observations["latent"]))
+        pictures = (self.encode, observations["condition"]), (self.encode_latent, observations["latent"])
+        parts = [_distinct(encode, seen) for encode, seen in pictures]
         step, level = observations["step"].float(), observations["level"].float()
         numbers = [step, level, level - step]
         if self.highest_price is not None:
@@ -165,23 +157,8 @@ class JumpExtractor(BaseFeaturesExtractor):
         return torch.cat(parts, dim=1)
 
 
-def _distinct(encode: Any, pictures: Tensor) -> Tensor:
-    """`encode(pictures)`, computed once for pictures that are equal."""
-    if len(pictures) == 1:
-        return encode(pictures)
-    flat = pictures.detach().flatten(1).cpu().numpy()
-    keys = flat[:, :: max(flat.shape[1] // 61, 1)]
-    known: dict[Hashable, list[int]] = {}
-    first: list[int] = []
-    rows: list[int] = []
-    for i, key in enumerate(keys):
-        # a few values tell pictures apart; a full comparison then makes sure
-        alike = known.setdefault(key.tobytes(), [])
-        row = next((j for j in alike if (flat[first[j]] == flat[i]).all()), len(first))
-        if row == len(first):
-            alike.append(row)
-            first.append(i)
-        rows.append(row)
-    if len(first) == len(pictures):
-        return encode(pictures)
-    return encode(pictures[first])[rows]
+def _distinct(encode: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    """Return `encode(pictures)`, computed once for pictures that are equal."""
+    places: dict[bytes, int] = {}
+    rows = [places.setdefault(picture.tobytes(), len(places)) for picture in pictures.detach().cpu().numpy()]
+    return encode(pictures[[rows.index(place) for place in range(len(places))]])[rows]

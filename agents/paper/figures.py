@@ -83,7 +83,7 @@ class Figure5(Section):
         }
         notes = []
         if not any(penalty_of(study.agents[name]) for name in study.agent_names(5)):
-            command = page.train_command("penalty", " --nfe-penalty 0.0015 --warm-cache")
+            command = page.train_command("penalty", " --nfe-penalty 0.0015 --crop center")
             notes.append(f"There was no agent that pays for its forwards. One: {command}.")
         if not study.has_peers:
             notes.append(NO_PEERS)

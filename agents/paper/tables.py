@@ -326,7 +326,7 @@ class Table6(Section):
                 best = page.best(study.own_starts(), metric)
                 label = f"reward 1/{title}: {best.name} (no agent: best fixed start, chosen on these pictures)"
                 lines = [(best, label)]
-                command = page.train_command(name, f" --metric {name} --warm-cache")
+                command = page.train_command(name, f" --metric {name} --crop center")
                 notes.append(f"There was no agent rewarded by {title}. One: {command}.")
             entries += [page.entry(method, label) for method, label in lines]
         return "\n\n".join(

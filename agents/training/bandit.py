@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from agents.agent import CONFIG, Agent
+from agents.agent import CONFIG
 from agents.algorithms import algorithm_class
 from agents.exporting import export_agent
 from agents.study.tables import write_csv
@@ -104,11 +103,6 @@ class TableTrainingConfig:
         if self.minutes is not None and not self.minutes > 0:
             raise ConfigError(f"minutes must be positive, got {self.minutes}")
         check_least(self, 0, "seed")
-
-
-def choices(agent: Agent, table: OutcomeTable) -> NDArray[np.intp]:
-    """Return the place of the schedule that an agent chooses for each crop of a table, (crops,)."""
-    return agent.predict(table.features)[0]
 
 
 class _Watch(BaseCallback):

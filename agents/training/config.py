@@ -33,8 +33,6 @@ class AgentTrainingConfig:
         eval_first_seed: the first of their noise seeds, the others counting up from there; from `noise_seeds` of the
             environment on, training never saw them.
         eval_every: episodes between two evaluations.
-        warm_cache: whether every start of every training picture is computed before training begins. Training then
-            runs no UNet, and the regret of its episodes is known.
         oracle: whether every start of the evaluation's pictures is computed, so that the best fixed start and the
             oracle are known; N (N + 1) / 2 forwards for each picture and noise, which are many where the plan's first
             step is T. Under "jump" every number of even steps takes the place of the starts.
@@ -53,7 +51,6 @@ class AgentTrainingConfig:
     eval_noise_seeds: int = 1
     eval_first_seed: int = 0
     eval_every: int = 400
-    warm_cache: bool = False
     oracle: bool = True
     minutes: float | None = None
     cache_mb: float | None = None
@@ -74,15 +71,7 @@ class AgentTrainingConfig:
             raise ConfigError(f"seed must be at most {MAX_SEED}, the largest of Stable-Baselines3, got {self.seed}")
         if self.minutes is not None and not self.minutes > 0:
             raise ConfigError(f"minutes must be positive, got {self.minutes}")
-        if self.warm_cache and self.env.get("noise_seeds") is None:
-            raise ConfigError("warm_cache needs a finite number of noises; set noise_seeds")
-        if self.warm_cache and self.env.get("crop", "center") != "center":
-            raise ConfigError(f"warm_cache needs crop center, got {self.env['crop']}, of which there are too many")
         skip_mode = self.env.get("skip_mode", "restart")
-        if self.warm_cache and skip_mode != "restart":
-            raise ConfigError(
-                f"warm_cache needs skip_mode restart, got {skip_mode}, where episodes have too many results"
-            )
         if self.hyperparameters.undone_price is not None and skip_mode != "restart":
             raise ConfigError(
                 f"undone_price needs skip_mode restart, got {skip_mode}: there no decision is undone; leave it out"

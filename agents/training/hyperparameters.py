@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from typing import Any
 
@@ -22,7 +22,6 @@ OFF_POLICY = frozenset({"dqn", "qrdqn"})
 MINIBATCHES = frozenset({"ppo", "trpo", "recurrent-ppo"})
 # Arguments of the algorithms that are counts: with none of it they fail in the midst of a training.
 COUNTS = frozenset({"n_epochs", "batch_size", "buffer_size", "train_freq", "n_critic_updates", "cg_max_steps"})
-OPTIONAL = frozenset({"hidden_size", "spn_size", "episodes_per_minibatch", "skip_probability", "undone_price"})
 # Arguments of the algorithms that training sets itself, or that mean nothing here.
 RESERVED = frozenset(
     {
@@ -54,7 +53,6 @@ class Hyperparameters:
         spn_size: side that the SPN is built for; None: that of the latents.
         crop_size: side of the crops that a `JumpExtractor` looks at.
         channels: of its convolutions.
-        see_latent: whether it looks at the latent too.
         skip_probability: probability of SKIP before anything is learnt; None: one half. Of many decisions the last SKIP
             alone counts, so at one half no early start is ever seen; at 1 / decisions every start is.
         policy_kwargs: further settings of the algorithm's policy.
@@ -75,7 +73,6 @@ class Hyperparameters:
     tell_step: bool = False
     crop_size: int = 64
     channels: Sequence[int] = (24, 48, 64)
-    see_latent: bool = True
     skip_probability: float | None = None
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     algorithm: Mapping[str, Any] = field(default_factory=dict)
@@ -109,9 +106,7 @@ class Hyperparameters:
             return dict(self.policy_kwargs)
         if observation == "dict":
             kind: type = JumpExtractor
-            extractor: dict[str, Any] = {
-                "crop_size": self.crop_size, "channels": list(self.channels), "see_latent": self.see_latent,
-            }  # fmt: skip
+            extractor: dict[str, Any] = {"crop_size": self.crop_size, "channels": list(self.channels)}
         else:
             kind = SkipProposalExtractor
             extractor = {
@@ -149,30 +144,12 @@ class Hyperparameters:
         return settings
 
 
-_OWN: dict[str, type] = {
-    "env_steps": int,
-    "n_envs": int,
-    "episodes_per_rollout": int,
-    "episodes_per_minibatch": int,
-    "picture_baseline": bool,
-    "normalize_decisions": bool,
-    "lr_schedule": str,
-    "norm": str,
-    "hidden_size": int,
-    "spn_size": int,
-    "tell_step": bool,
-    "skip_probability": float,
-    "undone_price": float,
-    "crop_size": int,
-    "channels": list,
-    "see_latent": bool,
-    "policy_kwargs": dict,
-}
+OWN = frozenset(each.name for each in fields(Hyperparameters)) - {"algorithm"}
 
 
 def _own(algorithm: str, observation: str) -> set[str]:
     """Which of the project's own hyperparameters an algorithm takes where it sees this kind of observation."""
-    names = set(_OWN)
+    names = set(OWN)
     if algorithm in OFF_POLICY:
         names -= {"episodes_per_rollout", "skip_probability"}
     if algorithm not in MINIBATCHES:
@@ -182,7 +159,7 @@ def _own(algorithm: str, observation: str) -> set[str]:
     if not frame_stacked(algorithm, observation):
         names -= {"hidden_size", "tell_step"}
     if observation != "dict":
-        names -= {"crop_size", "channels", "see_latent"}
+        names -= {"crop_size", "channels"}
     if observation != "latent":
         names -= {"norm", "spn_size"}
     return names - ({"skip_probability"} if observation == "features" else set())
@@ -252,16 +229,15 @@ def load_hyperparameters(
         raise ConfigError(
             f"{algorithm} on {section} has no hyperparameter {', '.join(unknown)}; known are {', '.join(sorted(known))}"
         )
+    own = {name: values.pop(name) for name in list(values) if name in OWN}
     for name, value in values.items():
-        expected = _OWN[name] if name in _OWN else type(parameters[name])
-        if name == "max_grad_norm":  # whole only in the defaults of DQN
-            expected = float
-        optional = name in OPTIONAL or parameters.get(name, 0) is None
-        if not _fits(value, expected, optional):
+        # whole only in the defaults of DQN
+        expected = float if name == "max_grad_norm" else type(parameters[name])
+        if not _fits(value, expected, parameters[name] is None):
             raise ConfigError(f"{name} must be {_describe(expected)}, got {value!r}")
-    _check_policy_kwargs(algorithm, values.get("policy_kwargs", {}), observation)
-    own = {name: values.pop(name) for name in list(values) if name in _OWN}
-    return Hyperparameters(**own, algorithm=values)
+    found = Hyperparameters(**own, algorithm=values)
+    _check_policy_kwargs(algorithm, found.policy_kwargs, observation)
+    return found
 
 
 def table_hyperparameters(algorithm: str, env_id: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -307,9 +283,7 @@ def _fits(value: Any, expected: type, optional: bool) -> bool:
 
 
 def _describe(expected: type) -> str:
-    return {int: "a whole number", bool: "true or false", str: "a word", dict: "a mapping", list: "a list"}.get(
-        expected, "a number"
-    )
+    return {int: "a whole number", bool: "true or false", str: "a word"}.get(expected, "a number")
 
 
 def _check_policy_kwargs(algorithm: str, policy_kwargs: Mapping[str, Any], observation: str) -> None:

@@ -1,12 +1,10 @@
 """The learning curve of a run: what its agent achieved at each evaluation, in `evaluations.csv`."""
 
 import csv
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm.util.errors import ConfigError
-from ddpm.util.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -38,16 +36,8 @@ class CurvePoint:
     oracle_reward: float
 
 
-def write_curve(curve: Sequence[CurvePoint], path: Path) -> None:
-    """Writes evaluations as CSV."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(asdict(curve[0])))
-        writer.writeheader()
-        writer.writerows(asdict(evaluation) for evaluation in curve)
-
-
 def read_curve(path: Path) -> list[CurvePoint]:
-    """Reads what `write_curve` wrote.
+    """Return the learning curve in `evaluations.csv` of a run.
 
     Raises:
         ConfigError: the file is missing or damaged.

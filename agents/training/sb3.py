@@ -35,10 +35,11 @@ from agents.algorithms import algorithm_class, frame_stacked, policy_alias
 from agents.exporting import configuration
 from agents.networks.extractors import SkipProposalExtractor
 from agents.policies import NotFiniteError, acting_part, check_outputs
+from agents.study.tables import write_csv
 from agents.training.config import STATE, AgentTrainingConfig
-from agents.training.evaluator import Evaluator, tabulate
+from agents.training.evaluator import Evaluator
 from agents.training.hyperparameters import OFF_POLICY
-from agents.training.learning_curve import CurvePoint, read_curve, write_curve
+from agents.training.learning_curve import CurvePoint, read_curve
 from agents.training.vec_env import VecPictureBaseline, check_buffer, get_state, make_env, set_state
 from ddpm.checkpoints import check_device
 from ddpm.training.runs import check_new_run, lock_run, start_run
@@ -168,7 +169,7 @@ class TrainingCallback(BaseCallback):
             if name not in ("env_steps", "episodes", "seconds"):
                 self.logger.record(f"eval/{name}", value)
         self.logger.dump(self.num_timesteps)
-        write_curve(self.curve, self.folder / "evaluations.csv")
+        write_csv(self.folder / "evaluations.csv", list(map(asdict, self.curve)))
         known = {name: value for name, value in asdict(evaluation).items() if not math.isnan(value)}  # JSON has no NaN
         agent = Agent(replace(agent.config, training={**agent.config.training, "evaluation": known}), agent.policy)
         agent.save(self.folder / "agent")
@@ -350,19 +351,11 @@ def train_agent(
             evaluated.remember_in(memory[1])
         evaluated.memo.capacity = _cache(config, evaluated, config.eval_noise_seeds)
     evaluator = Evaluator(evaluated, config.eval_noise_seeds, config.oracle, config.eval_first_seed)
+    # the regret of training episodes is known where the evaluation has tabulated all of them
+    same = evaluated is task and task.plan.skip_mode == "restart" and config.eval_first_seed == 0
     rewards = None
-    if task.plan.skip_mode == "restart":
-        if config.warm_cache:
-            assert noise_seeds is not None, "the configuration refuses it"
-            rewards = tabulate(task, range(noise_seeds)).rewards()
-        elif (
-            evaluator.outcomes is not None
-            and evaluated is task
-            and noise_seeds is not None
-            and noise_seeds <= config.eval_noise_seeds
-            and config.eval_first_seed == 0
-        ):
-            rewards = evaluator.outcomes.rewards()
+    if evaluator.outcomes is not None and same and (noise_seeds or math.inf) <= config.eval_noise_seeds:
+        rewards = evaluator.outcomes.rewards()
 
     with lock_run(folder):
         begun = (folder / STATE).exists()

@@ -1,6 +1,5 @@
 """SkipDiff-v0 as a `VecEnv` of Stable-Baselines3, and the one way to make it for training, evaluation and play."""
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from agents.networks.frames import resize_latents
+from agents.networks.frames import frame_count, resize_latents
 from ddpm.util.errors import ConfigError
 from skipdiff_env.task import Task
 from skipdiff_env.vector_env import SkipDiffVectorEnv
@@ -159,26 +158,7 @@ def _one_info(infos: Mapping[str, Any], i: int) -> dict[str, Any]:
     return info
 
 
-class _Picklable:
-    """A wrapper of Stable-Baselines3 that can be pickled: it leaves out what was read off its class."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "class_attributes"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.class_attributes = dict(inspect.getmembers(type(self)))
-
-
-class _FrameStack(_Picklable, VecFrameStack):
-    STATE = ("stacked_obs",)
-
-
-class _Monitor(_Picklable, VecMonitor):
-    STATE = ("episode_returns", "episode_lengths", "episode_count")
-
-
-class VecPictureBaseline(_Picklable, VecEnvWrapper):
+class VecPictureBaseline(VecEnvWrapper):
     """Gives as reward how much better an episode came out than earlier ones on the same picture.
 
     Pictures differ far more in quality than the starts of one picture do, and a value function needs thousands of
@@ -192,8 +172,6 @@ class VecPictureBaseline(_Picklable, VecEnvWrapper):
         memory: how many of a picture's latest rewards the mean stands for; ten times as many, over all
             pictures, the deviation.
     """
-
-    STATE = ("_means", "_moments")
 
     def __init__(self, venv: VecEnv, memory: int = 20) -> None:
         super().__init__(venv)
@@ -231,7 +209,7 @@ class VecPictureBaseline(_Picklable, VecEnvWrapper):
         return float(weights @ difference) / (math.sqrt(max(variance, 0.0)) + ROUNDING)
 
 
-class VecResizeLatents(_Picklable, VecEnvWrapper):
+class VecResizeLatents(VecEnvWrapper):
     """Shows latents at the size an SPN is built for: stacks and buffers then hold no pixel that the SPN does not see.
 
     Args:
@@ -295,11 +273,19 @@ def make_env(
         if latent_size is not None and latent_size < env.task.config.image_size:
             venv = VecResizeLatents(venv, latent_size)
         if frame_stack:
-            venv = _FrameStack(venv, n_stack=env.task.decisions, channels_order="first")
-    venv = _Monitor(venv)
+            venv = VecFrameStack(venv, n_stack=env.task.decisions, channels_order="first")
+    venv = VecMonitor(venv)
     if seed is not None:
         venv.seed(seed)
     return venv
+
+
+# What wrappers know of their episodes and of earlier ones.
+STATE: dict[type[VecEnv], tuple[str, ...]] = {
+    VecFrameStack: ("stacked_obs",),
+    VecMonitor: ("episode_returns", "episode_lengths", "episode_count"),
+    VecPictureBaseline: ("_means", "_moments"),
+}
 
 
 def _layers(venv: VecEnv) -> list[VecEnv]:
@@ -314,7 +300,7 @@ def get_state(venv: VecEnv) -> list[dict[str, Any]]:
     """The episodes, random generators and running means of an environment of `make_env`, as plain data."""
     states = []
     for layer in _layers(venv):
-        state = {name: getattr(layer, name) for name in getattr(layer, "STATE", ())}
+        state = {name: getattr(layer, name) for name in STATE.get(type(layer), ())}
         if isinstance(layer, SkipDiffVecEnv):
             state = {"env": layer.env.get_state(), "reset_infos": layer.reset_infos}
         states.append(state)
@@ -362,21 +348,12 @@ def check_buffer(
         ConfigError: less is available.
     """
     whole = _bytes(space)
-    if isinstance(space, spaces.Dict) or len(space.shape or ()) == 1:
-        parts = stored * whole * (1 + twice), minibatch * whole
-        text = (
-            f"{name}: {stored} observations, {parts[0] / 2**30:.2f} GiB; a minibatch of {minibatch} of them, "
-            f"{parts[1] / 2**30:.2f} GiB"
-        )
-    else:
-        assert space.shape is not None
-        channels, height, width = space.shape
-        parts = stored * whole * 3 // channels, minibatch * whole
-        text = (
-            f"{name}: {stored} latents of 3 x {height} x {width}, {parts[0] / 2**30:.2f} GiB; a minibatch of "
-            f"{minibatch} "
-            f"observations of {channels} x {height} x {width}, {parts[1] / 2**30:.2f} GiB"
-        )
+    latents = isinstance(space, spaces.Box) and len(space.shape) == 3
+    parts = stored * (whole // frame_count(space) if latents else whole * (1 + twice)), minibatch * whole
+    text = (
+        f"{name}: {stored} {'latents' if latents else 'observations'}, {parts[0] / 2**30:.2f} GiB; a minibatch of "
+        f"{minibatch} observations, {parts[1] / 2**30:.2f} GiB"
+    )
     available = psutil.virtual_memory().available
     if sum(parts) > available:
         raise ConfigError(f"{text}; but only {available / 2**30:.2f} GiB of memory are free: {advice}")
