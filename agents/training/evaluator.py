@@ -41,7 +41,7 @@ class Evaluator:
         """Return the rewards of everything tabulated at a price, (pictures, noises, numbers of forwards)."""
         if self.outcomes is None:
             return None
-        forwards = np.arange(1, self.task.plan.first + 1)
+        forwards = np.arange(1, self.task.plan.first + 1) * self.task.process.unet.forwards_per_call
         return self.outcomes.rewards + (self.task.price - price) * forwards
 
     def _skipped(self, episode: Episode) -> float:
