@@ -9,12 +9,12 @@ import click
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from skipdiff_env.table import ARRAYS
 
 from agents.cli import main as skipdiff
 from benchmarks import tiny
 from benchmarks.mutations import Rng, damaged, damaged_json, damaged_picture, damaged_safetensors, pick
 from ddpm.pictures.formats import OUTPUTS
+from skipdiff_env.outcomes import ARRAYS
 
 ODD_TEXTS = (
     "", " ", "0", "1", "-1", "2", "3", "7", "0.5", "-0.5", "nan", "inf", "-inf", "1e400", "1" + "0" * 30, "abc",

@@ -1,5 +1,8 @@
 """The VecEnv of Stable-Baselines3 over the batched environment, against SB3's own over scalar environments."""
 
+import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -292,6 +295,24 @@ def test_buffer_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         check_buffer("rollout buffer", space, 1440, 144, "lower n_envs")
     half = spaces.Box(-1, 1, (27, 128, 128), np.float16)
     assert "0.13 GiB; " in check_buffer("rollout buffer", half, 1440, 144, "lower n_envs")
+
+
+@pytest.mark.parametrize("how", [lambda env: pickle.loads(pickle.dumps(env)), copy.deepcopy])
+def test_pickled(env: Any, how: Callable[[SkipDiffVecEnv], SkipDiffVecEnv]) -> None:
+    """An environment in the middle of its episodes goes on as the original does."""
+    env.seed(1)
+    actions = random_actions(3 * DECISIONS)
+    env.reset()
+    for action in actions[:-DECISIONS]:
+        env.step(action)
+    again = how(env)
+    for action in actions[-DECISIONS:]:
+        ours: Any = again.step(action)
+        theirs: Any = env.step(action)
+        for a, b in zip(ours[:3], theirs[:3], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert ours[2].all()
+    assert [info["metrics"] for info in ours[3]] == [info["metrics"] for info in theirs[3]]
 
 
 def test_choices_of_schedules_as_a_vec_env(checkpoint: str) -> None:
