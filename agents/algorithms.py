@@ -18,13 +18,15 @@ ALGORITHMS = {
     "recurrent-ppo": ("sb3_contrib", "RecurrentPPO"),
 }
 # Learn on tables of outcomes alone.
-ON_TABLES = {"maskable-ppo": ("sb3_contrib", "MaskablePPO")}
+ON_TABLES = {
+    "maskable-ppo": ("sb3_contrib", "MaskablePPO"),
+    "sac": ("stable_baselines3", "SAC"),
+    "td3": ("stable_baselines3", "TD3"),
+}
 # Those whose agents can be written.
 EXPORTED = {
     **ALGORITHMS,
     **ON_TABLES,
-    "sac": ("stable_baselines3", "SAC"),
-    "td3": ("stable_baselines3", "TD3"),
     "ddpg": ("stable_baselines3", "DDPG"),
     "tqc": ("sb3_contrib", "TQC"),
     "crossq": ("sb3_contrib", "CrossQ"),

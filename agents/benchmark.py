@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.agent import Agent, find_agent, load_agent
-from agents.algorithms import RECURRENT, algorithm_class
+from agents.algorithms import EXPORTED, RECURRENT, algorithm_class
 from ddpm.util.errors import CheckpointError, ConfigError
 from skipdiff_env.tree import Tree
 
@@ -65,14 +65,15 @@ def load_zip(path: Path, trust_pickle: bool) -> Any:
 
 def _zip_algorithm(settings: Mapping[str, Any]) -> str:
     """Return which algorithm wrote the `data` of a .zip: those that matter for deciding differ in their settings."""
-    if "exploration_fraction" in settings:
-        policy = json.dumps(settings.get("policy_class", ""))
-        return "qrdqn" if "qrdqn" in policy.lower() else "dqn"
+    policy = json.dumps(settings.get("policy_class", ""))
+    for name in EXPORTED:  # the policies of most stand in a module of their algorithm
+        if f".{name}." in policy:
+            return name
     if "_last_lstm_states" in settings:
         return RECURRENT
     if "cg_max_steps" in settings:
         return "trpo"
-    if "Maskable" in json.dumps(settings.get("policy_class", "")):
+    if "Maskable" in policy:
         return "maskable-ppo"
     return "ppo" if "clip_range" in settings else "a2c"
 

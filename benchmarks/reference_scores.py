@@ -31,7 +31,7 @@ from skipdiff_env.tree import Tree
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
-BANDIT, STRIDE = "SkipDiffBanditTable-v0", "SkipDiffStrideTable-v0"
+BANDIT, STRIDE, NUMBERS = "SkipDiffBanditTable-v0", "SkipDiffStrideTable-v0", "SkipDiffContinuousTable-v0"
 STRIDE_TABLE = "natural-x4-stride"
 ALGORITHMS = ("ppo", "dqn", "qrdqn", "trpo", "maskable-ppo", "a2c")
 FITTED = ("ridge", "supervised", "cloning")
@@ -40,6 +40,8 @@ SECTIONS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {
     BANDIT: (BANDIT, None, ("random", "best fixed", *FITTED, *ALGORITHMS)),
     f"{BANDIT}, table={STRIDE_TABLE}": (BANDIT, STRIDE_TABLE, ("random", "best fixed", "ridge", "supervised", "ppo")),
     STRIDE: (STRIDE, None, ("random", "best fixed", "ridge", "supervised", "ppo")),
+    f"{BANDIT}, table=photo-x4": (BANDIT, "photo-x4", ("random", "best fixed", "ridge", "supervised", "ppo")),
+    NUMBERS: (NUMBERS, None, ("random", "best fixed", "ppo", "sac", "td3")),
 }
 ONCE = {"best fixed", "ridge"}
 # What is compared: in words, and the number of the section and the method of either side.
@@ -63,7 +65,7 @@ def chosen(tree: Tree, method: str, seed: int, folder: Path, env_id: str, table:
         if method == "best fixed":
             choices = np.full(test.table.metrics[test.table.metric].shape[:2], fixed)
         elif method == "random":
-            choices = play(test, random_policy(len(test.actions), seed))
+            choices = play(test, random_policy(test.action_space, seed))
         elif method in FITTED:
             choices = play(test, fit(train, validation, PRICE, method, seed))  # type: ignore[arg-type]
         else:
@@ -112,7 +114,7 @@ def _cell(score: Score) -> str:
 @click.command(cls=Command, context_settings={"show_default": True})
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the trainings.")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, help="Trainings of each method, with seeds 0, 1, …")
-@click.option("--sections", default="0,1,2", help="Which sections, by number: bandit; bandit of 18 schedules; stride.")
+@click.option("--sections", default="0,1,2,3,4", help="Which of the tables, by number, in the order of the report.")
 @click.option("--ship", is_flag=True, help="Write into the package and the documentation.")
 def main(out: Path, seeds: int, sections: str, ship: bool) -> None:
     """Train and score every method of the benchmark, and print the table."""

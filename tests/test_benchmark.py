@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from sb3_contrib import TRPO, MaskablePPO
@@ -36,6 +37,8 @@ from tests.test_vector_env import assert_same
 
 __all__ = ["jumping"]  # a fixture
 WAYS = ("6", "6*8", "6*2,3*2", "6*2,3*4", "6*4,3*2")
+
+BANDIT = "SkipDiffBanditTable-v0"
 
 
 def deep(crops: int = 300, seed: int = 0) -> OutcomeTable:
@@ -210,11 +213,11 @@ def test_scores() -> None:
     assert found.value == pytest.approx(1, abs=0.02)
     assert found.low <= found.value <= found.high
     assert score(lambda seen: np.full(len(seen), fixed), table=table).value == 0
-    assert score(random_policy(3), table=table).value < 0
+    assert score(random_policy(spaces.Discrete(3)), table=table).value < 0
     both = score([knows, lambda seen: np.full(len(seen), fixed)], table=table)
     assert both.values == pytest.approx((found.value, 0))
     assert both.value == pytest.approx(found.value / 2)
-    assert score([knows] * 3 + [random_policy(3)], table=table).iqm == pytest.approx(found.value)
+    assert score([knows] * 3 + [random_policy(spaces.Discrete(3))], table=table).iqm == pytest.approx(found.value)
     assert len(play(Tree(test, "schedule"), knows)) == len(wanted)
 
 
@@ -235,12 +238,12 @@ def test_policies_that_are_none(policy: Any, message: str) -> None:
 
 def test_scores_of_other_things() -> None:
     with pytest.raises(ConfigError, match="split must be one of train, validation, test, got 'tests'"):
-        score(random_policy(3), split="tests", table=made())
+        score(random_policy(spaces.Discrete(3)), split="tests", table=made())
     with pytest.raises(
         ConfigError,
         match="scores are for SkipDiffBanditTable-v0, SkipDiffStrideTable-v0, SkipDiffContinuousTable-v0, got 'X'",
     ):
-        score(random_policy(3), env_id="X")
+        score(random_policy(spaces.Discrete(3)), env_id="X")
     model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8)
     with pytest.raises(ConfigError, match=r"the model has the observation_space Box\(4,\), expected Box\(42,\)"):
         score(model, table=made())
@@ -250,12 +253,15 @@ def test_scores_of_other_things() -> None:
 def test_every_algorithm_learns(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the hyperparameters that ship."""
     monkeypatch.setattr(OutcomeTable, "load", classmethod(lambda cls, folder: made(600)))
-    config = TableTrainingConfig(algorithm=algorithm, env_steps=60_000, settings={"n_envs": 128})
+    kind, env = ("continuous", "SkipDiffContinuousTable-v0") if algorithm in ("sac", "td3") else ("schedule", BANDIT)
+    config = TableTrainingConfig(env=env, algorithm=algorithm, env_steps=60_000, settings={"n_envs": 128})
     folder, found = train_on_table(config, tmp_path / "run")
     assert found.value > 0.7
-    tree = Tree(made(600), "schedule")
-    for name in (str(folder), str(tmp_path / "run"), str(tmp_path / "run" / "model.zip")):
-        assert score(load_policy(name, tree, trust_pickle=True), table=tree.table).value == pytest.approx(found.value)
+    tree = Tree(made(600), kind)
+    names = [str(tmp_path / "run" / "model.zip"), *([str(folder), str(tmp_path / "run")] if env == BANDIT else [])]
+    for name in names:
+        policy = load_policy(name, tree, trust_pickle=True)
+        assert score(policy, env_id=env, table=tree.table).value == pytest.approx(found.value)
 
 
 def test_a_second_decision_is_learnt_where_it_helps() -> None:
@@ -361,7 +367,7 @@ def test_datasets_have_the_scale_of_scores(tmp_path: Path, monkeypatch: pytest.M
     np.testing.assert_array_equal(env.reset(seed=0)[0], first.observations[0])
     assert env.step(first.actions[0])[1] == pytest.approx(first.rewards[0])
     table = env.unwrapped.table
-    choices = random_policy(6)(table.features)
+    choices = random_policy(spaces.Discrete(6))(table.features)
     whole = score(lambda seen: np.repeat(choices, 2), split="validation")
     relative = table.rewards(0.002) - table.rewards(0.002).mean(axis=2, keepdims=True)
     mean = table.per_photograph(np.take_along_axis(relative, choices[:, None, None], 2)[..., 0]).mean()

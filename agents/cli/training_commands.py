@@ -158,19 +158,20 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
     "--env",
     "env_id",
     default="SkipDiffBanditTable-v0",
-    help="SkipDiffBanditTable-v0 and SkipDiffStrideTable-v0 need neither photographs nor a network; with them: "
-    "SkipDiff-v0, SkipDiffJump-v0, SkipDiffPhoto-v0 …",
+    help="SkipDiffBanditTable-v0, SkipDiffStrideTable-v0 and SkipDiffContinuousTable-v0 need neither photographs nor a "
+    "network; with them: SkipDiff-v0, SkipDiffJump-v0, SkipDiffBandit-v0 …",
 )
 @click.option(
     "--algo",
     default="ppo",
-    help="ppo, a2c, dqn, qrdqn or trpo; on a table also maskable-ppo, and elsewhere recurrent-ppo. "
+    help="ppo, a2c, dqn, qrdqn or trpo; on a table also maskable-ppo, or sac and td3 for SkipDiffContinuousTable-v0, "
+    "and elsewhere recurrent-ppo. "
     "Agents of other algorithms are trained with Stable-Baselines3 itself, and written by `agents.export_agent`.",
 )
 @click.option(
     "--table",
-    help="Another table of SkipDiffBanditTable-v0 or SkipDiffStrideTable-v0: a folder that `tabulate --levels` wrote, "
-    "or the name of one that ships, such as photo-x4.",
+    help="Another table of the environment: a folder that `tabulate --levels` wrote, or the name of one that ships, "
+    "such as photo-x4.",
 )
 @episodes
 @click.option("--env-steps", type=click.IntRange(min=1), help="Decisions in all.  [default: the algorithm's file]")
@@ -194,8 +195,8 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 @click.option(
     "--oracle/--no-oracle",
     default=True,
-    help="Compute every start of the evaluation's pictures, which the agent is compared with; many forwards with "
-    "--first-step.",
+    help="Run the fixed schedules that the agent is compared with for every picture of the evaluation; many forwards "
+    "with --first-step.",
 )
 @click.option("--cache-mb", type=click.FloatRange(min=0), help="Room for latents.  [default: what they need]")
 @click.option("--cache-dir", help="Folder for latents and metrics on disk, which later runs read as well.")

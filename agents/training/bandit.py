@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
@@ -178,6 +179,9 @@ def make_model(config: TableTrainingConfig, table: OutcomeTable) -> tuple[Any, i
     rate = values["learning_rate"]
     if isinstance(rate, str) and rate.startswith("lin_"):  # as the zoo writes one that falls to 0
         values["learning_rate"] = LinearSchedule(float(rate.removeprefix("lin_")), 0.0, 1.0)
+    if values.pop("noise_type", None) is not None:  # "normal", as the zoo calls it
+        zeros = np.zeros(env.action_space.shape or ())
+        values["action_noise"] = NormalActionNoise(zeros, zeros + values.pop("noise_std"))
     try:
         return make(values.pop("policy"), env, seed=config.seed, device="cpu", **values), env_steps
     except Exception as error:  # of odd settings, algorithms raise nearly anything

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,10 +23,13 @@ EVERY = 20
 HIDDEN = 64
 
 
-def random_policy(actions: int, seed: int = 0) -> Callable[[NDArray[np.float32]], NDArray[np.int64]]:
-    """Return the policy that draws each action with the same probability."""
+def random_policy(space: spaces.Space[Any], seed: int = 0) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
+    """Return the policy that draws each action of a space, `Discrete` or `Box`, with the same probability."""
     rng = np.random.default_rng(seed)
-    return lambda seen: rng.integers(actions, size=len(seen))
+    if isinstance(space, spaces.Discrete):
+        return lambda seen: rng.integers(space.n, size=len(seen))
+    assert isinstance(space, spaces.Box), "a table has no other"
+    return lambda seen: rng.uniform(space.low, space.high, (len(seen), *space.shape))
 
 
 class Planner:

@@ -259,7 +259,13 @@ def table_hyperparameters(algorithm: str, env_id: str, overrides: Mapping[str, A
     if shipped is None:
         raise ConfigError(f"{algorithm} has no hyperparameters for {env_id}; take another algorithm")
     overrides = dict(overrides or {})
-    known = {"n_timesteps", "n_envs", "policy", *parameters} - {"self", "env", "seed", "device", "_init_setup_model"}
+    known = {"n_timesteps", "n_envs", "policy", *shipped, *parameters} - {
+        "self",
+        "env",
+        "seed",
+        "device",
+        "_init_setup_model",
+    }
     if unknown := sorted(overrides.keys() - known):
         raise ConfigError(
             f"{algorithm} on {env_id} has no hyperparameter {', '.join(unknown)}; known are {', '.join(sorted(known))}"
