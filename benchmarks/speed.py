@@ -13,7 +13,7 @@ import click
 import torch
 
 from agents.cli.command import Command
-from agents.paper.tables import count_flops
+from agents.study.paper import count_flops
 from agents.study.tables import markdown
 from ddpm.checkpoints import load_unet
 from ddpm.nets.denoiser import to_image
