@@ -299,14 +299,14 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
     metavar="[NAME=]DIR",
     help="Agent that stands for SkipDiff; with a name, a further one, whose training says what for (reward, price for "
     "forwards, "
-    "cases 3 and 4 of Table 4); may be repeated.  [default: the checkpoint's, if it has one]",
+    "cases 3 and 4 of Table 4); may be repeated.  [default: agent-paper of the checkpoint, if it has one]",
 )
 @TRUST_PICKLE
 @LEVELS
 @click.option(
     "--train-images",
     multiple=True,
-    help="Photographs that schedules are fitted on by dynamic programming over the ELBO.  [default: none is fitted]",
+    help="Photographs that schedules are fitted on by dynamic programming.  [default: none is fitted]",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="Number of noise seeds.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
@@ -338,7 +338,7 @@ def reproduce(
 ) -> None:
     """Compute the paper's tables and figures on your pictures, and other samplers beside them, as one report.
 
-    OUT/report.md shows the figures, the paper's tables, and the table and the intervals of `evaluate` for all methods;
+    OUT/report.md shows the figures, the paper's tables, and the table and the intervals of evaluate for all methods;
     rows.csv has every single result. What is finished stays: the same command goes on after an interruption, and takes
     further sections and agents.
     """
