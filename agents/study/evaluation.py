@@ -185,7 +185,7 @@ def evaluate(
     sampler = asked.get("fine_sampler") or unet.settings["fine_sampler"]
     schedules = [ways.parse_schedule(text, sampler) for text in levels]
     methods = evaluation_methods(unet, agents, plan, own, schedules, paper)
-    rows = compare(runner, methods, crops, seeds, told_of(plan, agents, own), folder, keep)
+    rows = compare(runner, methods, crops, seeds, settings_of(plan, agents, own), folder, keep)
     if reward is None:
         return rows
     metric = runner.metrics[reward]
@@ -194,7 +194,7 @@ def evaluate(
     return with_rewards(rows, metric, best_start, kind, price, coarse)
 
 
-def told_of(plan: Plan, agents: Mapping[str, Agent], own: Mapping[str, Plan]) -> dict[str, Any]:
+def settings_of(plan: Plan, agents: Mapping[str, Agent], own: Mapping[str, Plan]) -> dict[str, Any]:
     """Return what tells whether rows are those of the same plan and agents, for `compare`.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 from agents.agent import Agent
 from agents.study import methods as ways
 from agents.study import reported
-from agents.study.evaluation import compare, told_of, training_of
+from agents.study.evaluation import compare, settings_of, training_of
 from agents.study.figures import plot_evaluation
 from agents.study.intervals import comparisons, comparisons_markdown
 from agents.study.methods import PEERS, Method
@@ -193,7 +193,7 @@ class Paper:
             ConfigError: the folder holds results with other settings.
         """
         shown = [*ways.without_forwards(self.unet), self.full, self.coarse, self.ours, ways.originals()]
-        told = {**told_of(self.plan, self.agents, self.own), "train_pictures": tensor_digest(self.train_crops)}
+        told = {**settings_of(self.plan, self.agents, self.own), "train_pictures": tensor_digest(self.train_crops)}
         keep = save_pictures(out / "pictures", PICTURES, shown)
         rows = compare(self.runner, self.methods(), crops, seeds, told, out, keep)
         starts = {row.start for row in rows if row.family == START}
@@ -206,14 +206,17 @@ class Paper:
         header = (
             f"{len(crops)} pictures of {crops[0].shape[-1]} px, shrunk and enlarged {self.unet.scale} times"
             f"{'' if made == PLAIN else f' (degradation {made})'}; T = {self.T}, S = {self.plan.S}, N = {self.plan.N}, "
-            f"coarse stage by {self.plan.coarse_sampler}. All methods have the same network, pictures and noise. "
-            '**Columns named "paper" hold the paper\'s own figures, on other networks and other pictures** '
-            f"({reported.DATA.get(self.unet.scale, 'none for this scale')})."
+            f"coarse stage by {self.plan.coarse_sampler}. All methods have the same network, pictures and noise."
         )
-        texts = [SECTIONS[name](tables) for name in self.sections]
+        texts = [text for name in self.sections if (text := SECTIONS[name](tables))]
+        if texts:
+            header += (
+                ' **Columns named "paper" hold the paper\'s own figures, on other networks and other pictures** '
+                f"({reported.DATA.get(self.unet.scale, 'none for this scale')})."
+            )
         compared = comparisons(rows, self.ours.name, photographs)
         every = ["## All methods", to_markdown(rows), comparisons_markdown(compared, self.ours.name, photographs)]
-        write_report(out, rows, [header, *(text for text in texts if text), *every])
+        write_report(out, rows, [header, *texts, *every])
         plot_evaluation(out, out)
         return out / "report.md"
 
