@@ -197,35 +197,6 @@ def learning_curves(curves: Mapping[str, Sequence[CurvePoint]]) -> Figure:
     return figure
 
 
-def compared_curves(
-    curves: Mapping[str, Sequence[Sequence[CurvePoint]]], levels: Mapping[str, Mapping[str, float]]
-) -> Figure:
-    """Reward and forwards against decisions, for several trainings of each algorithm.
-
-    A line is the median of an algorithm's trainings, the band reaches from the worst to the best of them.
-
-    Args:
-        curves: algorithm → the evaluations of each of its trainings.
-        levels: what needs no training → its "reward" and "nfe"; horizontal lines.
-    """
-    names = {"reward": "reward", "nfe": "UNet forwards"}
-    figure, axes = plt.subplots(1, len(names), figsize=(6 * len(names), 4.2))
-    for axis, (name, label) in zip(axes, names.items(), strict=True):
-        for i, (algorithm, runs) in enumerate(curves.items()):
-            found = [{point.env_steps: getattr(point, name) for point in run} for run in runs]
-            shared = sorted(set.intersection(*map(set, found)))  # a training that goes on may lack the last ones
-            values = np.array([[own[env_steps] for env_steps in shared] for own in found])
-            axis.plot(shared, np.median(values, axis=0), "o-", ms=3, color=f"C{i}", label=algorithm)
-            axis.fill_between(shared, values.min(axis=0), values.max(axis=0), color=f"C{i}", alpha=0.12, lw=0)
-        for i, (heading, own) in enumerate(levels.items()):
-            axis.axhline(own[name], color="black", lw=0.9, ls=("--", ":", "-.", "-")[i % 4], label=heading)
-        axis.set(xlabel="decisions", ylabel=label)
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    _legend(figure, axes[-1])
-    return figure
-
-
 def contact_sheet(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Figure:
     """Pictures side by side (Fig. 3): one column a method, one row a picture.
 

@@ -14,7 +14,6 @@ import torch
 
 from agents.cli.command import Command
 from agents.cli.options import numbers
-from benchmarks import tiny
 from benchmarks.speed import in_turns, print_table
 from ddpm.nets.backends import BACKENDS
 from ddpm.pictures.images import to_tensor, to_uint8
@@ -45,7 +44,7 @@ def main(checkpoint: str, sides: tuple[int, ...], repeats: int, cpu_time: bool) 
     upscalers = {backend: Upscaler(checkpoint, levels=(1,), backend=backend) for backend in BACKENDS}
     rows = []
     for side in sides:
-        lr_image = to_tensor(tiny.pixels(np.random.default_rng(0), side, side))
+        lr_image = to_tensor(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
         size = f"{side} to {side * upscalers['torch'].scale}"
         for part in PARTS:
             works: dict[str, Callable[[], torch.Tensor]] = {

@@ -1,22 +1,27 @@
 """Mutated pictures, checkpoints, configurations and command lines, each given to `skipdiff` in this process.
 
-python -m benchmarks.fuzz [--cases 1000] [--first 0] [--seed 0] [--only 17] [--messages]
+python -m benchmarks.fuzz [--cases 1000] [--first 0] [--seed 0] [--only 17] [--kind pictures]
 
 A case is good if the command ends with 0, or with 1 or 2 and one clear line, and leaves no half-written file. What
 takes longer than the limit is stopped as Ctrl-C stops it, and must leave nothing half-written either.
 """
 
+import io
 import json
 import os
 import resource
+import shlex
+import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import chdir, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -28,44 +33,347 @@ import torch
 from click.testing import CliRunner
 from huggingface_hub import constants
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from agents.cli import main as skipdiff
 from agents.cli.command import Command
 from agents.study.tables import markdown
-from benchmarks.cases import KINDS, Stock
-from ddpm.pictures.formats import OUTPUTS
+from ddpm.checkpoints import save_checkpoint
+from ddpm.nets.unet import UNet
+from ddpm.pictures.formats import OUTPUTS, register_heif
 from ddpm.util.torchvision_ops import ensure_torchvision
 
-# Pixels that a picture may claim, so that no case takes long; it has to be refused as a decompression bomb.
-MAX_PIXELS = 2**14
-# Address space of this process, in bytes: whatever wants more fails as on a small machine.
-MEMORY = 12 * 2**30
+Rng = np.random.Generator
+Mutation = Callable[[Rng, "Stock"], list[str]]
+# Address space of this process in bytes, and pixels that a picture may claim: what wants more must be refused.
+MEMORY, MAX_PIXELS = 12 * 2**30, 2**14
+# Imported before the first case: an import that is stopped half-way spoils the later cases.
 LATE = (
-    "accelerate", "agents.benchmark", "agents.cli.demo", "agents.cli.enjoy", "agents.study", "agents.study.intervals",
-    "agents.training.bandit", "agents.training.sb3", "diffusers",
-    "ddpm.training.predictor", "ddpm.nets.sr3", "onnx", "onnxruntime", "openvino", "pyiqa", "sb3_contrib", "spandrel",
+    "accelerate", "agents.benchmark", "agents.cli.demo", "agents.cli.enjoy", "agents.study",
+    "agents.study.intervals", "onnx", "onnxruntime", "agents.training.bandit", "agents.training.sb3",
+    "ddpm.training.predictor", "ddpm.nets.sr3", "diffusers", "openvino", "pyiqa", "sb3_contrib", "spandrel",
     "tensorboard", "tifffile", "torch._dynamo",
 )  # fmt: skip
 # What a refused command may print beside its error: how it is used, notes, and what failed once more.
 ALLOWED = ("Usage: ", "Try ", "Error: ", "Note: ", "  ", "DISTS is left out")
 
+# --- valid material, made by commands when it is first asked for, and good command lines ---
+
+NET: dict[str, Any] = {
+    "width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (), "norm_groups": 4, "patch_size": 2,
+    "dropout": 0.0, "noise_level_scale": 1000.0, "prediction": "v", "target": "residual", "diffusion_steps": 12,
+    "coarse_steps": 3,
+}  # fmt: skip
+QUICK = "--images={photos} --crop=16 --batch-size=2 --warmup=1 --iterations=2 --save-every=1"
+DDPM = f"{QUICK} --width=8 --multipliers=1,2 --norm-groups=4 --patch-size=2 --attention-resolutions=999"
+SUBSTEPS = f"{QUICK} --most=4 --rank=2"
+PREDICTOR = "--images={photos} --channels=4 --crop=16 --batch-size=1 --iterations=1 --warmup=0"
+AGENT = (
+    "--checkpoint={net} --images={photos} --env=SkipDiff-v0 --steps=3,4 --image-size=16 --metric=psnr --env-steps=12 "
+    "--eval-every=2 -p n_envs=2 -p episodes_per_minibatch=1 -p hidden_size=8 -p norm=group"
+)
+ON_TABLE = "--env-steps=32 -p n_envs=8 -p n_steps=2 -p batch_size=8"
+TABLE = "--checkpoint={net} --steps=1,4 --image-size=16 --metrics=psnr,colour --noise-seeds=1"
+WAYS = (
+    "--checkpoint={fast} --images={photos} --sources={sources} --ways=12*4 --ways=12*2 --ways=12,6 --image-size=32 "
+    "--metrics=colour,psnr --noise-seeds=2 --crops=4"
+)
+EVALUATE = "--images={large} --metrics=psnr --image-size=96"
+REPRODUCE = "--images={large} --checkpoint={net} --image-size=96 --sections=table5 --seeds=1"
+MAKERS = {
+    "agent": f"train-agent --out={{out}} {AGENT}",
+    "chooser": f"train-agent --out={{out}} --table={{ways}} {ON_TABLE}",
+    "run": f"train-ddpm --out={{out}} {DDPM}",
+    "begun": f"train-ddpm --out={{out}} {DDPM} --predictor={{predictor}}/checkpoint/predictor.safetensors",
+    "predictor": f"train-predictor --out={{out}} {PREDICTOR}",
+    "substeps": f"train-substeps --out={{out}} --from={{net}} {SUBSTEPS}",
+    "table": f"tabulate --out={{out}} --images={{photos}} {TABLE}",
+    "ways": f"tabulate --out={{out}} {WAYS}",
+    "evaluation": f"evaluate --out={{out}} --checkpoint={{net}} {EVALUATE}",
+    "report": f"reproduce --out={{out}} {REPRODUCE}",
+}
+UPSCALE = "upscale {photos}/0.png -o out"
+GOOD_LINES = (
+    f"{UPSCALE} --checkpoint={{net}}", "upscale {photos} -o out --checkpoint={net} --agent={agent}",
+    f"{UPSCALE} --checkpoint={{fast}} --detail=0.3 --backend=onnxruntime",
+    f"{UPSCALE} --checkpoint={{fast}} --levels=12*2,6 --backend=openvino",
+    f"{UPSCALE} --checkpoint={{fast}} --agent={{chooser}} --map=map.png",
+    f"{UPSCALE} --checkpoint={{run}}/checkpoint", f"{UPSCALE} --checkpoint={{substeps}}/checkpoint --detail=0.5",
+    f"train-predictor --out=out --init={{predictor}}/checkpoint/predictor.safetensors {PREDICTOR}",
+    f"{UPSCALE} --checkpoint={{started}} --tile=64", "export {started} -o out.onnx",
+    f"{UPSCALE} --checkpoint=natural-x4 --levels=20*4,5", f"{UPSCALE} --checkpoint=faces-x8 --detail=1",
+    f"{UPSCALE} --checkpoint=photo-x4 --map=map.jpg", f"train-ddpm --out=out {QUICK} --init={{started}}",
+    *(line.replace("{out}", "out") for line in MAKERS.values()), "import-sr3 {sr3} out",
+    f"evaluate --checkpoint={{net}} {EVALUATE} --agent={{agent}}",
+    f"evaluate --checkpoint={{fast}} {EVALUATE} --no-paper --reference=bicubic --levels=12*4 --seeds=2",
+    f"evaluate --checkpoint={{fast}} {EVALUATE} --no-paper --agent={{chooser}}", "push-to-hub {net} owner/name",
+    "export {fast} -o net.onnx --detail=0.5", "benchmark {chooser} --table={ways}",
+    "schedule --checkpoint={net} --images={photos} --forwards=2 --steps=4 --image-size=16",
+    "enjoy --agent={agent} -o out.png --checkpoint={net} --images={photos} --image-size=16 --metric=psnr",
+    "enjoy --agent={chooser} -o out.png --checkpoint={fast} --images={large} --image-size=32 --metric=psnr",
+    "plot --run={agent} --evaluation={evaluation} --out=out", "demo --no-agent -o out.png --checkpoint={net}",
+)  # fmt: skip
+
+
+class Stock(dict[str, str]):
+    """Valid material: kind → its path below a folder. What is not asked for is not made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __missing__(self, kind: str) -> str:
+        path = self.folder / kind
+        if kind in MAKERS:
+            result = CliRunner().invoke(skipdiff, self.line(MAKERS[kind].replace("{out}", str(path))))
+            if result.exit_code:
+                raise RuntimeError(f"{kind} cannot be made: {result.output}") from result.exception
+        elif kind == "net":
+            torch.manual_seed(0)
+            save_checkpoint(UNet(**NET), path)
+        elif kind in ("photos", "large"):
+            path.mkdir()
+            for i in range(4):
+                rough = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(rough).resize((32 if kind == "photos" else 96,) * 2).save(path / f"{i}.png")
+        elif kind == "sources":  # one for validation, one for tests, two for training
+            path.write_text("0.png\td\n1.png\ti\n2.png\ta\n3.png\tb\n", encoding="utf-8")
+        elif kind == "sr3":
+            torch.save({"a": torch.zeros(3)}, path)
+        else:
+            shutil.copytree(Path(self[{"fast": "substeps", "started": "begun"}[kind]], "checkpoint"), path)
+        if kind == "ways":  # each crop gains by another schedule
+            arrays = load_file(file := next(path.rglob("*.safetensors")))
+            colour = arrays["metrics.colour"]
+            colour[:] = (np.arange(len(colour))[:, None, None] - np.arange(colour.shape[2])) % colour.shape[2]
+            save_file(arrays, file)
+        self[kind] = str(path)
+        return self[kind]
+
+    def line(self, text: str) -> list[str]:
+        """The words of a line in which {kind} stands for a path."""
+        return shlex.split(text.format_map(self))
+
+
+# --- mutations: each writes what is mutated into the current folder and gives a command line ---
+
+ODD_VALUES: tuple[Any, ...] = (
+    None, True, 0, -1, 1, 2, 3, 0.5, -0.0, 1e308, float("nan"), float("inf"), 10**9, 2**63, 10**400, "", "x", "\0",
+    "é" * 300, "../x", [], [1], [0, -1], [3, 2, 1], ["a"], {}, {"a": 1}, "3", "v", "image", "ddpm", "ddim:0.5", "jump",
+    "restart", "ppo", "dqn", "recurrent-ppo", "latent", "features", "lpips", "niqe", "step", "l2", "bf16", "negative",
+    "cuda", "low-rank", "even:2*8", "20*4,9",
+)  # fmt: skip
+ODD_TEXTS = (
+    "", " ", "0", "1", "-1", "2", "5", "12", "13", "0.5", "nan", "-inf", "1e400", "1" + "0" * 30, "abc", "ä\u2028",
+    "18446744073709551615", "a" * 300, "a/" * 300 + "a", "1,2", "1,0", "12,1", "4,3", ",", "1,2,3", "even:2", "even:0",
+    "even:x", "even:2*2", "12*99", "*2", "6*2,3*2", "ddim/12*4", "ddim:2", "ddim:nan", "ddim", "dpmsolver++", "jump",
+    "no/such", "~/x", "owner/name", "[", "**", "photo", "photo:2", "photo2:1", "photo:nan", ":", "psnr,psnr", "niqe",
+    "a=b=c", "n_envs=0", "n_envs=3", "learning_rate=-1", "learning_rate=1e30", "channels=[0]",
+    "channels=[9223372036854775807]",
+    "gamma=2", "batch_size=0", "norm=x", "n_epochs=0", "policy_kwargs={net_arch: [0]}", "unknown=1", "=", "jpg", "same",
+    "1920x", "0x0", "x", "cuda:9", "meta", "cpu:3", "0.2,0.1", "-1,1", "fig1", "table5,table5", "x.png", "x.xyz", ".",
+    "file", "file/below", "folder", "circle", "circle.png", "circle/x.png", "nowhere.png",
+)  # fmt: skip
+NAMES = (
+    "x.png", "ü ñ.png", "-x.png", "x", "[1].png", "n" * 240 + ".png", "a\nb.png", "x_x4.png", "x.gif", "x.webp",
+    "x.tif", "x.heic", "x.apng", "\udcff.png", "x.bmp", "x.jp2", "x.tga", "x.avif", "x.txt",
+)  # fmt: skip
+ENLARGING = (
+    "--format=webp", "--format=same", "--outscale=2.5", "--size=20x", "--size=x9", "--size=30x20", "--samples=2",
+    "--tile=16", "--tile=0", "--strip-metadata", "--json", "--batch-size=1", "--start=1", "--levels=4,2",
+    "--overwrite", "--skip-existing", "--outscale=1e308", "--map=map.png", "--map=in", "--detail=0.5",
+    "--levels=4*2,2", "--backend=onnxruntime", "--backend=openvino", "--quality=0.5",
+)  # fmt: skip
+SIDES = (1, 2, 3, 5, 8, 13, 24)
+# Pillow's formats, and the modes of pictures that they take.
+MODES = {
+    "PNG": "1 L LA P RGB RGBA I;16 I", "JPEG": "L RGB CMYK", "WEBP": "RGB RGBA", "AVIF": "RGB RGBA", "GIF": "1 L P RGB",
+    "TIFF": "1 L LA P RGB RGBA CMYK YCbCr I;16 I F", "BMP": "1 L P RGB RGBA", "PPM": "1 L RGB I F", "ICO": "RGB RGBA",
+    "JPEG2000": "L LA RGB RGBA I;16", "TGA": "1 L LA P RGB", "MPO": "RGB", "PCX": "1 L P RGB", "SGI": "L RGB RGBA",
+    "DDS": "RGB RGBA", "HEIF": "L RGB RGBA",
+}  # fmt: skip
+
+
+def pick(rng: Rng, items: Any) -> Any:
+    """Return one of several things of any kind."""
+    items = list(items)
+    return items[int(rng.integers(len(items)))]
+
+
+def damaged(data: bytes, rng: Rng) -> bytes:
+    """Return the bytes with one to three pieces cut, doubled, overwritten or inserted, mostly with right checksums."""
+    for _ in range(int(rng.integers(1, 4))):
+        first = int(rng.integers(min(len(data), pick(rng, (96, 2**62))) + 1))  # often in the header
+        piece = data[first : first + int(pick(rng, (0, 1, 2, 4, 30, len(data))))]
+        flipped = bytes(byte ^ 1 << int(rng.integers(8)) for byte in piece)
+        new = (b"", piece * 2, bytes(len(piece)), b"\xff" * len(piece), rng.bytes(len(piece)), flipped, rng.bytes(9))
+        data = data[:first] + pick(rng, new) + data[first + len(piece) :]
+    return with_checksums(data) if rng.random() < 0.7 else data
+
+
+def with_checksums(data: bytes) -> bytes:
+    """Return a PNG with right checksums, so that decoders look farther than those; other bytes as they are."""
+    whole, place = bytearray(data), 8
+    while data.startswith(b"\x89PNG\r\n\x1a\n") and place + 12 <= len(whole):
+        end = place + 8 + struct.unpack_from(">I", whole, place)[0]
+        if end + 4 > len(whole):
+            break
+        struct.pack_into(">I", whole, end, zlib.crc32(whole[place + 4 : end]))
+        place = end + 4
+    return bytes(whole)
+
+
+def damaged_json(content: Any, rng: Rng) -> bytes:
+    """Return JSON in which one to three values are odd, missing, unknown or of another kind; or damaged text."""
+    for _ in range(int(rng.integers(1, 4))):
+        content = _odd(json.loads(json.dumps(content)), rng)
+    text, way = json.dumps(content, indent=2), rng.random()
+    return damaged(text.encode(), rng) if way < 0.08 else text.encode("utf-16" if way < 0.1 else "utf-8")
+
+
+def _odd(content: Any, rng: Rng) -> Any:
+    """Go down to a random place and change what is there."""
+    if not isinstance(content, dict | list) or not content or rng.random() < 0.03:
+        return pick(rng, ODD_VALUES)
+    key, way = pick(rng, content if isinstance(content, dict) else range(len(content))), rng.random()
+    value = content[key]
+    if way < 0.1:
+        del content[key]
+    elif way < 0.15 and isinstance(content, dict):
+        content[pick(rng, ("unknown", "", "self"))] = pick(rng, ODD_VALUES)
+    elif isinstance(value, dict | list) and rng.random() < 0.8:
+        content[key] = _odd(value, rng)
+    elif isinstance(value, int | float) and rng.random() < 0.5:
+        content[key] = pick(rng, (value * 2, value + 1, value // 2, value * 1000, 1, 4))
+    else:
+        content[key] = pick(rng, ODD_VALUES)
+    return content
+
+
+def damaged_safetensors(data: bytes, rng: Rng) -> bytes:
+    """Return a file of tensors with a damaged header, or with other numbers."""
+    way, (length,) = rng.random(), struct.unpack_from("<Q", data)
+    header, body = data[8 : 8 + length], bytearray(data[8 + length :])
+    if way < 0.3:
+        return damaged(data, rng)
+    if way < 0.6:
+        header = damaged_json(json.loads(header), rng)
+    elif body:
+        first = int(rng.integers(len(body)))
+        noise = pick(rng, (rng.bytes(64), b"\xff" * 64, b"\0\0\xc0\x7f" * 16, b"\xff\xff\x7f\x7f" * 16))
+        body[first : first + 64] = noise[: len(body) - first]
+    return struct.pack("<Q", len(header)) + header + bytes(body)
+
+
+def picture(rng: Rng) -> bytes:
+    """Return a file of a random format, mode and size, perhaps deep, animated, or with nonsense for metadata."""
+    import tifffile
+
+    file, kind = io.BytesIO(), pick(rng, MODES)
+    shape = (pick(rng, SIDES), pick(rng, SIDES))
+    if kind == "TIFF" and rng.random() < 0.4:  # of a kind that Pillow does not read
+        values = rng.random((*shape, int(rng.integers(1, 6)))) * pick(rng, (1, 255, 65535))
+        number = pick(rng, (np.uint8, np.uint16, np.uint32, np.uint64, np.int16, np.float16, np.float32, np.float64))
+        photometric = "rgb" if values.shape[2] >= 3 else "minisblack"
+        tifffile.imwrite(file, values.astype(number), photometric=photometric, bigtiff=bool(rng.random() < 0.3))
+        return file.getvalue()
+    mode = pick(rng, MODES[kind].split())
+    numbers = rng.normal(0, 10.0 ** int(rng.integers(-3, 6)), shape)
+    deep = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
+    if mode in deep:
+        numbers[0, 0] = pick(rng, (0, np.nan, np.inf)) if mode == "F" else 0
+        image = Image.fromarray((numbers if mode == "F" else np.abs(numbers) % 2**15).astype(deep[mode]))
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)).convert(mode)
+    options: dict[str, Any] = {"exif": b"Exif\0\0" + rng.bytes(40)} if rng.random() < 0.2 else {}
+    if rng.random() < 0.3:
+        options |= {"icc_profile": rng.bytes(99), "xmp": rng.bytes(40)}
+    if kind in ("GIF", "WEBP", "PNG", "AVIF") and rng.random() < 0.3:
+        options = {"save_all": True, "append_images": [image.copy().rotate(90)], "duration": pick(rng, (0, 40))}
+    with suppress(Exception):  # not every mode takes every option, and Pillow raises nearly anything
+        image.save(file, format=kind, **options)
+    return file.getvalue()
+
+
+def of_pictures(rng: Rng, given: Stock) -> list[str]:
+    """Odd and damaged pictures for `upscale`, and now and then for the other commands."""
+    Path("in").mkdir()
+    names = list(dict.fromkeys(pick(rng, NAMES) for _ in range(int(rng.integers(1, 3)))))
+    for name in names:
+        data = picture(rng)
+        Path("in", name).write_bytes(damaged(data, rng) if rng.random() < 0.8 else data)
+    if rng.random() < 0.15:
+        shutil.copy(Path(given["large"], "0.png"), "in/good.png")
+        line = pick(rng, (MAKERS["table"], MAKERS["run"], MAKERS["evaluation"])).replace("{out}", "out")
+        return given.line(line.replace("{photos}", "in").replace("{large}", "in"))
+    where, out = pick(rng, ("in", f"in/{names[0]}", "in/*")), pick(rng, ("out", "out/", "in", ".", "out/r.tiff"))
+    ways = sorted({pick(rng, ENLARGING) for _ in range(int(rng.integers(0, 4)))})
+    return ["upscale", where, "-o", out, f"--checkpoint={given['net']}", *ways]
+
+
+def of_files(kinds: Sequence[str]) -> Mutation:
+    """Return the mutation of a file of some kind of material, for the commands that go on with it or read it."""
+
+    def mutate(rng: Rng, given: Stock) -> list[str]:
+        kind = pick(rng, kinds)
+        shutil.copytree(given[kind], "run")
+        files = [file for file in sorted(Path("run").rglob("*")) if file.is_file() and "tfevents" not in file.name]
+        settings = [file for file in files if file.suffix == ".json"]
+        file = pick(rng, settings if settings and rng.random() < 0.6 else files)
+        data, ending = file.read_bytes(), file.suffix
+        if ending in (".pkl", ".zip", ".bin"):  # what flipped bits of pickles would do, nobody knows
+            file.write_bytes(data[: int(rng.integers(len(data)))])
+        elif ending == ".json":
+            file.write_bytes(damaged_json(json.loads(data), rng))
+        else:
+            file.write_bytes((damaged_safetensors if ending == ".safetensors" else damaged)(data, rng))
+        if rng.random() < 0.04:
+            file.unlink()
+        lines = [line.replace(f"{{{kind}}}", "run") for line in GOOD_LINES if f"{{{kind}}}" in line]
+        if kind in MAKERS:
+            command = MAKERS[kind].split()[0]
+            more = {"run": "--iterations=3", "predictor": "--iterations=2", "substeps": "--iterations=3"}.get(kind, "")
+            resumed = f"{command} --out=run --resume {more}"
+            lines += [resumed if command.startswith("train") else MAKERS[kind].replace("{out}", "run")]
+        return given.line(pick(rng, lines))
+
+    return mutate
+
+
+def of_command_lines(rng: Rng, given: Stock) -> list[str]:
+    """A good command line with one to three arguments that are odd, missing, doubled or exchanged."""
+    Path("folder").mkdir()
+    Path("file").write_text("hello", encoding="utf-8")
+    for name, target in (("circle", "circle"), ("circle.png", "circle.png"), ("nowhere.png", "nothing")):
+        Path(name).symlink_to(target)
+    line = given.line(pick(rng, GOOD_LINES))
+    options = [each for each in skipdiff.commands[line[0]].params if isinstance(each, click.Option)]
+    for _ in range(int(rng.integers(1, 4))):
+        way, place = rng.random(), int(rng.integers(1, len(line)))
+        option = pick(rng, options)
+        values = option.type.choices if isinstance(option.type, click.Choice) and rng.random() < 0.7 else ODD_TEXTS
+        if way < 0.75:
+            flag = pick(rng, option.opts + option.secondary_opts)
+            line += [flag] if option.is_flag else [flag, str(pick(rng, values))]
+        else:
+            line[place : place + 1] = pick(rng, ([], [line[place]] * 2, [pick(rng, ODD_TEXTS)]))
+            line = line if len(line) > 1 else [*line, ""]
+    return line
+
+
+# kind → how many of the cases, and the mutation
+KINDS: dict[str, tuple[float, Mutation]] = {
+    "pictures": (0.4, of_pictures),
+    "checkpoints": (0.2, of_files(("net", "started", "fast"))),
+    "configurations": (0.2, of_files([*MAKERS, "agent", "chooser"])),
+    "command lines": (0.2, of_command_lines),
+}
+
+# --- running them ---
+
 
 @dataclass
 class Case:
-    """What came of a case.
-
-    Attributes:
-        number: its number; with the seed it fixes the case.
-        kind: what was mutated.
-        arguments: the command line.
-        code: exit code.
-        seconds: wall time.
-        stopped: whether it took too long and was stopped.
-        message: the line that refused it.
-        faults: what is wrong, one line each.
-        half: half-written files.
-    """
+    """A case, which its number and the seed fix, and what came of it; a fault or a half-written file is one line."""
 
     number: int
     kind: str
@@ -78,40 +386,30 @@ class Case:
     half: list[str] = field(default_factory=list)
 
 
-# --- running them ---
+def play(number: int, seed: int, given: Stock, limit: float, kind: str | None = None) -> Case:
+    """Make a case in its own folder, run it, and look at what it left."""
+    rng = np.random.default_rng([seed, number])
+    case = Case(number, kind or str(rng.choice(list(KINDS), p=[share for share, _ in KINDS.values()])))
 
-
-@contextmanager
-def _time_limit(seconds: float, case: Case) -> Iterator[None]:
-    """Stops the block as Ctrl-C does."""
-
-    def stop(number: int, frame: object) -> None:
+    def stop(signal_number: int, frame: object) -> None:
         case.stopped = True
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def play(number: int, seed: int, given: Stock, limit: float, kind: str | None = None) -> Case:
-    """Makes a case in its own folder, runs it, and looks at what it left."""
-    rng = np.random.default_rng([seed, number])
-    kind = kind or str(rng.choice(list(KINDS), p=[share for share, _ in KINDS.values()]))
-    case = Case(number, kind)
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        case.arguments = KINDS[kind][1](rng, given)
-        before = _files(Path())
-        began = time.perf_counter()
-        with _time_limit(limit, case), _small_pictures(kind == "pictures"):
+        case.arguments = KINDS[case.kind][1](rng, given)
+        before, began, largest = _files(), time.perf_counter(), Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS if case.kind == "pictures" else largest
+        handler = signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, limit, 1.0)
+        try:
             result = CliRunner().invoke(skipdiff, case.arguments)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            Image.MAX_IMAGE_PIXELS = largest
         case.seconds, case.code = time.perf_counter() - began, result.exit_code
         _judge(case, result.exception, result.stderr)
-        changed = [path for path, stamp in _files(Path()).items() if before.get(path) != stamp]
+        changed = [path for path, stamp in _files().items() if before.get(path) != stamp]
         case.half = [f"{path}: {wrong}" for path in changed if (wrong := half_written(path))]
     if "accelerate" in sys.modules:  # which keeps the precision of the first training of a process
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
@@ -119,7 +417,7 @@ def play(number: int, seed: int, given: Stock, limit: float, kind: str | None = 
 
 
 def _judge(case: Case, error: BaseException | None, printed: str) -> None:
-    """Writes down what is wrong with the end of a command."""
+    """Write down what is wrong with the end of a command."""
     if error is not None and not isinstance(error, SystemExit):
         case.faults.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         return
@@ -138,18 +436,14 @@ def _judge(case: Case, error: BaseException | None, printed: str) -> None:
     case.faults += [f"a line that is no error: {line[:200]}" for line in odd]
 
 
-def _files(folder: Path) -> dict[Path, tuple[int, int]]:
-    """All files below a folder, with what tells whether they have changed."""
-    found = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
-            status = os.lstat(Path(place, name))
-            found[Path(place, name)] = (status.st_mtime_ns, status.st_size)
-    return found
+def _files() -> dict[Path, tuple[int, int]]:
+    """Return all files below the current folder, with what tells whether they have changed."""
+    paths = [Path(place, name) for place, _, names in os.walk(".") for name in names]
+    return {path: (path.lstat().st_mtime_ns, path.lstat().st_size) for path in paths}
 
 
 def half_written(path: Path) -> str:
-    """What is wrong with a file that a command wrote; nothing if it is whole."""
+    """Return what is wrong with a file that a command wrote; nothing if it is whole."""
     if path.name.startswith(".") or path.suffix in (".tmp", ".partial") or ".partial" in path.parts:
         return "a temporary file is left"
     try:
@@ -157,80 +451,41 @@ def half_written(path: Path) -> str:
             json.loads(path.read_text(encoding="utf-8"))
         elif path.suffix == ".safetensors":
             load_file(path)
-        elif path.suffix == ".npz":
-            with np.load(path) as arrays:
-                [arrays[name] for name in arrays.files]
         elif path.suffix in OUTPUTS:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with Image.open(path) as image:
-                    image.load()
+            with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+                image.load()
     except Exception as error:  # whatever makes it unreadable
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-@contextmanager
-def _small_pictures(wanted: bool) -> Iterator[None]:
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS if wanted else before
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-
-
-@contextmanager
-def _fenced() -> Iterator[None]:
-    """Bounds the memory, and keeps the commands off the network."""
-    before = resource.getrlimit(resource.RLIMIT_AS), constants.HF_HUB_OFFLINE
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, before[0][1]))
-    constants.HF_HUB_OFFLINE = True
-    os.environ["PIP_NO_INDEX"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["PIP_NO_INDEX"]
-        resource.setrlimit(resource.RLIMIT_AS, before[0])
-        constants.HF_HUB_OFFLINE = before[1]
-
-
-def _import_all() -> None:
-    """Imports what commands import when they run: an import that is stopped half-way spoils the later cases."""
-    ensure_torchvision()
-    for name in LATE:
-        import_module(name)
-
-
-def fuzz(
-    numbers: Sequence[int],
-    seed: int,
-    limit: float,
-    kind: str | None = None,
-    told: Callable[[Case], object] = lambda case: None,
-) -> list[Case]:
-    """Runs cases.
+def fuzz(numbers: Sequence[int], seed: int, limit: float, kind: str | None = None) -> Iterator[Case]:
+    """Run cases.
 
     Args:
         numbers: their numbers.
         seed: of all of them.
         limit: seconds after which a case is stopped.
         kind: what is mutated; None: drawn for each.
-        told: called with each case when it is done.
     """
-    cases = []
-    _import_all()
-    with tempfile.TemporaryDirectory() as folder:
-        given = Stock(Path(folder))
-        with _fenced():
-            for number in numbers:
-                cases.append(play(number, seed, given, limit, kind))
-                told(cases[-1])
-    return cases
+    ensure_torchvision()
+    register_heif()
+    for name in LATE:
+        import_module(name)
+    before = resource.getrlimit(resource.RLIMIT_AS), constants.HF_HUB_OFFLINE
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, before[0][1]))
+    constants.HF_HUB_OFFLINE = True
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            given = Stock(Path(folder))
+            yield from (play(number, seed, given, limit, kind) for number in numbers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before[0])
+        constants.HF_HUB_OFFLINE = before[1]
 
 
 def summary(cases: Sequence[Case]) -> str:
-    """A table of the kinds, and of all."""
+    """Return a table of the kinds, and of all."""
     rows: list[tuple[Any, ...]] = []
     for kind in (*KINDS, "all"):
         own = [case for case in cases if kind in (case.kind, "all")]
@@ -248,19 +503,16 @@ def summary(cases: Sequence[Case]) -> str:
 @click.option("--limit", default=20.0, help="Seconds after which a case is stopped.")
 @click.option("--only", type=int, help="Run the case of this number alone, and show all of it.")
 @click.option("--kind", type=click.Choice(list(KINDS)), help="Mutate this alone.")
-@click.option("--messages", is_flag=True, help="Show every message that refused a case.")
-def main(cases: int, first: int, seed: int, limit: float, only: int | None, kind: str | None, messages: bool) -> None:
-    """Prints how many cases gave a traceback, and how many half-written files were found."""
+def main(cases: int, first: int, seed: int, limit: float, only: int | None, kind: str | None) -> None:
+    """Print how many cases gave a traceback, and how many half-written files were found."""
     torch.set_num_threads(1)
-
-    def tell(case: Case) -> None:
-        for fault in (*case.faults, *case.half):
+    done = []
+    for case in fuzz(range(first, first + cases) if only is None else [only], seed, limit, kind):
+        done.append(case)
+        if case.faults or case.half or only is not None:
             line = " ".join(map(repr, case.arguments))
-            click.echo(f"{case.number} ({case.kind}) skipdiff {line}\n    {fault}", err=True)
-        if messages or only is not None:
-            click.echo(f"{case.number} {case.arguments} {case.code} {case.seconds:.1f} s {case.message}", err=True)
-
-    done = fuzz(range(first, first + cases) if only is None else [only], seed, limit, kind, tell)
+            click.echo(f"{case.number} ({case.kind}) skipdiff {line}\n    {case.code} {case.message}", err=True)
+            click.echo("".join(f"    {fault}\n" for fault in (*case.faults, *case.half)), nl=False, err=True)
     slowest = max(done, key=lambda case: case.seconds)
     click.echo(summary(done))
     seconds = sum(case.seconds for case in done)

@@ -30,7 +30,6 @@ from agents.study.intervals import comparisons, comparisons_markdown
 from agents.study.realesrgan import NAME, SCALE, Rgb, missing, realesrgan
 from agents.study.rows import BICUBIC, OTHER_NET, PREDICTOR, SCHEDULE, Row, to_markdown
 from agents.upscaling.jobs import make_upscaler
-from benchmarks import tiny
 from benchmarks.speed import in_turns, print_table
 from ddpm.pictures.degradation import Degradation, upsample
 from ddpm.pictures.images import Picture, find_images, read_picture, to_tensor, to_uint8
@@ -57,7 +56,7 @@ def skipdiff(checkpoint: str, quality: float | None) -> Callable[[Rgb], Rgb]:
 
 def picture(side: int) -> Rgb:
     """A picture to enlarge."""
-    return tiny.pixels(np.random.default_rng(0), side, side)
+    return np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
 def alone(name: str, side: int, checkpoint: str, quality: float | None) -> None:

@@ -118,7 +118,7 @@ def main(out: Path, checkpoint: str, sample: str) -> None:
         press(driver, f"input[type=radio][value={sample}]")
         press(driver, "#enlarge")
         summary = read(driver, "summary", "pixels")
-        wait_for(lambda: len(widths(driver, "slider")) > 1 and widths(driver, "map"), "the pictures")
+        wait_for(lambda: len(widths(driver, "slider")) > 1, "the pictures")
         time.sleep(1)  # until they are drawn
         picture = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
     with atomic_path(out) as temporary:

@@ -18,7 +18,7 @@ class SkipDiffFacesEnv(SkipDiffEnv):
     `checkpoint="faces-x8"`, `steps=(10, 10)`. Any argument of `SkipDiff-v0` may be given beside them or instead.
 
     ## What there is to learn
-    Little: nearly every picture wants the same start, as `python -m benchmarks.headroom --skip-mode restart` shows.
+    Little: nearly every picture wants the same start, as `skipdiff evaluate --env SkipDiffFaces-v0` shows.
 
     ## Example
     ```python

@@ -17,7 +17,6 @@ from agents.agent import load_agent
 from agents.cli import main
 from agents.cli.enjoy import enjoy
 from agents.training.learning_curve import read_curve
-from benchmarks import train_agent as benchmark
 from ddpm.nets.denoiser import Denoiser
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.metrics import make_metric
@@ -319,14 +318,3 @@ def test_other_bad_input(
     refused("nothing to draw", "plot", f"--out={tmp_path}")
     refused("table.json", "plot", f"--evaluation={tmp_path}", f"--out={tmp_path}")
     refused("no such file", "plot", f"--run={tmp_path}", f"--out={tmp_path}")
-
-
-def test_benchmark(checkpoint: str, photos: Path) -> None:
-    arguments = [
-        f"--images={photos}", f"--checkpoint={checkpoint}", "--image-size=32", "--metric=psnr", "--minutes=0.005",
-        "--eval-every=4", "-p", "n_envs=4", "-p", "hidden_size=8",
-    ]  # fmt: skip
-    result = CliRunner().invoke(benchmark.main, arguments)
-    assert result.exit_code == 0, (result.output, result.exception)
-    assert "| 0 | 0 | 0 |" in result.output
-    assert "within 1 % of the best fixed start after" in result.output

@@ -207,14 +207,14 @@ def test_dists_is_shown_where_its_weights_are(
     without = CliRunner().invoke(main, ["evaluate", *arguments])
     assert without.exit_code == 0, without.output
     assert "| method | PSNR-Y | SSIM-Y | NIQE | LPIPS | colour error | reward |" in without.stdout
-    assert "skipdiff fetch-judge" in without.stderr
-    assert "skipdiff fetch-judge" not in without.stdout
+    assert "DISTS is left out" in without.stderr
+    assert "DISTS" not in without.stdout
     monkeypatch.setenv(VARIABLE, str(random_judge))
     out = tmp_path / "out"
     result = CliRunner().invoke(main, ["evaluate", *arguments, f"--out={out}"])
     assert result.exit_code == 0, result.output
     assert "| method | PSNR-Y | SSIM-Y | NIQE | LPIPS | DISTS | colour error | reward |" in result.stdout
-    assert "fetch-judge" not in result.stderr
+    assert "DISTS" not in result.stderr
     first, *_, last = json.loads((out / "table.json").read_text(encoding="utf-8"))
     (hr,) = load_crops([photos], 96, limit=1)
     assert first["dists"] == pytest.approx(make_metric("dists")(degrade(hr[None], 4), hr[None])[0], rel=1e-4)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from gymnasium import spaces
-from PIL import Image
 
 from agents.agent import Agent, load_agent
 from agents.algorithms import ALGORITHMS, RECURRENT
@@ -253,58 +252,3 @@ def test_command_refuses_unknown_environments(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["train-agent", f"--out={tmp_path / 'run'}", "--env=Pong-v5"])
     assert result.exit_code == 2
     assert "unknown environment 'Pong-v5'; known are SkipDiff-v0" in " ".join(result.output.split())
-
-
-def test_benchmark_of_algorithms(
-    settings: dict[str, Any], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two algorithms, two seeds: a table that a second call repeats without training."""
-    from benchmarks.algorithms import interval, iqm, main
-
-    assert iqm([0.0, 1.0, 2.0, 100.0]) == 1.5
-    low, high = interval([0.0, 1.0, 2.0, 3.0, 4.0])
-    assert 0 <= low < 2 < high <= 4
-    assert interval([3.0]) == (3.0, 3.0)
-    arguments = [
-        f"--images={photos / '0.png'}",
-        f"--eval-images={photos / '1.png'}",
-        f"--checkpoint={settings['checkpoint']}",
-        f"--out={tmp_path / 'out'}",
-        "--algos=a2c,dqn",
-        "--seeds=2",
-        "--env-steps=40",
-        "--image-size=32",
-        "--noise-seeds=1",
-        "-p",
-        "n_envs=2",
-        "-p",
-        "channels=[4,6]",
-    ]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, (result.output, result.exception)
-    table = (tmp_path / "out" / "algorithms.md").read_text(encoding="utf-8")
-    for name in (
-        "best fixed number of steps",
-        "best by the other noises",
-        "oracle",
-        "random",
-        "| a2c | 2 |",
-        "| dqn | 2 |",
-    ):
-        assert name in table
-    with Image.open(tmp_path / "out" / "curves.webp") as curves:
-        assert curves.size > (600, 200)
-    with monkeypatch.context() as patched:
-        patched.setattr("benchmarks.algorithms.references", None)
-        patched.setattr("benchmarks.algorithms.train_agent", None)
-        again = CliRunner().invoke(main, arguments)
-    assert again.output.strip().splitlines()[-1] in table
-    for other in ("--env-steps=48", "--eval-noise-seeds=1", "-plearning_rate=0.1"):
-        refused = CliRunner().invoke(main, [*arguments, other])
-        assert refused.exit_code == 2
-        assert refused.output.splitlines()[-1].startswith(f"Error: {tmp_path / 'out'} holds results with")
-    for name in ("figures.json", "state.zip"):  # ended before its first state was saved: it begins anew
-        (tmp_path / "out" / "a2c" / "seed-0" / name).unlink()
-    third = CliRunner().invoke(main, arguments)
-    assert third.exit_code == 0, (third.output, third.exception)
-    assert (tmp_path / "out" / "algorithms.md").read_text(encoding="utf-8") == table

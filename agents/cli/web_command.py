@@ -30,7 +30,7 @@ def web(
     browser: bool,
     device: str,
 ) -> None:
-    """Serve a page that enlarges photographs and plays episodes, for the browser.
+    """Serve a page that enlarges photographs, for the browser.
 
     Without --host, this machine alone can reach it. Nothing leaves the machine, and what was uploaded or computed is
     removed when its page is closed. Needs Gradio: pip install "skipdiff[web]".

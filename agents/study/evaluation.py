@@ -1,6 +1,6 @@
 """`skipdiff evaluate`: every method on the same pictures and the same noise, with rewards, regrets and the oracle."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from agents.study.methods import Method
 from agents.study.rows import RANDOM, Row, with_rewards
 from agents.study.running import PARTS, SETTINGS, Keep, Runner, default_metrics, settle, tensor_digest
 from ddpm.checkpoints import load_denoiser
+from ddpm.nets.denoiser import Denoiser
 from ddpm.util.errors import ConfigError
 from ddpm.util.progress import progress, say
 from skipdiff_env.judges import refuse_judge
@@ -63,32 +64,35 @@ def _jumps(agent: Agent) -> bool:
 
 
 def evaluation_methods(
-    runner: Runner, agents: Mapping[str, Agent], asked: Mapping[str, Any], levels: Sequence[str], paper: bool
-) -> tuple[list[Method], Plan]:
-    """What `evaluate` compares, and the plan of the fixed starts.
+    unet: Denoiser,
+    agents: Mapping[str, Agent],
+    plan: Plan,
+    own: Mapping[str, Plan],
+    levels: Iterable[Method],
+    paper: bool,
+) -> list[Method]:
+    """Return what `evaluate` compares.
 
     Args:
-        runner: has the net.
-        agents: name → agent; each decides under its own plan.
-        asked: parts of a plan, as of `plans`; `fine_sampler` is that of the levels as well.
-        levels: schedules, as `agents.study.methods.parse_schedule` takes them.
+        unet: the denoiser.
+        agents: name → agent.
+        plan: of the fixed starts.
+        own: the plan of each agent.
+        levels: schedules.
         paper: whether the full chain and the paper's two stages are among them; else Real-ESRGAN is, if installed.
     """
-    unet = runner.unet
-    plan, own = plans(unet.settings, agents, asked)
-    sampler = asked.get("fine_sampler") or unet.settings["fine_sampler"]
     found = ways.without_forwards(unet)
     if paper:
         found += [ways.chain(unet.settings["diffusion_steps"]), ways.coarse_chain(plan), *ways.all_starts(plan)]
     else:
         found += ways.other_nets(unet.scale)
     found += ways.shipped_schedule(unet)
-    found += [ways.parse_schedule(text, sampler) for text in levels]
+    found += levels
     decided = [method for name, agent in agents.items() for method in ways.agent_curve(name, agent, own[name])]
     found += decided
     if decided and paper:
         found.append(ways.random_skipping(decided[0]))
-    return [*found, ways.originals()], plan
+    return [*found, ways.originals()]
 
 
 def find_best_start(runner: Runner, plan: Plan, crops: Sequence[Tensor], metric: Metric) -> int:
@@ -177,21 +181,57 @@ def evaluate(
     for agent in agents.values():
         if note := agent.told_of(checkpoint):
             say(f"Note: {note}")
-    methods, plan = evaluation_methods(runner, agents, asked, levels, paper)
-    if folder is not None:
-        _, own = plans(unet.settings, agents, asked)
-        digests = {
-            name: tensor_digest(agent.policy.state_dict().values(), {**asdict(agent.config), "plan": asdict(own[name])})
-            for name, agent in agents.items()
-        }
-        digests |= {f"like which {RANDOM} is": name for name in [*agents][:1]}
-        told = {"plan": plan.settings(), "agents": digests}
-        settle(folder / SETTINGS, {**runner.settings(crops, seeds), **told})
-    best_start = None
-    if reward is not None and train_crops is not None:
-        best_start = find_best_start(runner, plan, train_crops, runner.metrics[reward])
-    rows = runner.run(methods, crops, range(seeds), None if folder is None else folder / PARTS, keep)
+    plan, own = plans(unet.settings, agents, asked)
+    sampler = asked.get("fine_sampler") or unet.settings["fine_sampler"]
+    schedules = [ways.parse_schedule(text, sampler) for text in levels]
+    methods = evaluation_methods(unet, agents, plan, own, schedules, paper)
+    rows = compare(runner, methods, crops, seeds, settings_of(plan, agents, own), folder, keep)
     if reward is None:
         return rows
+    metric = runner.metrics[reward]
+    best_start = None if train_crops is None else find_best_start(runner, plan, train_crops, metric)
     coarse = {method.name: 0 if method.plan is None else method.plan.coarse_forwards for method in methods}
-    return with_rewards(rows, runner.metrics[reward], best_start, kind, price, coarse)
+    return with_rewards(rows, metric, best_start, kind, price, coarse)
+
+
+def settings_of(plan: Plan, agents: Mapping[str, Agent], own: Mapping[str, Plan]) -> dict[str, Any]:
+    """Return what tells whether rows are those of the same plan and agents, for `compare`.
+
+    Args:
+        plan: of the fixed starts.
+        agents: name → agent.
+        own: the plan of each.
+    """
+    digests = {
+        name: tensor_digest(agent.policy.state_dict().values(), {**asdict(agent.config), "plan": asdict(own[name])})
+        for name, agent in agents.items()
+    }
+    return {"plan": plan.settings(), "agents": digests | {f"like which {RANDOM} is": name for name in [*agents][:1]}}
+
+
+def compare(
+    runner: Runner,
+    methods: Sequence[Method],
+    crops: Sequence[Tensor],
+    seeds: int,
+    told: Mapping[str, Any],
+    folder: Path | None = None,
+    keep: Keep | None = None,
+) -> list[Row]:
+    """Return the rows of methods; those that are in a folder are not computed again.
+
+    Args:
+        runner: has the net and the metrics.
+        methods: what is compared.
+        crops: targets, each (3, H, W) in [-1, 1], of one size.
+        seeds: number of noise seeds.
+        told: what rows of the folder must have in common, beside what the runner knows.
+        folder: where rows stay; None: they are kept in memory alone.
+        keep: told of each result that is computed.
+
+    Raises:
+        ConfigError: the folder holds results with other settings.
+    """
+    if folder is not None:
+        settle(folder / SETTINGS, {**runner.settings(crops, seeds), **told})
+    return runner.run(methods, crops, range(seeds), None if folder is None else folder / PARTS, keep)

@@ -24,30 +24,35 @@ from ddpm.pictures.images import read_picture
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, read_json
 
-# Names that `agents.study.methods.schedule` gives.
-EVEN = re.compile(r"(.+), (\d+) even steps")
-SUBSTEPS = re.compile(r"(.+ forwards?) of (\d+) substeps")
+# Names of methods that are points of one line, and the line's heading; the last group is the text beside the point.
+LINES = (
+    (re.compile(r"(.+), (\d+) even steps"), "{}, even steps"),
+    (re.compile(r"(.+ forwards?) of (\d+) substeps"), "{}, substeps"),
+    (re.compile(r"(CSA\(.+\)) \+ FSR\((\d+)\)"), "{}, fixed starts"),
+    (re.compile(r"(agent .+), quality (\S+)"), "{}"),
+    (re.compile(r"(DDPM-|CSA\()(\d+)\)?"), "DDPM of S steps"),
+    (re.compile(r"(.+), (\d+)"), "{}"),  # a peer
+)
 
 
 def series_of(summary: Sequence[Mapping[str, Any]]) -> Series:
-    """The methods of a summary, or of the `table.json` that holds one, as lines.
+    """Return the methods of a summary, or of the `table.json` that holds one, as lines; see `LINES`.
 
-    Fixed starts are one line, even steps of a sampler another, and so are forwards that differ in their substeps alone.
     The others are alone. The originals, which only some metrics measure, are left out.
     """
     series: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for entry in summary:
+        if entry["family"] == ORIGINALS:
+            continue
         method = str(entry["method"])
-        if entry["family"] == START:
-            series.setdefault("fixed starts", []).append((f"{entry['start']:.0f}", entry))
-        elif match := EVEN.fullmatch(method):
-            series.setdefault(f"{match[1]}, even steps", []).append((match[2], entry))
-        elif match := SUBSTEPS.fullmatch(method):
-            series.setdefault(f"{match[1]}, substeps", []).append((match[2], entry))
-        elif entry["family"] != ORIGINALS:
+        found = ((pattern.fullmatch(method), heading) for pattern, heading in LINES)
+        match, heading = next(((match, heading) for match, heading in found if match), (None, method))
+        if match is None:
             series[method] = [("", entry)]
+        else:
+            series.setdefault(heading.format(match[1]), []).append((match[2], entry))
     for own in series.values():
-        own.sort(key=lambda point: int(point[0] or 0))
+        own.sort(key=lambda point: float(point[0] or 0))
     return series
 
 
@@ -100,7 +105,7 @@ def plot_evaluation(folder: Path, out: Path) -> list[Path]:
         names = [name for name in LABELS if name in rows[0]]
         if rows[0].get("reward") not in (None, "", "nan"):
             names.append("reward")
-        if any(row["family"] == START for row in rows):
+        if len({row["start"] for row in rows if row["family"] == START}) > 1:
             figures["starts"] = starts(*outcomes_by_start(rows, names))
         sheet = _sheet(folder / "pictures", summary)
     except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
@@ -124,6 +129,7 @@ def _sheet(folder: Path, summary: Sequence[Mapping[str, Any]]) -> dict[str, list
     hidden = (START, RANDOM, ORIGINALS, *CHOSEN)
     shown = [method for method, family in families.items() if family not in hidden]
     shown += [e["method"] for e in (*fixed[:1], *fixed[1:][-1:])]
+    shown = [method for method in shown if picture_path(folder, images[0], method).exists()]
     order = sorted(set(shown), key=lambda m: (families[m] != BICUBIC, families[m] == AGENT, m))
     return {
         "original" if method == ORIGINALS else method: [

@@ -1,6 +1,8 @@
 """What methods made of pictures, row by row: means, rewards, oracles, and which method is dominated by which."""
 
 import math
+import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +22,8 @@ from skipdiff_env.rules import quality
 ORIGINALS = "originals"  # the target pictures themselves: what a metric without reference says of them
 BICUBIC, PREDICTOR = "bicubic", "predictor"
 CHAIN, COARSE, START, SCHEDULE = "chain", "coarse chain", "fixed start", "schedule"
+# A fixed start of another plan, or above the first step of the own one.
+OTHER_START = "other start"
 AGENT, RANDOM = "agent", "random skipping"
 PEER, EARLY = "peer", "early start"
 OTHER_NET = "another net"
@@ -165,15 +169,6 @@ def with_rewards(
     return rows + originals
 
 
-def gap_closed(reward: float, best_fixed: float, oracle: float) -> float:
-    """Share of the gap between best fixed start and oracle that a reward closes.
-
-    Negative below, NaN where there is none.
-    """
-    gap = oracle - best_fixed
-    return (reward - best_fixed) / gap if gap > 0 else math.nan
-
-
 def best_of_other_noises(rewards: NDArray[np.float64]) -> NDArray[np.intp]:
     """For each noise of a picture the index of the start that is best on average under its other noises.
 
@@ -276,26 +271,6 @@ def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
     return {method: other.get("method") for method, other in best.items()}
 
 
-def front(summary: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> list[str]:
-    """The methods on the front of some figures: no other is at least as good in all of them and better in one.
-
-    Args:
-        summary: as `summarise` gives it; what has no value for a figure takes no part.
-        figures: metrics, or "nfe".
-
-    Returns:
-        Names, the best in the first figure first.
-    """
-    known = [(str(entry["method"]), _losses(entry, figures)) for entry in summary]
-    known = [(method, own) for method, own in known if np.isfinite(own).all()]
-    best = [
-        (own.tolist(), method)
-        for method, own in known
-        if not any((other <= own).all() and (other < own).any() for _, other in known)
-    ]
-    return [method for _, method in sorted(best)]
-
-
 def domination_note(names: Iterable[str]) -> str:
     """What "dominated" means in a table with these metrics, as a sentence; empty where it cannot be judged."""
     headings = [COLUMNS[name][0] for name in judged(names)]
@@ -323,11 +298,19 @@ def flat(rows: Iterable[Row]) -> list[dict[str, Any]]:
     return every
 
 
-def write_tables(rows: Sequence[Row], folder: Path) -> None:
-    """Writes `table.md`, `table.csv`, `table.json` (the summary) and `rows.csv` (every picture) into a folder."""
+def write_report(folder: Path, rows: Sequence[Row], sections: Iterable[str]) -> None:
+    """Write `report.md`, `table.md`, `table.csv`, `table.json` (the summary) and `rows.csv` into a folder.
+
+    Args:
+        folder: is made if it is not there.
+        rows: of every method, picture and noise.
+        sections: of the report, as Markdown; the command that is running stands above them.
+    """
     summary = summarise(rows)
     write_json(folder / "table.json", summary)
-    with atomic_path(folder / "table.md") as temporary:
-        temporary.write_text(to_markdown(rows) + "\n", encoding="utf-8")
     write_csv(folder / "table.csv", summary)
     write_csv(folder / "rows.csv", flat(rows))
+    command = f"`{shlex.join(['skipdiff', *sys.argv[1:]])}` printed:"
+    for name, text in (("table.md", to_markdown(rows)), ("report.md", "\n\n".join([command, *sections]))):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,6 @@ from skipdiff_env.refinement import Refinement
 Keep = Callable[[Batch, Method, Result], None]
 # In a folder of results: what they were made with, and the rows of each method and batch.
 SETTINGS, PARTS = "settings.json", "parts"
-# A batch: its noise seed, and the index of its first picture.
-Place = tuple[int, int]
 
 
 def default_metrics() -> list[str]:
@@ -148,7 +146,6 @@ class Runner:
         parts: Path | None = None,
         keep: Keep | None = None,
         title: str = "evaluate",
-        only: Collection[Place] | None = None,
     ) -> list[Row]:
         """Runs every method on every picture under every noise seed.
 
@@ -160,7 +157,6 @@ class Runner:
                 where it was; None: they are kept in memory alone.
             keep: told of each result that is computed.
             title: what the bar is called.
-            only: the batches that are run; None: all.
 
         Returns:
             One row for each method, picture and seed, by method; of the originals, which have no noise, one a picture
@@ -169,18 +165,21 @@ class Runner:
         methods = list({method.name: method for method in reversed(methods)}.values())[::-1]
         rows: dict[str, list[Row]] = {method.name: [] for method in methods}
         seeds = list(seeds)
-        todo = self.left(methods, crops, seeds, parts)
-        jobs = [job for job in todo if only is None or job in only]
-        sizes = {job: min(self.batch_size, len(crops) - job[1]) for job in jobs}
-        left = sum(_forwards(todo[job]) * sizes[job] for job in jobs)
+        todo = {
+            (seed, first): _todo(_under(seed, seeds, methods), parts, seed, first)
+            for seed in seeds
+            for first in range(0, len(crops), self.batch_size)
+        }
+        sizes = {job: min(self.batch_size, len(crops) - job[1]) for job in todo}
+        left = sum(_forwards(own) * sizes[job] for job, own in todo.items())
         with self._bar(title, left) as bar:
-            for job in jobs:
+            for job, own_todo in todo.items():
                 seed, first = job
                 hr = torch.stack(list(crops[first : first + self.batch_size])).to(self.device)
                 batch = self.batch(hr, seed, first)
                 for method in _under(seed, seeds, methods):
                     path = None if parts is None else part_path(parts, method.name, seed, first)
-                    if method in todo[job]:
+                    if method in own_todo:
                         bar.set_postfix_str(method.name, refresh=False)
                         own = self._run(method, batch, path, keep)
                     else:
@@ -188,20 +187,9 @@ class Runner:
                         own = read_rows(path)
                     rows[method.name] += own
                     batch.forwards[method.name] = float(np.mean([row.nfe for row in own] or [0]))
-                left -= _forwards(todo[job]) * sizes[job]
+                left -= _forwards(own_todo) * sizes[job]
                 bar.total = bar.n + left * self.unet.forwards_per_call  # agents take fewer forwards than they might
         return [row for own in rows.values() for row in own]
-
-    def left(
-        self, methods: Sequence[Method], crops: Sequence[Tensor], seeds: Sequence[int], parts: Path | None
-    ) -> dict[Place, list[Method]]:
-        """What `run`, called with the same, would have left to do of each batch."""
-        batches = range(0, len(crops), self.batch_size)
-        return {
-            (seed, first): _todo(_under(seed, seeds, methods), parts, seed, first)
-            for seed in seeds
-            for first in batches
-        }
 
     def _run(self, method: Method, batch: Batch, path: Path | None, keep: Keep | None) -> list[Row]:
         """Runs one method on one batch, and writes its rows where they are to stay."""

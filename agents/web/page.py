@@ -1,21 +1,23 @@
-"""The page of `skipdiff web`, in Gradio: two tabs over `agents.web.app`, and the server behind them."""
+"""The page of `skipdiff web`, in Gradio, over `agents.web.app`, and the server behind it."""
 
+import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import click
 
-from agents.web.app import PHOTOGRAPHS, Game, Visit, Visits, Workshop, left_out
+from agents.web.app import Workshop, left_out
 from ddpm.pictures.formats import SUFFIXES
 from ddpm.pictures.images import Picture, write_picture
-from ddpm.util.errors import ConfigError, SkipDiffError
-from skipdiff_env.rules import Action
+from ddpm.util.errors import ConfigError, ImageError, SkipDiffError
+from skipdiff_env.pictures import PHOTOGRAPHS
 
 # Read by Gradio when it is imported: it sends no statistics and asks for no newer version.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -39,27 +41,49 @@ class Handlers:
     An error of the project is shown by Gradio in a line, until it is closed.
 
     Attributes:
-        workshop: enlarges and plays.
-        visits: the pages that are open.
+        workshop: enlarges.
+        root: folder below which all files of pages lie, each page's in a folder of its own.
+        closed: the sessions of pages that were closed.
     """
 
     workshop: Workshop
-    visits: Visits
+    root: Path
+    closed: set[str | None] = field(default_factory=set)
 
     @contextmanager
-    def _visit(self, request: gr.Request) -> Iterator[Visit]:
-        """Give the visit of a page while something is done for it."""
-        with self.visits.during(request.session_hash) as visit:
-            try:
-                yield visit
-            except SkipDiffError as error:
-                line = " ".join(str(error).split())
-                raise gr.Error(line, duration=None, print_exception=False) from None
+    def during(self, request: gr.Request) -> Iterator[None]:
+        """Have Gradio show errors of the project, and leave no file of a page that is closed meanwhile."""
+        try:
+            yield
+        except SkipDiffError as error:
+            raise gr.Error(" ".join(str(error).split()), duration=None, print_exception=False) from None
+        finally:
+            if request.session_hash in self.closed:
+                shutil.rmtree(self.folder(request), ignore_errors=True)
+
+    def folder(self, request: gr.Request) -> Path:
+        """Return the folder of a page."""
+        return self.root / hashlib.sha256((request.session_hash or "").encode()).hexdigest()[:16]
+
+    def fresh(self, request: gr.Request, part: str) -> Path:
+        """Return a new folder for the files of a part of the page; those that were shown before are removed."""
+        folder = self.folder(request)
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob(f"{part}-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        return Path(mkdtemp(prefix=f"{part}-", dir=folder))
 
     def arrive(self, dropped: str | None, request: gr.Request) -> tuple[str | None, None]:
         """Move a photograph that was dropped to the other files of the page; no sample is chosen then."""
-        with self._visit(request) as visit:
-            return (None if dropped is None else visit.adopt(dropped)), None
+        if dropped is None:
+            return None, None
+        with self.during(request):
+            own = self.fresh(request, "dropped") / Path(dropped).name
+            try:
+                shutil.move(dropped, own)
+            except OSError:
+                raise ImageError("the photograph is no longer there; drop it again") from None
+            return str(own), None
 
     def turn(self, checkpoint: str) -> tuple[Any, Any]:
         """Show the box and the slider of another checkpoint."""
@@ -82,12 +106,12 @@ class Handlers:
         A single part has no map.
         """
         shop = self.workshop
-        with self._visit(request) as visit:
+        with self.during(request):
             if dropped is None and sample is None:
                 raise ConfigError("no photograph; drop one, or choose a sample")
             picture = shop.sample(sample or "", checkpoint) if dropped is None else shop.read(dropped)
             result = shop.enlarge(checkpoint, picture, None if own else amount, seed, progress)
-            folder = visit.fresh("result")
+            folder = self.fresh(request, "result")
             stem = (sample or "") if dropped is None else Path(dropped).stem[:64]
             scale = result.before.shape[0] // picture.rgb.shape[0]
             files = {
@@ -103,50 +127,21 @@ class Handlers:
 
     def redraw(self, request: gr.Request, *settings: Any) -> tuple[Any, ...]:
         """Enlarge anew after the box or the slider was moved, if a result is shown."""
-        visit = self.visits.open.get(request.session_hash or "")
-        if visit is None or "result" not in visit.shown:
+        if not list(self.folder(request).glob("result-*")):
             return (gr.skip(),) * 4
         arguments: Any = (*settings, request)
         return self.enlarge(*arguments)
 
-    def begin(
-        self, picture: str, checkpoint: str, own: bool, amount: float, seed: int | None, request: gr.Request
-    ) -> tuple[Any, ...]:
-        """Begin an episode."""
-        with self._visit(request) as visit:
-            visit.game = self.workshop.game(checkpoint, picture, None if own else amount, seed)
-            return _shown(visit, visit.game)
-
-    def play(self, button: str, request: gr.Request) -> tuple[Any, ...]:
-        """Take the decision that a button names, or let the agent take those that are left."""
-        with self._visit(request) as visit:
-            if visit.game is None:
-                raise ConfigError("no episode has begun; choose a picture, and begin one")
-            if button in Action.__members__:
-                visit.game.step(Action[button])
-            else:
-                visit.game.follow()
-            return _shown(visit, visit.game)
-
     def leave(self, request: gr.Request) -> None:
-        """Forget a page that was closed."""
-        self.visits.end(request.session_hash)
-
-
-def _shown(visit: Visit, game: Game) -> tuple[Any, ...]:
-    """Return the files of both drawings of an episode, and its description."""
-    folder, files = visit.fresh("episode"), []
-    for name, frame in zip(("yours", "agents"), game.frames(), strict=True):
-        files.append(None if frame is None else str(folder / f"{name}.png"))
-        if frame is not None:
-            write_picture(Picture(frame), folder / f"{name}.png")
-    return *files, game.describe()
+        """Remove the files of a page that was closed."""
+        self.closed.add(request.session_hash)
+        shutil.rmtree(self.folder(request), ignore_errors=True)
 
 
 def build(handlers: Handlers) -> gr.Blocks:
     """Return the page."""
     shop = handlers.workshop
-    names = list(shop.folders)
+    names = shop.checkpoints
     label, info = shop.box(names[0])
     with gr.Blocks(title="SkipDiff", analytics_enabled=False, delete_cache=SWEEP) as page:
         gr.Markdown(ABOUT)
@@ -158,15 +153,13 @@ def build(handlers: Handlers) -> gr.Blocks:
         checkpoint.change(handlers.turn, checkpoint, [own, amount], api_visibility="private")
         own.input(lambda own: gr.update(interactive=not own), own, amount, api_visibility="private")
         settings = [checkpoint, own, amount, seed]
-        with gr.Tab("Enlarge"):
-            _enlarge_tab(handlers, settings)
-        with gr.Tab("Play an episode"):
-            _episode_tab(handlers, settings)
+        _body(handlers, settings)
         page.unload(handlers.leave)
     return page
 
 
-def _enlarge_tab(handlers: Handlers, settings: list[Any]) -> None:
+def _body(handlers: Handlers, settings: list[Any]) -> None:
+    """Lay out what is below the settings."""
     with gr.Row():
         with gr.Column(scale=1):
             dropped = gr.File(
@@ -194,30 +187,12 @@ def _enlarge_tab(handlers: Handlers, settings: list[Any]) -> None:
     gr.on(moved, handlers.redraw, inputs, outputs, trigger_mode="always_last", show_progress_on=summary, **NET)
 
 
-def _episode_tab(handlers: Handlers, settings: list[Any]) -> None:
-    pictures = handlers.workshop.pictures()
-    with gr.Row():
-        picture = gr.Dropdown(pictures, value=pictures[0], label="Picture")
-        begin = gr.Button("Begin", variant="primary", elem_id="begin")
-    with gr.Row():
-        denoise = gr.Button("DENOISE", elem_id="denoise")
-        skip = gr.Button("SKIP", elem_id="skip")
-        follow = gr.Button("Let the agent finish", elem_id="follow")
-    status = gr.Textbox(label="Episode", lines=2, max_lines=4, interactive=False, elem_id="status")
-    yours = gr.Image(label="Your episode", interactive=False, type="filepath", buttons=[], elem_id="yours")
-    agents = gr.Image(label="The agent's episode", interactive=False, type="filepath", buttons=[], elem_id="agents")
-    outputs = [yours, agents, status]
-    begin.click(handlers.begin, [picture, *settings], outputs, show_progress_on=status, **NET)
-    for button in (denoise, skip, follow):
-        button.click(handlers.play, button, outputs, show_progress_on=status, **NET)
-
-
 @contextmanager
 def served(workshop: Workshop, host: str, port: int | None, max_mb: float, browser: bool = False) -> Iterator[str]:
     """Serve the page within the block, and give its address. At the end nothing is left on disk.
 
     Args:
-        workshop: enlarges and plays.
+        workshop: enlarges.
         host: address to listen at.
         port: TCP port; None: the first that is free from 7860 on.
         max_mb: largest file that may be uploaded, in MB.
@@ -228,7 +203,7 @@ def served(workshop: Workshop, host: str, port: int | None, max_mb: float, brows
     """
     with TemporaryDirectory(prefix="skipdiff-web-") as root:
         os.environ["GRADIO_TEMP_DIR"] = root
-        page = build(Handlers(workshop, Visits(Path(root))))
+        page = build(Handlers(workshop, Path(root)))
         page.queue(max_size=32, default_concurrency_limit=1)
         try:
             _, address, _ = page.launch(
