@@ -300,7 +300,7 @@ def test_bad_backends(nets: dict[str, str], tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "out").exists()
     assert not backends.cache_folder().exists()
     monkeypatch.setitem(backends.PROGRAMS, "onnxruntime", lambda graph: lambda inputs: inputs[0] * 0)
-    with pytest.raises(ConfigError, match="does not give in onnxruntime what it gives in torch"):
+    with pytest.raises(ConfigError, match="has another output in onnxruntime than in torch"):
         run_by("onnxruntime", unet)
 
 

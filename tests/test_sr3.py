@@ -295,7 +295,7 @@ def changed(**changes: Tensor | None) -> dict[str, Tensor]:
 
 
 WRONG: list[tuple[Any, list[str]]] = [
-    ([1, 2, 3], ["holds no state dict but an object of type list"]),
+    ([1, 2, 3], ["does not hold a state dict but an object of type list"]),
     ({}, ["an empty dictionary"]),
     ({"state_dict": {"a": torch.zeros(1)}, "epoch": 3}, ["a dictionary with 'state_dict', 'epoch'"]),
     ({"epoch": 1, "iter": 2, "scheduler": None, "optimizer": {}}, ["state of an optimizer", "_gen.pth beside it"]),
@@ -346,7 +346,7 @@ def test_damaged_files(gen: Callable[..., Path], tmp_path: Path) -> None:
     path = tmp_path / "file.pth"
     for content in (whole[: len(whole) // 2], old[: len(old) // 2], old[:1000], b"", b"a letter\n", b"\x89PNG\r\n" * 9):
         path.write_bytes(content)
-        assert "is damaged or no checkpoint of PyTorch" in error_of(path, tmp_path / "out")
+        assert "is damaged or not a checkpoint of PyTorch" in error_of(path, tmp_path / "out")
     assert "No such file" in error_of(tmp_path / "nowhere.pth", tmp_path / "out")
     assert "Is a directory" in error_of(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

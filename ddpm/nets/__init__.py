@@ -1,1 +1,1 @@
-"""The networks: UNets, predictors, and programs other than torch that run them."""
+"""The networks: UNets, predictors, and the programs other than torch that run them."""

@@ -18,7 +18,7 @@ from ddpm.util.checks import check_one_of
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path
 
-# Largest difference from torch's output, in parts of the largest number of that.
+# Largest difference from torch's output, relative to the largest number in that output.
 TOLERANCE = 1e-3
 # (inputs) → output.
 Run = Callable[[Sequence[np.ndarray]], np.ndarray]
@@ -35,7 +35,7 @@ def _onnxruntime(graph: bytes) -> Run:
 
 def _openvino(graph: bytes) -> Run:
     core = package("openvino", "openvino").Core()
-    # without the first it rounds to 16 bits where the processor is quicker with them
+    # without the first setting, OpenVINO rounds to 16 bits on processors that are faster with them
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -50,12 +50,15 @@ BACKENDS = ("torch", *PROGRAMS)
 
 
 def cache_folder() -> Path:
-    """Where graphs are kept: skipdiff in $XDG_CACHE_HOME, or in ~/.cache."""
+    """Return the folder of the stored graphs: skipdiff in $XDG_CACHE_HOME, or in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "skipdiff"
 
 
 def _graph(network: nn.Module, inputs: Mapping[str, Tensor]) -> bytes:
-    """The ONNX graph of a network, from the cache where it is there and whole: 32 bytes SHA-256, then the graph."""
+    """Return the ONNX graph of a network, from the cache if it is there and intact.
+
+    A file of the cache holds 32 bytes SHA-256, then the graph.
+    """
     key = hashlib.sha256()
     settings = getattr(network, "settings", None)
     key.update(f"{version('skipdiff')} {torch.__version__} {list(inputs)} {settings} {network}".encode())
@@ -67,7 +70,7 @@ def _graph(network: nn.Module, inputs: Mapping[str, Tensor]) -> bytes:
         if hashlib.sha256(stored[32:]).digest() == stored[:32]:
             return stored[32:]
     graph = traced(network, inputs)
-    with suppress(OSError), atomic_path(file) as temporary:  # without a cache it is made each time
+    with suppress(OSError), atomic_path(file) as temporary:  # without a cache the graph is made each time
         temporary.write_bytes(hashlib.sha256(graph).digest() + graph)
     return graph
 
@@ -76,12 +79,12 @@ class Compiled:
     """The forward of a network, run by another program than torch.
 
     Args:
-        network: in inference mode, float32, on the CPU.
+        network: a network in inference mode, float32, on the CPU.
         example: (factor of the size) → example of each input, by name.
         backend: one of `PROGRAMS`.
 
     Raises:
-        ConfigError: the network cannot be exported, or gives something else in that program.
+        ConfigError: the network cannot be exported, or has another output in that program.
     """
 
     def __init__(self, network: nn.Module, example: Callable[[int], Mapping[str, Tensor]], backend: str) -> None:
@@ -93,11 +96,11 @@ class Compiled:
             found = self(*inputs)
         if found.shape != expected.shape or not (found - expected).abs().max() < TOLERANCE * expected.abs().max():
             raise ConfigError(
-                f"{type(network).__name__} does not give in {backend} what it gives in torch; take the backend torch"
+                f"{type(network).__name__} has another output in {backend} than in torch; take the backend torch"
             )
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """As the network's forward; with more inputs than the graph has, those of substeps, torch's runs."""
+        """Return the output of the network; with more inputs than the graph has, those of substeps, torch runs it."""
         if len(inputs) != self.inputs:
             return self.by_torch(*inputs)
         try:
@@ -111,12 +114,12 @@ class Compiled:
 def run_by(backend: str, unet: UNet, device: str = "cpu") -> UNet:
     """Let a program run the networks of a UNet: the plain one, that of the jumps, and the predictor.
 
-    Only their forwards are replaced, so that the UNet is used as ever. They have as many threads as torch has now.
+    Only their forwards are replaced, so that the UNet is used as before. They use as many threads as torch does now.
 
     Args:
         backend: one of `BACKENDS`.
-        unet: in inference mode.
-        device: where the UNet is.
+        unet: the network, in inference mode.
+        device: the device of the UNet.
 
     Returns:
         The same UNet.

@@ -28,7 +28,7 @@ class JumpEmbedding(nn.Module):
     """Embedding of a jump and its substeps, (B,), (B,) → (B, width); exactly zero at one substep.
 
     Sines and cosines of the angle of the jump, and of a quarter of the binary logarithm of the substeps, go through a
-    small MLP, whose value at one substep is taken off. Low frequencies make neighbouring numbers of substeps similar.
+    small MLP, whose value at one substep is subtracted. Low frequencies make neighbouring numbers of substeps similar.
     """
 
     frequencies: Tensor
@@ -112,7 +112,9 @@ class Upsample(nn.Module):
 
 
 def linear_estimate(prediction: str, x_t: Tensor, noise_level: Tensor, log_variance: Tensor) -> Tensor:
-    """What is predicted, if x_0 were normal with mean 0 and a known variance s²: a multiple of x_t (the Wiener filter).
+    """Return the prediction for an x_0 that is normal with mean 0 and a known variance s²: a multiple of x_t.
+
+    This is the Wiener filter.
 
     E[x_0 | x_t] = a·s²/(a²·s² + b²)·x_t with a = √ᾱ and b² = 1 - ᾱ, hence E[eps | x_t] = b/(a²·s² + b²)·x_t and
     E[v | x_t] = a·b·(1 - s²)/(a²·s² + b²)·x_t.
@@ -121,7 +123,7 @@ def linear_estimate(prediction: str, x_t: Tensor, noise_level: Tensor, log_varia
         prediction: "eps" or "v".
         x_t: latents, (B, 3, H, W).
         noise_level: √ᾱ, (B,).
-        log_variance: logarithm of s², (B, 3, H, W); bounded here to -12 … 4.
+        log_variance: logarithm of s², (B, 3, H, W); clipped here to -12 … 4.
 
     Returns:
         (B, 3, H, W).

@@ -1,4 +1,4 @@
-"""What the process, the environments, the samplers and the upscaler need of a diffusion model: `Denoiser`."""
+"""`Denoiser`: the interface of a diffusion model for the process, the environments, the samplers and the upscaler."""
 
 import hashlib
 import json
@@ -23,29 +23,29 @@ from ddpm.util.errors import ConfigError
 AlphaBar = float | FloatArray
 # Whole numbers: one for all members of a batch, or one for each, (B,).
 Step = int | NDArray[np.integer]
-# x_0 and ε; None where ε is the one that belongs to x_0 and to what was predicted from.
+# x_0 and ε; None where ε is the one that follows from x_0 and from the latent of the prediction.
 Estimate = tuple[Tensor, Tensor | None]
-# Most steps of the default schedules of a denoiser that names none, and forwards by which it enlarges.
+# Most steps of the default schedules of a denoiser that has no settings, and its forwards for an enlargement.
 STEPS, COARSE_STEPS, FORWARDS = 100, 10, 20
 
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A diffusion model that enlarges pictures, whatever it is made of.
+    """A diffusion model that enlarges pictures.
 
     It is variance-preserving: a latent at the level ᾱ is √ᾱ·x_0 + √(1-ᾱ)·ε. Latents and conditions are float32 and
     have the same height and width: those of the result for a network in pixel space, smaller ones for a network in a
-    latent space. A class that inherits from `Denoiser` need only set `scale` and `multiple` and define `predict`; what
-    it then has is a network in pixel space that is given the bicubic enlargement and knows every noise level.
+    latent space. A class that inherits from `Denoiser` only has to set `scale` and `multiple` and define `predict`; it
+    then is a network in pixel space whose condition is the bicubic enlargement and that knows every noise level.
 
     Attributes:
-        scale: how many times it enlarges.
+        scale: factor of the enlargement.
         multiple: number that the sides of conditions and latents must be divisible by.
-        alphas_cumprod: the training schedule of a network that knows a discrete t only, float64 (T + 1,), index 0 is
+        alphas_cumprod: the training schedule of a network that knows only a discrete t, float64 (T + 1,), index 0 is
             the clean image; sampling schedules are rounded to it. None: the network knows every noise level.
         forwards_per_call: network forwards of one `predict` for one picture: 2 with classifier-free guidance, else 1.
-        substeps: the most steps whose work one forward can do; 1: the network cannot be told.
-        x0_bound: number that no value of an estimate of x_0 exceeds and from which ε follows, see `predict`; infinite
+        substeps: the most steps whose work one forward can do; 1: the network has no input for substeps.
+        x0_bound: largest possible absolute value of an estimate of x_0 from which ε follows, see `predict`; infinite
             if there is none.
     """
 
@@ -58,7 +58,7 @@ class Denoiser(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Return the defaults of whoever samples.
+        """Return the default settings for sampling.
 
         They are `diffusion_steps`, `coarse_steps`, `coarse_sampler`, `start`, `levels` and `fine_sampler`, see
         `ddpm.nets.unet.UNet`.
@@ -71,13 +71,13 @@ class Denoiser(Protocol):
         }  # fmt: skip
 
     def schedule(self, steps: int) -> FloatArray:
-        """Return the levels of a schedule of so many steps, float64 (steps + 1,), falling; index 0 is the clean image.
+        """Return the levels of a schedule, float64 (steps + 1,), falling; index 0 is the clean image.
 
         Args:
             steps: number of steps, at least 1.
 
         Raises:
-            ConfigError: the network does not know so many levels.
+            ConfigError: the network knows fewer levels.
         """
         if self.alphas_cumprod is None:
             return cosine_alphas_cumprod(steps)
@@ -93,8 +93,8 @@ class Denoiser(Protocol):
             lr_image: low-resolution pictures, (B, 3, h, w) in [-1, 1].
 
         Returns:
-            (B, C, H, W), of the latents' height and width. Its first three channels are a picture in [-1, 1], which
-            observations show.
+            (B, C, H, W), with the height and width of the latents. Its first three channels are a picture in [-1, 1],
+            which observations show.
         """
         return upsample(lr_image, self.scale)
 
@@ -108,8 +108,8 @@ class Denoiser(Protocol):
         """Return the estimates of x_0 and ε.
 
         Args:
-            x: latents, (B, C, H, W); they are left as they are.
-            alpha_bar: the level ᾱ that they stand at, one of `schedule`; a float, or float64 (B,).
+            x: latents, (B, C, H, W); they are not changed.
+            alpha_bar: the level ᾱ of the latents, one of `schedule`; a float, or float64 (B,).
             condition: as `condition` returns it.
 
         Returns:
@@ -124,9 +124,9 @@ class Denoiser(Protocol):
         """Return the estimates for which one DDIM step (η = 0) arrives where several even steps would.
 
         Args:
-            x: as of `predict`, like `alpha_bar` and `condition`.
-            alpha_bar: the level that the step begins at.
-            condition: the condition.
+            x: latents, as in `predict`.
+            alpha_bar: the level at which the step begins.
+            condition: the condition, as in `predict`.
             to_alpha_bar: the level that the step goes to.
             substeps: number of even steps whose work the forward does, 1 … `substeps`.
 
@@ -155,11 +155,11 @@ class NetworkDenoiser(Denoiser):
     def output(
         self, x: Tensor, alpha_bar: AlphaBar, condition: Tensor, jump: tuple[AlphaBar, Step] | None = None
     ) -> Tensor:
-        """Return what the network predicts, shaped like `x`; `jump` is the level to go to and the substeps, if told."""
+        """Return the prediction of the network, shaped like `x`; `jump` is the next level and the substeps, if any."""
 
     @abstractmethod
     def estimate(self, output: Tensor, x: Tensor, alpha_bar: AlphaBar, condition: Tensor) -> Estimate:
-        """Return x_0 and ε for an output, which is changed."""
+        """Return x_0 and ε for an output, which is changed in place."""
 
     def predict(self, x: Tensor, alpha_bar: AlphaBar, condition: Tensor) -> Estimate:
         """See `Denoiser.predict`."""
@@ -177,7 +177,7 @@ class NetworkDenoiser(Denoiser):
 
 
 class Target(Protocol):
-    """The meaning of a latent: the picture, or the scaled residual."""
+    """The meaning of x_0: the picture, or the scaled residual."""
 
     target: str
     residual_scale: float
@@ -201,7 +201,7 @@ def x0_weights(prediction: str, signal: Any, sigma: Any) -> tuple[Any, Any]:
 
 
 def coefficient(values: FloatArray | float, like: Tensor) -> Tensor | float:
-    """Return a number as it is, and one number per member as a tensor (B, 1, 1, 1)."""
+    """Return a number unchanged, and one number per member as a tensor (B, 1, 1, 1)."""
     if np.ndim(values) == 0:
         return float(values)
     return torch.as_tensor(values, dtype=like.dtype, device=like.device)[:, None, None, None]
@@ -213,13 +213,13 @@ def per_member(values: Step | AlphaBar, like: Tensor) -> Tensor:
 
 
 class NoiseLevelDenoiser(NetworkDenoiser):
-    """A network whose input is the noise level √ᾱ, as SR3's is: what `UNet` is, beside its layers.
+    """A network whose input is the noise level √ᾱ, like that of SR3; the base class of `UNet`.
 
-    It is called as `network(lr_up, x_t, noise_level)`, with substeps also `to_level` and `substeps`.
+    It is called as `network(lr_up, x_t, noise_level)`, with substeps also with `to_level` and `substeps`.
 
     Attributes:
         prediction: "eps" or "v".
-        target: what x_0 is: "image", or "residual", `residual_scale`·(hr - lr_up).
+        target: meaning of x_0: "image", or "residual", `residual_scale`·(hr - lr_up).
         residual_scale: factor on the residual.
     """
 
@@ -259,11 +259,11 @@ class NoiseLevelDenoiser(NetworkDenoiser):
         return to_image(self, latent, condition)
 
 
-# --- what others want to know of a denoiser ---
+# --- facts about a denoiser ---
 
 
 def check_denoiser(given: Any) -> None:
-    """Raises ConfigError unless this is a `Denoiser`, or a text or path that may name one."""
+    """Raise ConfigError unless this is a `Denoiser`, or a text or path that can name one."""
     if isinstance(given, str | Path | Denoiser):
         return
     members = [name for name in vars(Denoiser) if not name.startswith("_")] + ["scale", "multiple"]
@@ -286,15 +286,15 @@ def image_multiple(denoiser: Denoiser) -> int:
 
 
 def networks_of(denoiser: Denoiser) -> dict[str, nn.Module]:
-    """Return the modules that a denoiser is made of, by name: itself, or those among its attributes."""
+    """Return the modules of a denoiser by name: itself, or those among its attributes."""
     if isinstance(denoiser, nn.Module):
         return {"": denoiser}
     return {name: each for name, each in vars(denoiser).items() if isinstance(each, nn.Module)}
 
 
 def fingerprint(denoiser: Denoiser) -> str:
-    """Return what tells a denoiser from every other: a hash of its class, settings and weights."""
-    # what our UNet keeps beside its own layers: predictor and substeps
+    """Return the hash of a denoiser's class, settings and weights, which differs from that of every other denoiser."""
+    # the predictor and the substeps of our UNet, which are not among its layers
     beside = [*getattr(denoiser, "_predictor", []), *getattr(denoiser, "_jumps", [])]
     told: Any = denoiser.settings
     if not isinstance(denoiser, nn.Module):
@@ -311,14 +311,14 @@ def fingerprint(denoiser: Denoiser) -> str:
 
 @contextmanager
 def watching(denoiser: Denoiser, told: Callable[[int, int], object]) -> Iterator[None]:
-    """Tell of each forward of the network within the block: how many latent values wide and how many pictures.
+    """Call a function at each forward of the network within the block.
 
-    The network is the denoiser itself, or its attribute `network`; where there is neither, nothing is told.
+    The network is the denoiser itself, or its attribute `network`; without either, nothing is called.
 
     Args:
         denoiser: the denoiser.
-        told: called with the number of pictures and the latent values of a channel of all of them; with guidance each
-            of the forwards counts.
+        told: function of the number of pictures and of the latent values in one channel of all of them; with guidance
+            it is called for each of the forwards.
     """
     network = denoiser if isinstance(denoiser, nn.Module) else getattr(denoiser, "network", None)
     if not isinstance(network, nn.Module):

@@ -1,7 +1,7 @@
-"""Denoisers from diffusers: its two pipelines that enlarge pictures, and UNets that are given the enlarged picture.
+"""Denoisers from diffusers: its two pipelines that enlarge pictures, and UNets with the enlarged picture as input.
 
-Models are read from folders in diffusers' own format, which is also that of the Hub. diffusers itself is imported when
-a model is loaded.
+Models are read from folders in the format of diffusers, which is also that of the Hub. diffusers is imported when a
+model is loaded.
 """
 
 import copy
@@ -39,7 +39,7 @@ SCHEDULERS = frozenset({
     "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler",
     "UniPCMultistepScheduler", "TCDScheduler", "LCMScheduler",
 })  # fmt: skip
-# Those of them that keep latents in another unit: they divide what the network is given by √(σ² + 1) = 1/√ᾱ.
+# Schedulers that keep latents in another unit: they divide the input of the network by √(σ² + 1) = 1/√ᾱ.
 SCALING = frozenset({
     "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler",
     "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler",
@@ -47,11 +47,11 @@ SCALING = frozenset({
 # diffusers' names of predictions, and ours.
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 SPACINGS = ("leading", "trailing", "linspace")
-# The upscaling pipeline divides latents by this, whatever its decoder's configuration says.
+# The upscaling pipeline divides latents by this factor and ignores the one in its decoder's configuration.
 LATENT_FACTOR = 0.08333
 # Names of weights without their ending, in diffusers and in transformers, and the endings of pickles.
 STEMS, PICKLES = ("diffusion_pytorch_model", "model", "pytorch_model"), (".bin", ".pt", ".pth", ".ckpt")
-# The least parts of a pipeline: folder → file of its configuration.
+# The necessary parts of a pipeline: folder → file of its configuration.
 PARTS = {
     LATENT: {"unet": CONFIG, "vqvae": CONFIG, "scheduler": SCHEDULER},
     UPSCALE: {
@@ -65,11 +65,10 @@ def split_settings(source: str) -> tuple[str, dict[str, str]]:
     """Return the name of a model and the settings behind it.
 
     Args:
-        source: NAME, or NAME?SETTING=VALUE&…, written as in addresses of web pages: + or %20 may stand for a space, and
-            %26 stands for &.
+        source: NAME, or NAME?SETTING=VALUE&…, encoded as in the address of a web page: + or %20 for a space, %26 for &.
 
     Raises:
-        ConfigError: what stands behind ? are not settings.
+        ConfigError: the text behind ? does not consist of settings.
     """
     name, mark, text = source.partition("?")
     if not mark:
@@ -82,14 +81,14 @@ def split_settings(source: str) -> tuple[str, dict[str, str]]:
 
 @dataclass(frozen=True)
 class DiffusersSettings:
-    """What a folder of diffusers does not say about its model.
+    """Settings of a model that are not in its folder of diffusers.
 
     Attributes:
-        scale: how many times a UNet2DModel enlarges; a pipeline knows it.
+        scale: factor by which a UNet2DModel enlarges; a pipeline defines its factor.
         condition_first: whether the enlarged picture stands before x_t in the input of a UNet2DModel.
-        spacing: which t a schedule of few steps has, "leading", "trailing" or "linspace"; None: as the model's
-            configuration says.
-        prompt: a text that says what the picture shows, for the upscaling pipeline.
+        spacing: choice of the t of a schedule of few steps, "leading", "trailing" or "linspace"; None: the one in the
+            model's configuration.
+        prompt: a description of the picture, for the upscaling pipeline.
         guidance: factor of classifier-free guidance; 1: none.
         noise_level: t of the noise that the upscaling pipeline adds to the low-resolution picture.
         trust_pickle: whether weights may be pickles, which can run any code.
@@ -122,7 +121,7 @@ class DiffusersSettings:
 
     @classmethod
     def parse(cls, settings: Mapping[str, str]) -> "DiffusersSettings":
-        """Return the settings of texts.
+        """Return the settings that are given as texts.
 
         Raises:
             ConfigError: a setting is unknown, not a number, or out of range.
@@ -163,11 +162,11 @@ class DiffusersDenoiser(NetworkDenoiser):
 
     Args:
         network: the UNet, in inference mode.
-        scheduler: configuration of the scheduler that the model came with.
-        spacing: as of `DiffusersSettings`.
+        scheduler: configuration of the model's scheduler.
+        spacing: as in `DiffusersSettings`.
 
     Raises:
-        ConfigError: the model is not variance-preserving, or predicts something else than ε, v or x_0.
+        ConfigError: the model is not variance-preserving, or predicts something other than ε, v or x_0.
     """
 
     def __init__(self, network: nn.Module, scheduler: Mapping[str, Any], spacing: str | None = None) -> None:
@@ -184,7 +183,7 @@ class DiffusersDenoiser(NetworkDenoiser):
         self.multiple = 2 ** (len(network.config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
 
     def schedule(self, steps: int) -> FloatArray:
-        """Return the levels that diffusers' DDIM visits in so many steps; see `Denoiser.schedule`."""
+        """Return the levels that DDIM of diffusers visits in this number of steps; see `Denoiser.schedule`."""
         assert self.alphas_cumprod is not None
         T = len(self.alphas_cumprod) - 1
         sampler = copy.copy(self.sampler)
@@ -198,7 +197,7 @@ class DiffusersDenoiser(NetworkDenoiser):
         return np.concatenate([[last], self.alphas_cumprod[t + 1]])
 
     def _t(self, alpha_bar: AlphaBar, x: Tensor) -> Tensor:
-        """The t, counted from 0, whose level is nearest, (B,)."""
+        """Return the t with the nearest level, counted from 0, (B,)."""
         assert self.alphas_cumprod is not None
         distance = np.abs(self.alphas_cumprod[1:] - np.asarray(alpha_bar)[..., None])
         return torch.as_tensor(np.broadcast_to(distance.argmin(axis=-1), len(x)).copy(), device=x.device)
@@ -211,10 +210,10 @@ class DiffusersDenoiser(NetworkDenoiser):
 
     @abstractmethod
     def _output(self, x: Tensor, t: Tensor, condition: Tensor, alpha_bar: AlphaBar) -> Tensor:
-        """What the network predicts at t, (B,), counted from 0."""
+        """Return the prediction of the network at t, (B,), counted from 0."""
 
     def estimate(self, output: Tensor, x: Tensor, alpha_bar: AlphaBar, condition: Tensor) -> Estimate:
-        """Return x_0, clipped where the model's scheduler clips it, and ε, which is not."""
+        """Return x_0, clipped if the model's scheduler clips it, and ε, which is not clipped."""
         signal, sigma = coefficient(np.sqrt(alpha_bar), x), coefficient(np.sqrt(1 - np.asarray(alpha_bar)), x)
         if self.prediction == "eps":
             x0, eps = (x - output * sigma) / signal, output
@@ -226,7 +225,7 @@ class DiffusersDenoiser(NetworkDenoiser):
 
 
 class ConcatDenoiser(DiffusersDenoiser):
-    """A `UNet2DModel` in pixel space that is given the bicubic enlargement beside x_t.
+    """A `UNet2DModel` in pixel space whose input is x_t and the bicubic enlargement.
 
     Args:
         network: the UNet.
@@ -234,7 +233,7 @@ class ConcatDenoiser(DiffusersDenoiser):
         settings: `scale`, `condition_first` and `spacing`.
 
     Raises:
-        ConfigError: the scale is not given, or as `DiffusersDenoiser`.
+        ConfigError: the scale is missing; see also `DiffusersDenoiser`.
     """
 
     def __init__(self, network: nn.Module, scheduler: Mapping[str, Any], settings: DiffusersSettings) -> None:
@@ -249,7 +248,7 @@ class ConcatDenoiser(DiffusersDenoiser):
 
 
 class LatentDenoiser(DiffusersDenoiser):
-    """`LDMSuperResolutionPipeline`: the low-resolution picture stands beside a latent of its size; a VQ decoder.
+    """`LDMSuperResolutionPipeline`: the input is a latent and the low-resolution picture of its size; a VQ decoder.
 
     Args:
         network: its UNet.
@@ -258,7 +257,7 @@ class LatentDenoiser(DiffusersDenoiser):
         settings: `spacing`.
 
     Raises:
-        ConfigError: as `DiffusersDenoiser`.
+        ConfigError: see `DiffusersDenoiser`.
     """
 
     def __init__(
@@ -288,7 +287,7 @@ class LatentDenoiser(DiffusersDenoiser):
 
 
 class UpscaleDenoiser(LatentDenoiser):
-    """`StableDiffusionUpscalePipeline`: some noise in the picture, told as a class label; a text; a KL decoder.
+    """`StableDiffusionUpscalePipeline`: some noise in the picture, given as a class label; a text; a KL decoder.
 
     The noise is the same for all pictures of a size, so that a picture and a noise seed fix the result.
 
@@ -297,12 +296,12 @@ class UpscaleDenoiser(LatentDenoiser):
         decoder: its `vae`.
         scheduler: configuration of its scheduler.
         low_res_scheduler: configuration of the scheduler of the noise in the picture.
-        texts: the embedding of the prompt, (1, tokens, C); with guidance before it that of the empty text, (2, …).
+        texts: the embedding of the prompt, (1, tokens, C); with guidance preceded by that of the empty text, (2, …).
         settings: `guidance`, `noise_level` and `spacing`.
         most_noise: the largest `noise_level` that the model knows.
 
     Raises:
-        ConfigError: the noise level is out of range, or as `DiffusersDenoiser`.
+        ConfigError: the noise level is out of range; see also `DiffusersDenoiser`.
     """
 
     def __init__(
@@ -347,7 +346,7 @@ class UpscaleDenoiser(LatentDenoiser):
 
 
 def _ddim(config: Mapping[str, Any], spacing: str | None) -> Any:
-    """Diffusers' DDIM with the schedule of any variance-preserving scheduler.
+    """Return DDIM of diffusers with the schedule of any variance-preserving scheduler.
 
     Raises:
         ConfigError: the scheduler is of another kind.
@@ -395,10 +394,10 @@ def load_diffusers(folder: Path, device: str, settings: Mapping[str, str]) -> Di
     """Return the denoiser of a folder of diffusers, in float32 for inference.
 
     Args:
-        folder: of an `LDMSuperResolutionPipeline`, a `StableDiffusionUpscalePipeline`, another pipeline of a
+        folder: folder of an `LDMSuperResolutionPipeline`, a `StableDiffusionUpscalePipeline`, another pipeline of a
             UNet2DModel and a scheduler, or a UNet2DModel with `scheduler_config.json` beside it.
-        device: where to compute.
-        settings: by the names of `DiffusersSettings`, as texts.
+        device: device of the computation.
+        settings: values as texts, by the names of `DiffusersSettings`.
 
     Raises:
         CheckpointError: the model does not enlarge pictures, or a file is missing or damaged.
@@ -413,7 +412,7 @@ def load_diffusers(folder: Path, device: str, settings: Mapping[str, str]) -> Di
         if not (folder / part / file).is_file():
             raise CheckpointError(f"{folder} is not a whole {name}: it lacks {part}/{file}; download it again")
     scheduler = _json(folder / "scheduler" / SCHEDULER)
-    _ddim(scheduler, what.spacing)  # refuses what is wrong before weights are read
+    _ddim(scheduler, what.spacing)  # refuses wrong settings before weights are read
     kind = "UNet2DModel" if name == LATENT else "UNet2DConditionModel"
     trusted = what.trust_pickle
     network = _network(folder / "unet", kind, device, trusted)
@@ -429,7 +428,7 @@ def load_diffusers(folder: Path, device: str, settings: Mapping[str, str]) -> Di
 
 
 def _load_concat(folder: Path, index: Mapping[str, Any], device: str, settings: DiffusersSettings) -> ConcatDenoiser:
-    """The denoiser of a UNet2DModel alone, or of a pipeline that has nothing but it and a scheduler."""
+    """Return the denoiser of a UNet2DModel alone, or of a pipeline that consists of it and a scheduler."""
     unet = folder
     if index:
         parts = {name: part[1] for name, part in index.items() if isinstance(part, list) and len(part) == 2 and part[1]}
@@ -450,7 +449,7 @@ def _load_concat(folder: Path, index: Mapping[str, Any], device: str, settings: 
     if config.get("time_embedding_type") == "fourier":
         raise ConfigError(f"the network in {folder} is told a standard deviation and is not variance-preserving")
     if config.get("class_embed_type") or config.get("num_class_embeds"):
-        raise ConfigError(f"the network in {folder} needs a class, and there is none to give it")
+        raise ConfigError(f"the network in {folder} needs a class, which SkipDiff does not have")
     places = [unet / SCHEDULER, folder / "scheduler" / SCHEDULER, unet.parent / "scheduler" / SCHEDULER]
     scheduler = next((place for place in places if place.is_file()), None)
     if scheduler is None:
@@ -466,7 +465,7 @@ def _load_concat(folder: Path, index: Mapping[str, Any], device: str, settings: 
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
         CheckpointError: it is missing or damaged.
@@ -481,10 +480,10 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _weights(folder: Path, trust_pickle: bool) -> dict[str, Any]:
-    """How the weights of a folder are to be read, as arguments of `from_pretrained`.
+    """Return the arguments of `from_pretrained` for the weights of a folder.
 
     Raises:
-        CheckpointError: there are none, or a pickle that is not trusted.
+        CheckpointError: there are no weights, or they are a pickle that is not trusted.
     """
     for variant in (None, "fp16"):
         for stem in STEMS:
@@ -504,7 +503,7 @@ def _weights(folder: Path, trust_pickle: bool) -> dict[str, Any]:
 
 
 def _network(folder: Path, name: str, device: str, trust_pickle: bool, package: str = "diffusers") -> Any:
-    """A network of diffusers or transformers, in float32 for inference."""
+    """Return a network of diffusers or transformers, in float32 for inference."""
     found = _json(folder / CONFIG).get("_class_name", name)
     if found != name:
         raise CheckpointError(f"{folder} holds a {found}, expected a {name}")
@@ -524,7 +523,7 @@ def _network(folder: Path, name: str, device: str, trust_pickle: bool, package: 
 
 @torch.no_grad()
 def _texts(folder: Path, settings: DiffusersSettings, device: str) -> Tensor:
-    """The embedding of the prompt, with guidance behind that of the empty text; (1 or 2, tokens, C)."""
+    """Return the embedding of the prompt, with guidance preceded by that of the empty text; (1 or 2, tokens, C)."""
     encoder = _network(folder / "text_encoder", "CLIPTextModel", device, settings.trust_pickle, "transformers")
     with _explained(folder):
         tokenizer = _package("transformers").CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
@@ -537,7 +536,7 @@ def _texts(folder: Path, settings: DiffusersSettings, device: str) -> Tensor:
 
 
 def _package(name: str) -> Any:
-    """A package of the extra `diffusers`.
+    """Return a package of the extra `diffusers`.
 
     Raises:
         ConfigError: it is not installed.
@@ -552,7 +551,7 @@ def _package(name: str) -> Any:
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Turns what diffusers and transformers raise about damaged files into one line."""
+    """Turn the errors of diffusers and transformers about damaged files into one line."""
     try:
         with _quiet():
             yield
@@ -564,7 +563,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what diffusers and transformers log below errors, and their bars, to themselves."""
+    """Silence the progress bars of diffusers and transformers, and their logs below errors."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

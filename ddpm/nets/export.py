@@ -24,7 +24,7 @@ from ddpm.util.files import atomic_path, check_ending
 
 # Version of ONNX's operators, one that runtimes have known since 2023.
 OPSET = 18
-# How far a graph's pictures in [0, 1] may be from torch's.
+# Largest difference between a graph's pictures in [0, 1] and torch's.
 TOLERANCE = 0.5 / 255
 # Names of free axes of pictures.
 BATCH, HEIGHT, WIDTH = "batch", "height", "width"
@@ -45,9 +45,9 @@ def package(name: str, extra: str) -> Any:
 def _group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    """Return the same as `torch.nn.functional.group_norm`, by means and products.
+    """Return the result of `torch.nn.functional.group_norm`, computed from means and products.
 
-    OpenVINO (2026.4) reads anything that it recognises as a normalisation as its operator MVN, which crashes on CPUs
+    OpenVINO (2026.4) converts every normalisation that it recognises to its operator MVN, which crashes on CPUs
     without AVX-512 where the number of values is not a multiple of 8. It does not recognise this one.
     """
     groups = x.reshape(x.shape[0], num_groups, -1)
@@ -66,15 +66,15 @@ def traced(
     """Return the ONNX graph of a network.
 
     Args:
-        network: in inference mode.
-        inputs: an example of each input, by its name in the graph.
-        axes: free axes of inputs, and of the output, by their number; None: batch, and height and width of pictures.
+        network: a network in inference mode.
+        inputs: an example of each input, by the input's name in the graph.
+        axes: free axes of inputs and of the output, by their index; None: batch, and height and width of pictures.
         output: name of the output.
 
     Raises:
         ConfigError: the network does something that the exporter does not know.
     """
-    package("onnx", "export")  # else torch says so
+    package("onnx", "export")  # otherwise torch raises an error of several lines
     if axes is None:
         axes = {name: {0: BATCH, 2: HEIGHT, 3: WIDTH} if x.dim() == 4 else {0: BATCH} for name, x in inputs.items()}
     file = io.BytesIO()
@@ -96,7 +96,7 @@ def traced(
 
 
 def _bicubic(lr_image: Tensor, scale: int) -> Tensor:
-    """Return the same as `ddpm.pictures.degradation.upsample`, as convolutions, which exporters know."""
+    """Return the result of `ddpm.pictures.degradation.upsample`, computed by convolutions, which exporters support."""
     offset = (3 * scale + 1) // 2
     x = ((torch.arange(4 * scale) - offset + 0.5) / scale - 0.5).abs()
     kernel = torch.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, (-0.5 * x**3 + 2.5 * x**2 - 4 * x + 2) * (x < 2))
@@ -105,17 +105,17 @@ def _bicubic(lr_image: Tensor, scale: int) -> Tensor:
     def spread(x: Tensor) -> Tensor:
         return torch.conv_transpose2d(x, weight, stride=scale, groups=3)
 
-    large = spread(lr_image) / spread(torch.ones_like(lr_image))  # what lies outside has no weight
+    large = spread(lr_image) / spread(torch.ones_like(lr_image))  # pixels outside have no weight
     height, width = lr_image.shape[-2:]
     return large[..., offset : offset + height * scale, offset : offset + width * scale].clamp(-1, 1)
 
 
 class OneForward(nn.Module):
-    """One forward from pure noise to the picture, with all that stands before and behind it.
+    """One forward from pure noise to the picture, with the steps before and after it.
 
     Args:
         unet: the network.
-        network: what runs, the plain network or that of the jumps.
+        network: the network that runs, the plain one or that of the jumps.
     """
 
     def __init__(self, unet: UNet, network: UNet) -> None:
@@ -128,7 +128,7 @@ class OneForward(nn.Module):
 
         Args:
             image: (B, 3, h, w) in [0, 1].
-            noise: standard normal, (B, 3, H, W); it goes on periodically where the network's stride needs more.
+            noise: standard normal, (B, 3, H, W); it is repeated periodically where the network's stride needs more.
             detail: for the network of the jumps, (1,) in [0, 1].
         """
         unet, lr_image = self.unet, image * 2 - 1
@@ -152,12 +152,12 @@ class OneForward(nn.Module):
 
 
 def _padded(side: Any, stride: int) -> Any:
-    """The next multiple of the stride."""
+    """Return the next multiple of the stride."""
     return (side + stride - 1) // stride * stride
 
 
 def _branch(onnx: Any, graph: bytes, weights: dict[bytes, Any]) -> Any:
-    """A graph as a branch of `If`, without inputs and weights; equal weights of all branches are kept once."""
+    """Return a graph as a branch of `If`, without inputs and weights; equal weights of all branches are kept once."""
     branch = onnx.load_from_string(graph).graph
     renamed = {}
     for tensor in branch.initializer:
@@ -174,8 +174,8 @@ def _branch(onnx: Any, graph: bytes, weights: dict[bytes, Any]) -> Any:
 def build(unet: UNet, detail: float = 1.0) -> Any:
     """Return the ONNX model of `OneForward`, with the inputs `image` and `noise` and the output `sr`.
 
-    A network with substeps also has the input `detail`. A forward then has `UNet.substeps` ** detail substeps, rounded,
-    and where that is 1, the plain network runs.
+    A network with substeps also has the input `detail`. A forward then has `UNet.substeps` ** detail substeps, rounded.
+    Where that is 1, the plain network runs.
 
     Args:
         unet: a network that predicts v.
@@ -219,7 +219,7 @@ def build(unet: UNet, detail: float = 1.0) -> Any:
 
 
 def _check(model: Any, unet: UNet) -> None:
-    """Raises ConfigError where a graph gives other pictures than torch, at other sizes than it was traced with."""
+    """Raise ConfigError if a graph returns other pictures than torch, at a size other than that of the trace."""
     from onnx.reference import ReferenceEvaluator
 
     image = torch.linspace(0, 1, 9).expand(1, 3, 6, 9).contiguous()
@@ -235,7 +235,7 @@ def _check(model: Any, unet: UNet) -> None:
             found = run(None, {name: x.numpy() for name, x in {**inputs, **more}.items()})[0]
         if found.shape != expected.shape or not np.abs(found - expected).max() < TOLERANCE:
             raise ConfigError(
-                "the exported graph does not give what torch gives at another size; "
+                "the exported graph returns other pictures than torch at another size; "
                 "take a predictor of the architecture SPAN"
             )
 
@@ -245,9 +245,9 @@ def export_onnx(checkpoint: str | Path, out: str | Path, detail: float | None = 
 
     Args:
         checkpoint: name of a shipped checkpoint, folder, or Hub id; its network predicts v.
-        out: the file, which ends in .onnx.
-        detail: default of the input of that name, 0 … 1; None: 1, or no such input where the network has no substeps.
-        overwrite: replace a file that exists.
+        out: the file, whose name ends in .onnx.
+        detail: default of the input of that name, 0 … 1; None: 1. A network without substeps does not have this input.
+        overwrite: whether to replace an existing file.
 
     Raises:
         CheckpointError: the checkpoint is unknown or damaged.

@@ -1,4 +1,4 @@
-"""The small super-resolution net whose picture a diffusion net starts from, and its loading by spandrel."""
+"""The small super-resolution net whose picture is the condition of a diffusion net, and its loading by spandrel."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,26 +15,26 @@ from ddpm.util.errors import CheckpointError
 from ddpm.util.files import atomic_path, stamp
 from ddpm.util.torchvision_ops import ensure_torchvision
 
-# What the file is called inside a checkpoint's folder.
+# Name of the file inside a checkpoint's folder.
 PREDICTOR = "predictor.safetensors"
-# Side of the largest piece of a low-resolution picture that is predicted at once, and how far a piece looks around
-# itself.
+# Side of the largest piece of a low-resolution picture that is predicted at once, and the margin around a piece that
+# the net also sees.
 TILE, MARGIN = 256, 24
-# A prediction is left where, shrunk again, it is so many levels farther from its input than bicubic enlargement is, on
-# average over 3 x 3 pixels: from the first number on in part, from the second on wholly. Of photographs it never is,
-# whether they are clean (12 at most, of 296 pictures) or noisy and compressed (28).
+# A prediction is replaced by bicubic enlargement where, shrunk again, it is this many levels farther from its input
+# than bicubic enlargement is, on average over 3 x 3 pixels: partly from the first number on, wholly from the second on.
+# This never happens on photographs, whether they are clean (12 at most, of 296 pictures) or noisy and compressed (28).
 LEFT_FROM, LEFT_AT = 32.0, 40.0
-# Side of the surroundings of such a place, in pixels of the input, that are left as well.
+# Side of the surroundings of such a place, in pixels of the input, that are replaced as well.
 AROUND = 9
 
 
 class Predictor(nn.Module):
-    """Enlarges pictures in one pass; its parameters are fixed.
+    """A net that enlarges pictures in one pass; its parameters are fixed.
 
     Args:
-        net: maps (B, 3, h, w) in [0, 1] to (B, 3, scale·h, scale·w).
-        scale: how many times it enlarges.
-        file: where it was loaded from, which is what `save` copies.
+        net: the network, which maps (B, 3, h, w) in [0, 1] to (B, 3, scale·h, scale·w).
+        scale: factor of the enlargement.
+        file: the file of the weights, which `save` copies.
     """
 
     def __init__(self, net: nn.Module, scale: int, file: Path) -> None:
@@ -45,10 +45,10 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def forward(self, lr_image: Tensor) -> Tensor:
-        """The predicted pictures.
+        """Return the predicted pictures.
 
-        A picture of more than `TILE` pixels a side is predicted in pieces that look `MARGIN` pixels beyond their
-        borders, which is farther than SPAN sees, so that the pieces of such a net fit exactly.
+        A picture of more than `TILE` pixels a side is predicted in pieces with a margin of `MARGIN` pixels, which is
+        more than the receptive field of SPAN, so that the pieces of such a net fit exactly.
 
         Args:
             lr_image: low-resolution pictures, (B, 3, h, w) in [-1, 1].
@@ -72,16 +72,16 @@ class Predictor(nn.Module):
         return out
 
     def _predict(self, lr_image: Tensor) -> Tensor:
-        # float32 even where training has mixed precision, so that training sees the condition that is used later
+        # float32 even in a training with mixed precision, so that training sees the condition that is used later
         with torch.autocast(lr_image.device.type, enabled=False):
             picture = self.net(lr_image.float().add(1).div_(2).contiguous(memory_format=torch.channels_last))
         return picture.float().clamp(0, 1).mul_(2).sub_(1).contiguous()
 
     def condition(self, lr_image: Tensor, enlarge: Callable[[Tensor, int], Tensor] = upsample) -> Tensor:
-        """Return the predicted pictures, and bicubic enlargement where they are not pictures of the input.
+        """Return the predicted pictures, with bicubic enlargement where the prediction does not match the input.
 
-        Networks that were trained on photographs run away on some hard edges and pure colours, and turn text and
-        drawings into noise. Wherever they do not, the prediction is given as it is, bit for bit.
+        Networks that were trained on photographs diverge on some hard edges and pure colours, and turn text and
+        drawings into noise. Everywhere else the prediction is returned unchanged, bit for bit.
 
         Args:
             lr_image: low-resolution pictures, (B, 3, h, w) in [-1, 1].
@@ -103,22 +103,22 @@ class Predictor(nn.Module):
         return predicted
 
     def save(self, path: Path) -> None:
-        """Copies the file it was loaded from, byte for byte."""
+        """Copy the file of the weights, byte for byte."""
         if path.resolve() != self.file.resolve():
             with atomic_path(path) as temporary:
                 shutil.copyfile(self.file, temporary)
 
 
 def load_predictor(file: str | Path, scale: int | None = None) -> Predictor:
-    """Loads a super-resolution net of any architecture that the package spandrel knows.
+    """Load a super-resolution net of any architecture that the package spandrel knows.
 
     Args:
-        file: weights as .safetensors, or as .pth, which spandrel reads without running code stored in it.
-        scale: how many times it must enlarge; None: whatever it does.
+        file: weights as .safetensors, or as .pth, from which spandrel runs no stored code.
+        scale: the required factor of the enlargement; None: any.
 
     Raises:
         CheckpointError: the file is missing or damaged, spandrel does not know the net, the net does not turn an RGB
-            picture into a larger one, a weight is not finite, or its scale is another one.
+            picture into a larger one, a weight is not finite, or the scale is a different one.
     """
     ensure_torchvision()
     import spandrel
@@ -135,7 +135,7 @@ def load_predictor(file: str | Path, scale: int | None = None) -> Predictor:
         ) from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"the predictor {file} is damaged ({error}); copy or download it again") from None
-    except Exception as error:  # whatever a damaged or foreign file makes the loader do
+    except Exception as error:  # a damaged or foreign file can make the loader raise anything
         reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
             f"the predictor {file} cannot be loaded ({type(error).__name__}: {reason[:120]})"
@@ -156,7 +156,7 @@ def load_predictor(file: str | Path, scale: int | None = None) -> Predictor:
 
 
 class _Padded(nn.Module):
-    """A net behind its descriptor, which pads pictures to the sizes that the architecture can take."""
+    """A net with its descriptor, which pads pictures to sizes that the architecture supports."""
 
     def __init__(self, descriptor: Any) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class _Padded(nn.Module):
 
 
 def fuse(net: nn.Module) -> None:
-    """Replaces each convolution that SPAN expands in training by the plain one that it is equal to."""
+    """Replace each convolution that SPAN expands in training by the equal plain one."""
     for name, child in net.named_children():
         if hasattr(child, "eval_conv"):
             child.update_params()  # type: ignore[operator]
@@ -178,7 +178,7 @@ def fuse(net: nn.Module) -> None:
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raises CheckpointError where a weight is infinite or not a number, as after a training that diverged."""
+    """Raise CheckpointError if a weight is infinite or not a number, as after a training that diverged."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(

@@ -1,7 +1,7 @@
 """Import of SR3 checkpoints: the `I<iteration>_E<epoch>_gen.pth` files of its widely used implementation.
 
-Such a file is a state dict with the buffers of the 2000-step schedule, which are not needed because the net is
-conditioned on the noise level √ᾱ and not on t, and the UNet's tensors under `denoise_fn.`.
+Such a file is a state dict. It holds the UNet's tensors under `denoise_fn.` and the buffers of the 2000-step schedule,
+which are not needed because the net is conditioned on the noise level √ᾱ and not on t.
 """
 
 import pickle
@@ -44,7 +44,7 @@ BLOCK_PARTS = {
 
 
 def sr3_name(name: str) -> str:
-    """What SR3 calls a parameter of `UNet`, without `denoise_fn.`."""
+    """Return SR3's name of a parameter of `UNet`, without `denoise_fn.`."""
     if match := re.fullmatch(r"down\.(\d+)\.(.+)", name):
         # SR3 counts the first convolution among its `downs`, and wraps those that halve the size
         inner = match[2] if "." in match[2] else f"conv.{match[2]}"
@@ -59,7 +59,7 @@ def sr3_name(name: str) -> str:
 
 
 def default_norm_groups(width: int) -> int:
-    """SR3's own default 32 where it divides the width, else the largest divisor up to half the width and 32."""
+    """Return SR3's default, 32, if it divides the width, else the largest divisor up to half the width and 32."""
     if width % 32 == 0:
         return 32
     return max((groups for groups in range(1, min(32, width // 2) + 1) if width % groups == 0), default=1)
@@ -74,17 +74,17 @@ def import_sr3(
     coarse_steps: int = 10,
     trust_pickle: bool = False,
 ) -> UNet:
-    """Reads an SR3 checkpoint into a `UNet` that gives the same output (eps of the image itself).
+    """Read an SR3 checkpoint into a `UNet` that returns the same output (eps of the image itself).
 
-    The architecture follows from the shapes of the tensors; the arguments are what does not.
+    The architecture follows from the shapes of the tensors; the arguments are the settings that do not.
 
     Args:
-        path: the `…_gen.pth`, or a file with the bare UNet's state dict.
+        path: the `…_gen.pth`, or a file with the state dict of the UNet alone.
         norm_groups: groups of every GroupNorm, `norm_groups` in the model's JSON; None: `default_norm_groups(width)`.
         image_size: side of the pictures that the model was trained on.
-        scale: how many times the model enlarges.
+        scale: factor by which the model enlarges.
         coarse_steps: default S of the coarse stage.
-        trust_pickle: unpickle whatever the file holds, which runs any code stored in it.
+        trust_pickle: whether to unpickle everything in the file, which runs any code stored in it.
 
     Returns:
         The net in float32, in inference mode.
@@ -112,7 +112,7 @@ def import_sr3(
         "scale": scale,
         "coarse_steps": coarse_steps,
     }
-    with torch.device("meta"):  # without memory: the shapes may be nonsense
+    with torch.device("meta"):  # uses no memory, since the shapes may be nonsense
         expected = {sr3_name(name): tensor.shape for name, tensor in UNet(**config).state_dict().items()}
     if mismatch := tensor_mismatch(expected, shapes):
         raise CheckpointError(f"{path} is not of SR3's architecture: {mismatch}")
@@ -122,11 +122,13 @@ def import_sr3(
 
 
 def describe(unet: UNet, guessed_groups: bool) -> str:
-    """The architecture in two lines; says which number of groups was taken, since no file confirms it."""
+    """Return a description of the architecture in two lines, with the number of groups, which no file confirms."""
     config = unet.settings
     multipliers = ",".join(map(str, config["multipliers"]))
     attention = ", ".join(map(str, config["attention_resolutions"])) or "none but the middle"
-    source = "taken by default, the file does not tell; other groups: --norm-groups" if guessed_groups else "as given"
+    source = (
+        "the default, since the file does not contain it; other groups: --norm-groups" if guessed_groups else "as given"
+    )
     return (
         f"architecture: width {config['width']}, multipliers {multipliers}, blocks {config['blocks']}, attention at "
         f"{attention} (image size {config['image_size']}), {sum(p.numel() for p in unet.parameters()):,} parameters\n"
@@ -135,18 +137,18 @@ def describe(unet: UNet, guessed_groups: bool) -> str:
 
 
 def read_state_dict(path: str | Path, trust_pickle: bool = False) -> dict[str, Tensor]:
-    """Reads a file of `torch.save` that holds a dictionary of tensors, onto the CPU.
+    """Read a file of `torch.save` that holds a dictionary of tensors, onto the CPU.
 
     Raises:
-        CheckpointError: the file is missing, damaged, something else, or needs unpickling of code that is not trusted.
+        CheckpointError: the file is missing, damaged or of another kind, or needs unpickling of untrusted code.
     """
     try:
-        with warnings.catch_warnings():  # about pickle protocols
+        with warnings.catch_warnings():  # warnings about pickle protocols
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # whatever a damaged file makes the unpickler do
+    except Exception as error:  # a damaged file can make the unpickler raise anything
         if not trust_pickle and isinstance(error, pickle.UnpicklingError) and (reason := _pickled_code(path, error)):
             raise CheckpointError(
                 f"{path} cannot be read without running code stored in it ({reason}); "
@@ -154,20 +156,21 @@ def read_state_dict(path: str | Path, trust_pickle: bool = False) -> dict[str, T
             ) from None
         reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
-            f"{path} is damaged or no checkpoint of PyTorch ({type(error).__name__}: {reason[:120]}); "
+            f"{path} is damaged or not a checkpoint of PyTorch ({type(error).__name__}: {reason[:120]}); "
             "give the …_gen.pth of SR3"
         ) from None
     if isinstance(content, Mapping) and "optimizer" in content:
         raise CheckpointError(f"{path} is the state of an optimizer; give the …_gen.pth beside it")
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise CheckpointError(
-            f"{path} holds no state dict but {_describe(content)}; give the …_gen.pth of SR3, a dictionary of tensors"
+            f"{path} does not hold a state dict but {_describe(content)}; "
+            "give the …_gen.pth of SR3, a dictionary of tensors"
         )
     return {str(name): tensor for name, tensor in content.items()}
 
 
 def _pickled_code(path: str | Path, error: pickle.UnpicklingError) -> str:
-    """Which code a refused file asks for; empty if the file is no pickle at all."""
+    """Return the name of the code that a refused file needs; empty if the file is not a pickle."""
     if match := re.search(r"GLOBAL (\S+)", str(error)):
         return match[1]
     with open(path, "rb") as file:
@@ -181,7 +184,7 @@ def _describe(content: Any) -> str:
 
 
 def _unet_tensors(path: str | Path, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The UNet's tensors without prefixes, and without the schedule's buffers."""
+    """Return the UNet's tensors without prefixes, and without the schedule's buffers."""
     tensors = {}
     for name, tensor in state_dict.items():
         bare = name
@@ -195,7 +198,7 @@ def _unet_tensors(path: str | Path, state_dict: Mapping[str, Tensor]) -> dict[st
 
 
 def _architecture(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], list[int]]:
-    """Width, multipliers and blocks as the way down shows them, and the levels that attend."""
+    """Return width, multipliers and blocks, as found on the way down, and the levels with attention."""
 
     def channels(name: str) -> int:
         shape = shapes.get(name)

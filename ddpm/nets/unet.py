@@ -24,12 +24,12 @@ from ddpm.util.errors import CheckpointError, ConfigError
 WEIGHTS = "model.safetensors"
 # The add-on for substeps, beside the weights.
 ADD_ON = "substeps.safetensors"
-# More than any net has: limits that keep nonsense from filling the memory.
+# Limits above those of any real net, which keep nonsense from filling the memory.
 MOST_BLOCKS, MOST_LEVELS = 64, 10
 
 
 def tensor_mismatch(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> str:
-    """In what a file's tensors differ from those of a net, both name → shape; the empty string if in nothing."""
+    """Return the differences between a file's tensors and those of a net, name → shape; empty if there are none."""
 
     def first(items: Sequence[str]) -> str:
         return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
@@ -53,12 +53,12 @@ def tensor_mismatch(expected: Mapping[str, Sequence[int]], found: Mapping[str, S
 
 
 def _file_of(source: str, name: str, hub: Mapping[str, Any]) -> Path:
-    """A file of a checkpoint's folder, or of a repository on the Hub, downloaded."""
+    """Return a file of a checkpoint's folder, or of a repository on the Hub, downloaded."""
     return Path(source) / name if Path(source).is_dir() else Path(hf_hub_download(source, name, **hub))
 
 
 def _predictor_file(source: str, name: str, hub: Mapping[str, Any]) -> Path:
-    """The predictor that a configuration names: beside it, at a path, or in another repository on the Hub."""
+    """Return the predictor that a configuration names: beside it, at a path, or in another repository on the Hub."""
     if Path(name).is_file() and not (Path(source) / name).is_file():
         return Path(name)
     if name.count("/") == 2 and not name.startswith((".", "/")):
@@ -68,7 +68,7 @@ def _predictor_file(source: str, name: str, hub: Mapping[str, Any]) -> Path:
 
 
 def _add_on(file: Path) -> dict[str, Tensor]:
-    """The tensors of an add-on for substeps."""
+    """Return the tensors of an add-on for substeps."""
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
@@ -151,7 +151,7 @@ def _check_sampling(
         check_most(LONGEST, levels=schedule.length)
         check_most(substeps, **{"substeps of levels": max(schedule.substeps)})
     for name, sampler in (("coarse_sampler", coarse_sampler), ("fine_sampler", fine_sampler)):
-        coarse_eta(sampler, name)  # refuses what is no sampler
+        coarse_eta(sampler, name)  # refuses unknown samplers
 
 
 class UNet(
@@ -162,7 +162,7 @@ class UNet(
     tags=["super-resolution", "diffusion"],
     license="mit",
 ):
-    """The UNet of SR3 with everything a sampler must know about it in its configuration.
+    """The UNet of SR3; its configuration holds everything that a sampler needs.
 
     `UNet.from_pretrained(DIR_OR_HUB_ID)` reads `config.json` and `model.safetensors`, whose tensors must be exactly
     those of the net; `save_pretrained(DIR)` writes them. The defaults are the architecture of the paper.
@@ -171,7 +171,7 @@ class UNet(
         width: channels of the first level.
         multipliers: channels of each level, as multiples of `width`; every level but the last halves the size.
         blocks: residual blocks per level on the way down (one more per level on the way up).
-        attention_resolutions: sizes in pixels, inside a net that is given `image_size`, at which blocks attend.
+        attention_resolutions: sizes in pixels, for an input of `image_size`, at which blocks have attention.
         image_size: side of the pictures the net is meant for; only `attention_resolutions` refers to it.
         dropout: probability of dropping an activation inside a residual block, 0 ≤ dropout < 1.
         norm_groups: groups of every GroupNorm; a divisor of `width`.
@@ -181,20 +181,19 @@ class UNet(
             estimate under that variance is added to the output (see `linear_estimate`). It spares a small net with
             large patches from passing the noise of smooth areas through its few channels.
         prediction: "eps", the noise, or "v" = √ᾱ·eps - √(1-ᾱ)·x_0.
-        target: what x_0 is: "image", hr itself, or "residual", `residual_scale`·(hr - lr_up).
+        target: meaning of x_0: "image", hr itself, or "residual", `residual_scale`·(hr - lr_up).
         residual_scale: factor on the residual.
         predictor: file of the super-resolution net whose picture is the condition lr_up: its name inside the
             checkpoint's folder, a path, or OWNER/NAME/FILE on the Hub; None: the condition is the bicubic enlargement.
-        substeps: the most steps whose work one forward can do (`ADD_ON` holds what that takes); 1: the network is a
-            plain one.
-        scale: how many times the net enlarges a picture.
+        substeps: the most steps whose work one forward can do (`ADD_ON` holds the weights for it); 1: a plain network.
+        scale: factor by which the net enlarges a picture.
         diffusion_steps: T of the cosine schedule.
-        coarse_steps: default S of the coarse stage; N = T / S. This and what follows is for whoever samples; the net
-            itself does not depend on it, and keeps it in `settings` alone.
+        coarse_steps: default S of the coarse stage; N = T / S. This setting and those below are defaults for
+            sampling; the net itself does not depend on them, and only keeps them in `settings`.
         coarse_sampler: default sampler of the coarse stage, see `ddpm.sampling.coarse_eta`.
         start: default diffusion step at which the fine chain begins, 1 … N (None: N).
-        levels: default schedule for enlarging, as `ddpm.schedule.as_schedule` takes it; None: the coarse and fine
-            stages of the paper.
+        levels: default schedule for enlarging, in any form that `ddpm.schedule.as_schedule` takes; None: the coarse and
+            fine stages of the paper.
         fine_sampler: sampler of `levels`, see `ddpm.sampling.coarse_eta`.
 
     Raises:
@@ -247,10 +246,10 @@ class UNet(
         self.diffusion_steps = diffusion_steps
         self.patch_size = patch_size
         self.local_variance = local_variance
-        # a list hides the predictor from torch: its weights are a file of their own, and no part of this net's state
+        # a list hides the predictor from torch: its weights are in another file, and not part of this net's state
         self._predictor: list[Predictor] = []
         self._jumps: list[UNet] = []
-        # only the network of the jumps has one, see `jump_network`
+        # only the network of the jumps has an embedding, see `jump_network`
         self.jump: JumpEmbedding | None = None
         # Sides of an input must be multiples of this.
         self.multiple = patch_size * 2 ** (len(multipliers) - 1)
@@ -276,7 +275,7 @@ class UNet(
         norm_groups: int,
         noise_level_scale: float,
     ) -> None:
-        """Makes the layers."""
+        """Make the layers."""
 
         def block(channels_in: int, channels_out: int, attend: bool) -> Block:
             return Block(channels_in, channels_out, width, norm_groups, dropout, attend)
@@ -323,7 +322,7 @@ class UNet(
         map_location: str = "cpu",
         **settings: Any,
     ) -> "UNet":
-        """Builds the net and loads its weights; the mixin's own leaves what the file lacks at random values.
+        """Build the net and load its weights; the mixin's method leaves missing weights at random values.
 
         Raises:
             CheckpointError: the file is damaged, or its tensors are not those of the configured net.
@@ -337,7 +336,7 @@ class UNet(
         }
         for name in ("proxies", "resume_download"):  # older versions of huggingface_hub pass them
             settings.pop(name, None)
-        with torch.device("meta"):  # without memory: the settings may be nonsense
+        with torch.device("meta"):  # uses no memory, since the settings may be nonsense
             weights = cls(**settings).state_dict()
         file = _file_of(model_id, WEIGHTS, hub)
         try:
@@ -358,7 +357,7 @@ class UNet(
         return unet.eval().to(map_location)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Writes the weights, and the predictor's file beside them.
+        """Write the weights, and the predictor's file beside them.
 
         Raises:
             CheckpointError: a weight is not finite.
@@ -371,7 +370,7 @@ class UNet(
             save_file(self._difference(jumps), save_directory / ADD_ON)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "UNet":
-        """Takes the predictor and the network of the jumps along to another device or precision."""
+        """Move the net, the predictor and the network of the jumps to another device or precision."""
         for other in (*self._predictor, *self._jumps):
             other._apply(fn, recurse)
         return super()._apply(fn, recurse)
@@ -379,7 +378,7 @@ class UNet(
     def jump_network(self) -> "UNet":
         """Return a copy of this network with a new `JumpEmbedding`, whose output is still zero.
 
-        It is what runs where a forward does the work of more than one step, see `add_substeps`.
+        It runs where a forward does the work of more than one step, see `add_substeps`.
         """
         jumps = UNet(**{**self.settings, "predictor": None, "substeps": 1, "levels": None})
         jumps.load_state_dict(self.state_dict())
@@ -387,15 +386,15 @@ class UNet(
         return jumps.to(next(self.parameters()).device)
 
     def add_substeps(self, most: int, add_on: "Mapping[str, Tensor] | UNet") -> None:
-        """Let a forward do the work of up to `most` steps. With one substep nothing changes, not by a bit.
+        """Let a forward do the work of up to `most` steps. With one substep the output stays the same, bit for bit.
 
         Args:
             most: largest number of substeps.
-            add_on: the network of the jumps, or the tensors in which it differs from this one, those of `jump` among
-                them.
+            add_on: the network of the jumps, or the tensors in which it differs from this one, including those of
+                `jump`.
 
         Raises:
-            CheckpointError: the tensors are not those of such a network.
+            CheckpointError: the tensors do not fit the network.
         """
         if isinstance(add_on, UNet):
             jumps = add_on
@@ -412,7 +411,7 @@ class UNet(
         self._jumps = [jumps]
 
     def _difference(self, jumps: "UNet") -> dict[str, Tensor]:
-        """The tensors in which the network of the jumps differs from this one."""
+        """Return the tensors in which the network of the jumps differs from this one."""
         own = self.state_dict()
         return {
             name: tensor.contiguous()
@@ -422,11 +421,11 @@ class UNet(
 
     @property
     def predictor(self) -> Predictor | None:
-        """The net whose picture is the condition; None where that is the bicubic enlargement."""
+        """The net whose picture is the condition; None if the condition is the bicubic enlargement."""
         return self._predictor[0] if self._predictor else None
 
     def start_from(self, predictor: Predictor | None) -> None:
-        """Takes the condition from a predictor, or from bicubic enlargement (None).
+        """Take the condition from a predictor, or from bicubic enlargement (None).
 
         Raises:
             ConfigError: the predictor enlarges by another factor.
@@ -438,13 +437,13 @@ class UNet(
         self._predictor = [] if predictor is None else [predictor]
 
     def condition(self, lr_image: Tensor) -> Tensor:
-        """The condition `lr_up` of low-resolution pictures: the one way from (B, 3, h, w) to what the net is given.
+        """Return the condition `lr_up` of low-resolution pictures, which is an input of the net.
 
         Args:
             lr_image: low-resolution pictures, (B, 3, h, w) in [-1, 1].
 
         Returns:
-            The predictor's picture, see `Predictor.condition`, or the bicubic enlargement where there is none; (B, 3,
+            The predictor's picture, see `Predictor.condition`, or the bicubic enlargement if there is none; (B, 3,
             scale·h, scale·w) in [-1, 1].
         """
         if self.settings["predictor"] is not None and not self._predictor:
@@ -453,7 +452,7 @@ class UNet(
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments it was built with, defaults included."""
+        """The arguments of the net, including defaults."""
         assert isinstance(self._hub_mixin_config, dict)
         return dict(self._hub_mixin_config)
 
@@ -465,7 +464,7 @@ class UNet(
         to_level: Tensor | None = None,
         substeps: Tensor | None = None,
     ) -> Tensor:
-        """Predict eps or v, or with substeps the v that leads where several steps would.
+        """Predict eps or v, or with substeps the v of a step that arrives where several steps would.
 
         Args:
             lr_up: condition, (B, 3, H, W) in [-1, 1], see `condition`; H and W divisible by `multiple`.
@@ -475,10 +474,10 @@ class UNet(
             substeps: number of even DDIM steps whose work each forward does, (B,), in 1 … `substeps`; None: 1 each.
 
         Returns:
-            What `prediction` names, (B, 3, H, W), unbounded.
+            The prediction named by `prediction`, (B, 3, H, W), unbounded.
 
         Raises:
-            ConfigError: the network has not learnt so many substeps.
+            ConfigError: the network has learnt fewer substeps.
         """
         embedding = self.embedding(noise_level)
         if substeps is not None:
