@@ -14,9 +14,9 @@ OUTLIERS = 0.01
 
 
 def stored_mode(image: Image.Image) -> str:
-    """How the file of a picture that is not loaded yet stores a pixel, in Pillow's words.
+    """Return Pillow's name for the pixel format in the file of a picture that is not loaded yet.
 
-    "" where that is not known.
+    It is "" if the format is not known.
     """
     tiles = getattr(image, "tile", None)
     if not tiles:
@@ -26,12 +26,11 @@ def stored_mode(image: Image.Image) -> str:
 
 
 def _white(values: NDArray[np.float64], whole: bool) -> float:
-    """The value that stands for white in a picture whose file does not say it.
+    """Return the value of white in a picture whose file does not contain it.
 
-    The least range of values that is in use, 1, 2⁸ - 1, 2¹² - 1, …, 2³² - 1, that holds all but a hundredth of the
-    pixels: a single highlight or a defective pixel does not turn the rest black. Floats that are not whole may also go
-        somewhat beyond it, as they
-    do after sharpening; those up to 4 are still taken for a range of 0 … 1 with highlights.
+    It is the smallest of the usual ranges 1, 2⁸ - 1, 2¹² - 1, …, 2³² - 1 that holds all but a hundredth of the pixels,
+    so that a single highlight or a defective pixel does not turn the rest black. Floats that are not whole may exceed
+    it somewhat, as they do after sharpening. Floats up to 4 are still taken for a range of 0 … 1 with highlights.
     """
     if not values.size:
         return 1.0
@@ -46,13 +45,13 @@ def _white(values: NDArray[np.float64], whole: bool) -> float:
 
 
 def to_8_bit(values: NDArray[np.generic], white: float | None = None) -> NDArray[np.uint8]:
-    """Brings numbers of any range and width to 8 bits; NaN and what lies below 0 become black, infinity becomes white.
+    """Convert numbers of any range and width to 8 bits; NaN and values below 0 become black, infinity becomes white.
 
     Args:
         values: numbers, of any shape.
-        white: the value that stands for white; None: found from the values.
+        white: the value of white; None: determined from the values.
     """
-    with np.errstate(invalid="ignore"):  # of signalling NaN
+    with np.errstate(invalid="ignore"):  # raised for signalling NaN
         numbers = np.asarray(values, dtype=np.float64)
     if white is None:
         white = _white(numbers[np.isfinite(numbers)], whole=values.dtype.kind in "iub")
@@ -61,11 +60,11 @@ def to_8_bit(values: NDArray[np.generic], white: float | None = None) -> NDArray
 
 
 def grey_levels(image: Image.Image, stored: str) -> NDArray[np.uint8]:
-    """A picture of one of Pillow's deep modes, I, I;16 or F, in 8 bits, (H, W).
+    """Return a picture of one of Pillow's deep modes, I, I;16 or F, converted to 8 bits, (H, W).
 
     Args:
         image: the loaded picture.
-        stored: as `stored_mode` gives it.
+        stored: the pixel format that `stored_mode` returns.
     """
     values = np.asarray(image)
     white: float | None = None
@@ -73,7 +72,7 @@ def grey_levels(image: Image.Image, stored: str) -> NDArray[np.uint8]:
         white = 65535.0  # the range of these formats
     elif stored in ("I;16S", "I;16BS"):
         white = 32767.0
-    elif stored == "I;32N":  # unsigned, which Pillow's mode I is not
+    elif stored == "I;32N":  # unsigned, unlike Pillow's mode I
         values = values.view(np.uint32)
     levels = to_8_bit(values, white)
     tags = getattr(image, "tag_v2", {})
@@ -81,20 +80,20 @@ def grey_levels(image: Image.Image, stored: str) -> NDArray[np.uint8]:
 
 
 def keyed_alpha(image: Image.Image, stored: str) -> NDArray[np.uint8] | None:
-    """The alpha channel of a picture in which one grey level or colour stands for transparent.
+    """Return the alpha channel of a picture in which one grey level or colour means transparent.
 
-    None where there is none.
+    It is None if there is no such colour.
 
     Args:
         image: the loaded picture.
-        stored: as `stored_mode` gives it.
+        stored: the pixel format that `stored_mode` returns.
     """
     key = image.info.get("transparency")
     if isinstance(key, int) and (image.mode in ("1", "L") or image.mode.startswith("I")):
         values = np.asarray(image)
         if image.mode == "1":
             return np.where(values == bool(key), 0, 255).astype(np.uint8)
-        # PNG gives the key in the bits of the file
+        # PNG stores the key in the bit depth of the file
         return np.where(values == key * {"L;2": 85, "L;4": 17}.get(stored, 1), 0, 255).astype(np.uint8)
     if isinstance(key, tuple) and image.mode == "RGB":
         if stored.startswith("RGB;16"):
@@ -104,13 +103,13 @@ def keyed_alpha(image: Image.Image, stored: str) -> NDArray[np.uint8] | None:
 
 
 def deep_tiff(path: str | Path) -> Image.Image | None:
-    """Reads the first page of a TIFF that Pillow cannot hold, such as colours in floats or grey in 64 bits.
+    """Read the first page of a TIFF that Pillow cannot hold, such as colours in floats or grey in 64 bits.
 
     Args:
         path: any file.
 
     Returns:
-        L, LA, RGB or RGBA with colour profile and orientation; None where the file is no TIFF.
+        L, LA, RGB or RGBA with colour profile and orientation; None if the file is not a TIFF.
 
     Raises:
         ImageError: the TIFF is damaged, too large, or of a kind that is not supported.
@@ -120,7 +119,7 @@ def deep_tiff(path: str | Path) -> Image.Image | None:
             return None
     import tifffile
 
-    tifffile.logger().setLevel(logging.CRITICAL)  # it would print what it finds wrong, which the error says
+    tifffile.logger().setLevel(logging.CRITICAL)  # its messages are in the error already
     try:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
@@ -140,7 +139,7 @@ def deep_tiff(path: str | Path) -> Image.Image | None:
         values = values.reshape(page.imagelength, page.imagewidth, samples)
     except Image.DecompressionBombError:
         raise
-    except Exception as error:  # of damaged files and missing codecs, tifffile raises nearly anything
+    except Exception as error:  # tifffile raises nearly anything on damaged files and missing codecs
         raise ImageError(f"{path} is a TIFF that cannot be read ({' '.join(str(error).split())})") from None
     narrow = values.dtype.kind in "iu" and values.dtype.itemsize <= 2
     white = float(np.iinfo(values.dtype).max) if narrow else None

@@ -1,4 +1,4 @@
-"""An endless, shuffled stream of random crops of photographs and of their inputs, which every training reads."""
+"""An endless, shuffled stream of random crops of photographs and their inputs, which every training reads."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,27 +12,27 @@ from ddpm.pictures.images import read_picture, to_tensor
 from ddpm.util.errors import ImageError
 from ddpm.util.progress import progress
 
-# Of the pictures that cannot be trained on, the error names this many.
+# Number of the unusable pictures that the error names.
 NAMED = 3
 
 
 class CropDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Sample n of an endless, shuffled stream of random crops; a function of (seed, n) alone.
+    """An endless, shuffled stream of random crops; sample n is a function of (seed, n) alone.
 
-    Every picture is decoded once before training begins, so that a damaged one cannot end a training hours later.
+    Every picture is decoded once before training begins, so that a damaged one cannot stop it hours later.
 
     Args:
         paths: pictures, each at least `crop` pixels on both sides.
         crop: side of a crop, in pixels.
         length: number of samples.
         seed: seed of order, places, flips and degradations.
-        cache_mb: decoded pictures kept in memory.
-        degradation: how the low-resolution pictures are made.
-        scale: how many times they are smaller; the crop is a multiple of it.
+        cache_mb: size of the decoded pictures kept in memory, in MiB.
+        degradation: the degradation that makes the low-resolution pictures.
+        scale: factor by which they are smaller; the crop is a multiple of it.
         turns: whether a crop is also turned upside down, and transposed, each with a probability of one half.
 
     Raises:
-        ImageError: some files are no pictures, are damaged, or are smaller than the crop; the message names them.
+        ImageError: some files are not pictures, are damaged, or are smaller than the crop; the message names them.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         return rgb
 
     def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
-        """Crop n, (3, crop, crop), and its low-resolution picture, (3, crop / scale, crop / scale), in [-1, 1]."""
+        """Return crop n, (3, crop, crop), and its low-resolution picture, (3, crop / scale, …), both in [-1, 1]."""
         epoch, place = divmod(n, len(self.paths))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.paths))
         rng = np.random.default_rng([self.seed, 1, n])
@@ -94,5 +94,5 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         return hr, self.degradation(hr[None], self.scale, [self.degradation_key(n)])[0]
 
     def degradation_key(self, n: int) -> tuple[int, int, int]:
-        """The key of crop n; `Degradation.recipe` says what is drawn for it."""
+        """Return the key of crop n; `Degradation.recipe` returns the draw for it."""
         return self.seed, 2, n

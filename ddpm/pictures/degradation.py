@@ -1,6 +1,6 @@
-"""How a low-resolution input is made from a photograph, and brought back to its size.
+"""The making of low-resolution inputs from photographs, and their bicubic enlargement.
 
-Photographs that people enlarge are blurred, noisy and compressed. `Degradation` makes such inputs. What it draws for a
+Photographs that people enlarge are blurred, noisy and compressed. `Degradation` makes such inputs. Its draw for a
 picture depends on a key alone, so that a training that is resumed sees the same inputs as one that never stopped.
 """
 
@@ -21,27 +21,27 @@ from ddpm.pictures.images import to_tensor, to_uint8
 from ddpm.util.checks import is_number
 from ddpm.util.errors import ConfigError, ImageError
 
-# What strength 1 stands for: standard deviation of the blur in pixels of the target, that of the noise in grey levels
-# of the low-resolution picture, and how far below 100 the quality of JPEG is.
+# Values at strength 1: standard deviation of the blur in pixels of the target, that of the noise in grey levels of the
+# low-resolution picture, and the difference between 100 and the quality of JPEG.
 BLUR, NOISE, QUALITY_LOSS = 1.5, 12.0, 55.0
-# The long axis of an anisotropic blur is at most so many times the short one.
+# Largest ratio of the long axis of an anisotropic blur to the short one.
 ASPECT = 3.0
-# Where strengths are drawn, this share of the pictures goes without an operation.
+# Share of the pictures that an operation leaves out, where strengths are drawn.
 LEFT_OUT = 1 / 3
 KERNELS = ("bicubic", "bilinear", "area")
 OPERATIONS = ("blur", "shrink", "noise", "jpeg")
-# Name → how often a picture is blurred, shrunk, made noisy and compressed.
+# Name → number of times that a picture is blurred, shrunk, made noisy and compressed.
 ROUNDS = {"bicubic": 0, "photo": 1, "photo2": 2}
 
 
 def upsample(lr_image: Tensor, scale: int) -> Tensor:
-    """Bicubic upsample of (B, 3, h, w) in [-1, 1] to (B, 3, scale·h, scale·w), clamped to [-1, 1]."""
+    """Upsample (B, 3, h, w) in [-1, 1] to (B, 3, scale·h, scale·w) bicubically, clamped to [-1, 1]."""
     # antialias=True also selects the cubic kernel a = -0.5 that Pillow and MATLAB use
     return F.interpolate(lr_image, scale_factor=scale, mode="bicubic", antialias=True).clamp_(-1, 1)
 
 
 def downsample(hr: Tensor, scale: int) -> Tensor:
-    """Antialiased bicubic downsample of (B, 3, H, W) in [-1, 1], quantised to 8 bits as a file on disk would be.
+    """Downsample (B, 3, H, W) in [-1, 1] bicubically with antialiasing, quantised to 8 bits like a file on disk.
 
     Raises:
         ImageError: H or W is not a multiple of `scale`.
@@ -50,7 +50,7 @@ def downsample(hr: Tensor, scale: int) -> Tensor:
 
 
 def degrade(hr: Tensor, scale: int) -> Tensor:
-    """The condition `lr_up` of a target `hr`: down, to 8 bits, and up again; shape and range as `hr`."""
+    """Return the condition `lr_up` of a target `hr`: down, to 8 bits, and up again; shape and range as `hr`."""
     return upsample(downsample(hr, scale), scale)
 
 
@@ -71,7 +71,7 @@ def _resize(pictures: Tensor, size: tuple[int, int], kernel: str) -> Tensor:
 
 
 def _to_8_bits(pictures: Tensor) -> Tensor:
-    """Rounds to 256 levels, in place."""
+    """Round to 256 levels, in place."""
     return (pictures.add_(1).mul_(127.5).round_().clamp_(0, 255)).div_(127.5).sub_(1)
 
 
@@ -86,7 +86,7 @@ class Operation(Protocol):
     """One step from the target to its low-resolution picture."""
 
     def __call__(self, picture: Tensor, sizes: Sizes, rng: np.random.Generator) -> Tensor:
-        """Gives the changed picture, (1, 3, h, w), of which 8-bit pictures would have the range [-1, 1]."""
+        """Return the changed picture, (1, 3, h, w), on the scale where 8-bit pictures have the range [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,11 @@ class Blur:
     angle: float
 
     def __call__(self, picture: Tensor, sizes: Sizes, rng: np.random.Generator) -> Tensor:
-        """Blurs; pixels of the edge are repeated beyond it."""
+        """Blur the picture; pixels of the edge are repeated beyond it."""
         along, across = (sigma * picture.shape[-1] / sizes.target[1] for sigma in self.sigmas)
         margin = math.ceil(3 * max(along, across)) + 1
         padded = F.pad(picture, [margin] * 4, mode="replicate")
-        # as a factor on frequencies, since a sampled kernel of less than half a pixel would blur too little
+        # a factor on frequencies, since a sampled kernel of less than half a pixel would blur too little
         y = 2 * math.pi * torch.fft.fftfreq(padded.shape[-2])[:, None]
         x = 2 * math.pi * torch.fft.rfftfreq(padded.shape[-1])
         sine, cosine = math.sin(self.angle), math.cos(self.angle)
@@ -121,14 +121,14 @@ class Shrink:
 
     Attributes:
         kernel: "bicubic", "bilinear" or "area".
-        place: where the size lies between the low-resolution picture's, 0, and the target's, 1, in the logarithm.
+        place: logarithmic position of the size between the low-resolution picture's, 0, and the target's, 1.
     """
 
     kernel: str
     place: float = 0.0
 
     def __call__(self, picture: Tensor, sizes: Sizes, rng: np.random.Generator) -> Tensor:
-        """Shrinks."""
+        """Shrink the picture."""
         height, width = (round(small * (large / small) ** self.place) for large, small in zip(*sizes, strict=True))
         return _resize(picture, (height, width), self.kernel)
 
@@ -139,9 +139,10 @@ class Noise:
 
     Attributes:
         kind: "gaussian", or "poisson", whose variance grows in proportion to the light.
-        sigma: standard deviation, of Poisson noise that at half of full light, in grey levels of the low-resolution
-            picture. A larger picture gets as many times more as it is wider, because shrinking averages noise away.
-        grey: whether it is the same in all channels.
+        sigma: standard deviation in grey levels of the low-resolution picture; for Poisson noise, that at half of full
+            light. It is multiplied by the ratio of the widths for a larger picture, because shrinking averages noise
+            away.
+        grey: whether the noise is the same in all channels.
     """
 
     kind: str
@@ -149,23 +150,25 @@ class Noise:
     grey: bool
 
     def __call__(self, picture: Tensor, sizes: Sizes, rng: np.random.Generator) -> Tensor:
-        """Adds the noise."""
+        """Add the noise."""
         sigma = self.sigma / 255 * picture.shape[-1] / sizes.lr[1]
         light = (picture.mean(1, keepdim=True) if self.grey else picture).add(1).div(2).clamp(0, 1).numpy()
         if self.kind == "gaussian":
             noise = sigma * rng.standard_normal(light.shape)
         else:
-            photon = max(2 * sigma**2, 1e-12)  # light of one; NumPy's Poisson distribution takes no unlimited numbers
+            photon = max(
+                2 * sigma**2, 1e-12
+            )  # light of one; NumPy's Poisson distribution does not take unlimited numbers
             noise = photon * rng.poisson(light / photon) - light
         return picture + torch.from_numpy((2 * noise).astype(np.float32))
 
 
 @dataclass(frozen=True)
 class Jpeg:
-    """Compression.
+    """Compression by JPEG.
 
     Attributes:
-        quality: of JPEG, 1 … 100.
+        quality: quality of JPEG, 1 … 100.
         subsampling: whether colour has half the resolution (4:2:0).
     """
 
@@ -173,7 +176,7 @@ class Jpeg:
     subsampling: bool
 
     def __call__(self, picture: Tensor, sizes: Sizes, rng: np.random.Generator) -> Tensor:
-        """Writes a JPEG file into memory and reads it."""
+        """Write a JPEG file into memory and read it."""
         file = io.BytesIO()
         subsampling = "4:2:0" if self.subsampling else "4:4:4"
         Image.fromarray(to_uint8(picture[0])).save(file, "JPEG", quality=self.quality, subsampling=subsampling)
@@ -183,11 +186,11 @@ class Jpeg:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What was drawn for one picture.
+    """The draw for one picture.
 
     Attributes:
-        strengths: of "blur", "shrink", "noise" and "jpeg", each 0 … 1.
-        operations: what is done, in this order; an operation of strength 0 is left out.
+        strengths: strengths of "blur", "shrink", "noise" and "jpeg", each 0 … 1.
+        operations: the operations in their order; an operation of strength 0 is left out.
     """
 
     strengths: Mapping[str, float]
@@ -196,7 +199,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Degradation:
-    """How low-resolution pictures are made of targets.
+    """A way to make low-resolution pictures from targets.
 
     "bicubic" only shrinks. "photo" blurs (isotropically or not, in any direction), shrinks (by one of three kernels),
     adds noise (Gaussian or Poisson, grey or coloured) and compresses (JPEG, with or without subsampled colour). The
@@ -205,15 +208,15 @@ class Degradation:
 
     If a strength is given, every operation has it. At 0.5 the blur has a standard deviation of 0.75 pixels of the
     target, the noise one of 6 grey levels (of 255), and the JPEG quality is 72; at 1 these are 1.5, 12 and 45; at 0 the
-    result is that of "bicubic". If none is given, each operation has a strength of its own, which is 0 for a third of
-    the pictures and uniform in 0 … 1 for the others.
+    result is that of "bicubic". If none is given, the strength of each operation is drawn: 0 for a third of the
+    pictures, uniform in 0 … 1 for the others.
 
-    What is drawn is a function of the key. At every given strength a key has the same order and the same kinds, with
-    two exceptions: another kernel than bicubic and subsampled colour are the more probable the higher the strength is.
+    The draw is a function of the key. At every given strength a key has the same order and the same kinds, with two
+    exceptions: kernels other than bicubic, and subsampled colour, become more probable with the strength.
 
     Attributes:
         name: "bicubic", "photo" or "photo2".
-        strength: 0 … 1, or None where each picture's is drawn; None for "bicubic".
+        strength: 0 … 1, or None if the strengths of each picture are drawn; None for "bicubic".
 
     Raises:
         ConfigError: the name is unknown, or the strength is out of range.
@@ -231,10 +234,10 @@ class Degradation:
 
     @classmethod
     def parse(cls, text: str) -> "Degradation":
-        """The degradation that a text such as "bicubic", "photo" or "photo2:0.5" names.
+        """Return the degradation that a text such as "bicubic", "photo" or "photo2:0.5" names.
 
         Raises:
-            ConfigError: it names none.
+            ConfigError: the text does not name a degradation.
         """
         try:
             name, colon, strength = text.partition(":")
@@ -243,22 +246,22 @@ class Degradation:
             raise ConfigError(f"degradation must be {cls.EXPECTED}, got {text!r}") from None
 
     def __str__(self) -> str:
-        """The text that `parse` takes."""
+        """Return the text that `parse` takes."""
         if self.strength is None:
             return self.name
         return f"{self.name}:{np.format_float_positional(self.strength, trim='-')}"
 
     def __call__(self, hr: Tensor, scale: int, keys: Sequence[Sequence[int]] | None = None) -> Tensor:
-        """Makes the low-resolution pictures of targets.
+        """Make the low-resolution pictures of targets.
 
         Args:
-            hr: (B, 3, H, W) in [-1, 1].
-            scale: how many times they are shrunk.
-            keys: of each picture, whole numbers of at least 0 that determine what is drawn; None: `picture_key` of it,
-                so that a picture has one low-resolution picture in every batch, environment and table.
+            hr: targets, (B, 3, H, W) in [-1, 1].
+            scale: factor by which they are shrunk.
+            keys: key of each picture, whole numbers of at least 0 that determine the draw; None: its `picture_key`, so
+                that a picture has the same low-resolution picture in every batch, environment and table.
 
         Returns:
-            (B, 3, H / scale, W / scale) in [-1, 1], of 8 bits.
+            (B, 3, H / scale, W / scale) in [-1, 1], quantised to 8 bits.
 
         Raises:
             ImageError: H or W is not a multiple of `scale`.
@@ -276,7 +279,7 @@ class Degradation:
         return torch.cat(made).to(hr.device)
 
     def recipe(self, key: Sequence[int]) -> Recipe:
-        """What is drawn for a key: strengths, kinds and order."""
+        """Return the draw for a key: strengths, kinds and order."""
         return self._draw(_generator(key))
 
     def _draw(self, rng: np.random.Generator) -> Recipe:
@@ -289,12 +292,12 @@ class Degradation:
         return Recipe(strengths, tuple(steps))
 
 
-# What only shrinks.
+# The degradation that only shrinks.
 PLAIN = Degradation()
 
 
 def picture_key(hr: Tensor) -> tuple[int]:
-    """The key of a target (3, H, W) in [-1, 1]: a hash of its pixels at 8 bits."""
+    """Return the key of a target (3, H, W) in [-1, 1]: a hash of its pixels at 8 bits."""
     return (int.from_bytes(hashlib.blake2b(to_uint8(hr).tobytes(), digest_size=8).digest(), "little"),)
 
 
@@ -303,8 +306,8 @@ def _generator(key: Sequence[int]) -> np.random.Generator:
 
 
 def _draw_round(rng: np.random.Generator, strengths: Mapping[str, float], place: float) -> list[Operation]:
-    """The four operations in the order that is drawn, less those of strength 0."""
-    # all of it is always drawn, so that the strengths change nothing of what is drawn after them
+    """Return the four operations in the drawn order, without those of strength 0."""
+    # everything is always drawn, so that the strengths do not change later draws
     isotropic, grey = (bool(rng.random() < 0.5) for _ in range(2))
     stretch, angle = math.sqrt(ASPECT ** rng.random()), math.pi * rng.random()
     kind, kernel = str(rng.choice(["gaussian", "poisson"])), str(rng.choice(KERNELS))
@@ -320,6 +323,6 @@ def _draw_round(rng: np.random.Generator, strengths: Mapping[str, float], place:
     }
     order = [OPERATIONS[i] for i in rng.permutation(len(OPERATIONS))]
     shrink, jpeg = order.index("shrink"), order.index("jpeg")
-    if jpeg < shrink:  # there, shrinking would average the blocks away
+    if jpeg < shrink:  # else shrinking would average the blocks away
         order[shrink], order[jpeg] = "jpeg", "shrink"
     return [drawn[name] for name in order if name == "shrink" or strengths[name] > 0]

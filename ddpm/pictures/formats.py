@@ -1,4 +1,4 @@
-"""Picture formats: which endings are read and written, what each format can hold, and saving into them."""
+"""Picture formats: the endings that are read and written, the content that each format can hold, and saving."""
 
 import re
 import struct
@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from ddpm.util.errors import ImageError
 
 HEIF = frozenset({".heic", ".heif", ".hif"})
-# Endings that are taken for pictures inside folders. A file that is named outright may have any ending.
+# Endings of pictures inside folders. A file that is named directly may have any ending.
 SUFFIXES = HEIF | {
     ".png",
     ".apng",
@@ -49,10 +49,10 @@ SUFFIXES = HEIF | {
 
 @dataclass(frozen=True)
 class Format:
-    """What an output format can hold.
+    """The capabilities of an output format.
 
     Attributes:
-        name: Pillow's name of it.
+        name: Pillow's name of the format.
         modes: Pillow's modes that it holds.
         max_side: its largest width and height.
         exif: whether it has a place for EXIF and XMP.
@@ -71,7 +71,7 @@ class Format:
 _PNG = Format("PNG", exif=True, icc=True, animated=True)
 _JPEG = Format("JPEG", ("L", "RGB"), 65_500, exif=True, icc=True)
 _TIFF = Format("TIFF", exif=True, icc=True)
-# more can be written, but libavif, and so Pillow and browsers, reads no larger side unless it is told to
+# larger sides can be written, but libavif, and so Pillow and browsers, do not read them by default
 _AVIF = Format("AVIF", ("RGB", "RGBA"), 32_768, exif=True, icc=True, animated=True)
 _PPM = Format("PPM", ("L", "RGB"))
 OUTPUTS = {
@@ -91,7 +91,7 @@ OUTPUTS = {
     ".tga": Format("TGA", max_side=65_535),
 }
 
-# Tags that describe how the pixels of the source file are stored, or where they lie on the Earth pixel by pixel.
+# Tags about the storage of the pixels in the source file, or about their places on the Earth.
 _STRUCTURE = frozenset(
     {
         *range(254, 260),
@@ -127,7 +127,7 @@ _STRUCTURE = frozenset(
         50839,
     }
 )
-# The largest density that a JPEG holds; texts that are longer are compressed in PNG.
+# The largest density that a JPEG holds; the length from which texts are compressed in PNG.
 LARGEST_DPI, LONG_TEXT = 65_535, 1024
 _ORIENTATION, _EXIF_IFD, _MAKER_NOTE, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0x927C, 0xA002, 0xA003
 _JPEG_SEGMENT = 65_533
@@ -140,10 +140,10 @@ PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 16 * 2**20)
 
 
 def output_format(path: Path) -> Format:
-    """The format that a file's ending chooses.
+    """Return the format of a file's ending.
 
     Raises:
-        ImageError: no format that can be written has this ending.
+        ImageError: the ending is not that of a format that can be written.
     """
     known = OUTPUTS.get(path.suffix.lower())
     if known is None:
@@ -154,7 +154,7 @@ def output_format(path: Path) -> Format:
 
 
 def check_output(path: Path, width: int, height: int) -> None:
-    """Raises ImageError where the ending of `path` is unknown, or its format holds no picture of this size."""
+    """Raise ImageError if the ending of `path` is unknown, or its format cannot hold a picture of this size."""
     wanted = output_format(path)
     if max(width, height) > wanted.max_side:
         raise ImageError(
@@ -165,12 +165,12 @@ def check_output(path: Path, width: int, height: int) -> None:
 
 @dataclass(frozen=True)
 class Details:
-    """What a file says beside its pixels, EXIF, XMP and colour profile.
+    """The metadata of a file other than EXIF, XMP and colour profile.
 
     Attributes:
-        dpi: pixels per inch, across and down; None where it does not say.
+        dpi: pixels per inch, across and down; None if the file does not contain it.
         texts: the text chunks of a PNG, and as "Comment" the comment of a JPEG.
-        colour: the chunks of a PNG that say what its numbers mean: gAMA, cHRM and sRGB.
+        colour: the chunks of a PNG about the meaning of its numbers: gAMA, cHRM and sRGB.
     """
 
     dpi: tuple[float, float] | None = None
@@ -179,12 +179,12 @@ class Details:
 
 
 def details_of(image: Image.Image) -> Details:
-    """Return what a picture of PNG or JPEG, once loaded, says of itself; nothing of what is damaged."""
+    """Return the details of a loaded PNG or JPEG; damaged ones are left out."""
     info: dict[Any, Any] = image.info
     texts: dict[str, str] = {}
     colour: dict[bytes, bytes] = {}
     dpi = None
-    if image.format == "PNG":  # all words among what Pillow says of it are texts; some are kept elsewhere
+    if image.format == "PNG":  # all strings in Pillow's info are texts; some are kept elsewhere
         elsewhere = ("XML:com.adobe.xmp", "Raw profile type", "Thumb::")
         texts = {k: v for k, v in info.items() if isinstance(v, str) and not k.startswith(elsewhere)}
     elif image.format == "JPEG" and isinstance(info.get("comment"), bytes):
@@ -204,7 +204,7 @@ def details_of(image: Image.Image) -> Details:
 
 @cache
 def register_heif() -> bool:
-    """Teaches Pillow to read HEIC through pillow-heif; whether that is installed."""
+    """Register pillow-heif with Pillow, so that it reads HEIC; return whether pillow-heif is installed."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -214,19 +214,19 @@ def register_heif() -> bool:
 
 
 def clean_exif(exif: Image.Exif) -> bytes | None:
-    """EXIF for an upright picture with other pixels: without thumbnail and tags of the storage, orientation 1."""
+    """Return EXIF for an upright picture with other pixels: orientation 1, without thumbnail and storage tags."""
     if _ORIENTATION in exif:
         exif[_ORIENTATION] = 1
     for tag in [tag for tag in exif if tag in _STRUCTURE]:
         del exif[tag]
     try:
         return exif.tobytes() if len(exif) else None
-    except Exception:  # of values that do not fit their types, Pillow raises nearly anything
+    except Exception:  # Pillow raises nearly anything on values that do not fit their types
         return None
 
 
 def clean_xmp(xmp: Any) -> bytes | None:
-    """XMP for an upright picture: orientation 1, no thumbnails."""
+    """Return XMP for an upright picture: orientation 1, no thumbnails."""
     if isinstance(xmp, tuple):
         xmp = b"".join(part if isinstance(part, bytes) else bytes([part]) for part in xmp)
     if isinstance(xmp, str):
@@ -239,9 +239,9 @@ def clean_xmp(xmp: Any) -> bytes | None:
 
 
 def _sized_exif(exif: bytes, size: tuple[int, int], limit: int | None) -> bytes | None:
-    """EXIF that states the new size, if it stated one.
+    """Return EXIF with the new size, if it contains a size.
 
-    Without the maker's note, or none, where it exceeds `limit` bytes.
+    The maker's note is left out if the result exceeds `limit` bytes; it is None if that does not suffice.
     """
     loaded = Image.Exif()
     loaded.load(exif)
@@ -257,7 +257,7 @@ def _sized_exif(exif: bytes, size: tuple[int, int], limit: int | None) -> bytes 
 
 
 def _suited(image: Image.Image, wanted: Format) -> tuple[Image.Image, list[str]]:
-    """The image in a mode that the format holds, and what that cost."""
+    """Return the image in a mode that the format holds, and notes about what was lost."""
     notes = []
     if image.mode in ("LA", "RGBA") and "RGBA" not in wanted.modes:
         alpha = image.getchannel("A")
@@ -267,7 +267,7 @@ def _suited(image: Image.Image, wanted: Format) -> tuple[Image.Image, list[str]]
         white.paste(image.convert(white.mode), mask=alpha)
         image = white
     if image.mode == "RGB" and "RGB" not in wanted.modes:
-        notes.append("this ending is of grey pictures: colour left out; take .ppm for colour")
+        notes.append("this ending is for grey pictures: colour left out; take .ppm for colour")
         image = image.convert("L")
     if image.mode not in wanted.modes:
         image = image.convert({"LA": "RGBA", "L": "RGB"}[image.mode])
@@ -275,14 +275,14 @@ def _suited(image: Image.Image, wanted: Format) -> tuple[Image.Image, list[str]]
 
 
 def _png_chunks(xmp: bytes | None, details: Details) -> PngImagePlugin.PngInfo:
-    """The chunks of a PNG that Pillow does not write by itself."""
+    """Return the chunks of a PNG that Pillow does not write by default."""
     chunks = PngImagePlugin.PngInfo()
     if xmp:
         chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
     for chunk, value in details.colour.items():
         chunks.add(chunk, value)
     for name, text in details.texts.items():
-        with suppress(ValueError):  # a name that PNG does not take
+        with suppress(ValueError):  # a name that PNG does not allow
             chunks.add_text(name, text, zip=len(text) > LONG_TEXT)
     return chunks
 
@@ -290,7 +290,7 @@ def _png_chunks(xmp: bytes | None, details: Details) -> PngImagePlugin.PngInfo:
 def _metadata(
     wanted: Format, size: tuple[int, int], exif: bytes | None, xmp: bytes | None, icc: bytes | None, details: Details
 ) -> tuple[dict[str, Any], list[str]]:
-    """Arguments of Pillow's `save` for metadata, and the names of what the format cannot hold."""
+    """Return arguments of Pillow's `save` for metadata, and the names of the metadata that the format cannot hold."""
     jpeg = wanted.name == "JPEG"
     sized = None
     if exif and wanted.exif:
@@ -339,23 +339,23 @@ def save(
     plays: int = 0,
     still_first: bool = False,
 ) -> list[str]:
-    """Saves a picture, or the frames of an animation.
+    """Save a picture, or the frames of an animation.
 
     Args:
-        images: one image, or the frames; L, LA, RGB or RGBA, all the same.
+        images: one image, or the frames; all L, LA, RGB or RGBA, and of one mode.
         path: file to write, of any ending.
         wanted: its format; if there are several images, an animated one.
-        quality: 1 … 100, of JPEG, WebP and AVIF.
-        exif: as `clean_exif` gives it.
+        quality: quality of JPEG, WebP and AVIF, 1 … 100.
+        exif: EXIF that `clean_exif` returned.
         xmp: an XMP packet.
         icc: a colour profile.
-        details: what else a PNG or JPEG says of itself.
-        durations: of each frame, in milliseconds.
-        plays: how often the animation is played; 0: without end.
-        still_first: whether the first image is shown by programs that know no animations only (APNG).
+        details: other metadata of a PNG or JPEG.
+        durations: duration of each frame, in milliseconds.
+        plays: number of times that the animation is played; 0: without end.
+        still_first: whether the first image is only shown by programs that do not support animations (APNG).
 
     Returns:
-        What the format could not hold, one sentence each.
+        One sentence for each thing that the format could not hold.
     """
     suited = [_suited(image, wanted) for image in images]
     notes = list(dict.fromkeys(note for _, notes in suited for note in notes))
@@ -378,7 +378,7 @@ def save(
             arguments["loop"] = plays
         if wanted.name == "PNG":
             arguments |= {"default_image": still_first, "blend": 0, "disposal": 0}
-            if still_first:  # it is no frame, so it has no duration
+            if still_first:  # it is not a frame, so it has no duration
                 arguments["duration"] = times[1:]
     frames[0].save(path, format=wanted.name, quality=quality, **arguments)
     return notes

@@ -30,7 +30,7 @@ from ddpm.pictures.formats import (
 from ddpm.util.errors import ImageError
 from ddpm.util.files import atomic_path
 
-# Pillow's names of the formats whose further pictures are frames, and not pages, layers or previews.
+# Pillow's names of the formats in which several pictures are frames, and not pages, layers or previews.
 ANIMATED = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 
 
@@ -41,11 +41,11 @@ class Picture:
     Attributes:
         rgb: uint8, (H, W, 3); a grey picture has three equal channels.
         alpha: uint8, (H, W), or None.
-        grey: whether it shows no colour, whatever the file's mode.
+        grey: whether all visible pixels are grey, whatever the file's mode.
         icc_profile: the file's colour profile, or None.
         exif: the file's EXIF without thumbnail, with orientation 1, or None.
         xmp: the file's XMP packet, or None.
-        details: what else a PNG or JPEG says of itself.
+        details: other metadata of a PNG or JPEG.
     """
 
     rgb: NDArray[np.uint8]
@@ -62,10 +62,11 @@ class Animation:
     """The frames of an animation, all of one size.
 
     Attributes:
-        frames: the pictures; all of them have alpha, or none has.
-        durations: of each frame, in milliseconds.
-        plays: how often it is played; 0: without end.
-        still_first: whether the first picture is no frame, but what programs show that know no animations (APNG).
+        frames: the pictures; either all of them have alpha, or none.
+        durations: duration of each frame, in milliseconds.
+        plays: number of times that it is played; 0: without end.
+        still_first: whether the first picture is not a frame, but only shown by programs that do not support animations
+            (APNG).
     """
 
     frames: list[Picture]
@@ -76,11 +77,11 @@ class Animation:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself before it is decoded.
+    """The facts in the header of a file.
 
     Attributes:
-        width: in pixels, before any EXIF rotation.
-        height: in pixels.
+        width: width in pixels, before any EXIF rotation.
+        height: height in pixels.
         frames: number of pictures in the file.
         animated: whether these are the frames of an animation.
     """
@@ -92,23 +93,23 @@ class Header:
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Expands files, folders (all pictures below them) and glob patterns, in a stable order and without repeats.
+    """Expand files, folders (all pictures below them) and glob patterns, in a stable order and without repeats.
 
-    A file that is named outright is kept whatever its ending is. Of folders, hidden files and folders (among them
+    A file that is named directly is kept, whatever its ending. Inside folders, hidden files and folders (among them
     macOS's ._*) are left out, and links to folders are not followed.
 
     Raises:
-        ImageError: a path is empty, does not exist or cannot be read, a pattern matches nothing, or a folder holds no
-            picture.
+        ImageError: a path is empty, does not exist or cannot be read, a pattern matches nothing, or a folder does not
+            hold a picture.
     """
     return list(dict.fromkeys(path for given in paths for path, _ in expand(given)))
 
 
 def expand(given: str | Path) -> list[tuple[Path, Path]]:
-    """The pictures that a file, folder or pattern stands for, each with the folder that was named (of a file, its own).
+    """Return the pictures of a file, folder or pattern, each with its named folder (for a file, the folder it lies in).
 
     Raises:
-        ImageError: as `find_images`.
+        ImageError: see `find_images`.
     """
     if not str(given).strip():
         raise ImageError("an empty path; name a file, a folder or a pattern")
@@ -140,7 +141,7 @@ def expand(given: str | Path) -> list[tuple[Path, Path]]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """All pictures below a folder, sorted."""
+    """Return all pictures below a folder, sorted."""
 
     def refuse(error: OSError) -> None:
         raise ImageError(f"cannot read the folder {error.filename}: {error.strerror}")
@@ -156,7 +157,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _matching(pattern: str) -> list[tuple[Path, Path]]:
-    """The pictures that match a pattern, and those in folders that match it.
+    """Return the pictures that match a pattern, and those in folders that match it.
 
     Files of other endings are taken only where there is no picture.
     """
@@ -164,7 +165,7 @@ def _matching(pattern: str) -> list[tuple[Path, Path]]:
     if "**" in parts:
         first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
         root = Path(*parts[:first])
-        # unlike glob's, the ** of pathlib follows no links, one of which might lead back to where it stands
+        # unlike that of glob, the ** of pathlib does not follow links, which might lead in a circle
         hits = [
             p
             for p in root.glob(str(Path(*parts[first:])))
@@ -187,7 +188,7 @@ def _matching(pattern: str) -> list[tuple[Path, Path]]:
 
 
 def _exif(image: Image.Image) -> Image.Exif:
-    """The picture's EXIF; none where it is damaged."""
+    """Return the picture's EXIF; empty if it is damaged."""
     try:
         return image.getexif()
     except Exception:  # Pillow raises nearly anything on damaged EXIF
@@ -195,13 +196,13 @@ def _exif(image: Image.Image) -> Image.Exif:
 
 
 def from_pil(image: Image.Image) -> Picture:
-    """Takes a Pillow picture of any mode, applies its EXIF orientation and gives 8 bits a channel."""
+    """Convert a Pillow picture of any mode to 8 bits a channel, and apply its EXIF orientation."""
     stored = stored_mode(image)  # forgotten once the picture is loaded
     image.load()
     exif = _exif(image)
     icc_profile, xmp = image.info.get("icc_profile"), clean_xmp(image.info.get("xmp"))
     if image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
-        icc_profile = None  # it describes the file's own colour space, which the result is not in
+        icc_profile = None  # it describes the file's colour space, which is not that of the result
     alpha = keyed_alpha(image, stored)
     if image.mode.startswith("I") or image.mode == "F":
         rgb = np.repeat(grey_levels(image, stored)[..., None], 3, axis=-1)
@@ -234,9 +235,9 @@ _UPRIGHT = {
 
 
 def visible_colours(picture: Picture) -> NDArray[np.uint8]:
-    """Return `rgb` with the colours that wholly transparent pixels hide replaced by those of the nearest visible ones.
+    """Return `rgb` with the colours of wholly transparent pixels replaced by those of the nearest visible ones.
 
-    What is hidden, mostly black or white, then has no say in how the edge of a shape is enlarged.
+    The hidden colours, mostly black or white, then do not affect the edge of a shape in the enlargement.
     """
     if picture.alpha is None or picture.alpha.all() or not picture.alpha.any():
         return picture.rgb
@@ -247,9 +248,9 @@ def visible_colours(picture: Picture) -> NDArray[np.uint8]:
 
 
 def to_pil(picture: Picture) -> Image.Image:
-    """The picture as Pillow has it: L, LA, RGB or RGBA.
+    """Return the picture as a Pillow image: L, LA, RGB or RGBA.
 
-    L and LA for a grey picture whose profile is not one of colours.
+    L and LA are for a grey picture whose profile is not a colour profile.
     """
     image = Image.fromarray(np.ascontiguousarray(picture.rgb))
     if picture.grey and (not picture.icc_profile or picture.icc_profile[16:20] == b"GRAY"):
@@ -262,14 +263,14 @@ def to_pil(picture: Picture) -> Image.Image:
 
 
 def resized(picture: Picture, width: int, height: int) -> Picture:
-    """The picture in another size, by Lanczos' filter."""
+    """Return the picture in another size, resized by Lanczos' filter."""
     image = to_pil(picture).resize((width, height), Image.Resampling.LANCZOS)
     other = from_pil(image)
     return replace(picture, rgb=other.rgb, alpha=other.alpha)
 
 
 def _decoder(path: str | Path) -> Image.Image:
-    """What Pillow makes of a file, or of a TIFF that Pillow cannot hold or garbles, the decoded picture."""
+    """Return Pillow's image of a file; for a TIFF that Pillow cannot hold or garbles, the decoded picture."""
     try:
         image = Image.open(path)
     except UnidentifiedImageError:
@@ -282,19 +283,19 @@ def _decoder(path: str | Path) -> Image.Image:
         image.close()
         return deep_tiff(path) or image
     if image.format == "TIFF":
-        image.filename = ""  # no memory map: there, Pillow swaps width and height of turned pictures too early
+        image.filename = ""  # no memory map, with which Pillow swaps width and height of turned pictures too early
     return image
 
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[Image.Image]:
-    """Opens a picture; whatever goes wrong until the block ends becomes an ImageError."""
+    """Open a picture; any error until the block ends becomes an ImageError."""
     heif = Path(path).suffix.lower() in HEIF
     if heif:
         register_heif()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of odd metadata
+            warnings.simplefilter("ignore", UserWarning)  # about odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _decoder(path) as image:
                 yield image
@@ -318,20 +319,20 @@ def _open(path: str | Path) -> Iterator[Image.Image]:
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
-    """Width and height as the file's header has them, before any EXIF rotation.
+    """Return width and height from the file's header, before any EXIF rotation.
 
     Raises:
-        ImageError: the file cannot be opened, is no picture, or has too many pixels.
+        ImageError: the file cannot be opened, is not a picture, or has too many pixels.
     """
     with _open(path) as image:
         return image.size
 
 
 def read_header(path: str | Path) -> Header:
-    """Size and number of pictures of a file, without decoding it.
+    """Return size and number of pictures of a file, without decoding it.
 
     Raises:
-        ImageError: the file cannot be opened, is no picture, is damaged, or has too many pixels.
+        ImageError: the file cannot be opened, is not a picture, is damaged, or has too many pixels.
     """
     with _open(path) as image:
         frames = int(getattr(image, "n_frames", 1))
@@ -339,10 +340,11 @@ def read_header(path: str | Path) -> Header:
 
 
 def read_picture(path: str | Path) -> Picture:
-    """Reads a picture of any mode, applies its EXIF orientation and gives 8 bits a channel; of several, the first.
+    """Read a picture of any mode as 8 bits a channel, and apply its EXIF orientation; of several, read the first.
 
     Raises:
-        ImageError: the file cannot be opened, is no picture, is damaged or truncated, has no pixels, or has too many.
+        ImageError: the file cannot be opened, is not a picture, is damaged or truncated, has no pixels, or has too
+            many.
     """
     with _open(path) as image:
         picture = from_pil(image)
@@ -352,10 +354,10 @@ def read_picture(path: str | Path) -> Picture:
 
 
 def read_animation(path: str | Path) -> Animation:
-    """Reads all frames of an animation, GIF, PNG, WebP or AVIF; a still picture is an animation of one frame.
+    """Read all frames of an animation, GIF, PNG, WebP or AVIF; a still picture is an animation of one frame.
 
     Raises:
-        ImageError: as `read_picture`.
+        ImageError: see `read_picture`.
     """
     frames, durations = [], []
     with _open(path) as image:
@@ -364,7 +366,7 @@ def read_animation(path: str | Path) -> Animation:
             frames.append(from_pil(image))
             durations.append(float(image.info.get("duration", 0)))
         plays = int(image.info.get("loop", 0))
-        if image.format == "GIF":  # which tells how often it is played again
+        if image.format == "GIF":  # which stores the number of repetitions
             plays = 1 if "loop" not in image.info else plays + 1 if plays else 0
         still_first = bool(getattr(image, "default_image", False))
     grey = all(frame.grey for frame in frames)
@@ -375,20 +377,20 @@ def read_animation(path: str | Path) -> Animation:
 
 
 def to_tensor(rgb: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) uint8 → (3, H, W) float32 in [-1, 1]."""
+    """Return a picture (H, W, 3) uint8 as (3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1))).float().div_(127.5).sub_(1)
 
 
 def to_uint8(image: Tensor) -> NDArray[np.uint8]:
-    """(3, H, W) in [-1, 1] → (H, W, 3) uint8, rounded."""
+    """Return a picture (3, H, W) in [-1, 1] as (H, W, 3) uint8, rounded."""
     scaled = (image.detach().float().cpu() + 1).mul_(127.5).round_().clamp_(0, 255)
     return scaled.to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ImageError unless files can be written into a folder, or it can be made.
+    """Raise ImageError unless files can be written into a folder, or it can be made.
 
-    Tries it out, and leaves nothing.
+    A temporary file is written, and nothing is left behind.
     """
     place = folder
     try:
@@ -406,15 +408,16 @@ def check_folder(folder: Path) -> None:
 
 
 def write_picture(picture: Picture | Animation, path: str | Path, quality: int = 95) -> list[str]:
-    """Writes a picture or an animation in the format of the file's ending; on any failure nothing is left behind.
+    """Write a picture or an animation in the format of the file's ending; on any failure nothing is left behind.
 
     Args:
-        picture: what to write; of an animation, the first frame where the format holds no more.
+        picture: the picture or animation; of an animation, only the first frame is written if the format holds one
+            frame.
         path: the file.
-        quality: 1 … 100, of JPEG, WebP and AVIF.
+        quality: quality of JPEG, WebP and AVIF, 1 … 100.
 
     Returns:
-        What the format could not hold and was left out, one sentence each.
+        One sentence for each thing that was left out because the format cannot hold it.
 
     Raises:
         ImageError: the ending is unknown, the folder cannot be written, or the disk is full.

@@ -1,4 +1,4 @@
-"""Large pictures in overlapping tiles: where the tiles lie, how they are blended, and a denoiser that works in them."""
+"""Large pictures in overlapping tiles: places of the tiles, their blending, and a denoiser that works tile by tile."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from ddpm.util.errors import ConfigError
 
 
 class Box(NamedTuple):
-    """A part of a picture, in pixels, as Pillow has it; right and bottom are the first pixels outside."""
+    """A part of a picture, in pixels, as in Pillow; right and bottom are the first pixels outside."""
 
     left: int
     top: int
@@ -28,24 +28,24 @@ class Box(NamedTuple):
         return ..., slice(self.top, self.bottom), slice(self.left, self.right)
 
     def enlarged(self, times: int) -> "Box":
-        """Return the same part of a picture that is so many times as large."""
+        """Return the same part of a picture that is larger by a factor."""
         return Box(*(side * times for side in self))
 
     def shrunk(self, times: int) -> "Box":
-        """Return the same part of a picture that is so many times as small; all sides must be divisible by it."""
+        """Return the same part of a picture that is smaller by a factor, which must divide all sides."""
         return Box(*(side // times for side in self))
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How pictures are cut into overlapping tiles.
+    """A division of pictures into overlapping tiles.
 
     Attributes:
-        tile: side of a tile in pixels of the result; along a side that is shorter, a tile is as long as the picture.
-        overlap: pixels that neighbouring tiles share at least.
-        longest: how long the side of a tile may become where fewer tiles then cover the picture, which saves overlaps:
-            two tiles of 144 pixels cover 256, and three of 128. 0: no longer than `tile`.
-        multiple: tiles that are longer are so by a multiple of this.
+        tile: side of a tile in pixels of the result; along a shorter side, a tile is as long as the picture.
+        overlap: least number of pixels that neighbouring tiles share.
+        longest: largest side of a tile. Tiles become longer than `tile` where fewer of them then cover the picture,
+            which saves overlaps: 256 pixels are covered by two tiles of 144, or three of 128. 0: the same as `tile`.
+        multiple: the length that longer tiles have beyond `tile` is a multiple of this.
 
     Raises:
         ConfigError: the overlap does not fit the tile.
@@ -61,11 +61,11 @@ class Tiling:
             raise ConfigError(f"overlap must lie between 0 and half a tile ({self.tile // 2}), got {self.overlap}")
 
     def shrunk(self, times: int) -> "Tiling":
-        """Return the tiling of a picture that is so many times as small; all lengths must be divisible by it."""
+        """Return the tiling of a picture that is smaller by a factor, which must divide all lengths."""
         return Tiling(self.tile // times, self.overlap // times, self.longest // times, self.multiple // times)
 
     def length(self, side: int) -> int:
-        """How long tiles are along a side of a picture: as long as makes them overlap least."""
+        """Return the length of tiles along a side of a picture, for which they overlap least."""
         longest = max(self.longest, self.tile)
         if side <= longest:
             return side
@@ -76,31 +76,31 @@ class Tiling:
         return min(range(self.tile, longest + 1, self.multiple), key=covered)
 
     def starts(self, side: int) -> list[int]:
-        """First pixels of the tiles along a side; the last tile ends with the picture."""
+        """Return the first pixels of the tiles along a side; the last tile ends with the picture."""
         length = self.length(side)
         return [*range(0, side - length, max(length - self.overlap, 1)), side - length]
 
     def boxes(self, height: int, width: int) -> list[Box]:
-        """The tiles of a picture of this size, row by row; all of them are of one size."""
+        """Return the tiles of a picture of this size, row by row; all tiles have the same size."""
         tall, wide = self.length(height), self.length(width)
         return [Box(x, y, x + wide, y + tall) for y in self.starts(height) for x in self.starts(width)]
 
     def divides(self, height: int, width: int) -> bool:
-        """Whether a picture of this size takes more than one tile."""
+        """Return whether a picture of this size needs more than one tile."""
         return self.length(height) < height or self.length(width) < width
 
     def area(self, height: int, width: int) -> int:
-        """Pixels of all tiles of a picture of this size, overlaps counted as often as they are seen."""
+        """Return the number of pixels in all tiles of a picture of this size; overlaps are counted several times."""
         return sum((box.right - box.left) * (box.bottom - box.top) for box in self.boxes(height, width))
 
 
 class Blend:
-    """A picture that is put together from overlapping tiles.
+    """A picture that is composed of overlapping tiles.
 
-    Inside a tile its weight is 1; towards its borders it falls, so that one tile fades into the next.
+    The weight of a tile is 1 inside and falls towards its borders, so that one tile fades into the next.
 
     Args:
-        tiling: how the picture is cut.
+        tiling: the division of the picture.
         like: a tensor (…, H, W) of the picture's shape, type and device.
     """
 
@@ -110,36 +110,36 @@ class Blend:
         self.weight = torch.zeros(like.shape[-2:], device=like.device)
 
     def _ramp(self, size: int) -> Tensor:
-        """Weights (size,) of a tile along one side: 1 inside, a ramp over the overlap."""
+        """Return the weights (size,) of a tile along one side: 1 inside, a ramp over the overlap."""
         ramp = torch.arange(1, size + 1, device=self.weight.device).clamp(max=self.overlap + 1) / (self.overlap + 1)
         return torch.minimum(ramp, ramp.flip(0))
 
     def add(self, box: Box, part: Tensor) -> None:
-        """Adds a tile (…, h, w) at its place; `part` is changed."""
+        """Add a tile (…, h, w) at its place; `part` is changed in place."""
         height, width = part.shape[-2:]
         window = self._ramp(height)[:, None] * self._ramp(width)
         self.total[box.area] += part.mul_(window)
         self.weight[box.area] += window
 
     def result(self) -> Tensor:
-        """The picture, once all its tiles are there."""
+        """Return the picture, once all its tiles are added."""
         return self.total.div_(self.weight)
 
 
 class TiledDenoiser(Denoiser):
-    """Stands in for a denoiser; memory is bounded by the tile, not by the picture.
+    """A denoiser that runs another one tile by tile; memory is bounded by the tile, not by the picture.
 
-    Since what is blended is the prediction at each diffusion step, neighbouring tiles never drift apart and no seam
-    can form. Where latents are smaller than pictures, the decoder runs tile by tile as well.
+    Since the prediction is blended at each diffusion step, neighbouring tiles never drift apart and no seam can form.
+    Where latents are smaller than pictures, the decoder runs tile by tile as well.
 
     Args:
         denoiser: the denoiser.
-        tile: side of a tile in pixels of the result, divisible by what the denoiser asks for.
+        tile: side of a tile in pixels of the result; a multiple that the denoiser determines.
         overlap: pixels of the result that neighbouring tiles share.
-        stretch: by how many pixels tiles may be longer where fewer of them are then enough, see `Tiling.longest`.
+        stretch: number of pixels by which tiles may be longer where fewer of them then suffice, see `Tiling.longest`.
 
     Attributes:
-        tiling: how results are cut.
+        tiling: the division of results.
         pixels: side in pixels of the result that one latent value covers.
 
     Raises:
@@ -161,19 +161,19 @@ class TiledDenoiser(Denoiser):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Those of the denoiser."""
+        """The settings of the denoiser."""
         return self.denoiser.settings
 
     def schedule(self, steps: int) -> FloatArray:
-        """That of the denoiser."""
+        """Return the schedule of the denoiser."""
         return self.denoiser.schedule(steps)
 
     def condition(self, lr_image: Tensor) -> Tensor:
-        """That of the denoiser."""
+        """Return the condition of the denoiser."""
         return self.denoiser.condition(lr_image)
 
     def latent_shape(self, lr_image: Tensor) -> tuple[int, int, int, int]:
-        """That of the denoiser."""
+        """Return the shape of the denoiser's latents."""
         return self.denoiser.latent_shape(lr_image)
 
     def predict(self, x: Tensor, alpha_bar: AlphaBar, condition: Tensor) -> Estimate:
@@ -189,7 +189,7 @@ class TiledDenoiser(Denoiser):
     def _predict(
         self, x: Tensor, alpha_bar: AlphaBar, condition: Tensor, jump: tuple[AlphaBar, Step] | None
     ) -> Estimate:
-        """The blended output of a network, or the blended estimates of any other denoiser."""
+        """Return the blended output of a network, or the blended estimates of any other denoiser."""
         inner = self.denoiser
         if isinstance(inner, NetworkDenoiser):
             network = inner
@@ -209,7 +209,7 @@ class TiledDenoiser(Denoiser):
         return found[:, :channels], found[:, channels:] if found.shape[1] > channels else None
 
     def _blended(self, run: Callable[[Box], Tensor], x: Tensor) -> Tensor:
-        """What `run` returns for the tiles of latents."""
+        """Return the blended results of `run` for the tiles of latents."""
         height, width = x.shape[-2:]
         if not self.latent_tiling.divides(height, width):
             return run(Box(0, 0, width, height))
