@@ -17,23 +17,24 @@ from ddpm.util.checks import shown
 from ddpm.util.errors import CheckpointError, ConfigError
 from ddpm.util.files import read_json
 
-# What is downloaded of a repository: settings and weights of a net, its predictor and its agent.
+# Files that are downloaded from a repository: settings and weights of a net, its predictor and its agent.
 HUB_FILES = ("*.json", "*.safetensors", "*.pth")
-# The same of a model of diffusers, and its weights in other precisions or before averaging.
+# Files that are downloaded of a model of diffusers, and its weights in other precisions or before averaging, which are
+# not.
 DIFFUSERS_FILES = ("*.json", "*/*.txt", "*/*.safetensors", "diffusion_pytorch_model*.safetensors")
 DIFFUSERS_VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
 
 
 def shipped_checkpoints() -> dict[str, Path]:
-    """The checkpoints that come with the package: name → folder."""
+    """Return the checkpoints that come with the package: name → folder."""
     root = Path(str(files("checkpoints")))
     return {p.parent.name: p.parent for p in sorted(root.glob("*/config.json"))}
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether this is the id of a repository on the Hugging Face Hub, OWNER/NAME or OWNER/NAME@REVISION.
+    """Return whether this is the id of a repository on the Hugging Face Hub, OWNER/NAME or OWNER/NAME@REVISION.
 
-    What looks like a path, or lies in a folder that exists, is not looked up on the network.
+    A name that looks like a path, or lies in a folder that exists, is not looked up on the network.
     """
     if not isinstance(name, str) or name.startswith((".", "~")) or "\\" in name:
         return False
@@ -42,19 +43,19 @@ def is_hub_id(name: str | Path) -> bool:
 
 
 def hub_folder(repo_id: str, what: str = "checkpoint") -> Path:
-    """Downloads what a repository on the Hub holds of a checkpoint and of its agent, or of an agent.
+    """Download the files of a checkpoint and of its agent, or of an agent, from a repository on the Hub.
 
-    Files that are known from before are not downloaded again, and stand in where the Hub cannot be reached.
+    Files that were downloaded before are not downloaded again, and are used where the Hub cannot be reached.
 
     Args:
-        repo_id: OWNER/NAME; behind it perhaps @ and a revision: a branch, a tag or a commit.
-        what: what is expected there, for the error.
+        repo_id: OWNER/NAME, optionally followed by @ and a revision: a branch, a tag or a commit.
+        what: the kind of thing that is expected there, for the error.
 
     Returns:
         The local folder.
 
     Raises:
-        CheckpointError: the Hub did not give it.
+        CheckpointError: the repository cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
@@ -73,13 +74,14 @@ def hub_folder(repo_id: str, what: str = "checkpoint") -> Path:
 
 
 def resolve_checkpoint(checkpoint: str | Path) -> str:
-    """The folder of a checkpoint: a shipped name, a folder, or the id of a repository on the Hub, which is downloaded.
+    """Return the folder of a checkpoint.
 
-    Of a model of diffusers the settings behind "?" are left out.
+    A checkpoint is a shipped name, a folder, or the id of a repository on the Hub, which is downloaded. The settings
+    behind "?" of a model of diffusers are ignored.
 
     Raises:
-        CheckpointError: it is none of the three. What looks like a path, or lies in a folder that exists, is not looked
-            up on the network.
+        CheckpointError: it is none of the three. A name that looks like a path, or lies in a folder that exists, is not
+            looked up on the network.
     """
     if isinstance(checkpoint, str):
         checkpoint = split_settings(checkpoint)[0]
@@ -105,7 +107,7 @@ def resolve_checkpoint(checkpoint: str | Path) -> str:
 
 
 def checkpoint_files(checkpoint: str | Path) -> list[Path]:
-    """Return the files that a checkpoint is read from, those of `resolve_checkpoint`'s folder.
+    """Return the files that a checkpoint is read from: all files in the folder of `resolve_checkpoint`.
 
     Raises:
         CheckpointError: as `resolve_checkpoint`.
@@ -116,12 +118,12 @@ def checkpoint_files(checkpoint: str | Path) -> list[Path]:
 
 
 def load_denoiser(source: str | Path | Denoiser, device: str = "cpu", trust_pickle: bool = False) -> Denoiser:
-    """Return the diffusion model of a checkpoint, of ours or in the format of diffusers, in float32 for inference.
+    """Return the diffusion model of a checkpoint, ours or in the format of diffusers, in float32 for inference.
 
     Args:
-        source: name of a shipped checkpoint, folder, or Hub id; of a model of diffusers perhaps with settings, as in
+        source: name of a shipped checkpoint, folder, or Hub id; a model of diffusers may have settings behind it, as in
             "FOLDER?prompt=a cat&guidance=4", see `ddpm.nets.diffusers_models.load_diffusers`. A `Denoiser` is returned
-            as it is.
+            unchanged.
         device: "cpu", "cuda", "cuda:1", "mps", …
         trust_pickle: whether the weights may be pickles, which can run any code.
 
@@ -148,7 +150,7 @@ def _known() -> str:
 
 
 def save_checkpoint(unet: UNet, folder: Path) -> None:
-    """Writes config.json and model.safetensors into `folder`, whose other files stay.
+    """Write config.json and model.safetensors into `folder`, and keep the other files of the folder.
 
     Raises:
         CheckpointError: the folder cannot be written, or the disk is full; `folder` is left as it was.
@@ -172,7 +174,7 @@ def save_checkpoint(unet: UNet, folder: Path) -> None:
 
 
 def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
-    """Loads a net in float32 for inference.
+    """Load a net in float32 for inference.
 
     Args:
         checkpoint: name of a shipped checkpoint, folder, or Hub id.
@@ -196,13 +198,13 @@ def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
         raise ConfigError(f"{source}/config.json: {error}") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:  # its predictor may be on the Hub
         raise CheckpointError(f"the checkpoint {source} cannot be read ({error})") from None
-    except (ValueError, TypeError, AttributeError) as error:  # whatever odd values make of it
+    except (ValueError, TypeError, AttributeError) as error:  # raised by odd values
         raise CheckpointError(f"{source}/config.json is damaged ({error})") from None
     return unet.eval().requires_grad_(False).to(device)
 
 
 def _check_settings(file: Path) -> None:
-    """Raises CheckpointError where a configuration does not parse, or is no mapping."""
+    """Raise CheckpointError if a configuration does not parse, or is not a mapping."""
     try:
         settings = read_json(file)
     except ConfigError as error:
@@ -212,9 +214,9 @@ def _check_settings(file: Path) -> None:
 
 
 def check_device(device: str) -> None:
-    """Raises ConfigError where torch has no such device."""
+    """Raise ConfigError if torch does not have this device."""
     try:
-        torch.zeros(1, device=device).item()  # which the device "meta" does not give
+        torch.zeros(1, device=device).item()  # fails on the device "meta"
     except (RuntimeError, AssertionError, NotImplementedError):
         found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         if torch.backends.mps.is_available():

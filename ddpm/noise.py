@@ -1,4 +1,4 @@
-"""Noise as a function of (seed, stage, t), so that a picture and a seed fix every transition."""
+"""Noise as a function of (seed, stage, t), so that a picture and a seed determine every transition."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ MAX_NOISE = 8.21
 
 
 class Stage(IntEnum):
-    """Which part of the process a noise belongs to."""
+    """The part of the process to which a noise belongs."""
 
     INITIAL = 0
     COARSE = 1
@@ -23,7 +23,7 @@ class Stage(IntEnum):
 
 
 def keyed_noise(seed: int, stage: Stage, t: int, shape: Sequence[int]) -> NDArray[np.float32]:
-    """Standard normal noise, float32, that depends on nothing but its arguments (counter-based Philox).
+    """Return standard normal noise, float32, that depends only on the arguments (counter-based Philox).
 
     Args:
         seed: noise seed of the episode or picture, 0 ≤ seed < 2⁶⁴.
@@ -37,12 +37,12 @@ def keyed_noise(seed: int, stage: Stage, t: int, shape: Sequence[int]) -> NDArra
 
 @dataclass(frozen=True)
 class KeyedNoise:
-    """The noise of a batch: calling it with (stage, t) gives a float32 tensor (B, *shape).
+    """The noise of a batch: a call with (stage, t) returns a float32 tensor (B, *shape).
 
     Attributes:
         seeds: one noise seed per member of the batch.
         shape: shape of one member, (3, H, W).
-        device: where the noise is wanted; it is always drawn on the CPU, so that every device sees the same.
+        device: device of the result; the noise is always drawn on the CPU, so that it is the same on every device.
     """
 
     seeds: Sequence[int]
@@ -50,7 +50,7 @@ class KeyedNoise:
     device: torch.device | str = "cpu"
 
     def __call__(self, stage: Stage, t: int | NDArray[np.integer]) -> Tensor:
-        """Noise (B, *shape) of one step `t`, or of one step per member where `t` is an array (B,)."""
+        """Return the noise (B, *shape) of one step `t`, or of one step per member where `t` is an array (B,)."""
         steps = np.broadcast_to(t, len(self.seeds))
         batch = [
             torch.from_numpy(keyed_noise(k, stage, int(i), self.shape)) for k, i in zip(self.seeds, steps, strict=True)

@@ -1,8 +1,8 @@
 """Other samplers on the same net: diffusers' schedulers, an early start (CCDF), and null-space projection (DDNM).
 
-A scheduler is given its own schedule, whose levels are just those that its chain visits, so that its step k is
-entry k + 1 of that schedule and the chain begins at pure noise and ends at the clean latent, whatever the number of
-forwards. The network runs in `ddpm.sampling.predict_x0` alone: the clamping of x_0 is the same for all.
+The schedule of a scheduler holds exactly the levels that its chain visits. Step k is entry k + 1 of that schedule, and
+the chain begins at pure noise and ends at the clean latent, for any number of forwards. The network runs only in
+`ddpm.sampling.predict_x0`, so that x_0 is clamped in the same way for all.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ HEUN = "heun"
 
 
 class _Given(TorchFunctionMode):
-    """Within it `torch.randn` gives this noise: the schedulers that draw any cannot be passed it."""
+    """A mode in which `torch.randn` returns given noise, since the schedulers do not take noise as an argument."""
 
     def __init__(self, noise: Callable[[], Tensor]) -> None:
         super().__init__()
@@ -47,16 +47,15 @@ class _Given(TorchFunctionMode):
 
 
 def karras_levels(alphas_cumprod: FloatArray, count: int, rho: float = 7.0) -> FloatArray:
-    """The noise levels of Karras et al. 2022, Eq. 5, between diffusion steps 1 and T - 1, as ᾱ.
+    """Return the noise levels of Karras et al. 2022, Eq. 5, between diffusion steps 1 and T - 1, as ᾱ.
 
     Step T is left out: for T = 100 the clipped last beta of the cosine schedule puts it at a noise of 2000 times the
-    signal, and half of the levels would lie where there is nothing to see. T - 1 is at 64 times; the paper begins at
-    80.
+    signal, and half of the levels would lie where there is no signal. T - 1 is at 64 times; the paper begins at 80.
 
     Args:
         alphas_cumprod: (T + 1,), index 0 is the clean image.
-        count: noise levels besides the clean one; a single one is the noisiest.
-        rho: how much more closely the small levels lie.
+        count: number of noise levels besides the clean one; a single level is the noisiest.
+        rho: exponent; a larger one puts the small levels closer together.
 
     Returns:
         (count + 1,), index 0 is the clean image.
@@ -68,7 +67,7 @@ def karras_levels(alphas_cumprod: FloatArray, count: int, rho: float = 7.0) -> F
 
 
 def _scheduler(name: str, alphas_cumprod: FloatArray) -> Any:
-    """Diffusers' scheduler of that name, set to visit every level of a schedule."""
+    """Return the scheduler of diffusers of this name, set to visit every level of a schedule."""
     try:
         diffusers = import_module("diffusers")
     except ImportError as error:
@@ -82,7 +81,7 @@ def _scheduler(name: str, alphas_cumprod: FloatArray) -> Any:
         timestep_spacing="trailing",
         **settings,
     )
-    # it computed them from float32 betas, which cannot tell the noisiest levels of few steps from no signal at all
+    # diffusers computed these from float32 betas, whose precision is too low for the noisiest levels of few steps
     scheduler.alphas_cumprod = torch.from_numpy(alphas_cumprod[1:]).float()
     scheduler.set_timesteps(forwards)
     return scheduler
@@ -91,13 +90,13 @@ def _scheduler(name: str, alphas_cumprod: FloatArray) -> Any:
 def peer_sample(
     name: str, unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise, forwards: int
 ) -> tuple[Tensor, int]:
-    """The chain of one of diffusers' schedulers from Gaussian noise to the clean latent.
+    """Run one of the schedulers of diffusers from Gaussian noise to the clean latent.
 
-    All but "heun" visit evenly spaced diffusion steps, from T down; the noise of a step, where it takes any, is that of
-    the diffusion step it begins at. "heun" takes two forwards a step and one for the last, at the levels of
-    `karras_levels`: the derivatives at both ends of an evenly spaced first step have nothing to do with each other.
+    All but "heun" visit evenly spaced diffusion steps, from T down; the noise of a step, if it takes any, is that of
+    the diffusion step at which it begins. "heun" takes two forwards a step and one for the last, at the levels of
+    `karras_levels`: the derivatives at the two ends of an evenly spaced first step are too different.
 
-    "ddpm" and "euler-ancestral" are one process written in two ways, and with the same noise give the same result.
+    "ddpm" and "euler-ancestral" are one process written in two ways, and return the same result for the same noise.
 
     Args:
         name: "ddpm", "ddim", "dpmsolver++" (DPM-Solver++(2M)), "unipc", "euler-ancestral" or "heun".
@@ -105,10 +104,10 @@ def peer_sample(
         alphas_cumprod: (T + 1,), index 0 is the clean image.
         lr_up: condition, (B, 3, H, W) in [-1, 1].
         noise: keyed noise.
-        forwards: how many forwards the chain may take, 1 … T.
+        forwards: largest number of forwards of the chain, 1 … T.
 
     Returns:
-        x_0, (B, 3, H, W), and the forwards taken: `forwards`, or one less for "heun" if that is even.
+        x_0, (B, 3, H, W), and the number of forwards: `forwards`, or one less for "heun" if that is even.
 
     Raises:
         ConfigError: the name is unknown, `forwards` is out of range, or diffusers is not installed.
@@ -133,14 +132,14 @@ def peer_sample(
 def early_start(
     unet: NoiseLevelDenoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise, t: int, forwards: int
 ) -> Tensor:
-    """CCDF (Chung et al. 2022): the bicubic enlargement with the noise of diffusion step `t`, denoised from there on.
+    """Denoise the bicubic enlargement from diffusion step `t` on: CCDF (Chung et al. 2022).
 
     Args:
         unet: the net.
         alphas_cumprod: (T + 1,), index 0 is the clean image.
         lr_up: condition, (B, 3, H, W) in [-1, 1].
         noise: keyed noise.
-        t: where the chain begins, 1 … T.
+        t: diffusion step at which the chain begins, 1 … T.
         forwards: ancestral steps of the chain, evenly spaced, 1 … t.
 
     Returns:
@@ -165,13 +164,13 @@ class NullSpaceDenoiser(NoiseLevelDenoiser):
     """A net whose estimates agree with the low-resolution picture, by projection onto the null space (DDNM).
 
     Wang et al. 2023. At every step the picture x that an estimate stands for becomes x + up(lr - down(x)), where `up`
-    is bicubic enlargement, which stands for the pseudo-inverse of bicubic shrinking. Any sampler takes it in place of
-    the net.
+    is bicubic enlargement, which stands for the pseudo-inverse of bicubic shrinking. Any sampler can run it in place
+    of the net.
 
     Args:
         unet: the net.
         lr_image: low-resolution pictures, (B, 3, h, w) in [-1, 1].
-        scale: how many times the net enlarges.
+        scale: factor by which the net enlarges.
     """
 
     def __init__(self, unet: NoiseLevelDenoiser, lr_image: Tensor, scale: int) -> None:
@@ -179,11 +178,12 @@ class NullSpaceDenoiser(NoiseLevelDenoiser):
         self.prediction, self.target, self.residual_scale = unet.prediction, unet.target, unet.residual_scale
 
     def __call__(self, lr_up: Tensor, x_t: Tensor, noise_level: Tensor) -> Tensor:
-        """What the net would have to predict for the projected estimate; as `UNet.forward`."""
+        """Return the prediction that belongs to the projected estimate; see `UNet.forward`."""
         signal = noise_level[:, None, None, None]
         of_output, of_x_t = x0_weights(self.prediction, signal, (1 - signal**2).clamp_min(1e-12).sqrt())
         x_0 = of_output * self.unet(lr_up, x_t, noise_level) + of_x_t * x_t
         image = x_0 if self.target == "image" else x_0 / self.residual_scale + lr_up
-        shrunk = F.interpolate(image, size=self.lr_image.shape[-2:], mode="bicubic", antialias=True)  # not to 8 bits
+        # not rounded to 8 bits
+        shrunk = F.interpolate(image, size=self.lr_image.shape[-2:], mode="bicubic", antialias=True)
         image = image + upsample(self.lr_image - shrunk, self.scale)
         return (to_latent(self, image, lr_up) - of_x_t * x_t) / of_output

@@ -1,23 +1,23 @@
-"""Names of samplers. Nothing here needs torch."""
+"""Names of samplers. This module does not need torch."""
 
 import math
 from collections.abc import Mapping
 
 from ddpm.util.errors import ConfigError
 
-# What the coarse stage may run: name → eta of `coarse_approximation`; None: DPM-Solver++.
+# Samplers of the coarse stage: name → eta of `coarse_approximation`; None: DPM-Solver++.
 COARSE_SAMPLERS: Mapping[str, float | None] = {"ddpm": 1.0, "ddim": 0.0, "dpmsolver++": None}
 
 
 def coarse_eta(name: str, what: str = "coarse_sampler") -> float | None:
-    """Share of the posterior's noise that a sampler adds at each step; None for "dpmsolver++".
+    """Return the share of the posterior's noise that a sampler adds at each step; None for "dpmsolver++".
 
     Args:
-        name: "ddpm" (1), "ddim" (0), what lies between, "ddim:ETA" with 0 ≤ ETA ≤ 1, or "dpmsolver++".
+        name: "ddpm" (1), "ddim" (0), "ddim:ETA" with 0 ≤ ETA ≤ 1 for those between them, or "dpmsolver++".
         what: name of the setting, for the error.
 
     Raises:
-        ConfigError: there is no such sampler.
+        ConfigError: the name is unknown.
     """
     if isinstance(name, str) and name in COARSE_SAMPLERS:
         return COARSE_SAMPLERS[name]

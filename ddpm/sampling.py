@@ -19,7 +19,7 @@ from ddpm.samplers import coarse_eta
 from ddpm.schedule import FloatArray
 
 Noise = Callable[[Stage, int | NDArray[np.integer]], Tensor]
-# A latent, or the weights of what it is made of.
+# A latent, or the weights of its components.
 X = TypeVar("X", Tensor, FloatArray)
 
 
@@ -67,19 +67,19 @@ def predict_x0(
 def reverse_weights(
     alphas_cumprod: FloatArray, t: Step, eta: float = 1.0, to: Step | None = None
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """x_s = a·x_0 + b·x_t + σ·noise has the marginal q(x_s | x_0). Gives (a, b, σ), one each per t.
+    """Return (a, b, σ) for which x_s = a·x_0 + b·x_t + σ·noise has the marginal q(x_s | x_0), one of each per t.
 
-    The family of DDIM (its Eq. 12): eta = 1 is the posterior q(x_s | x_t, x_0), ancestral sampling; eta = 0 adds no
-    noise.
+    This is the family of DDIM (its Eq. 12): eta = 1 is the posterior q(x_s | x_t, x_0), ancestral sampling; eta = 0
+    adds no noise.
 
     Args:
         alphas_cumprod: (T + 1,), index 0 is the clean image.
-        t: step in 1 … T that the latent stands at, one or an array (B,).
+        t: step in 1 … T of the latent, one or an array (B,).
         eta: share of the posterior's standard deviation that is added as noise.
-        to: step s in 0 … t - 1 to go to; None: t - 1.
+        to: next step s in 0 … t - 1; None: t - 1.
     """
     now, before = alphas_cumprod[t], alphas_cumprod[np.subtract(t, 1) if to is None else to]
-    # zero at s = 0, where schedules of other networks may have a ᾱ below 1
+    # zero at s = 0, where schedules of other networks may have an ᾱ below 1
     clean = np.equal(np.subtract(t, 1) if to is None else to, 0)
     variance = np.where(clean, 0.0, eta**2 * (1 - before) / (1 - now) * (1 - now / before))
     of_x_t = np.sqrt((1 - before - variance) / (1 - now))
@@ -97,9 +97,9 @@ def p_sample(
     to: Step | None = None,
     substeps: Step = 1,
 ) -> Tensor:
-    """One reverse step D_t: x_t → x_{t-1}, or a longer one to `to`.
+    """Run one reverse step D_t: x_t → x_{t-1}, or a longer one to `to`.
 
-    Ancestral, by the posterior, unless `eta` is below 1.
+    The step is ancestral, by the posterior, unless `eta` is below 1.
 
     Args:
         unet: the net.
@@ -107,15 +107,15 @@ def p_sample(
         t: step in 1 … T, one for all or an array (B,).
         x_t: latents at step t.
         lr_up: condition.
-        noise: standard normal noise (B, 3, H, W); not used where the step goes to 0, and may be None if it does so for
-            all or eta is 0.
+        noise: standard normal noise (B, 3, H, W); not used where the step goes to 0. It may be None if all steps do so,
+            or eta is 0.
         eta: share of the posterior's standard deviation that is added as noise.
-        to: step in 0 … t - 1 to go to, one for all or an array (B,); None: t - 1.
+        to: next step in 0 … t - 1, one for all or an array (B,); None: t - 1.
         substeps: number of even steps whose work the forward does, one for all or an array (B,); more than 1 only with
             an `eta` of 0.
 
     Returns:
-        Latents at step `to`; at 0 the result x_0.
+        Latents at step `to`; at step 0 the result x_0.
     """
     to = np.subtract(t, 1) if to is None else to
     found = estimate(unet, alphas_cumprod, t, x_t, lr_up, to, substeps)
@@ -125,12 +125,12 @@ def p_sample(
 def arrive(
     alphas_cumprod: FloatArray, t: Step, to: Step, x_t: Tensor, found: Estimate, noise: Tensor | None, eta: float = 1.0
 ) -> Tensor:
-    """Return the latents at step `to` for estimates at step t, which are changed; the arguments are `p_sample`'s."""
+    """Return the latents at step `to` for estimates at step t, which are changed in place; see `p_sample`."""
     of_x0, of_x_t, sigma = reverse_weights(alphas_cumprod, t, eta, to)
     x0, eps = found
     if eps is None:
         mean = x0.mul_(coefficient(of_x0, x_t)).add_(x_t * coefficient(of_x_t, x_t))
-    else:  # x_t = √ᾱ·x_0 + √(1-ᾱ)·ε, which a clamped x_0 does not fulfil
+    else:  # x_t = √ᾱ·x_0 + √(1-ᾱ)·ε does not hold for a clamped x_0
         signal, of_eps = np.sqrt(alphas_cumprod[to]), of_x_t * np.sqrt(1 - alphas_cumprod[t])
         mean = x0.mul_(coefficient(signal, x_t)).add_(eps.mul_(coefficient(of_eps, x_t)))
     return mean if noise is None else mean.add_(noise * coefficient(sigma, x_t))
@@ -139,7 +139,7 @@ def arrive(
 def refine(
     unet: Denoiser, alphas_cumprod: FloatArray, latents: Tensor, lr_up: Tensor, noise: Noise, start: int
 ) -> Tensor:
-    """Ancestral sampling from step `start` to the clean latent: D_1(D_2(… D_start(latents))). NFE: `start`."""
+    """Run ancestral sampling from step `start` to the clean latent: D_1(D_2(… D_start(latents))). NFE: `start`."""
     for t in range(start, 0, -1):
         latents = p_sample(unet, alphas_cumprod, t, latents, lr_up, noise(Stage.FINE, t) if t > 1 else None)
     return latents
@@ -154,15 +154,15 @@ def run_levels(
     levels: Sequence[int],
     eta: float,
 ) -> Tensor:
-    """A chain over chosen steps, from `latents` at the first of them to the clean latent. NFE: one for each level.
+    """Run a chain over chosen steps, from `latents` at the first of them to the clean latent. NFE: one for each level.
 
     Args:
         unet: the net.
         alphas_cumprod: (T + 1,), index 0 is the clean image.
-        latents: at step `levels[0]`.
+        latents: latents at step `levels[0]`.
         lr_up: condition.
-        noise: keyed noise; the step to s takes that of D_{s+1}, the step of the full chain that arrives there.
-        levels: falling steps in 1 … T at which the network runs; the clean image, 0, follows by itself.
+        noise: keyed noise; the step to s takes the noise of D_{s+1}, the step of the full chain that arrives there.
+        levels: falling steps in 1 … T at which the network runs; the clean image, 0, is added.
         eta: share of the posterior's standard deviation that is added as noise.
     """
     for level, to in zip(levels, [*levels[1:], 0], strict=True):
@@ -172,7 +172,7 @@ def run_levels(
 
 
 def sample(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise) -> Tensor:
-    """The full DDPM chain from Gaussian noise, all T steps (SR3). NFE: T."""
+    """Run the full DDPM chain from Gaussian noise, all T steps (SR3). NFE: T."""
     T = len(alphas_cumprod) - 1
     return refine(unet, alphas_cumprod, noise(Stage.INITIAL, T), lr_up, noise, start=T)
 
@@ -180,17 +180,17 @@ def sample(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noi
 def coarse_approximation(
     unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise, eta: float = 1.0
 ) -> Tensor:
-    """CSA, Eq. 8-12: the first S - 1 of the S steps of a coarse schedule, from Gaussian noise. NFE: S - 1.
+    """Run the first S - 1 of the S steps of a coarse schedule from Gaussian noise (CSA, Eq. 8-12). NFE: S - 1.
 
     Args:
         unet: the net.
         alphas_cumprod: the coarse schedule, (S + 1,).
         lr_up: condition.
         noise: keyed noise.
-        eta: as of `p_sample`; 1 is the paper's DDPM, 0 is DDIM, which draws no noise but the initial.
+        eta: as in `p_sample`; 1 is the paper's DDPM, 0 is DDIM, which only draws the initial noise.
 
     Returns:
-        `x_S1`, the coarse latent; it stands at the noise level of diffusion step N = T / S.
+        `x_S1`, the coarse latent, at the noise level of diffusion step N = T / S.
     """
     S = len(alphas_cumprod) - 1
     latents = noise(Stage.INITIAL, S)
@@ -201,21 +201,21 @@ def coarse_approximation(
 
 
 def extrapolation(alphas_cumprod: FloatArray, earlier: Step, t: Step, to: Step) -> FloatArray:
-    """How far DPM-Solver++(2M) extrapolates the estimates of x_0 at steps `earlier` and `t`, on the way from t to `to`.
+    """Return the share by which DPM-Solver++(2M) extrapolates the estimates of x_0 at steps `earlier` and `t`.
 
-    The step takes x_0(t) + share·(x_0(t) - x_0(earlier)), with share = (λ_to - λ_t) / (λ_t - λ_earlier) / 2 and λ the
-    logarithm of the signal-to-noise ratio √(ᾱ/(1 - ᾱ)); even steps of the cosine schedule have a share below 0.86. Here
-    it is at most 1, since a long step behind a short one would extrapolate far, and 0 on the way to the clean image,
-    where λ is infinite.
+    The step from t to `to` takes x_0(t) + share·(x_0(t) - x_0(earlier)), with share = (λ_to - λ_t) / (λ_t - λ_earlier)
+    / 2 and λ the logarithm of the signal-to-noise ratio √(ᾱ/(1 - ᾱ)); even steps of the cosine schedule have a share
+    below 0.86. Here it is at most 1, since a long step behind a short one would extrapolate far, and 0 on the way to
+    the clean image, where λ is infinite.
 
     Args:
         alphas_cumprod: (T + 1,), index 0 is the clean image.
-        earlier: the step at which the net was asked before, above `t`; one or an array (B,).
+        earlier: the step at which the network ran before, above `t`; one or an array (B,).
         t: the step at which the network runs now.
-        to: the step that is gone to, below `t`.
+        to: the next step, below `t`.
 
     Returns:
-        The share, one for each.
+        One share for each step.
     """
     noisy = np.maximum(to, 1)
     before, now, after = (np.log(alphas_cumprod[i] / (1 - alphas_cumprod[i])) / 2 for i in (earlier, t, noisy))
@@ -223,14 +223,14 @@ def extrapolation(alphas_cumprod: FloatArray, earlier: Step, t: Step, to: Step) 
 
 
 def dpmsolver_chain(alphas_cumprod: FloatArray, latents: X, estimate: Callable[[int, X], X]) -> X:
-    """The first S - 1 of the S steps of a schedule by DPM-Solver++(2M), which solves the probability-flow ODE.
+    """Run the first S - 1 of the S steps of a schedule by DPM-Solver++(2M), which solves the probability-flow ODE.
 
     From the second step on the estimate of x_0 is extrapolated, along the logarithm λ of the signal-to-noise ratio, to
     the middle of the step. The last step is left out, since λ is infinite at the clean image.
 
     Args:
         alphas_cumprod: the schedule, (S + 1,).
-        latents: at step S.
+        latents: latents at step S.
         estimate: (t, latents at step t) → estimate of x_0.
     """
     before = None
@@ -246,16 +246,16 @@ def dpmsolver_chain(alphas_cumprod: FloatArray, latents: X, estimate: Callable[[
 
 
 def dpmsolver_approximation(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise) -> Tensor:
-    """As `coarse_approximation`, but by DPM-Solver++(2M), with no noise but the initial."""
+    """Run the coarse stage by DPM-Solver++(2M), which only draws the initial noise; see `coarse_approximation`."""
     latents = noise(Stage.INITIAL, len(alphas_cumprod) - 1)
     return dpmsolver_chain(alphas_cumprod, latents, lambda t, x_t: predict_x0(unet, alphas_cumprod, t, x_t, lr_up))
 
 
 def coarse_sampler(name: str) -> Callable[[Denoiser, FloatArray, Tensor, Noise], Tensor]:
-    """The coarse sampler of a name, see `coarse_eta`.
+    """Return the coarse sampler of a name, see `coarse_eta`.
 
     Raises:
-        ConfigError: there is no such sampler.
+        ConfigError: the name is unknown.
     """
     eta = coarse_eta(name)
     return dpmsolver_approximation if eta is None else partial(coarse_approximation, eta=eta)

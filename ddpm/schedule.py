@@ -16,7 +16,7 @@ LONGEST = 100_000
 
 
 def cosine_alphas_cumprod(T: int, s: float = 0.008, max_beta: float = 0.999) -> FloatArray:
-    """Cumulative products of the cosine schedule, Eq. 9: f(t) = cos²((t/T + s)/(1 + s) · π/2).
+    """Return the cumulative products of the cosine schedule, Eq. 9: f(t) = cos²((t/T + s)/(1 + s) · π/2).
 
     Args:
         T: number of diffusion steps.
@@ -27,7 +27,7 @@ def cosine_alphas_cumprod(T: int, s: float = 0.008, max_beta: float = 0.999) -> 
         `alphas_cumprod`, float64, shape (T + 1,). Index 0 is the clean image (exactly 1.0), index T is pure noise.
 
     Raises:
-        ConfigError: T is no whole number in 1 … 100 000.
+        ConfigError: T is not a whole number in 1 … 100 000.
     """
     if not isinstance(T, int | np.integer) or not 1 <= T <= LONGEST:
         raise ConfigError(f"the number of diffusion steps must be a whole number in 1 … {LONGEST}, got {shown(T)}")
@@ -37,10 +37,10 @@ def cosine_alphas_cumprod(T: int, s: float = 0.008, max_beta: float = 0.999) -> 
 
 
 def even_steps(start: int, forwards: int) -> NDArray[np.int64]:
-    """The diffusion steps from 0 to `start` that a chain of so many evenly spaced steps visits, (forwards + 1,).
+    """Return the diffusion steps from 0 to `start` that a chain of evenly spaced steps visits, (forwards + 1,).
 
     Raises:
-        ConfigError: `forwards` is no whole number in 1 … start.
+        ConfigError: `forwards` is not a whole number in 1 … start.
     """
     if not isinstance(forwards, int | np.integer) or not 1 <= forwards <= start:
         raise ConfigError(f"forwards must be a whole number in 1 … {start}, the steps of the chain, got {forwards!r}")
@@ -48,19 +48,19 @@ def even_steps(start: int, forwards: int) -> NDArray[np.int64]:
 
 
 def even_levels(start: int, forwards: int) -> tuple[int, ...]:
-    """Return the falling levels at which a chain of evenly spaced steps runs the network, as `even_steps` above 0.
+    """Return the falling levels at which a chain of evenly spaced steps runs the network: `even_steps` above 0.
 
     Raises:
-        ConfigError: as `even_steps`.
+        ConfigError: see `even_steps`.
     """
     return tuple(even_steps(start, forwards)[:0:-1].tolist())
 
 
 def check_levels(levels: Sequence[int], T: int) -> tuple[int, ...]:
-    """Checks a schedule that is given by the steps at which the network runs.
+    """Check a schedule that is given by the steps at which the network runs.
 
     Raises:
-        ConfigError: they are no falling whole numbers from T on, the last of them at least 1.
+        ConfigError: the levels are not falling whole numbers from T on, the last of them at least 1.
     """
     levels = levels if isinstance(levels, tuple | list) else []
     whole = all(isinstance(level, int | np.integer) and not isinstance(level, bool) for level in levels)
@@ -73,7 +73,7 @@ def check_levels(levels: Sequence[int], T: int) -> tuple[int, ...]:
     return tuple(int(level) for level in levels)
 
 
-# A forward does the work of at most so many steps.
+# Largest number of steps whose work one forward does.
 MOST_SUBSTEPS = 1024
 
 
@@ -83,8 +83,8 @@ class Schedule:
 
     Attributes:
         levels: falling levels, the first of which is the number of steps of the cosine schedule; the clean image,
-            level 0, follows by itself.
-        substeps: for each level the number of even steps whose work its forward does; empty: 1 each.
+            level 0, is added.
+        substeps: number of even steps whose work the forward at each level does; empty: 1 each.
 
     Raises:
         ConfigError: the levels do not fall, or a number of substeps is out of range.
@@ -115,11 +115,11 @@ class Schedule:
         """Return the schedule of a text.
 
         Args:
-            text: levels, each perhaps with its substeps, as in "20,13,6,2" or "20*4,9"; or even forwards, as in
+            text: levels, optionally with substeps, as in "20,13,6,2" or "20*4,9"; or even forwards, as in
                 "even:8" or, with 8 substeps each, "even:2*8".
 
         Raises:
-            ConfigError: the text says nothing of the kind.
+            ConfigError: the text is not a schedule.
         """
         word, colon, rest = text.partition(":")
         try:
@@ -164,12 +164,12 @@ class Schedule:
         return max(self.substeps) == 1
 
     def jumps(self) -> Iterator[tuple[int, int]]:
-        """The level that each forward goes to, and its substeps."""
+        """Return the level that each forward goes to, and its substeps."""
         return zip((*self.levels[1:], 0), self.substeps, strict=True)
 
 
 def as_schedule(levels: "Schedule | str | Sequence[int]") -> Schedule:
-    """Return a schedule that is given as one, by its text, or by its falling levels.
+    """Return a schedule that is given as a `Schedule`, a text, or falling levels.
 
     Raises:
         ConfigError: it is none of these.

@@ -185,7 +185,7 @@ def test_train_save_load_resume(
     before = Agent.build(agent.config).policy.state_dict()
     assert any(not torch.equal(before[name], value) for name, value in agent.policy.state_dict().items())
 
-    with pytest.raises(ConfigError, match="is not empty; go on with its run by --resume"):
+    with pytest.raises(ConfigError, match="is not empty; continue its run by --resume"):
         train_agent(config(algorithm), run)
     train_agent(resumed_config(run, {"env_steps": 16 * DECISIONS}), run, resume=True)
     longer = read_curve(run / "evaluations.csv")

@@ -63,7 +63,7 @@ def test_where_a_run_may_begin(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "config.json") as temporary:
         temporary.touch()
     check_new_run(tmp_path, True)
-    with pytest.raises(ConfigError, match="is not empty; go on with its run by --resume"):
+    with pytest.raises(ConfigError, match="is not empty; continue its run by --resume"):
         check_new_run(tmp_path, False)
     for resume in (False, True):
         with pytest.raises(ConfigError, match=r"must be a folder, but .*config\.json is a file"):

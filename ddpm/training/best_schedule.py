@@ -1,9 +1,9 @@
 """The best schedule of a few steps by dynamic programming.
 
-What a chain that jumps from level to level costs is a sum of one term for each jump, so the best levels for any number
-of forwards follow from a table of all jumps, which training photographs fill. There are two tables: the terms of the
-evidence lower bound (Watson et al. 2021), and how far each jump of DDIM lands from the trajectory of a chain of many
-steps, in the manner of OptimalSteps (Pei et al. 2025).
+The cost of a chain that jumps from level to level is a sum of one term for each jump, so the best levels for any number
+of forwards follow from a table of all jumps, which is measured on training photographs. There are two tables: the terms
+of the evidence lower bound (Watson et al. 2021), and the distance of each jump of DDIM from the trajectory of a chain
+of many steps, similar to OptimalSteps (Pei et al. 2025).
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ from ddpm.util.errors import ConfigError
 def x0_errors(
     unet: NoiseLevelDenoiser, alphas_cumprod: FloatArray, hr: Tensor, lr_up: Tensor, noise: Noise
 ) -> FloatArray:
-    """Mean squared error of the net's estimate of x_0 at every diffusion step. NFE: T.
+    """Return the mean squared error of the net's estimate of x_0 at every diffusion step. NFE: T.
 
     Args:
         unet: the net.
@@ -44,7 +44,7 @@ def x0_errors(
 
 
 def jump_costs(alphas_cumprod: FloatArray, errors: FloatArray) -> NDArray[np.float64]:
-    """The term of the bound for each jump of the ancestral chain, in nats per value, but for constants.
+    """Return the term of the bound for each jump of the ancestral chain, in nats per value, without constants.
 
     For s ≥ 1 it is the KL divergence between q(x_s | x_t, x_0) and the same with the net's estimate of x_0: two normal
     distributions of one variance. For s = 0 it is the negative logarithm of a normal density around the estimate,
@@ -52,7 +52,7 @@ def jump_costs(alphas_cumprod: FloatArray, errors: FloatArray) -> NDArray[np.flo
 
     Args:
         alphas_cumprod: (T + 1,), index 0 is the clean image.
-        errors: mean squared error of the estimate of x_0 at each step, (T + 1,), as `x0_errors` gives them.
+        errors: mean squared error of the estimate of x_0 at each step, (T + 1,), as `x0_errors` returns it.
 
     Returns:
         (T + 1, T + 1): entry [t, s] is the cost of the jump from t to s; infinite where s ≥ t.
@@ -68,7 +68,7 @@ def jump_costs(alphas_cumprod: FloatArray, errors: FloatArray) -> NDArray[np.flo
 
 @torch.inference_mode()
 def trajectory_errors(denoiser: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise) -> FloatArray:
-    """Return how far each jump of DDIM lands from the trajectory of the chain of all steps. NFE: T.
+    """Return the distance of each jump of DDIM from the trajectory of the chain of all steps. NFE: T.
 
     The jump from t to s begins on the trajectory, at step t, and is compared with the trajectory at step s.
 
@@ -101,10 +101,10 @@ def trajectory_errors(denoiser: Denoiser, alphas_cumprod: FloatArray, lr_up: Ten
 
 
 def best_levels(costs: NDArray[np.float64], forwards: int) -> tuple[int, ...]:
-    """The levels of the cheapest chain with so many forwards, from T down.
+    """Return the levels of the cheapest chain with a number of forwards, from T down.
 
     Args:
-        costs: of each jump, (T + 1, T + 1), as `jump_costs` and `trajectory_errors` return them.
+        costs: cost of each jump, (T + 1, T + 1), as `jump_costs` and `trajectory_errors` return them.
         forwards: number of jumps, 1 … T.
 
     Returns:
@@ -116,7 +116,7 @@ def best_levels(costs: NDArray[np.float64], forwards: int) -> tuple[int, ...]:
     T = len(costs) - 1
     if not 1 <= forwards <= T:
         raise ConfigError(f"forwards must be a whole number in 1 … {T}, got {forwards}")
-    # the cheapest way from each step to 0 with so many jumps, and where its first jump goes
+    # the cost of the cheapest way from each step to 0 for a number of jumps, and the step after its first jump
     cheapest = np.full(T + 1, np.inf)
     cheapest[0] = 0.0
     moves = []

@@ -1,4 +1,4 @@
-"""Settings of trainings. Nothing here needs torch, so that the command line can show the defaults at once."""
+"""Settings of trainings. This module does not need torch, so that the command line shows the defaults at once."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,15 @@ from typing import Any, ClassVar, Literal
 from ddpm.util.checks import check_most, check_types
 from ddpm.util.errors import ConfigError
 
-# Of iterations and what is counted like them; all samples of a run together must be a number that C knows.
+# Largest number of iterations and similar counts (all samples of a run together must fit an integer of C), and of
+# worker processes.
 MOST, MOST_WORKERS = 10**9, 256
-# Of times that a net enlarges, and of a predictor's channels.
+# Largest factor of an enlargement, and largest number of a predictor's channels.
 MOST_TIMES, MOST_CHANNELS = 64, 4096
 
 
 def check_least(config: Any, least: int, *names: str) -> None:
-    """Raises ConfigError where one of these fields of a dataclass is smaller than `least`."""
+    """Raise ConfigError if one of these fields of a dataclass is smaller than `least`."""
     for name in names:
         if getattr(config, name) < least:
             raise ConfigError(f"{name} must be at least {least}, got {getattr(config, name)}")
@@ -27,10 +28,10 @@ class TrainingConfig:
 
     Attributes:
         images: Folder, file or pattern of photographs; may be repeated.
-        init: What training begins with instead of random weights.
-        degradation: How low-resolution inputs are made: "bicubic", or as photographs that people enlarge: "photo", or
-            "photo2" for all of it twice; with a strength in 0 … 1, as in "photo:0.5", or without, and then drawn for
-            each crop.
+        init: Weights with which training begins, instead of random ones.
+        degradation: Degradation of low-resolution inputs: "bicubic"; "photo", like photographs that people enlarge; or
+            "photo2", the same twice. The last two may have a strength in 0 … 1, as in "photo:0.5"; without it,
+            strengths are drawn for each crop.
         crop: Side of the random crops, in pixels of the target.
         turns: Also turn crops, by 90 degrees and upside down; without it, crops are only mirrored.
         batch_size: Crops per iteration and process.
@@ -41,12 +42,12 @@ class TrainingConfig:
         warmup: Iterations of linear warm-up.
         loss: Distance that is minimised, L1 as in SR3, or L2.
         clip: Largest norm of the gradient.
-        ema_decay: Decay per iteration of the averaged weights, which are the ones that ship.
-        mixed_precision: Number format; "auto" is bf16 on a GPU that has it, else none.
-        seed: Seed of everything random, 0 … 2⁶³ - 1.
+        ema_decay: Decay per iteration of the averaged weights, which the checkpoint holds.
+        mixed_precision: Number format; "auto" is bf16 on a GPU that supports it, else none.
+        seed: Seed of all random numbers, 0 … 2⁶³ - 1.
         save_every: Iterations between checkpoints and sample grids.
         workers: Processes that load pictures; 0 loads in the training process.
-        cache_mb: Decoded pictures kept in memory, in MiB, per loading process.
+        cache_mb: Size of the decoded pictures kept in memory, in MiB, per loading process.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -71,11 +72,11 @@ class TrainingConfig:
     workers: int = 0
     cache_mb: int = 1024
 
-    # What may change when a run goes on.
+    # Settings that may change when a run continues.
     RESUMABLE: ClassVar[frozenset[str]] = frozenset({"images", "iterations", "save_every", "workers", "cache_mb"})
 
     def __post_init__(self) -> None:
-        from ddpm.pictures.degradation import Degradation  # which needs torch
+        from ddpm.pictures.degradation import Degradation  # needs torch
 
         check_types(self)
         Degradation.parse(self.degradation)
@@ -89,7 +90,7 @@ class TrainingConfig:
             )
 
     def learning_rate(self, iteration: int) -> float:
-        """Learning rate of one iteration, counted from 0."""
+        """Return the learning rate of one iteration, counted from 0."""
         progress = iteration / self.iterations
         factor = {
             "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
@@ -126,7 +127,7 @@ class PredictorConfig(TrainingConfig):
 
     Attributes:
         init: File of a SPAN of the same scale and width whose weights training begins with.
-        scale: How many times the net enlarges.
+        scale: Factor by which the net enlarges.
         channels: Feature channels of the net.
     """
 
@@ -148,9 +149,9 @@ class SubstepsConfig(TrainingConfig):
     Attributes:
         init: Checkpoint (name, folder or Hub id) whose network learns substeps.
         most: The most steps whose work one forward learns to do, a power of 2; an iteration takes longer with more.
-        trained: What is trained beside the embedding of the jump: "all", a copy of the network that runs where there
-            are substeps; "low-rank", a low-rank addition to each of its convolutions; "embedding", nothing. With one
-            substep the network stays as it is, whatever is trained.
+        trained: Weights that are trained beside the embedding of the jump: "all", a copy of the network that runs where
+            there are substeps; "low-rank", a low-rank addition to each of its convolutions; "embedding", none. With
+            one substep the network stays the same in all three cases.
         rank: Rank of the additions of "low-rank".
         eval_images: Folder, file or pattern of photographs of the validation table; may be repeated.
         eval_size: Side of their centre crops, in pixels.

@@ -1,4 +1,4 @@
-"""Training of a predictor: spandrel's SPAN, for enlargements for which there is none yet."""
+"""Training of a predictor: spandrel's SPAN, for enlargements that do not have one yet."""
 
 from pathlib import Path
 
@@ -18,19 +18,19 @@ from ddpm.util.torchvision_ops import ensure_torchvision
 
 
 def _span(config: PredictorConfig) -> nn.Module:
-    """A SPAN with the weights to begin with.
+    """Return a SPAN with its initial weights.
 
-    A net with random weights has no normalisation to 255 levels, which makes such a net slow to learn.
+    A net with random weights does not normalise to 255 levels, because that slows down learning.
 
     Raises:
-        CheckpointError: `init` is no SPAN of this scale and width.
+        CheckpointError: `init` is not a SPAN of this scale and width.
     """
     ensure_torchvision()
     from spandrel.architectures.SPAN import SPAN
 
     tensors = None
     if config.init is not None:
-        load_predictor(config.init, config.scale)  # refuses what is damaged
+        load_predictor(config.init, config.scale)  # refuses damaged files
         tensors = load_file(config.init)
     norm = tensors is not None and "no_norm" not in tensors
     net = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=config.channels, upscale=config.scale, norm=norm)
@@ -46,10 +46,10 @@ def _span(config: PredictorConfig) -> nn.Module:
 
 
 def _expanded(fused: nn.Module, span: nn.Module) -> dict[str, Tensor]:
-    """The state of a SPAN whose expanded convolutions are equal to the plain ones of the net that was trained.
+    """Return the state of a SPAN whose expanded convolutions equal the plain ones of the trained net.
 
-    SPAN expands a convolution into three and a shortcut: 1 x 1, 3 x 3, 1 x 1. Here the outer ones pass the channels
-    through, the 3 x 3 in between is the plain convolution, and the shortcut is zero.
+    SPAN expands a convolution into three, 1 x 1, 3 x 3 and 1 x 1, and a shortcut. Here the outer ones pass the channels
+    through, the 3 x 3 between them is the plain convolution, and the shortcut is zero.
     """
     plain = dict(fused.named_modules())
     for name, module in span.named_modules():
@@ -76,20 +76,20 @@ def _expanded(fused: nn.Module, span: nn.Module) -> dict[str, Tensor]:
 
 
 def train_predictor(config: PredictorConfig, folder: str | Path, resume: bool = False) -> Path:
-    """Trains SPAN; its averaged weights go to `folder/checkpoint/predictor.safetensors`, which `train-ddpm` takes.
+    """Train SPAN; its averaged weights go to `folder/checkpoint/predictor.safetensors`, which `train-ddpm` takes.
 
     They are stored in half precision.
 
     Args:
         config: the settings.
         folder: the run's folder.
-        resume: go on from the newest state in the folder (or start, if there is none yet).
+        resume: whether to continue from the newest state in the folder (or start, if there is none yet).
 
     Returns:
         The file of the trained predictor.
 
     Raises:
-        ConfigError: as `ddpm.training.trainer.fit`.
+        ConfigError: see `ddpm.training.trainer.fit`.
         CheckpointError: the weights that training begins with do not fit.
         ImageError: the photographs cannot be used.
     """

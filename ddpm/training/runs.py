@@ -17,7 +17,7 @@ except ImportError:  # Windows
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import read_json, remove_leftovers, write_json
 
-# So many bytes of a file tell it from others of its name and size.
+# Number of bytes that distinguish a file from others of its name and size.
 PART = 4096
 PACKAGES = (
     "skipdiff",
@@ -34,7 +34,7 @@ PACKAGES = (
 
 
 def pictures_digest(pictures: Iterable[Path | bytes]) -> str:
-    """Return letters that stand for pictures: of files, their names, their sizes and a part of each."""
+    """Return a digest of pictures; of files, it covers their names, their sizes and a part of each."""
     digest = hashlib.blake2b(digest_size=8)
     for picture in pictures:
         if isinstance(picture, bytes):
@@ -49,16 +49,16 @@ def pictures_digest(pictures: Iterable[Path | bytes]) -> str:
 
 
 def start_run(folder: Path, config: Mapping[str, Any], pictures: str | None = None, goes_on: bool = False) -> None:
-    """Writes `config.json` and `versions.json` (packages, Python, machine, command line) into a run's folder.
+    """Write `config.json` and `versions.json` (packages, Python, machine, command line) into a run's folder.
 
     Args:
         folder: the run's folder.
         config: the settings.
-        pictures: what `pictures_digest` says of the pictures; None: nothing.
+        pictures: `pictures_digest` of the pictures; None: the run does not have any.
         goes_on: whether the run has learnt from pictures before, which must still be the same.
 
     Raises:
-        ConfigError: they are others.
+        ConfigError: the pictures are different ones.
     """
     versions: dict[str, Any] = {
         "python": platform.python_version(), "machine": platform.platform(), "command": sys.argv, "pictures": pictures,
@@ -66,7 +66,7 @@ def start_run(folder: Path, config: Mapping[str, Any], pictures: str | None = No
     if goes_on and (folder / "versions.json").exists():
         before = read_json(folder / "versions.json")
         known = before.get("pictures") if isinstance(before, dict) else None
-        if known not in (None, pictures):  # runs of older versions do not say
+        if known not in (None, pictures):  # runs of older versions do not hold it
             raise ConfigError(
                 f"the run in {folder} was trained on other pictures ({known}, got {pictures}); put them back, or start "
                 "a new run with those"
@@ -81,28 +81,28 @@ def start_run(folder: Path, config: Mapping[str, Any], pictures: str | None = No
 
 
 def check_new_run(folder: Path, resume: bool) -> None:
-    """Refuses a folder that a run cannot begin in.
+    """Refuse a folder in which a run cannot begin.
 
     Args:
         folder: the run's folder.
-        resume: whether the run goes on in it. Else it must be empty, but for hidden files, or not be there.
+        resume: whether the run continues in it. Else it must be empty, except for hidden files, or not exist.
 
     Raises:
-        ConfigError: it is a file, or holds something.
+        ConfigError: it is a file, or is not empty.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out must be a folder, but {folder} is a file; give another name")
     if not resume and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty; go on with its run by --resume, or give another folder")
+        raise ConfigError(f"{folder} is not empty; continue its run by --resume, or give another folder")
 
 
 @contextmanager
 def lock_run(folder: Path, wanted: bool = True) -> Iterator[None]:
-    """Keeps other processes out of a run's folder while the block runs; removes what killed ones have left.
+    """Keep other processes out of a run's folder while the block runs; remove the leftovers of killed ones.
 
     Args:
         folder: the run's folder; it is made where it is missing, and removed again if it stays empty.
-        wanted: whether to lock at all; of several processes of one run only the first does.
+        wanted: whether to lock the folder; of several processes of one run only the first one does.
 
     Raises:
         ConfigError: another process holds the folder, or the folder cannot be written.

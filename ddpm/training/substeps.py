@@ -1,9 +1,9 @@
 """Training of substeps: one forward of a network learns to do the work of several even DDIM steps.
 
-The idea is that of progressive distillation (Salimans and Ho 2022) and of shortcut models (Frans et al. 2024). Here the
-number of substeps m is an input, so that one network serves every m, and the plain network, which is m = 1, stays as it
-is and is the teacher for every m. (If a jump is taught by two halves of m/2 substeps, as in these papers, errors add up
-from one m to the next, and the results become ever grainier.)
+The idea comes from progressive distillation (Salimans and Ho 2022) and shortcut models (Frans et al. 2024). Here the
+number of substeps m is an input, so that one network serves every m. The plain network, which is m = 1, does not change
+and is the teacher for every m. (If a jump is taught by two halves of m/2 substeps, as in these papers, errors add up
+from one m to the next, and the results become grainier and grainier.)
 """
 
 import math
@@ -34,7 +34,8 @@ from ddpm.util.progress import say
 
 # Parts of all jumps that span the whole way, that begin at pure noise, and that end at the clean image.
 WHOLE, FROM_NOISE, TO_CLEAN = 0.6, 0.3, 0.3
-# The shortest jump, in parts of the way; with many substeps no shorter one than so many of them make together.
+# The shortest jump, as a part of the way; and the largest number of substeps in the whole way, so that jumps of many
+# substeps are longer.
 SHORTEST, FINEST = 0.05, 48
 # Signal levels √ᾱ that pure noise has in cosine schedules of one step to a hundred, see `max_beta` there.
 NOISIEST = 5e-4, 0.032
@@ -60,10 +61,10 @@ class LowRank(nn.Module):
 
 
 def _trainable(jumps: UNet, config: SubstepsConfig) -> None:
-    """Freezes what is not to be trained, and adds what is."""
+    """Freeze the weights that are not trained, and add those that are."""
     for module in jumps.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # the targets are exact, so there is nothing to be careful about
+            module.p = 0.0  # the targets are exact, so no regularisation is needed
     jumps.requires_grad_(config.trained == "all")
     if config.trained == "low-rank":
         for module in [module for module in jumps.modules() if isinstance(module, nn.Conv2d)]:
@@ -73,7 +74,7 @@ def _trainable(jumps: UNet, config: SubstepsConfig) -> None:
 
 
 def _merged(jumps: nn.Module, unet: UNet) -> UNet:
-    """A network of jumps for `unet` whose weights are those of `jumps`, with the additions."""
+    """Return a network of jumps for `unet` with the weights of `jumps`, additions included."""
     merged = unet.jump_network()
     places = [(name, *name.rpartition(".")[::2]) for name in merged.state_dict()]
     merged.load_state_dict({name: getattr(jumps.get_submodule(module), leaf) for name, module, leaf in places})
@@ -81,7 +82,7 @@ def _merged(jumps: nn.Module, unet: UNet) -> UNet:
 
 
 def signal_level(t: FloatArray) -> FloatArray:
-    """√ᾱ of the cosine schedule (Eq. 9) at parts t of the way from the clean image, 0, to pure noise, 1."""
+    """Return √ᾱ of the cosine schedule (Eq. 9) at parts t of the way from the clean image, 0, to pure noise, 1."""
     s = 0.008
     return np.cos((t + s) / (1 + s) * np.pi / 2) / np.cos(s / (1 + s) * np.pi / 2)
 
@@ -112,29 +113,29 @@ def substeps_loss(
     most: int,
     distance: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Return the distance between the v of jumps with m substeps and the v that leads where m even steps lead.
+    """Return the distance between the v of jumps with m substeps and the v that arrives where m even steps do.
 
     With φ = arccos √ᾱ, a DDIM step (η = 0) turns (x, v) by the angle D = φ_l - φ_s: x_s = cos D·x_l - sin D·v.
 
     Args:
         model: network of the jumps, perhaps wrapped for several processes.
-        unet: the plain network, which runs the even steps; not changed.
+        unet: the plain network, which runs the even steps; it is not changed.
         hr: target crops (B, 3, H, W) in [-1, 1].
         lr_image: their low-resolution pictures, (B, 3, h, w) in [-1, 1].
         most: largest number of substeps.
         distance: (prediction, truth) → scalar.
     """
     count, device = len(hr), hr.device
-    # of torch's generator, which the trainer seeds for each iteration
+    # seeded by torch's generator, which the trainer seeds for each iteration
     rng = np.random.default_rng(int(torch.randint(2**31, ())))
     begin, end, substeps = draw_jumps(rng, count, most)
-    # the levels at which the even steps stand, (most + 1, count)
+    # the levels of the even steps, (most + 1, count)
     done = np.minimum(np.arange(most + 1)[:, None] / substeps, 1)
     levels = signal_level(begin + (end - begin) * done)
     lowest, highest = np.log(NOISIEST)
     noisiest = np.exp(rng.uniform(lowest, highest, count))
     levels[0] = np.where(begin == 1, noisiest, levels[0])
-    # a table of all levels, so that the sampler can name them by number
+    # a table of all levels, so that the sampler can refer to them by number
     table, numbers = levels.ravel() ** 2, np.arange(levels.size).reshape(levels.shape)
 
     def per_member(values: NDArray[np.floating] | NDArray[np.integer]) -> Tensor:
@@ -199,14 +200,14 @@ def train_substeps(
     Args:
         config: the settings.
         folder: the run's folder.
-        resume: continue from the newest state in the folder (or start, if there is none yet).
-        perceptual: the distance of the validation table; None: no table is made.
+        resume: whether to continue from the newest state in the folder (or start, if there is none yet).
+        perceptual: the distance of the validation table; None: do not make a table.
 
     Returns:
         The folder of the trained checkpoint.
 
     Raises:
-        ConfigError: as `ddpm.training.trainer.fit`, or the network does not predict v.
+        ConfigError: the network does not predict v; see also `ddpm.training.trainer.fit`.
         CheckpointError: the checkpoint cannot be loaded.
         ImageError: the photographs cannot be used.
     """
@@ -234,7 +235,7 @@ def train_substeps(
         def export(averaged: nn.Module, checkpoint: Path) -> None:
             shipped, jumps = load_unet(str(config.init)), _merged(averaged, unet).cpu()
             if all(torch.equal(tensor, tensor.half().float()) for tensor in shipped.state_dict().values()):
-                shipped, jumps = shipped.half(), jumps.half()  # as its file has them
+                shipped, jumps = shipped.half(), jumps.half()  # like the weights in its file
             shipped.add_substeps(config.most, jumps)
             save_checkpoint(shipped, checkpoint)
 
@@ -267,7 +268,7 @@ def train_substeps(
 
 
 def _validation_pictures(config: SubstepsConfig, unet: UNet) -> list[tuple[Tensor, Tensor]]:
-    """Centre crops of the photographs of the validation table, and their low-resolution pictures."""
+    """Return centre crops of the photographs of the validation table, and their low-resolution pictures."""
     if not config.eval_images:
         return []
     if config.eval_size % math.lcm(unet.multiple, unet.scale):

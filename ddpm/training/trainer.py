@@ -1,7 +1,7 @@
 """The training loop that the diffusion net and the predictor share: run folder, states, averaged weights, resuming.
 
-All randomness is a function of (seed, iteration): a run that is killed and resumed gives the weights of one that was
-not.
+All randomness is a function of (seed, iteration): a run that is killed and resumed ends with the weights of one
+that was not.
 """
 
 import math
@@ -33,24 +33,25 @@ C = TypeVar("C", bound="TrainingConfig")
 
 
 def distance(loss: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function (prediction, truth) → scalar of a loss, "l1" or "l2"."""
+    """Return the function (prediction, truth) → scalar of a loss, "l1" or "l2"."""
     return nn.functional.l1_loss if loss == "l1" else nn.functional.mse_loss
 
 
 @dataclass(frozen=True)
 class Trainee:
-    """What is trained.
+    """A network in training, and its loss and outputs.
 
     Attributes:
-        model: its random or initial weights; trained in place.
-        scale: how many times it enlarges.
+        model: the network with random or initial weights; trained in place.
+        scale: factor by which it enlarges.
         loss: (the model, perhaps wrapped for several processes; targets (B, 3, H, W) and their low-resolution pictures,
             both in [-1, 1]) → scalar loss.
-        export: writes a copy of the averaged model, which it may change, into a folder that other commands can load.
+        export: (averaged model, folder) → None; writes a copy of the model, which it may change, into a folder that
+            other commands can load.
         preview: (averaged model in inference mode, targets, low-resolution pictures) → picture of samples, uint8
             (H, W, 3), for TensorBoard.
-        multiples: name → further numbers beside the scale that the side of a crop must be a multiple of.
-        validate: (averaged model in inference mode) → name → figure, for TensorBoard; None: nothing is measured.
+        multiples: name → further numbers that must divide the side of a crop, beside the scale.
+        validate: (averaged model in inference mode) → name → figure, for TensorBoard; None: no validation.
     """
 
     model: nn.Module
@@ -63,7 +64,7 @@ class Trainee:
 
 
 def latest_state(folder: Path) -> Path | None:
-    """The newest whole training state in a run's folder."""
+    """Return the newest whole training state in a run's folder."""
     states = _states(folder)
     return states[-1] if states else None
 
@@ -73,7 +74,7 @@ def _states(folder: Path) -> list[Path]:
 
 
 def resumed_config(kind: type[C], folder: Path, given: Mapping[str, Any]) -> C:
-    """The configuration of a run that goes on, with the given changes.
+    """Return the configuration of a run that continues, with the given changes.
 
     Args:
         kind: class of the configuration.
@@ -81,7 +82,8 @@ def resumed_config(kind: type[C], folder: Path, given: Mapping[str, Any]) -> C:
         given: setting → value; settings of a nested mapping, such as those of the net, may be named directly.
 
     Raises:
-        ConfigError: the folder holds no run, its configuration is damaged, or a change would make it another run.
+        ConfigError: the folder does not hold a run, its configuration is damaged, or a change would make it another
+            run.
     """
     if not (folder / "config.json").exists():
         raise ConfigError(f"nothing to resume: {folder} holds no config.json; leave out --resume to start a run")
@@ -116,9 +118,9 @@ def _accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
     precision = config.mixed_precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    # Accelerate keeps the precision of an earlier training of this process, and takes no other one beside it
+    # Accelerate keeps the precision of an earlier training of this process, and refuses another one
     AcceleratorState._reset_state()
-    # without an accelerator, Accelerate joins the processes of torchrun only if it is told to use the CPU
+    # without an accelerator, Accelerate joins the processes of torchrun only with cpu=True
     return Accelerator(
         cpu=not torch.accelerator.is_available(), mixed_precision=precision, log_with="tensorboard", project_dir=folder
     )
@@ -126,11 +128,11 @@ def _accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
 
 @dataclass(frozen=True)
 class _Samples(Sequence[int]):
-    """Numbers of samples: those of one batch after the other.
+    """The numbers of the samples, batch by batch.
 
     Attributes:
         batches: the numbers of the batches.
-        size: samples of a batch.
+        size: number of samples in a batch.
     """
 
     batches: range
@@ -145,14 +147,15 @@ class _Samples(Sequence[int]):
 
 
 class Training:
-    """A run of `fit`, once its pictures are checked.
+    """A run of `fit`, with checked pictures.
 
     Args:
         config: the settings.
         folder: the run's folder.
-        resume: go on from the newest state in the folder (or start, if there is none yet).
-        make: makes what is trained; called with whether its weights are to be the initial ones (no state is there yet).
-        kind: name of what is trained, for the progress bar.
+        resume: whether to continue from the newest state in the folder (or start, if there is none yet).
+        make: function that returns the trainee; its argument is True if the initial weights are needed (there is no
+            state yet).
+        kind: name of the training, for the progress bar.
     """
 
     def __init__(
@@ -171,7 +174,7 @@ class Training:
             if config.crop % multiple:
                 raise ConfigError(f"crop must be a multiple of the net's {name} {multiple}, got {config.crop}")
         paths = find_images(config.images)
-        # every process reads its own samples: process p takes batches p, p + processes, …
+        # every process reads other samples: process p takes batches p, p + processes, …
         samples = config.iterations * self.accelerator.num_processes * config.batch_size
         degradation = Degradation.parse(config.degradation)
         self.dataset = CropDataset(
@@ -179,11 +182,11 @@ class Training:
         )
 
     def run(self) -> None:
-        """Trains to the last iteration."""
-        # 1. the run's folder says what it holds before anything is computed
+        """Train to the last iteration."""
+        # 1. the run's folder gets its configuration before anything is computed
         if self.main:
             start_run(self.folder, asdict(self.config), pictures_digest(self.dataset.paths), self.state is not None)
-        # 2. model, optimizer and average, as they were where a state is there
+        # 2. model, optimizer and average, loaded from the state if there is one
         accelerator, config = self.accelerator, self.config
         model = self.trainee.model
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)).to(accelerator.device)
@@ -216,19 +219,19 @@ class Training:
         accelerator.end_training()
 
     def _load_state(self) -> None:
-        """Brings everything to where it was when the state was written, if there is one."""
+        """Load the newest state, if there is one."""
         if self.state is None:
             return
         try:
             self.accelerator.load_state(str(self.state))
-        except Exception as error:  # of damaged files, torch, safetensors and Accelerate raise nearly anything
+        except Exception as error:  # torch, safetensors and Accelerate raise nearly anything on damaged files
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
                 f"the state {self.state} is damaged ({reason[:120]}); remove it, and --resume begins the run anew"
             ) from None
 
     def _batches(self) -> Iterator[Sequence[Tensor]]:
-        """The batches of this process, targets and inputs, from the first iteration that is left."""
+        """Return the batches of this process, targets and inputs, from the first remaining iteration on."""
         accelerator, config = self.accelerator, self.config
         turns = range(
             self.first * accelerator.num_processes + accelerator.process_index,
@@ -244,7 +247,7 @@ class Training:
     def _iterate(
         self, iteration: int, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Sequence[Tensor]
     ) -> Tensor:
-        """One optimizer step; gives its loss."""
+        """Run one optimizer step and return its loss."""
         seeds = np.random.SeedSequence([self.config.seed, iteration, self.accelerator.process_index])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         for group in optimizer.param_groups:
@@ -259,7 +262,7 @@ class Training:
         return loss.detach()
 
     def _log(self, losses: list[Tensor], done: int) -> float:
-        """Writes the mean of the losses since the last time, and refuses to go on where it is not finite."""
+        """Log the mean of the losses since the last call and return it; raise ConfigError if it is not finite."""
         mean = torch.stack(losses).mean().item()
         losses.clear()
         if not math.isfinite(mean):
@@ -270,7 +273,7 @@ class Training:
         return mean
 
     def _save(self, done: int, averaged: nn.Module, preview: Sequence[Tensor]) -> None:
-        """Writes the state, drops the one before, and exports the averaged weights."""
+        """Write the state, remove the previous one, and export the averaged weights."""
         self.accelerator.wait_for_everyone()
         if self.main:
             state = self.folder / f"state-{done:08d}"
@@ -296,14 +299,14 @@ class Training:
 
 
 def fit(config: TrainingConfig, folder: str | Path, resume: bool, make: Callable[[bool], Trainee], kind: str) -> Path:
-    """Trains; averaged weights go to `folder/checkpoint`, the training state to `folder/state-*`.
+    """Train a network; averaged weights go to `folder/checkpoint`, the training state to `folder/state-*`.
 
     Args:
         config: the settings.
         folder: the run's folder.
-        resume: go on from the newest state in the folder (or start, if there is none yet).
-        make: makes what is trained; called with whether its weights are to be the initial ones.
-        kind: name of what is trained, for the progress bar.
+        resume: whether to continue from the newest state in the folder (or start, if there is none yet).
+        make: function that returns the trainee; its argument is True if the initial weights are needed.
+        kind: name of the training, for the progress bar.
 
     Returns:
         The folder of the trained checkpoint.

@@ -34,14 +34,14 @@ def training_loss(
     perceptual_weight: float = 0.0,
     distance: Distance = F.l1_loss,
 ) -> Tensor:
-    """Eq. 7: the distance between what the net predicts and the truth, at levels drawn between neighbouring steps.
+    """Return the distance between prediction and truth, at levels drawn between neighbouring steps (Eq. 7).
 
-    With `perceptual`, plus its weight times √ᾱ times the distance between the picture that the prediction stands for
-    and the target. √ᾱ keeps the gradient bounded where a picture estimated from eps is nearly all noise.
+    `perceptual` adds its weight times √ᾱ times the distance between the picture of the prediction and the target. √ᾱ
+    keeps the gradient bounded where a picture estimated from eps is nearly all noise.
 
     Args:
         unet: the net, perhaps wrapped for several processes.
-        config: the bare net, which knows prediction, target and condition.
+        config: the net without a wrapper, which defines prediction, target and condition.
         alphas_cumprod: (T + 1,), index 0 is the clean image.
         hr: target crops (B, 3, H, W) in [-1, 1].
         lr_image: their low-resolution pictures, (B, 3, h, w) in [-1, 1].
@@ -97,13 +97,13 @@ def sample_grid(
 
 
 def initial_settings(checkpoint: str) -> dict[str, Any]:
-    """Settings of a net that begins with a checkpoint's weights: the checkpoint's, less those of its sampling."""
+    """Return the settings for a net with a checkpoint's weights: those of the checkpoint, except for its sampling."""
     sampling = ("start", "coarse_sampler", "levels", "fine_sampler")
     return {name: value for name, value in load_unet(checkpoint).settings.items() if name not in sampling}
 
 
 def _copy_weights(source: UNet, target: UNet, name: str) -> None:
-    """Raises ConfigError where the two nets' tensors differ in name or shape."""
+    """Copy the weights; raise ConfigError if the two nets' tensors differ in name or shape."""
     weights = source.state_dict()
     mismatch = tensor_mismatch(*({k: v.shape for k, v in net.state_dict().items()} for net in (target, source)))
     if mismatch:
@@ -112,7 +112,7 @@ def _copy_weights(source: UNet, target: UNet, name: str) -> None:
 
 
 def _predictor(config: DDPMConfig, folder: Path, init: UNet | None) -> Predictor | None:
-    """The predictor of a run: the copy in its folder, or else what the settings name."""
+    """Return the predictor of a run: the copy in its folder, or else the one in the settings."""
     scale = config.unet.get("scale", 4)
     if (folder / PREDICTOR).is_file():
         return load_predictor(folder / PREDICTOR, scale)
@@ -122,21 +122,21 @@ def _predictor(config: DDPMConfig, folder: Path, init: UNet | None) -> Predictor
 
 
 def train(config: DDPMConfig, folder: str | Path, resume: bool = False, perceptual: Distance | None = None) -> Path:
-    """Trains a UNet.
+    """Train a UNet.
 
     Averaged weights go to `folder/checkpoint` in half precision, the training state to `folder/state-*`.
 
     Args:
         config: the settings.
         folder: the run's folder.
-        resume: go on from the newest state in the folder (or start, if there is none yet).
-        perceptual: the distance that `perceptual_weight` weighs; a module is moved to the device of the training.
+        resume: whether to continue from the newest state in the folder (or start, if there is none yet).
+        perceptual: the distance that `perceptual_weight` applies to; a module is moved to the device of the training.
 
     Returns:
         The folder of the trained checkpoint.
 
     Raises:
-        ConfigError: as `ddpm.training.trainer.fit`, or a setting of the net is wrong.
+        ConfigError: a setting of the net is wrong; see also `ddpm.training.trainer.fit`.
         CheckpointError: the predictor or the checkpoint that training begins with cannot be loaded.
         ImageError: the photographs cannot be used.
     """
@@ -164,7 +164,7 @@ def train(config: DDPMConfig, folder: str | Path, resume: bool = False, perceptu
             shipped = UNet(**{**config.unet, "predictor": None})
             shipped.load_state_dict(averaged.state_dict())
             shipped.half().start_from(unet.predictor)
-            # before the checkpoint, which tells a run that goes on that the copy is there
+            # before the checkpoint, whose existence means to a resumed run that the copy is there
             if unet.predictor is not None and not (checkpoint.parent / PREDICTOR).exists():
                 unet.predictor.save(checkpoint.parent / PREDICTOR)
             save_checkpoint(shipped, checkpoint)

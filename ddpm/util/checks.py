@@ -1,4 +1,4 @@
-"""Checks of what a user gives; each error says what was got and what was expected."""
+"""Checks of a user's input; each error names the value that was got and the expected ones."""
 
 import math
 import sys
@@ -12,52 +12,52 @@ from ddpm.util.errors import ConfigError
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number; True and False are none."""
+    """Return whether a value is a whole number; True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number of at least 0 that a float can hold."""
+    """Return whether a value is a number of at least 0 that a float can hold."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def check_whole(least: int = 1, **numbers: Any) -> None:
-    """Raises ConfigError where a setting is no whole number of at least `least`."""
+    """Raise ConfigError if a setting is not a whole number of at least `least`."""
     for name, number in numbers.items():
         if not is_whole(number) or number < least:
             raise ConfigError(f"{name} must be a whole number of at least {least}, got {shown(number)}")
 
 
 def check_most(most: int, **numbers: Any) -> None:
-    """Raises ConfigError where a whole number is larger than `most`."""
+    """Raise ConfigError if a whole number is larger than `most`."""
     for name, number in numbers.items():
         if number > most:
             raise ConfigError(f"{name} must be at most {most}, got {shown(number)}")
 
 
 def check_positive(**factors: Any) -> None:
-    """Raises ConfigError where a setting is no finite number above 0."""
+    """Raise ConfigError if a setting is not a finite number above 0."""
     for name, factor in factors.items():
         if not is_number(factor) or factor == 0:
             raise ConfigError(f"{name} must be a number above 0, got {shown(factor)}")
 
 
 def check_one_of(known: Iterable[Any], **values: Any) -> None:
-    """Raises ConfigError where a setting is none of the known values."""
+    """Raise ConfigError if a setting is not one of the known values."""
     known = list(known)
     for name, value in values.items():
         if value not in known:
             raise ConfigError(f"{name} must be one of {', '.join(map(str, known))}, got {shown(value)}")
 
 
-# Whole numbers that programs in C take.
+# The largest whole number that programs in C take.
 LARGEST = 2**63 - 1
 
 
 def check_types(config: Any) -> None:
-    """Checks each field of a dataclass against its type: numbers, words, `Literal`, sequences, mappings, or None.
+    """Check each field of a dataclass against its type: numbers, words, `Literal`, sequences, mappings, or None.
 
-    Of nested types, those of a sequence's members are looked at; a field of any other type passes.
+    The members of a sequence are checked as well; a field of any other type passes.
 
     Raises:
         ConfigError: a value is of another type, or a number is not finite or too large.
@@ -104,9 +104,9 @@ def _described(hint: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it, cut where it is long."""
+    """Return the text of a value for messages, shortened if it is long."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no whole numbers of more than 4300 digits
+    except ValueError:  # Python does not write whole numbers of more than 4300 digits
         text = "a very large number"
     return text if len(text) <= 80 else f"{text[:77]}..."

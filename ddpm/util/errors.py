@@ -2,7 +2,7 @@
 
 
 class SkipDiffError(ValueError):
-    """Base of every error caused by input; the command line prints it as one line and exits with code 2."""
+    """Base class of the errors caused by input; the command line prints it as one line and exits with code 2."""
 
 
 class ConfigError(SkipDiffError):
@@ -18,7 +18,7 @@ class ImageError(SkipDiffError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error, of Python, NumPy or torch, says that the memory is used up."""
+    """Return whether an error of Python, NumPy or torch means that the memory is used up."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

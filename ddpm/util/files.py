@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written under a temporary name and renamed; and JSON."""
+"""Files and folders that are either complete or absent, since they are written under a temporary name; and JSON."""
 
 import json
 import os
@@ -11,22 +11,22 @@ from typing import Any
 
 from ddpm.util.errors import ConfigError
 
-# How temporary names begin.
+# Prefix of temporary names.
 TEMPORARY = ".skipdiff-"
 
 
 def check_ending(path: Path, endings: Sequence[str]) -> None:
-    """Raises ConfigError where a file to be written has none of these endings, as ".png"; capitals do not matter."""
+    """Raise ConfigError if a file to be written does not have one of these endings, as ".png", in any case."""
     if path.suffix.lower() not in endings:
         raise ConfigError(f"expected a file ending in {', '.join(endings)}, got {path}")
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary name beside `path`; renames it to `path` when the block ends well, else removes it."""
+    """Yield a temporary name beside `path`; rename it to `path` when the block succeeds, else remove it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the name does not repeat that of `path`, which may be as long as the file system takes
+    # the name does not repeat that of `path`, which may have the largest length of the file system
     suffix = path.suffix if len(os.fsencode(path.suffix)) <= 16 else ""
     handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=suffix, dir=path.parent)
     os.close(handle)
@@ -43,7 +43,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary folder beside `path`; renames it to `path`, which must not exist, when the block ends well."""
+    """Yield a temporary folder beside `path`; rename it to `path`, which must not exist, when the block succeeds."""
     temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
     try:
         yield temporary
@@ -54,18 +54,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def real_path(path: str | Path) -> Path:
-    """The absolute path without links; unlike `Path.resolve`, it takes links that lead in a circle."""
+    """Return the absolute path without links; unlike `Path.resolve`, accept links that lead in a circle."""
     return Path(os.path.realpath(path))
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder that is at no time there in part: it is renamed first."""
+    """Remove a folder; it is renamed first, so that it never exists in part."""
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent, ignore_cleanup_errors=True) as temporary:
         path.rename(Path(temporary, path.name))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes have left under temporary names, below a folder that nobody else writes into."""
+    """Remove the temporary files of killed processes below a folder to which nobody else writes."""
     for path in folder.rglob(f"{TEMPORARY}*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -74,7 +74,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def stamp(path: str | Path) -> tuple[int, ...]:
-    """Return numbers that tell a file from one that takes its place; none where there is no file."""
+    """Return numbers that distinguish a file from one that replaces it; empty if there is no file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -83,13 +83,13 @@ def stamp(path: str | Path) -> tuple[int, ...]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON under a temporary name and renames it."""
+    """Write JSON under a temporary name and rename it."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON.
+    """Read JSON.
 
     Raises:
         ConfigError: the file is missing or damaged.

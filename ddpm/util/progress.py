@@ -1,4 +1,4 @@
-"""Progress of long commands, a bar on a terminal and a line now and then in a log; and their orderly end."""
+"""Progress of long commands: a bar on a terminal, or a line every half minute in a log; and their orderly end."""
 
 import signal
 import sys
@@ -13,11 +13,11 @@ SECONDS = 30
 
 
 class _Lines(tqdm):
-    """What stands in for a bar where standard error is no terminal: its own line every half minute."""
+    """The progress where standard error is not a terminal: a line every half minute."""
 
     @staticmethod
     def status_printer(file: Any) -> Any:
-        """Gives what prints a status: a whole line, where a bar would return to its beginning."""
+        """Return the function that prints a status as a line, where a bar would overwrite the last one."""
 
         def print_status(status: str) -> None:
             if status.strip():
@@ -27,32 +27,32 @@ class _Lines(tqdm):
         return print_status
 
     def clear(self, *args: Any, **kwargs: Any) -> None:
-        """Lines stay."""
+        """Do nothing, since printed lines stay."""
 
     def moveto(self, n: int) -> None:
-        """Lines follow one another."""
+        """Do nothing, since each line follows the last one."""
 
     def close(self) -> None:
-        """Ends without a last status, as the command's result follows."""
+        """Close the progress without a last status, since the command's result follows."""
         self.sp = None
         super().close()
 
     def set_postfix(self, *args: Any, **kwargs: Any) -> None:
-        """Remembers what the next status shall end with, without printing one."""
+        """Set the end of the next status, without printing one."""
         super().set_postfix(*args, **{**kwargs, "refresh": False})
 
     def refresh(self, nolock: bool = False, lock_args: Any = None) -> None:
-        """Prints a status when it is due, and not whenever something else was written."""
+        """Print a status when it is due, and not whenever another line was written."""
         if not nolock:
             super().refresh(nolock=nolock, lock_args=lock_args)
 
 
 def progress(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm[Any]":
-    """A progress bar of tqdm on a terminal; in a log, a line every 30 s and none for what ends sooner.
+    """Return a progress bar of tqdm; in a log it prints a line every 30 s, and none if it ends sooner.
 
     Args:
-        iterable: what is gone through, if the bar shall do that.
-        options: of tqdm: total, desc, unit, initial, leave, …
+        iterable: the items to iterate over; None: the caller updates the bar.
+        options: options of tqdm: total, desc, unit, initial, leave, …
     """
     if sys.stderr.isatty():
         return tqdm(iterable, dynamic_ncols=True, **options)
@@ -67,22 +67,22 @@ def progress(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm[Any
 
 
 def say(message: object) -> None:
-    """Prints a line on standard error without disturbing a bar."""
+    """Print a line on standard error without disturbing a bar."""
     tqdm.write(str(message), file=sys.stderr)
 
 
 @contextmanager
 def orderly_end() -> Iterator[None]:
-    """Within the block, SIGTERM and SIGHUP end the program like `sys.exit`, so that temporary files are removed."""
+    """Let SIGTERM and SIGHUP end the program like `sys.exit` within the block, so that temporary files are removed."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():  # which alone can receive signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # SIGHUP is ignored under nohup, and stays so
+    # under nohup, SIGHUP stays ignored
     before = {n: signal.signal(n, leave) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
     try:
         yield

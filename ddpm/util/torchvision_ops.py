@@ -1,14 +1,14 @@
-"""Lets torchvision's CUDA wheel be imported beside a CPU-only torch."""
+"""Import of torchvision's CUDA wheel beside a CPU-only torch."""
 
 _library = None  # keeps the declarations alive
 
 
 def ensure_torchvision() -> None:
-    """Imports torchvision; where that fails for want of its compiled operators, declares them and imports again.
+    """Import torchvision; if its compiled operators are missing, declare them and import it again.
 
     pyiqa, lpips, transformers and diffusers import torchvision. PyPI's Linux wheel of it is built for CUDA: beside a
     CPU-only torch its library cannot be loaded, and registering fake versions of two operators then fails. Nothing is
-    declared where torchvision imports by itself.
+    declared if the first import succeeds.
     """
     global _library
     try:
