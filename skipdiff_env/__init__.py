@@ -61,7 +61,7 @@ _JUMP: dict[str, Any] = {
     "metric": "lpips", "reward": "negative", "nfe_penalty": 0.002,
 }  # fmt: skip
 
-# Of the environments whose env steps are forwards or schedules.
+# Arguments of the environments whose env steps are forwards or schedules.
 _FORWARDS: dict[str, Any] = {**_JUMP, "observation": "features", "image_size": 64}
 _BATCHED = "vector_env:SkipDiffVectorEnv"
 # The registered environments: id → (scalar, batched, arguments).
@@ -103,8 +103,8 @@ for _id, (_scalar, _batched, _arguments) in VARIANTS.items():
             _id,
             entry_point=f"skipdiff_env.{_scalar}",
             vector_entry_point=f"skipdiff_env.{_batched}",
-            # no limit, as none is truncated; an episode may begin with set_state(), which Gymnasium's wrappers do not
-            # know, and the environments check order and actions themselves
+            # no limit, since no episode is truncated; an episode may begin with set_state(), which Gymnasium's wrappers
+            # do not know, and the environments check order and actions themselves
             order_enforce=False,
             disable_env_checker=True,
             kwargs=_arguments,

@@ -1,4 +1,4 @@
-"""What the batched environments share: generators, resets, checks. Nothing here needs torch."""
+"""The common part of the batched environments: generators, resets, checks. This module does not need torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,20 +18,20 @@ Array = NDArray[Any]
 
 
 def set_generators(generators: Sequence[np.random.Generator], states: Sequence[Any]) -> None:
-    """Puts generators into states that their bit generators gave.
+    """Set generators to states of their bit generators.
 
     Raises:
-        ConfigError: these are no such states.
+        ConfigError: these are not such states.
     """
     try:
         for generator, state in zip(generators, states, strict=True):
             generator.bit_generator.state = state
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"this is no state that get_state() gave ({error!r})") from None
+        raise ConfigError(f"this is not a state that get_state() returned ({error!r})") from None
 
 
 class BatchedEnv(VectorEnv[Any, Array, Array]):
-    """Environments of equally many env steps, each with its own generator, as in Gymnasium's `SyncVectorEnv`.
+    """Environments that step together, each with its own generator, as in Gymnasium's `SyncVectorEnv`.
 
     Args:
         num_envs: number of environments.
@@ -54,14 +54,14 @@ class BatchedEnv(VectorEnv[Any, Array, Array]):
         self._generators: list[tuple[np.random.Generator, int] | None] = [None] * self.num_envs
 
     def _set_spaces(self, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
-        """The spaces of one environment, and those of all."""
+        """Set the spaces of one environment, and those of all."""
         self.single_observation_space, self.single_action_space = observation_space, action_space
         self.observation_space = batch_space(observation_space, self.num_envs)
         self.action_space = batch_space(action_space, self.num_envs)
 
     @staticmethod
     def _check_length(decisions: int, max_episode_steps: int | None) -> None:
-        """Refuses a limit that would truncate episodes."""
+        """Refuse a limit that would truncate episodes."""
         if max_episode_steps is not None and max_episode_steps < decisions:
             raise ConfigError(
                 f"an episode has {decisions} env steps and is never truncated, "
@@ -69,7 +69,7 @@ class BatchedEnv(VectorEnv[Any, Array, Array]):
             )
 
     def _generator(self, i: int, seed: int | None = None) -> tuple[np.random.Generator, int]:
-        """Generator of environment i and its seed; made anew where a seed is given, or there is none yet."""
+        """Return the generator of environment i and its seed; a given seed, or the first call, makes it anew."""
         known = self._generators[i]
         if known is None or seed is not None:
             known = self._generators[i] = seeding.np_random(seed)
@@ -86,17 +86,17 @@ class BatchedEnv(VectorEnv[Any, Array, Array]):
         return tuple(self._generator(i)[1] for i in range(self.num_envs))
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions are possible, bool (num_envs, actions): all of them."""
+        """Return which actions are possible, bool (num_envs, actions): all of them."""
         assert isinstance(self.single_action_space, gym.spaces.Discrete)
         return np.ones((self.num_envs, int(self.single_action_space.n)), dtype=np.bool_)
 
     def _prepare_reset(
         self, seed: int | Sequence[int | None] | None, options: Mapping[str, Any] | None
     ) -> tuple[list[int], dict[str, list[Any]]]:
-        """Seeds the generators; gives the environments to reset, and the value of every option for each environment.
+        """Seed the generators; return the environments to reset, and the value of every option for each environment.
 
         Raises:
-            ConfigError: the options are no dictionary, or a value is not there for every environment.
+            ConfigError: the options are not a dictionary, or an option does not have a value for every environment.
         """
         if is_whole(seed):
             seed = [int(seed) + i for i in range(self.num_envs)]  # type: ignore[arg-type]
@@ -112,10 +112,10 @@ class BatchedEnv(VectorEnv[Any, Array, Array]):
         return envs, columns
 
     def _checked(self, actions: Any) -> Array:
-        """The actions as an array.
+        """Return the actions as an array.
 
         Raises:
-            InvalidActionError: they have another shape or type, or one is neither 0 nor 1.
+            InvalidActionError: the actions have another shape or type, or one is neither 0 nor 1.
         """
         actions = np.asarray(actions)
         if not self.action_space.contains(actions):
@@ -126,11 +126,11 @@ class BatchedEnv(VectorEnv[Any, Array, Array]):
         return actions
 
     def _actions_are(self) -> str:
-        """Which actions there are, for messages."""
+        """Return a description of the actions, for messages."""
         return f"whole numbers ({self.num_envs},), each 0 (DENOISE) or 1 (SKIP)"
 
     def _check_going(self, waiting: Sequence[int]) -> None:
-        """Refuses to step environments whose episodes have ended, where nothing resets them."""
+        """Refuse to step environments whose episodes have ended, if they are not reset automatically."""
         if len(waiting) and self.autoreset_mode == AutoresetMode.DISABLED:
             raise ResetNeededError(
                 f"the episodes of environments {', '.join(map(str, waiting))} have ended; "
@@ -138,7 +138,7 @@ class BatchedEnv(VectorEnv[Any, Array, Array]):
             )
 
     def _one_each(self, name: str, value: Any) -> list[Any]:
-        """One value for each environment, from a list of them or from one for all."""
+        """Return one value for each environment, from a list of values or from one for all."""
         several = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim in (1, 4))
         if several and len(value) != self.num_envs:
             raise ConfigError(f"{name} must be one value, or one for each of {self.num_envs} envs, got {len(value)}")

@@ -1,6 +1,6 @@
-"""Kinds of decision: what an action of the environment means, as the jumps that it stands for.
+"""Kinds of decision: the meaning of an action of the environment as jumps.
 
-Every kind turns an action at a state into jumps, `(level to go to, substeps)`. `RefinementProcess.step` runs them.
+Every kind turns an action at a state into jumps, `(next level, substeps)`. `RefinementProcess.step` runs them.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from skipdiff_env.refinement import Refinement
 
 KINDS = ("skip", "stride", "continuous", "schedule")
-# (level to go to, substeps of the forward that goes there)
+# (next level, substeps of the forward that leads there)
 Jump = tuple[int, int]
 
 
@@ -50,22 +50,22 @@ class Decisions(ABC):
 
     @abstractmethod
     def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
-        """Return the jumps that an action stands for at a state, in their order."""
+        """Return the jumps of an action at a state, in their order."""
 
     @abstractmethod
     def masks(self, state: "Refinement") -> NDArray[np.bool_]:
-        """Return for each action whether it is possible at a state; for several parts of an action, one after another.
+        """Return for each action whether it is possible at a state; the parts of an action follow one another.
 
-        An action that is not possible acts as the nearest one that is.
+        An action that is not possible acts as the nearest possible one.
         """
 
     @abstractmethod
     def describe(self) -> str:
-        """Return one line that says which actions there are, for messages."""
+        """Return a description of the actions in one line, for messages."""
 
 
 class Skip(Decisions):
-    """At each diffusion step, whether to perform it: the paper's decision. `Discrete(2)`, see `Action`."""
+    """The paper's decision: at each diffusion step, whether to perform it. `Discrete(2)`, see `Action`."""
 
     kind = "skip"
 
@@ -75,7 +75,7 @@ class Skip(Decisions):
         self.longest = plan.decisions
 
     def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
-        """Return one step to t - 1 for DENOISE, and nothing for SKIP."""
+        """Return one step to t - 1 for DENOISE, and an empty list for SKIP."""
         return [(state.t - 1, 1)] if action == Action.DENOISE else []
 
     def masks(self, state: "Refinement") -> NDArray[np.bool_]:
@@ -88,7 +88,7 @@ class Skip(Decisions):
 
 
 class Stride(Decisions):
-    """For each forward, how many levels it covers and the work of how many steps it does.
+    """A decision on each forward: the number of levels that it covers, and of steps whose work it does.
 
     `MultiDiscrete([levels, counts])`: the action (k, j) goes from level l to level l - k - 1, or to the clean image if
     that lies below it, with the j-th number of substeps. With one number of substeps the space is `Discrete(levels)`.
@@ -129,7 +129,7 @@ def continuous_jumps(
     """Return the levels that forwards go to, and their substeps, for actions of the kind "continuous", (B,) each.
 
     Args:
-        levels: where the latents stand, (B,).
+        levels: the levels of the latents, (B,).
         actions: see `Continuous`, (B, 1) or (B, 2).
         most: the most substeps of a forward.
     """
@@ -140,11 +140,11 @@ def continuous_jumps(
 
 
 class Continuous(Decisions):
-    """As `Stride`, as numbers in -1 … 1: the share of the remaining way, and the logarithm of the substeps.
+    """The decision of `Stride` as numbers in -1 … 1: the share of the remaining way, and the logarithm of the substeps.
 
-    `Box(-1, 1, (2,))`, the range that algorithms of continuous actions expect. With (share, amount) = (action + 1) / 2
-    the forward covers the share of all levels that are left, at least one, and does the work of most**amount steps,
-    rounded. Without substeps the space is `Box(-1, 1, (1,))`.
+    The space is `Box(-1, 1, (2,))`, the range that algorithms for continuous actions expect. With (share, amount) =
+    (action + 1) / 2 the forward covers the share of all remaining levels, at least one, and does the work of
+    most**amount steps, rounded. Without substeps the space is `Box(-1, 1, (1,))`.
 
     Args:
         plan: the steps of the episodes.
@@ -173,7 +173,7 @@ class Continuous(Decisions):
 
 
 class Choice(Decisions):
-    """For each picture, one of some schedules: a contextual bandit. `Discrete(K)`, and one env step an episode.
+    """A choice among schedules for each picture: a contextual bandit. `Discrete(K)`, and one env step per episode.
 
     Args:
         plan: the steps of the episodes.
@@ -219,7 +219,7 @@ def make_decisions(
         plan: the steps of the episodes.
         most: the most substeps that the network has learnt.
         substeps: numbers of substeps that "stride" chooses among; None: the powers of 2 up to `most`.
-        schedules: those that "schedule" chooses among; None: one forward with each of these numbers of substeps, or
+        schedules: schedules that "schedule" chooses among; None: one forward with each of these numbers of substeps, or
             without substeps even schedules of 1, 2, 4, 8 … forwards.
 
     Raises:
@@ -232,7 +232,7 @@ def make_decisions(
     if schedules is not None and kind != "schedule":
         raise ConfigError(f'schedules are for decisions "schedule", got decisions {kind!r}; leave schedules out')
     if coarse_eta(plan.fine_sampler) != 0:
-        most = 1  # substeps belong to ddim
+        most = 1  # only ddim has substeps
     powers = [2**i for i in range(max(most, plan.first).bit_length())]
     counts = [m for m in powers if m <= most]
     if kind == "skip":

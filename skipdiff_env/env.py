@@ -26,19 +26,19 @@ UNLIMITED = 2**31 - 1
 
 
 class SkipDiffEnv(gym.Env[Observation, np.int64]):
-    """Which denoising steps of a super-resolution diffusion model can be skipped?
+    """A diffusion model for super-resolution whose denoising steps can be skipped.
 
     ## Description
-    A conditional DDPM enlarges a picture. S - 1 coarse steps bring Gaussian noise down to the noise level of diffusion
-    step N (coarse skip approximation, Eq. 8-12 of SkipDiff, AAAI 2024); that happens in `reset`. The fine steps
-    N, N - 1, …, 2 are then decided one by one (fine skip refinement, Eq. 13-15): each env step either performs a
-    reverse diffusion step or skips it. The last step, to the clean latent, is always performed and gives the result.
-    With `first_step` the decisions begin earlier than at N, up to T.
+    A conditional DDPM enlarges a picture. In `reset`, S - 1 coarse steps bring Gaussian noise down to the noise level
+    of diffusion step N (coarse skip approximation, Eq. 8-12 of SkipDiff, AAAI 2024). The agent then decides on the fine
+    steps N, N - 1, …, 2 one by one (fine skip refinement, Eq. 13-15): each env step either performs a reverse diffusion
+    step or skips it. The last step, to the clean latent, is always performed and yields the result. With `first_step`
+    the decisions begin earlier than at N, up to T.
 
     An *env step* is one decision; a *diffusion step* `t` counts noise levels, from T (noise) down to 0 (the picture).
 
-    All noise is a function of (noise seed, stage, t). A picture and a noise seed therefore fix every transition: the
-    environment is deterministic given both, and what was once computed is remembered (`cache_mb`).
+    All noise is a function of (noise seed, stage, t). A picture and a noise seed therefore determine every
+    transition: the environment is deterministic given both, and computed latents are remembered (`cache_mb`).
 
     ## Action space
     `Discrete(2)`, see `skipdiff_env.Action`.
@@ -50,72 +50,70 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     | 1   | SKIP    | u ← x_S1, back to the coarse latent    | u and l stay; the next step that is performed   | 0             |
     |     |         |                                        | covers what was skipped                         |               |
 
-    Under "jump" latent and noise level always match, and the decisions of an episode are a schedule: the levels at
-    which the net is asked. The last step goes from l to the clean latent.
+    Under "jump" latent and noise level always match, and the decisions of an episode form a schedule: the levels at
+    which the net runs. The last step goes from l to the clean latent.
 
     ## Observation space
     `observation="latent"`, the default: the latent u, `Box(-b, b, (3, image_size, image_size))`, float32 or float16. It
-    starts as the coarse latent x_S1, noisy by about √(1 - ᾱ_N); at the end of an episode it is the clean latent. What
-    it stands for, the picture or the scaled difference from the bicubic enlargement, is the `target` of the checkpoint.
-    The bound b follows from the clamped estimates and the bounded noise of the process, so that no latent can leave it
-    and nothing is clipped.
+    starts as the coarse latent x_S1, noisy by about √(1 - ᾱ_N); at the end of an episode it is the clean latent. Its
+    meaning, the picture or the scaled difference from the bicubic enlargement, is the `target` of the checkpoint. The
+    bound b follows from the clamped estimates and the bounded noise of the process, so that no latent can exceed it and
+    observations are not clipped.
 
-    A latent alone does not tell the step: with "restart", an episode of nothing but SKIP shows one and the same
-    observation N - 1 times. An agent that must know where it is can count its observations (stacked frames, as
-    `train-agent` gives them, or a recurrent policy), be told the step by a wrapper such as Gymnasium's,
-    `gymnasium.wrappers.TimeAwareObservation(env)`, or see the dictionary:
+    A latent alone does not determine the step: with "restart", an episode of SKIPs has the same observation N - 1
+    times. An agent that needs the step can count its observations (by stacked frames, as in `train-agent`, or by a
+    recurrent policy), use a wrapper such as `gymnasium.wrappers.TimeAwareObservation(env)`, or observe the dictionary:
 
     `observation="dict"`:
 
     | Key         | Space                                     | What                                                         |
     |-------------|-------------------------------------------|--------------------------------------------------------------|
     | `latent`    | `Box(-b, b, (3, image_size, image_size))` | the latent u                                                 |
-    | `condition` | `Box(-1, 1, (3, image_size, image_size))` | the picture that the net starts from: predictor's or bicubic |
-    | `step`      | `Box(0, 1, (1,))`                         | t / (S · N), the step that is decided next                   |
-    | `level`     | `Box(0, 1, (1,))`                         | l / (S · N), the level that the latent stands at             |
-    | `price`     | `Box(0, highest, (1,))`                   | what a forward costs; only where each episode draws its own  |
+    | `condition` | `Box(-1, 1, (3, image_size, image_size))` | the condition of the net: predictor's picture, or bicubic    |
+    | `step`      | `Box(0, 1, (1,))`                         | t / (S · N), the step of the next decision                   |
+    | `level`     | `Box(0, 1, (1,))`                         | l / (S · N), the level of the latent                         |
+    | `price`     | `Box(0, highest, (1,))`                   | price of a forward; only if each episode draws its price     |
 
     ## Reward
     0 until the last env step, then 1/M of the result if a lower metric M is better (NIQE, LPIPS), or -M with
-    `reward="negative"`; M itself if a higher one is better. Less `nfe_penalty` for each fine UNet forward of the
-    episode, thrown away or not. Where the metric fails (a flat picture has no NIQE), the reward is 0 instead of 1/M or
-    M, or -100 instead of
-    -M, and `reward_failures` goes up by one. In 1/M, M counts as at least 0.001. `env.unwrapped.sr` and
-    `env.unwrapped.hr` hold result and target, so that a wrapper can give any other reward.
+    `reward="negative"`; M itself if a higher one is better. `nfe_penalty` is subtracted for each fine UNet forward of
+    the episode, discarded or not. If the metric fails (a flat picture does not have a NIQE), the reward is 0 instead of
+    1/M or M, or -100 instead of -M, and `reward_failures` increases by one. In 1/M, M counts as at least 0.001.
+    `env.unwrapped.sr` and `env.unwrapped.hr` hold result and target, so that a wrapper can define any other reward.
 
     ## Episode start and end
-    `reset` draws a picture and a noise seed. Every episode has N - 1 env steps (`first_step` - 1, where that is given)
-    and then terminates; none is truncated.
+    `reset` draws a picture and a noise seed. Every episode has N - 1 env steps (`first_step` - 1, if that is given) and
+    then terminates; it is never truncated.
 
-    `reset(options={"image": i, "noise_seed": k})` fixes either or both; `image` is an index or a uint8 array
-    (height, width, 3), whose centre is taken. `nfe_penalty` is the third option, and with `crop="random"` there is
+    `reset(options={"image": i, "noise_seed": k})` fixes either or both; `image` is an index or a uint8 array (height,
+    width, 3), of which the centre is used. `nfe_penalty` is the third option, and `crop="random"` adds the option
     `crop`, the first row and column.
 
-    `get_state()` and `set_state()` take an episode down and go on from there, which is what planning needs; the
-    environment can be pickled and copied.
+    `get_state()` and `set_state()` save and restore an episode, as planning algorithms need it; the environment can be
+    pickled and copied.
 
     ## Info
     | Key               | When   | What                                                                                  |
     |-------------------|--------|---------------------------------------------------------------------------------------|
-    | `diffusion_step`  | always | step t that is decided next; 0 at the end                                             |
+    | `diffusion_step`  | always | step t of the next decision; 0 at the end                                             |
     | `nfe`             | always | UNet forwards of this episode, coarse and fine (whether computed or remembered)       |
     | `image_index`     | always | place of the picture, -1 for an array                                                 |
     | `noise_seed`      | always | noise seed of the episode                                                             |
     | `crop`            | always | first row and column of the crop; only with `crop="random"`                           |
-    | `metrics`         | at end | name → value: the reward's metric and those of `report_metrics`; NaN where one failed |
-    | `nfe_penalty`     | always | what the reward pays for each fine forward                                            |
-    | `degradation`     | always | strengths of "blur", "shrink", "noise" and "jpeg"; missing where it is "bicubic"      |
+    | `metrics`         | at end | name → value: the reward's metric and those of `report_metrics`; NaN if one failed    |
+    | `nfe_penalty`     | always | price of each fine forward                                                            |
+    | `degradation`     | always | strengths of "blur", "shrink", "noise" and "jpeg"; missing for "bicubic"              |
     | `start`           | at end | diffusion step at which the surviving chain began                                     |
     | `levels`          | at end | diffusion steps at which the network ran on the surviving chain                       |
-    | `substeps`        | at end | for each of them the number of even steps whose work the forward did                  |
-    | `reward_failures` | at end | episodes of this environment whose reward's metric failed, so far                     |
+    | `substeps`        | at end | number of even steps whose work each of these forwards did                            |
+    | `reward_failures` | at end | number of episodes of this environment so far in which the reward's metric failed     |
 
-    The result itself is at `env.unwrapped.sr` until the next episode ends.
+    The result is in `env.unwrapped.sr` until the next episode ends.
 
     ## Rendering
-    `render_mode="rgb_array"`: the input, the coarse estimate, what the net sees in the latent now, and at the end the
-    result, over a strip of the decisions. `gymnasium.wrappers.RecordVideo` makes a film of an episode
-    (`pip install "skipdiff[video]"`).
+    `render_mode="rgb_array"`: the input, the coarse estimate, the net's estimate from the current latent, and at the
+    end the result, above a strip of the decisions. `gymnasium.wrappers.RecordVideo` records a video of an episode (`pip
+    install "skipdiff[video]"`).
 
     ## Worked traces
     N = 4, "restart", actions (1, 0, 0):
@@ -127,7 +125,7 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     | 3        | 2 | DENOISE  | D_2(D_3(x_S1))      | 2             |
     |          | 1 | (always) | D_1(D_2(D_3(x_S1))) | 3             |
 
-    and actions (0, 1, 0), where the first step is thrown away:
+    Actions (0, 1, 0), which discard the first step:
 
     | env step | t | action   | u afterwards        | fine forwards |
     |----------|---|----------|---------------------|---------------|
@@ -136,18 +134,18 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     | 3        | 2 | DENOISE  | D_2(x_S1)           | 2             |
     |          | 1 | (always) | D_1(D_2(x_S1))      | 3             |
 
-    and under "jump" actions (1, 0, 1), the schedule 4 → 2 → 0:
+    Under "jump", actions (1, 0, 1), the schedule 4 → 2 → 0:
 
-    | env step | t | action   | u stands at afterwards | fine forwards |
+    | env step | t | action   | level of u afterwards  | fine forwards |
     |----------|---|----------|------------------------|---------------|
     | 1        | 4 | SKIP     | level 4                | 0             |
     | 2        | 3 | DENOISE  | level 2                | 1             |
     | 3        | 2 | SKIP     | level 2                | 1             |
     |          |   | (always) | level 0, the result    | 2             |
 
-    With "restart" only the place of the last SKIP matters to the result: a picture and a noise seed have exactly N
-    possible results, which `schedule_outcomes` tabulates. With "jump" it takes any schedules, such as fixed ones that
-    an agent is compared with.
+    With "restart" the result depends only on the place of the last SKIP: a picture and a noise seed have exactly N
+    possible results, which `schedule_outcomes` tabulates. With "jump" it takes any schedules, for example fixed ones as
+    baselines of an agent.
 
     ## Example
     ```python
@@ -161,14 +159,14 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
     print(reward, info["start"], info["metrics"])
     ```
-    `gym.make_vec("SkipDiff-v0", num_envs=16)` gives the same environment in batches,
+    `gym.make_vec("SkipDiff-v0", num_envs=16)` makes the batched environment,
     `skipdiff_env.vector_env.SkipDiffVectorEnv`.
 
     ## Arguments
     `gym.make` takes the attributes of `skipdiff_env.config.TaskConfig` as keywords: `checkpoint`, `denoiser`, `images`,
     `degradation`, `split`, `image_size`, `crop`, `scale`, `steps`, `coarse_sampler`, `fine_sampler`, `skip_mode`,
     `first_step`, `observation`, `metric`, `report_metrics`, `reward`, `nfe_penalty`, `noise_seeds`, `obs_dtype`,
-    `cache_mb`, `cache_dir`, `cache_dir_mb`, `device` and `batch_size`. Its documentation says what each means.
+    `cache_mb`, `cache_dir`, `cache_dir_mb`, `device` and `batch_size`. They are explained there.
 
     ## Version history
     * v0: initial version
@@ -199,22 +197,22 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
 
     @property
     def spec(self) -> EnvSpec | None:
-        """The specification that Gymnasium made it from."""
+        """The specification from which Gymnasium made the environment."""
         return self._spec
 
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
-        # TimeAwareObservation wants a number, although no episode is truncated
+        # TimeAwareObservation needs a number, although no episode is truncated
         self._spec = None if spec is None else replace(spec, max_episode_steps=UNLIMITED)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Starts an episode: picture, noise seed, coarse stage.
+        """Start an episode: picture, noise seed, coarse stage.
 
         Args:
             seed: seed of `np_random`, from which picture and noise seed are drawn.
-            options: "image" (index or uint8 array) and "noise_seed" fix what would be drawn.
+            options: "image" (index or uint8 array), "noise_seed", "nfe_penalty" and "crop" replace the drawn values.
 
         Raises:
             ConfigError: an option is unknown or out of range.
@@ -231,7 +229,7 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         return one_observation(self.task.observe([self._episode]), 0)
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Decides one diffusion step; the last decision also performs diffusion step 1.
+        """Perform one decision; after the last one the episode runs to its result.
 
         Raises:
             InvalidActionError: the action does not belong to the action space.
@@ -253,7 +251,7 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         return self._observe(), episode.reward, episode.ended, False, info
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return for each action whether it is possible now, as MaskablePPO wants it; see `Decisions.masks`.
+        """Return for each action whether it is possible now, for MaskablePPO; see `Decisions.masks`.
 
         Raises:
             ResetNeededError: there is no episode yet.
@@ -263,9 +261,9 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         return self.task.process.decisions.masks(self._episode.refinement)
 
     def render(self) -> NDArray[np.uint8] | None:
-        """A frame (height, width, 3): input, coarse estimate, current estimate, result, over the decisions so far.
+        """Return a frame (height, width, 3): input, coarse estimate, current estimate and result above the decisions so far.
 
-        Costs up to two UNet forwards, which `nfe` does not count.
+        This takes up to two UNet forwards, which `nfe` does not count.
 
         Raises:
             ResetNeededError: there is no episode yet.
@@ -278,25 +276,25 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
         return self.task.render(self._episode)
 
     def get_state(self) -> dict[str, Any]:
-        """The episode as it stands and the random generator, as plain data that `set_state` takes and pickle stores."""
+        """Return the current episode and the random generator as plain data, for `set_state` and pickle."""
         if self._episode is None:
             raise ResetNeededError("the episode has not begun; call reset() before get_state()")
         return {"episode": self.task.save(self._episode), "generator": self.np_random.bit_generator.state}
 
     def set_state(self, state: Mapping[str, Any]) -> Observation:
-        """Goes on from where `get_state` was called, here or in another environment of the same arguments; runs no net.
+        """Continue from a state of this environment, or of another one with the same arguments; no network runs.
 
         Args:
-            state: what `get_state` gave.
+            state: the state that `get_state` returned.
 
         Returns:
             The observation of that moment.
 
         Raises:
-            ConfigError: it is no such state, or one of another picture, checkpoint, plan or degradation.
+            ConfigError: it is not such a state, or one of another picture, checkpoint, plan or degradation.
         """
         if not isinstance(state, Mapping) or state.keys() != {"episode", "generator"}:
-            raise ConfigError("this is no state that get_state() gave")
+            raise ConfigError("this is not a state that get_state() returned")
         episode = self.task.restore(state["episode"])
         set_generators([self.np_random], [state["generator"]])
         self._episode, self.hr = episode, array(episode.hr)

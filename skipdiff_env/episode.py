@@ -1,4 +1,4 @@
-"""One episode, what is observed of it, and what every start would have given."""
+"""One episode, and the `info` about it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from skipdiff_env.refinement import Refinement
 
 
 def array(tensor: Tensor) -> NDArray[np.float32]:
-    """Return a copy of a tensor, which shares no memory with what is remembered."""
+    """Return a copy of a tensor, which does not share memory with remembered values."""
     return tensor.cpu().numpy().copy()
 
 
@@ -25,16 +25,16 @@ class Episode:
         image_index: place among the environment's pictures, -1 for one that was passed to `reset`.
         hr: target, (3, H, W) in [-1, 1].
         refinement: state of the process.
-        price: what the reward pays for each fine forward.
-        rgb: the picture where it was passed to `reset`, uint8 (H, W, 3).
+        price: price of each fine forward in the reward.
+        rgb: the picture if it was passed to `reset`, uint8 (H, W, 3); else None.
         actions: decisions so far.
         sr: result, (3, H, W) in [-1, 1]; None until the end.
         metrics: name → value, NaN where a metric failed; empty until the end.
         reward: terminal reward; 0 until the end.
-        coarse_estimate: the picture that the net sees in the coarse latent; only where episodes are rendered.
-        strengths: of the operations that made the input, each 0 … 1, see `Recipe`; empty where it was
-            only shrunk.
-        noise_seed: noise seed that the episode was begun with.
+        coarse_estimate: the picture that the net estimates from the coarse latent; only if episodes are rendered.
+        strengths: strengths of the operations that made the input, each 0 … 1, see `Recipe`; empty if it was only
+            shrunk.
+        noise_seed: noise seed of the episode.
         place: first row and column of a crop; None for the centre of a picture, and for an array.
     """
 
@@ -54,11 +54,11 @@ class Episode:
 
     @property
     def ended(self) -> bool:
-        """Whether the result is there."""
+        """Whether the episode has ended, so that there is a result."""
         return self.sr is not None
 
     def info(self) -> dict[str, Any]:
-        """What `step` and `reset` report; scalars only."""
+        """Return the `info` of `step` and `reset`."""
         state = self.refinement
         info: dict[str, Any] = {
             "diffusion_step": state.t,

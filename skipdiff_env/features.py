@@ -1,27 +1,27 @@
-"""Statistics of a picture's gradients, which agents observe in place of pixels. Nothing here needs torch."""
+"""Statistics of a picture's gradients, which agents observe in place of pixels. This module does not need torch."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 FEATURES = 42
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
-# Logarithms of gradients begin here; no feature is below the first of these or above the second.
+# Smallest value inside a logarithm; below it are the bounds of all features.
 SMALLEST = 1e-3
-# A picture is that long and wide at least.
+# Smallest side of a picture.
 SMALLEST_SIDE = 12
 FEATURE_BOUNDS = (-3.0, 1.0)
 
 
 def features(condition: NDArray[np.floating]) -> NDArray[np.float32]:
-    """How much structure a picture has: 14 numbers of its luma at its full size, a half and a quarter of it.
+    """Return statistics of a picture's structure: 14 numbers of its luma at full size, a half and a quarter of it.
 
-    They are the mean gradients along and across, its root mean square, six quantiles of its magnitude, mean and root
-    mean square of the Laplacian, and the standard deviation of the luma, all as log10(10⁻³ + x); how much the gradients
-    agree in direction, and the share of flat pixels (gradient below 2/255), both in 0 … 1.
+    They are the mean gradients along and across, the root mean square and six quantiles of its magnitude, mean and root
+    mean square of the Laplacian, and the standard deviation of the luma, all as log10(10⁻³ + x); the agreement of the
+    gradients in direction, and the share of flat pixels (gradient below 2/255), both in 0 … 1.
 
     Args:
-        condition: (C, H, W), whose first three channels are a picture, clipped to [-1, 1]. Of fewer than 12
-            pixels a side, its edges are repeated.
+        condition: (C, H, W), whose first three channels are a picture, clipped to [-1, 1]. If a side has fewer than 12
+            pixels, the edges are repeated.
 
     Returns:
         float32 (42,), each in -3 … 1.

@@ -1,7 +1,7 @@
-"""DISTS and LPIPS with VGG16: judges that no loss and no reward may use, and where their weights come from.
+"""DISTS and LPIPS with VGG16: judges that losses and rewards must not use, and their weights.
 
 The weights (29 MB) are not shipped: the convolutions of torchvision's ImageNet VGG16, the linear heads of LPIPS v0.1,
-and the weights of DISTS. The page "Results" of the documentation makes the file.
+and the weights of DISTS. The page "Results" of the documentation explains how to make the file.
 """
 
 import os
@@ -19,12 +19,12 @@ from ddpm.util.torchvision_ops import ensure_torchvision
 JUDGES = ("dists", "lpips-vgg")
 # Environment variable that names the file of the weights.
 VARIABLE = "SKIPDIFF_JUDGE"
-# The page that says how the file is made.
+# The page that explains how to make the file.
 PAGE = "docs/results.md"
 
 
 def judge_file() -> Path:
-    """Where the weights are expected: at SKIPDIFF_JUDGE, or at skipdiff/judge.safetensors in the cache folder."""
+    """Return the expected path of the weights: SKIPDIFF_JUDGE, or skipdiff/judge.safetensors in the cache folder."""
     given = os.environ.get(VARIABLE)
     if given:
         return Path(given).expanduser()
@@ -33,7 +33,7 @@ def judge_file() -> Path:
 
 
 def refuse_judge(metric: object) -> None:
-    """Raises ConfigError where the metric of a reward, as `as_metric` takes it, is called like a judge."""
+    """Raise ConfigError if the metric of a reward, in any form that `as_metric` takes, has the name of a judge."""
     name = getattr(metric, "name", getattr(metric, "__name__", metric))
     if name in JUDGES:
         raise ConfigError(
@@ -44,13 +44,13 @@ def refuse_judge(metric: object) -> None:
 
 
 def make_judge(name: str, device: str = "cpu") -> Callable[[Tensor, Tensor | None], Tensor]:
-    """A judge from the file of the weights.
+    """Return a judge from the file of the weights.
 
-    DISTS is pyiqa's implementation (Ding et al. 2020, Eq. 6 to 8), LPIPS v0.1 the lpips package's.
+    DISTS is the implementation of pyiqa (Ding et al. 2020, Eq. 6 to 8), LPIPS v0.1 that of the lpips package.
 
     Args:
         name: "dists" or "lpips-vgg".
-        device: where to compute.
+        device: device of the computation.
 
     Returns:
         Two batches (B, 3, H, W) in [0, 1] → (B,); 0 for equal pictures, the lower the better. The pictures are measured
@@ -65,20 +65,20 @@ def make_judge(name: str, device: str = "cpu") -> Callable[[Tensor, Tensor | Non
     path = judge_file()
     if not path.is_file():
         raise ConfigError(
-            f"metric {name} needs weights that are not shipped, and there is no file {path}; {PAGE} says how to make "
-            f"it; if it is elsewhere, set {VARIABLE} to its path"
+            f"metric {name} needs weights that are not shipped, and there is no file {path}; {PAGE} explains how to "
+            f"make it; if it is elsewhere, set {VARIABLE} to its path"
         )
     try:
         weights = load_file(path)
         model = (_dists if name == "dists" else _lpips_vgg)(weights)
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise ConfigError(
-            f"{path} does not hold the judges' weights ({error!r}); make it anew as {PAGE} says"
+            f"{path} does not hold the judges' weights ({error!r}); make it anew as {PAGE} explains"
         ) from None
     if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
-        raise ConfigError(f"{path} holds weights that are not finite; make it anew as {PAGE} says")
+        raise ConfigError(f"{path} holds weights that are not finite; make it anew as {PAGE} explains")
     model = model.eval().requires_grad_(False).to(device)
-    options = {"normalize": True} if name == "lpips-vgg" else {}  # it takes [-1, 1] otherwise
+    options = {"normalize": True} if name == "lpips-vgg" else {}  # otherwise it takes [-1, 1]
 
     def measure(sr: Tensor, hr: Tensor | None) -> Tensor:
         assert hr is not None
@@ -89,7 +89,7 @@ def make_judge(name: str, device: str = "cpu") -> Callable[[Tensor, Tensor | Non
 
 @contextmanager
 def _vgg16(weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within it torchvision's `vgg16` gives the convolutions with these weights, and no classifier.
+    """Let torchvision's `vgg16` return the convolutions with these weights, without a classifier, within the block.
 
     Nothing is downloaded.
     """

@@ -1,4 +1,4 @@
-"""Stores for what a deterministic process has computed: in memory, and on disk for other processes and runs."""
+"""Stores for the values of a deterministic process: in memory, and on disk for other processes and runs."""
 
 import contextlib
 import hashlib
@@ -19,33 +19,32 @@ from torch import Tensor
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, write_json
 
-# What an entry costs beside its tensor: key, dictionary slot, small values.
+# Bytes of an entry beside its tensor: key, dictionary slot, small values.
 OVERHEAD = 512
-# What a file takes beside its tensor, since disks give room by blocks.
+# Bytes of a file beside its tensor, since disks allocate space in blocks.
 BLOCK = 4096
-# Where the disk is full, the store shrinks to this share of its capacity; it looks again after this share has been
-# written.
+# A full store shrinks to the first share of its capacity; it checks again after the second share has been written.
 KEPT, LOOKED_AFTER = 0.8, 1 / 16
-# Held while entries change: copies of an environment, which share them, may be played in several threads.
+# Held while entries change, because copies of an environment share them and may run in several threads.
 LOCK = threading.Lock()
-# Goes up when files of older versions no longer mean the same.
+# Increased when the meaning of the files changes.
 VERSION = 2
-# Name of the tensor that a file's digest is in.
+# Name of the tensor with a file's digest.
 DIGEST = "#digest"
 
 
 class Store:
     """Tensors and small dictionaries of numbers on disk, one safetensors file each, bounded in bytes.
 
-    Any number of processes may read and write it at once: a file is written under a temporary name and renamed. What
-    was not used for longest goes first.
+    Any number of processes may read and write it at once: a file is written under a temporary name and renamed. The
+    least recently used values are dropped first.
 
     Args:
-        folder: where it is, in its own subfolder; made where it is missing.
-        process: what the values depend on beside their keys, as plain data; others see none of them.
-        megabytes: room for all processes' values together, in MiB; while several write, up to a sixteenth more for
-            each.
-        device: where tensors are wanted.
+        folder: folder that holds the store in a subfolder; it is made if it is missing.
+        process: plain data that the values depend on beside their keys; a store with other data does not see them.
+        megabytes: space for the values of all processes together, in MiB; while several write, up to a sixteenth more
+            for each.
+        device: device of the returned tensors.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -61,14 +60,14 @@ class Store:
             write_json(self.folder / "process.json", process)
         except OSError as error:
             raise ConfigError(f"cannot write into cache_dir {folder} ({error.strerror}); name another folder") from None
-        self._written = self.capacity  # so that the first value looks at what is there
+        self._written = self.capacity  # so that the first value checks the space
 
     def _path(self, key: Hashable) -> Path:
         name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
     def get(self, key: Hashable) -> Any:
-        """The value stored under a key, or None; a file that does not hold what was written counts as none."""
+        """Return the value stored under a key, or None; a damaged file counts as missing."""
         path = self._path(key)
         try:
             found = load_file(path)
@@ -83,7 +82,7 @@ class Store:
         return {name: float(value) for name, value in found.items()}
 
     def put(self, key: Hashable, value: Tensor | Mapping[str, float]) -> None:
-        """Stores a value, and drops the oldest that overflow; where the disk refuses, it warns."""
+        """Store a value, and drop the oldest ones if the store is full; warn if the disk cannot be written."""
         if isinstance(value, Tensor):
             tensors = {"": value.detach().contiguous().cpu()}
         else:
@@ -100,7 +99,7 @@ class Store:
             self._shrink()
 
     def _shrink(self) -> None:
-        """Removes the files that were not used for longest, where all together overflow."""
+        """Remove the least recently used files if all together exceed the capacity."""
         files = []
         for path in self.root.glob("*/*/*"):
             with contextlib.suppress(OSError):  # another process has removed it
@@ -126,11 +125,11 @@ def _digest(key: Hashable, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 class Memo:
-    """Least-recently-used store of tensors and small values, bounded in bytes, perhaps over a second one on disk.
+    """Least-recently-used store of tensors and small values, bounded in bytes, optionally with a second one on disk.
 
     Args:
-        megabytes: room in MiB; 0 keeps nothing in memory.
-        store: where values go as well, and where they are looked for when memory does not have them.
+        megabytes: capacity in MiB; 0 keeps nothing in memory.
+        store: a store on disk, which also gets the values, and is read when they are not in memory.
     """
 
     def __init__(self, megabytes: float, store: Store | None = None) -> None:
@@ -147,7 +146,7 @@ class Memo:
         return OVERHEAD + (value.nbytes if isinstance(value, Tensor) else 0)
 
     def get(self, key: Hashable) -> Any:
-        """The value stored under a key, or None."""
+        """Return the value stored under a key, or None."""
         with LOCK:
             value = self._entries.get(key)
             if value is not None:
@@ -159,19 +158,19 @@ class Memo:
         return value
 
     def put(self, key: Hashable, value: Any, lasting: bool = True) -> None:
-        """Stores a value (a tensor is copied, so that no larger batch stays alive) and drops the oldest that overflow.
+        """Store a value and drop the oldest ones if memory is full; a tensor is copied, so that its batch can be freed.
 
         Args:
-            key: what it is found by.
-            value: a tensor, or where there is a store on disk a dictionary of numbers.
-            lasting: whether it may go to disk.
+            key: the key of the value.
+            value: a tensor, or a dictionary of numbers if there is a store on disk.
+            lasting: whether the value may be stored on disk.
         """
         self._keep(key, value)
         if self.store is not None and lasting:
             self.store.put(key, value)
 
     def _keep(self, key: Hashable, value: Any) -> None:
-        """Stores a copy of a value in memory."""
+        """Store a copy of a value in memory."""
         size = self._size(value)
         if size > self.capacity:
             return

@@ -1,4 +1,4 @@
-"""Image quality: PSNR and SSIM on luma, LPIPS, DISTS, NIQE, PIQE, colour error, and all that pyiqa knows."""
+"""Image quality: PSNR and SSIM on luma, LPIPS, DISTS, NIQE, PIQE, colour error, and all metrics of pyiqa."""
 
 import contextlib
 import difflib
@@ -24,15 +24,15 @@ from ddpm.util.torchvision_ops import ensure_torchvision
 from skipdiff_env.judges import JUDGES, judge_file, make_judge
 
 WEIGHTS = Path(str(files("skipdiff_env"))) / "weights"
-# Y of BT.601 with studio swing, as the super-resolution literature measures it.
+# Y of BT.601 with studio swing, as in the super-resolution literature.
 LUMA = {"test_y_channel": True, "color_space": "ycbcr"}
-# Smallest side on which a metric is defined; NIQE fits its model to blocks of 96 x 96, PIQE looks at blocks of 16 x 16,
+# Smallest side on which a metric is defined; NIQE fits its model to blocks of 96 x 96, PIQE uses blocks of 16 x 16,
 # and VGG16 halves its pictures four times.
 MIN_SIDE = {
     "niqe": 96, "niqe_matlab": 96, "ilniqe": 96, "piqe": 16, "ssim": 11, "lpips": 32, "dists": 16, "lpips-vgg": 16,
 }  # fmt: skip
 
-# What metrics raise for pictures that they are not defined on.
+# Errors of metrics for pictures on which they are not defined.
 FAILURES = RuntimeError, ValueError, AssertionError, np.linalg.LinAlgError
 
 
@@ -40,17 +40,17 @@ FAILURES = RuntimeError, ValueError, AssertionError, np.linalg.LinAlgError
 class Metric:
     """A quality metric over batches of pictures.
 
-    One that `make_metric` made is pickled by its name and device, and made anew where it is loaded: that needs what
-    making it needs. Any other is pickled with its function.
+    A metric from `make_metric` is pickled by its name and device and made anew when it is loaded, which needs the same
+    files and packages. Any other metric is pickled with its function.
 
     Attributes:
         name: its name.
         lower_better: whether a smaller value means a better picture.
         needs_reference: whether the target picture must be given.
-        min_side: smallest side, in pixels, that it is defined on.
+        min_side: smallest side, in pixels, on which it is defined.
         measure: (results, targets or None), both (B, 3, H, W) float32 in [0, 1] on the 256 levels of a file on disk →
-            (B,). What it raises of `FAILURES` counts as failed on that picture.
-        device: where `make_metric` made it; None: it was not made there.
+            (B,). The errors `FAILURES` count as a failure on that picture.
+        device: the device for which `make_metric` made it; None: it was made in another way.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Metric:
         return Metric, (self.name, self.lower_better, self.needs_reference, self.min_side, self.measure)
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises ConfigError where the metric is undefined for pictures of this size."""
+        """Raise ConfigError if the metric is undefined for pictures of this size."""
         if min(height, width) < self.min_side:
             raise ConfigError(
                 f"metric {self.name} needs pictures of at least {self.min_side} pixels a side, got {width} x {height}; "
@@ -74,7 +74,7 @@ class Metric:
             )
 
     def __call__(self, sr: Tensor, hr: Tensor | None = None) -> NDArray[np.float64]:
-        """Measures a batch.
+        """Measure a batch.
 
         Args:
             sr: results, (B, 3, H, W) in [-1, 1].
@@ -96,7 +96,7 @@ class Metric:
             except SkipDiffError:
                 raise
             except FAILURES:
-                # one bad picture makes some metrics give up on a whole batch
+                # one bad picture makes some metrics fail on a whole batch
                 values = np.full(len(sr), np.nan)
                 for i in range(len(sr)):
                     with contextlib.suppress(*FAILURES):
@@ -109,16 +109,16 @@ class Metric:
 
 
 def _quantise(images: Tensor) -> Tensor:
-    """From [-1, 1] to the 256 levels of a file on disk in [0, 1], so that a figure is that of the saved picture."""
+    """Convert [-1, 1] to the 256 levels of a file on disk in [0, 1], so that metrics are those of the saved picture."""
     return ((images.float() + 1) * 127.5).round_().clamp_(0, 255).div_(255)
 
 
 def _luma(images: Tensor) -> Tensor:
-    """Whole-numbered luma of (B, 3, H, W) in [0, 1]: float64, (B, 1, H, W) in [0, 1].
+    """Return the luma of (B, 3, H, W) in [0, 1], rounded to 256 levels: float64, (B, 1, H, W) in [0, 1].
 
-    pyiqa rounds luma as well, but the luma of 8-bit levels often lies halfway between two whole numbers, and the matrix
-    product it uses then rounds as the processor's instruction set has it: NIQE moves in its third digit. Plain float32
-    operations in this order are the same everywhere.
+    pyiqa rounds luma as well, but the luma of 8-bit levels often lies halfway between two whole numbers, and the
+    rounding of its matrix product then depends on the processor's instruction set: NIQE changes in its third digit.
+    Plain float32 operations in this order have the same result everywhere.
     """
     red, green, blue = images.unbind(1)
     return (red * 0.299 + green * 0.587 + blue * 0.114).mul_(255).round_().double().div_(255)[:, None]
@@ -131,9 +131,9 @@ def _colour_error(sr: Tensor, hr: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class _Given:
-    """A function of two batches (B, 3, H, W) in [-1, 1], as `Metric.measure`.
+    """A function of two batches (B, 3, H, W) in [-1, 1] as a `Metric.measure`.
 
-    Its mistakes are told and do not count as failures.
+    Its errors are raised and do not count as failures.
     """
 
     function: Callable[[Tensor, Tensor], Tensor | NDArray[Any]]
@@ -147,7 +147,7 @@ class _Given:
             raise ConfigError(f"the metric {self.name} raised {error!r}") from error
         if values.shape != sr.shape[:1]:
             raise ConfigError(
-                f"the metric {self.name} must give one value a picture, ({len(sr)},), got {tuple(values.shape)}"
+                f"the metric {self.name} must return one value per picture, ({len(sr)},), got {tuple(values.shape)}"
             )
         return values
 
@@ -156,14 +156,14 @@ MetricLike = str | Metric | Callable[[Tensor, Tensor], Tensor | NDArray[Any]]
 
 
 def as_metric(given: MetricLike, device: str = "cpu") -> Metric:
-    """A metric, whatever it is given as.
+    """Return the `Metric` of a name or function.
 
     Args:
-        given: a name, as `make_metric` takes it; a `Metric`, which is returned as it is; or a function
-            (sr, hr) → (B,) of two batches (B, 3, H, W), float32 in [-1, 1] on the levels of 8-bit files, whose values
-            count as better the higher they are. It is called like its `__name__`, or else like its class. A function of
-            which lower values are better is given as a `Metric` with `lower_better`.
-        device: where a metric that is given by name computes.
+        given: a name for `make_metric`; a `Metric`, which is returned unchanged; or a function (sr, hr) → (B,) of two
+            batches (B, 3, H, W), float32 in [-1, 1] on the levels of 8-bit files, for which higher values are better.
+            The name of the metric is its `__name__`, or else that of its class. For a function with lower values for
+            better pictures, pass a `Metric` with `lower_better`.
+        device: device of a metric that is given by name.
 
     Raises:
         ConfigError: it is none of these, or `make_metric` refuses the name.
@@ -179,23 +179,23 @@ def as_metric(given: MetricLike, device: str = "cpu") -> Metric:
 
 
 def make_metric(name: str, device: str = "cpu") -> Metric:
-    """Makes a metric; each is made once for a device.
+    """Return a metric; each is made once for a device.
 
-    NIQE, PIQE, LPIPS, PSNR, SSIM and the colour error need no network and no file; DISTS and LPIPS-VGG need a file
-    (`skipdiff_env.judges`); others may fetch weights at first use. "psnr" and "ssim" are measured on Y, "lpips" is v0.1
-    with AlexNet, "lpips-vgg" v0.1 with VGG16, "niqe" and "piqe" are as in pyiqa.
+    NIQE, PIQE, LPIPS, PSNR, SSIM and the colour error do not need a download or a file; DISTS and LPIPS-VGG need a file
+    (`skipdiff_env.judges`); others may download weights at first use. "psnr" and "ssim" are measured on Y, "lpips" is
+    v0.1 with AlexNet, "lpips-vgg" v0.1 with VGG16, "niqe" and "piqe" are as in pyiqa.
 
-    "piqe" (Venkatanath et al. 2015) needs no target. It looks at the blocks of 16 x 16 pixels that have structure, by
-    rules and without anything learnt: a block is distorted where a stretch of its border is flat (blur, blocks of
-    JPEG), or where it looks like white noise. 0 … 100, the lower the better; a flat picture has 100.
+    "piqe" (Venkatanath et al. 2015) does not need a target. It checks the blocks of 16 x 16 pixels that have structure
+    by rules, without a trained model: a block is distorted if a stretch of its border is flat (blur, blocks of JPEG),
+    or if it resembles white noise. 0 … 100, the lower the better; a flat picture has 100.
 
     "colour" is the difference between the two pictures' mean colours in grey levels, 0 … 255, averaged over the
-    channels: what a colour cast shows in.
+    channels; it measures colour casts.
 
     Args:
         name: "niqe", "piqe", "lpips", "lpips-vgg", "dists", "psnr", "ssim", "colour" or any name in
             `pyiqa.list_models()`.
-        device: where to compute.
+        device: device of the computation.
 
     Raises:
         ConfigError: the metric is unknown, or its weights are missing and cannot be fetched.
@@ -205,7 +205,7 @@ def make_metric(name: str, device: str = "cpu") -> Metric:
 
 @functools.cache
 def _make_metric(name: str, device: str, judge: tuple[Any, ...] | None) -> Metric:
-    """As `make_metric`; `judge` is the file of the judges' weights, so that another file is another metric."""
+    """Return a metric, see `make_metric`; `judge` identifies the file of the judges' weights."""
     if name == "colour":
         return Metric(name, True, True, 1, _colour_error, device)
     if name == "lpips":
@@ -250,18 +250,18 @@ def _make_metric(name: str, device: str, judge: tuple[Any, ...] | None) -> Metri
 
 
 def make_lpips(device: str = "cpu") -> Any:
-    """LPIPS v0.1 (AlexNet) from the shipped convolutions and the lpips package's own linear heads.
+    """Return LPIPS v0.1 (AlexNet) with the shipped convolutions and the linear heads of the lpips package.
 
     Returns:
         The package's module: two batches (B, 3, H, W) in [-1, 1], or in [0, 1] with `normalize=True`, → (B, 1, 1, 1).
-        Differentiable; its own weights are fixed.
+        It is differentiable; its weights are fixed.
     """
     ensure_torchvision()
     import lpips
     from safetensors.torch import load_file
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips calls torchvision as older versions wanted it
+        warnings.simplefilter("ignore")  # lpips calls torchvision in the way of older versions
         model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     features = load_file(WEIGHTS / "alexnet_features.safetensors")
     slices = {

@@ -1,4 +1,4 @@
-"""What an agent sees of an episode, and the space of it."""
+"""Observations of episodes, and their space."""
 
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -20,9 +20,9 @@ from skipdiff_env.refinement import Refinement
 
 # One observation, or a batch of them: an array of latents or of features, or a dictionary of arrays.
 Observation = Any
-# Bound of observed latents whose estimates have none: larger values are shown as this, some 20 standard deviations.
+# Bound of observed latents whose estimates do not have one, some 20 standard deviations: larger values are clipped.
 LATENT_BOUND = 20
-# Lowest and highest price of a forward, where each episode has its own.
+# Lowest and highest price of a forward if each episode draws its price.
 Prices = tuple[float, float] | None
 
 
@@ -35,8 +35,8 @@ def features_space(prices: Prices, whole: bool = True) -> spaces.Box:
     """Return the space of the features.
 
     Args:
-        prices: where they are given, the price of a forward is a feature.
-        whole: whether a decision is made once, before the first forward; else the level and the statistics of the last
+        prices: lowest and highest price, if the price of a forward is a feature; else None.
+        whole: whether the only decision is made before the first forward; else the level and the statistics of the last
             estimate are features.
     """
     low, high = FEATURE_BOUNDS
@@ -48,17 +48,17 @@ def features_space(prices: Prices, whole: bool = True) -> spaces.Box:
 
 
 class Observer:
-    """Makes observations of the states of a process. The environments and the agents' policies see through it.
+    """The observations of the states of a process, for the environments and the agents' policies.
 
     Args:
         kind: one of `skipdiff_env.config.OBSERVATIONS`.
         plan: the plan of the process.
-        prices: where they are given, the price of a forward is part of the observation.
-        dtype: of latents and conditions, one of `skipdiff_env.config.DTYPES`.
+        prices: lowest and highest price, if the price of a forward is part of the observation; else None.
+        dtype: type of latents and conditions, one of `skipdiff_env.config.DTYPES`.
         whole: whether one decision is about a whole schedule; the features then leave out the level and the estimate.
-        unet: the network, which makes a picture of an estimate; None: there are no estimates.
-        memo: where features are remembered; None: they are not.
-        latent_bound: what no value of a latent exceeds; infinite where there is no such number.
+        unet: the network, which decodes estimates into pictures; None: there are no estimates.
+        memo: store for features; None: they are not remembered.
+        latent_bound: largest possible absolute value of a latent; infinite if there is no bound.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class Observer:
         return spaces.Dict(parts)
 
     def __call__(self, states: Sequence[Refinement], prices: Sequence[float]) -> Observation:
-        """Return what is seen of states, in its own memory.
+        """Return the observations of states, as copies.
 
         Args:
             states: the states, all of one size.
-            prices: of a forward, one for each.
+            prices: price of a forward for each state.
 
         Returns:
             Latents (B, C, H, W), features (B, F), or a dictionary of arrays (B, …).
@@ -137,7 +137,7 @@ class Observer:
         return parts
 
     def _features(self, state: Refinement, price: float) -> NDArray[np.float32]:
-        """Return the vector that is observed of a state."""
+        """Return the vector of features of a state."""
         parts: list[Any] = [self._remembered(state, (), lambda: state.lr_up)]
         if not self.whole:
             parts.append([state.level / self.plan.length])
@@ -162,7 +162,7 @@ class Observer:
     def _remembered(
         self, state: Refinement, place: tuple[Hashable, ...], picture: Callable[[], Tensor]
     ) -> NDArray[np.float32]:
-        """Return the features of a picture, which the memo holds for a state that has a key."""
+        """Return the features of a picture, which are remembered if the state has a key."""
         memo, key = self.memo, ("features", state.key, *place)
         known = None if state.key is None else memo.get(key)
         if known is None:

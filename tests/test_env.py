@@ -374,7 +374,7 @@ def test_restored_is_continued(data: st.DataObject, short_checkpoint: str, argum
     [None, {}, {"episode": None, "generator": None}, {"episode": {"image": 0}, "generator": {}}, "state", [1, 2]],
 )
 def test_what_is_no_state(short_checkpoint: str, state: Any) -> None:
-    with pytest.raises(ConfigError, match=r"no state that get_state\(\) gave"):
+    with pytest.raises(ConfigError, match=r"not a state that get_state\(\) returned"):
         make(short_checkpoint).set_state(state)
 
 
@@ -464,7 +464,7 @@ def test_a_damaged_generator_leaves_the_episode(short_checkpoint: str) -> None:
     state = env.get_state()
     seen, _ = env.reset(seed=1)
     for generator in (None, {}, {"bit_generator": "MT19937"}):
-        with pytest.raises(ConfigError, match=r"no state that get_state\(\) gave"):
+        with pytest.raises(ConfigError, match=r"not a state that get_state\(\) returned"):
             env.set_state({**state, "generator": generator})
     assert same(env._observe(), seen)
 

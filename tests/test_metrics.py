@@ -303,7 +303,7 @@ def test_missing_weights_of_a_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         make_metric("dists")
     for part in (
         "no/judge.safetensors",
-        "docs/results.md says how to make it",
+        "docs/results.md explains how to make it",
         judges.VARIABLE,
     ):
         assert part in str(raised.value)
@@ -439,7 +439,7 @@ def test_mistakes_of_a_function_are_told() -> None:
     def broken(a: Tensor, b: Tensor) -> Tensor:
         raise ValueError("not today")
 
-    with pytest.raises(ConfigError, match=r"the metric wrong must give one value a picture, \(3,\), got \(3, 3\)"):
+    with pytest.raises(ConfigError, match=r"the metric wrong must return one value per picture, \(3,\), got \(3, 3\)"):
         as_metric(wrong)(sr, hr)
     with pytest.raises(ConfigError, match="the metric broken raised ValueError") as raised:
         as_metric(broken)(sr, hr)

@@ -451,7 +451,7 @@ def test_wrong_steps(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
         env.step(0)
     states: list[Any] = [None, {}, {"episodes": {}, "generators": []}]
     for state in states:
-        with pytest.raises(ConfigError, match=r"no state that get_state\(\) gave"):
+        with pytest.raises(ConfigError, match=r"not a state that get_state\(\) returned"):
             env.set_state(state)
 
 

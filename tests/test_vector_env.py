@@ -157,7 +157,7 @@ def test_restored_is_continued(
     "state", [None, {}, "state", {"episodes": [], "generators": []}, {"episodes": [1, 2, 3], "generators": 0}]
 )
 def test_what_is_no_state(short_checkpoint: str, state: Any) -> None:
-    with pytest.raises(ConfigError, match=r"no state that get_state\(\) gave|episodes must be one value"):
+    with pytest.raises(ConfigError, match=r"not a state that get_state\(\) returned|episodes must be one value"):
         make(short_checkpoint).set_state(state)
 
 
