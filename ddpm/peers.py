@@ -164,8 +164,8 @@ class NullSpaceDenoiser(NoiseLevelDenoiser):
     """A net whose estimates agree with the low-resolution picture, by projection onto the null space (DDNM).
 
     Wang et al. 2023. At every step the picture x that an estimate stands for becomes x + up(lr - down(x)), where `up`
-    is bicubic enlargement, which stands for the pseudo-inverse of bicubic shrinking. Any sampler can run it in place
-    of the net.
+    is bicubic enlargement, which stands for the pseudo-inverse of bicubic shrinking. Any sampler can run it in place of
+    the net.
 
     Args:
         unet: the net.

@@ -82,8 +82,8 @@ class Schedule:
     """The levels at which the network runs, and the number of substeps of each forward.
 
     Attributes:
-        levels: falling levels, the first of which is the number of steps of the cosine schedule; the clean image,
-            level 0, is added.
+        levels: falling levels, the first of which is the number of steps of the cosine schedule; the clean image, level
+            0, is added.
         substeps: number of even steps whose work the forward at each level does; empty: 1 each.
 
     Raises:
@@ -115,8 +115,8 @@ class Schedule:
         """Return the schedule of a text.
 
         Args:
-            text: levels, optionally with substeps, as in "20,13,6,2" or "20*4,9"; or even forwards, as in
-                "even:8" or, with 8 substeps each, "even:2*8".
+            text: levels, optionally with substeps, as in "20,13,6,2" or "20*4,9"; or even forwards, as in "even:8" or,
+                with 8 substeps each, "even:2*8".
 
         Raises:
             ConfigError: the text is not a schedule.

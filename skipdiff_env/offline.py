@@ -45,20 +45,20 @@ def write_minari(
     episodes: int = 1000,
     seed: int = 0,
 ) -> Path:
-    """Play episodes of an environment that plays from a table, at random, and write them as a Minari dataset.
+    """Play episodes of an environment with a table at random, and write them as a Minari dataset.
 
     The possible actions have equal probabilities. In `SkipDiffTable-v0` the probability of SKIP is drawn anew for each
     episode, so that short and long schedules are equally frequent. `ref_min_score` and `ref_max_score` are the mean
     rewards of the best fixed schedule of the training photographs and of the best one under the other noises, so that
-    `minari.get_normalized_score` of mean rewards on the split is the score of `skipdiff_env.score`.
+    `minari.get_normalized_score` of mean rewards on the split equals the score of `skipdiff_env.score`.
 
     Args:
-        name: of the dataset, as in "skipdiff/bandit-train-v0".
+        name: name of the dataset, as in "skipdiff/bandit-train-v0".
         env_id: the environment.
-        table: its table; None: the one that ships.
+        table: its table; None: the shipped one.
         split: "train", "validation" or "test"; None: all pictures.
         episodes: number of episodes.
-        seed: of crops, noises and decisions.
+        seed: seed of crops, noises and decisions.
 
     Returns:
         Folder of the dataset, below $MINARI_DATASETS_PATH or in the user's home.
@@ -119,7 +119,7 @@ def write_minari(
 
 
 def _reference(whole: OutcomeTable, env: Any) -> dict[str, float]:
-    """The mean rewards that have the scores 0 and 1; none where each picture has one noise."""
+    """Return the mean rewards that have the scores 0 and 1; empty if each picture has one noise."""
     part = env.table
     if next(iter(part.metrics.values())).shape[1] < 2:
         return {}

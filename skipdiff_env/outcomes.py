@@ -1,4 +1,4 @@
-"""Tables of outcomes: what schedules give for pictures under several noises. Nothing here needs torch."""
+"""Tables of outcomes: metrics of schedules for pictures under several noises. This module does not need torch."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,30 +21,30 @@ from skipdiff_env.features import FEATURES
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import REWARDS, check_price, qualities
 
-# Goes up when tables of older versions cannot be read.
+# Increased when tables of older versions cannot be read.
 FORMAT = 3
 DESCRIPTION, ARRAYS = "table.json", "table.safetensors"
-# Tables that ship.
+# The shipped tables.
 TABLES = Path(str(files("skipdiff_env"))) / "tables"
 SPLITS = ("train", "validation", "test")
-# The first parts of all photographs that are for training, and for training or validation.
+# Upper bounds of the hashed names for training, and for validation.
 SHARES = 0.68, 0.80
-# Resamples of a bootstrap interval.
+# Number of resamples of a bootstrap interval.
 RESAMPLES = 10_000
 
 Array = NDArray[np.float64]
-# Of each forward the level that it goes to, and its substeps.
+# For each forward the next level, and its substeps.
 Jumps = tuple[tuple[int, int], ...]
 
 
 def split_of(photograph: str) -> str:
-    """Return the split of a photograph, which depends on its name alone."""
+    """Return the split of a photograph, which depends only on its name."""
     number = int.from_bytes(hashlib.blake2b(photograph.encode(), digest_size=8).digest(), "big") / 2**64
     return SPLITS[int(np.searchsorted(SHARES, number, side="right"))]
 
 
 def states_of(schedules: Iterable[Schedule]) -> tuple[Jumps, ...]:
-    """Return the states in which schedules are begun but not ended, each as the jumps that lead to it."""
+    """Return the states between the first and the last forward of schedules, each as the jumps that lead to it."""
     jumps = [tuple(schedule.jumps()) for schedule in schedules]
     return tuple(sorted({each[:count] for each in jumps for count in range(1, len(each))}))
 
@@ -56,7 +56,7 @@ class Score:
     Attributes:
         value: the score.
         low: lower end of the 95 % bootstrap interval over photographs.
-        high: its upper end.
+        high: upper end of the interval.
         reward: mean reward of the policy.
         fixed: mean reward of the best fixed schedule.
         others: mean reward of the schedule that is best for each crop under its other noises.
@@ -75,23 +75,23 @@ class Score:
     def iqm(self) -> float:
         """The interquartile mean of the seeds' scores."""
         ordered = np.sort(self.values)
-        # as scipy.stats.trim_mean cuts a quarter off at both ends
+        # like scipy.stats.trim_mean, which cuts off a quarter at both ends
         cut = len(ordered) // 4
         return float(ordered[cut : len(ordered) - cut].mean())
 
 
 @dataclass(frozen=True)
 class OutcomeTable:
-    """Metrics of the results of several schedules, for pictures under several noises. It holds no pictures.
+    """Metrics of the results of several schedules, for pictures under several noises, without the pictures.
 
     A picture is a crop of a photograph. `skipdiff_env.tabulate.tabulate` writes tables, and the environments return
     them from `schedule_outcomes`.
 
     Attributes:
-        schedules: the schedules. Where a skip goes back to the coarse latent, these are the chains of each start.
-        metrics: name → float (crops, noises, schedules); NaN where the metric failed. The first one rewards.
-        features: of the crops' conditions, float32 (crops, 42), see `skipdiff_env.features.features`.
-        photographs: for each crop the photograph that it is cut from.
+        schedules: the schedules; under "restart", the chains of each start.
+        metrics: name → float (crops, noises, schedules); NaN if the metric failed. The first one is the reward's.
+        features: features of the crops' conditions, float32 (crops, 42), see `skipdiff_env.features.features`.
+        photographs: the photograph of each crop.
         description: plain data. "metrics": name → whether a lower value is better; "plan", "size", "checkpoint",
             "network" (its fingerprint), "degradation"; "splits" of the crops, if these do not depend on the names;
             "forwards_per_call" of a guided network; "reward" and "nfe_penalty" of an environment.
@@ -110,11 +110,11 @@ class OutcomeTable:
         """Read a table that `skipdiff tabulate` has written.
 
         Args:
-            table: its folder, or the name of one that ships: "natural-x4", "photo-x4", "natural-x4-stride" or
+            table: its folder, or the name of a shipped one: "natural-x4", "photo-x4", "natural-x4-stride" or
                 "natural-x4-skip".
 
         Raises:
-            ConfigError: there is none, or it is damaged or unfinished.
+            ConfigError: the table does not exist, or is damaged or unfinished.
         """
         folder = TABLES / str(table) if (TABLES / str(table)).is_dir() else Path(table)
         if not (folder / DESCRIPTION).is_file() or not (folder / ARRAYS).is_file():
@@ -145,7 +145,7 @@ class OutcomeTable:
         return cls(schedules, metrics, arrays["features"], photographs, description, estimates)
 
     def __deepcopy__(self, memo: Any) -> "OutcomeTable":
-        """Return the table itself: copies of an environment share it."""
+        """Return the table itself, since copies of an environment share it."""
         return self
 
     @cached_property
@@ -175,17 +175,17 @@ class OutcomeTable:
 
     @cached_property
     def states(self) -> tuple[Jumps, ...]:
-        """The states in the midst of the schedules, each as the jumps that lead to it; see `states_of`."""
+        """The states between the forwards of the schedules, each as the jumps that lead to it; see `states_of`."""
         return states_of(self.schedules)
 
     @property
     def metric(self) -> str:
-        """The metric that rewards."""
+        """The name of the reward's metric."""
         return next(iter(self.metrics))
 
     @property
     def forwards(self) -> NDArray[np.int64]:
-        """Network forwards of each schedule, those of guidance counted."""
+        """Network forwards of each schedule, including those of guidance."""
         return np.array([schedule.forwards for schedule in self.schedules]) * self.forwards_per_call
 
     @property
@@ -202,16 +202,16 @@ class OutcomeTable:
         """Return the rewards of episodes that follow each schedule, float64 (crops, noises, schedules).
 
         The best fixed schedule has the largest mean over the first two axes, and the oracle is the maximum over the
-        last one. Forwards that are thrown away, as episodes with restarts may do, are not paid for.
+        last one. Discarded forwards, which episodes with restarts may have, do not count.
 
         Args:
-            price: of a forward; None: that of the environment that made the table, or 0.
-            metric: the metric M that rewards; None: the first one.
-            reward: "negative" (-M) or "inverse" (1/M), where a lower value of the metric is better; None: that of the
+            price: price of a forward; None: that of the environment that made the table, or 0.
+            metric: the metric M of the reward; None: the first one.
+            reward: "negative" (-M) or "inverse" (1/M), if a lower value of the metric is better; None: that of the
                 environment that made the table, or "negative".
 
         Raises:
-            ConfigError: the table has no such metric, or another argument is out of range.
+            ConfigError: the table does not have this metric, or another argument is out of range.
         """
         metric = self.metric if metric is None else metric
         check_one_of(self.metrics, metric=metric)
@@ -222,14 +222,14 @@ class OutcomeTable:
         return qualities(self.metrics[metric], lower_better, reward) - price * self.forwards
 
     def best_fixed(self, price: float | None = None) -> int:
-        """Return the place of the schedule with the largest mean reward."""
+        """Return the index of the schedule with the largest mean reward."""
         return int(self.rewards(price).mean(axis=(0, 1)).argmax())
 
     def best_of_others(self, price: float | None = None) -> NDArray[np.intp]:
         """Return for each crop and noise the schedule that is best under the crop's other noises, (crops, noises).
 
         Raises:
-            ConfigError: there is one noise only.
+            ConfigError: there is only one noise.
         """
         rewards = self.rewards(price)
         if rewards.shape[1] < 2:
@@ -254,17 +254,17 @@ class OutcomeTable:
         price: float | None = None,
         seed: int = 0,
     ) -> Score:
-        """Return the score of a policy: the part of the gain from the best fixed schedule to the best one of others.
+        """Return the score of a policy: its gain over the best fixed schedule, as a part of that of `best_of_others`.
 
         Args:
-            choices: place of the schedule for each crop, (crops,), or for each crop and noise; or a list of these, one
+            choices: index of the schedule for each crop, (crops,), or for each crop and noise; or a list of these, one
                 for each training seed.
-            fixed: place of the best fixed schedule, which is found on training photographs.
-            price: of a forward.
-            seed: of the resampling.
+            fixed: index of the best fixed schedule of the training photographs.
+            price: price of a forward.
+            seed: seed of the resampling.
 
         Returns:
-            The score; NaN where the schedules that are best under the other noises are no better than the fixed one.
+            The score; NaN if the schedules that are best under the other noises are no better than the fixed one.
         """
         each = [choices] if isinstance(choices, np.ndarray) else list(choices)
         everywhere = np.full(len(self.features), fixed)
@@ -276,7 +276,7 @@ class OutcomeTable:
         rng = np.random.default_rng(seed)
         rows = rng.integers(0, len(mean), (RESAMPLES, len(mean)))
         resampled = [part[rows].mean(axis=1) for part in (mean, *parts[-2:])]
-        with np.errstate(divide="ignore", invalid="ignore"):  # a few photographs may all want the same schedule
+        with np.errstate(divide="ignore", invalid="ignore"):  # a few photographs may all have the same best schedule
             shares = (resampled[0] - resampled[1]) / (resampled[2] - resampled[1])
             low, high = [np.nan] * 2 if np.isnan(gain) else np.nanquantile(shares, [0.025, 0.975])
         values = tuple((reward - base) / gain for reward in rewards)
@@ -284,24 +284,24 @@ class OutcomeTable:
         return Score((reward - base) / gain, float(low), float(high), reward, base, best, values)
 
     def check_score(self, fixed: int, price: float | None = None) -> None:
-        """Check that a policy can be better than the best fixed schedule, without which there is no score.
+        """Check that a policy can be better than the best fixed schedule, which a score needs.
 
         Raises:
             ConfigError: the schedules that are best under the other noises are no better than the fixed one.
         """
         if np.isnan(self.score(np.full(len(self.features), fixed), fixed, price).value):
             raise ConfigError(
-                f"of these {len(set(self.photographs))} photographs none gains by a schedule of its own at the price "
+                f"none of these {len(set(self.photographs))} photographs gains by another schedule at the price "
                 f"{price or 0:g}, so there is no score; take another price, or a table of more photographs"
             )
 
 
 def _check_names(description: Mapping[str, Any]) -> None:
-    """Check what agents of the table take over: the network, the plan, the size of the crops; and the photographs.
+    """Check the network, the plan and the size of the crops, which agents of the table use, and the photographs.
 
     Raises:
-        ConfigError: one is of another kind.
-        KeyError, TypeError: one is missing, or there is another.
+        ConfigError: a value is of the wrong kind.
+        KeyError, TypeError: a value is missing, or is not a known one.
     """
     texts = (description["checkpoint"], *description["photographs"])
     if odd := [text for text in texts if not isinstance(text, str)]:

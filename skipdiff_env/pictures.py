@@ -1,4 +1,4 @@
-"""Where the environments' target pictures come from."""
+"""The target pictures of the environments."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,18 +14,18 @@ from ddpm.util.errors import ConfigError, ImageError
 Rgb = NDArray[np.uint8]
 # Index of a picture, and first row and column of a crop of it.
 Crop = tuple[int, int, int]
-# What scikit-image carries in its wheel, so that nothing is downloaded; the split of each.
+# The photographs in scikit-image's wheel, for which nothing is downloaded, and the split of each.
 PHOTOGRAPHS = {"astronaut": "train", "chelsea": "test", "coffee": "train", "rocket": "test"}
 
-# Bytes of decoded pictures that are kept where crops lie anywhere.
+# Bytes of decoded pictures that are kept if crops may lie anywhere.
 HELD = 2**28
 
 
 def crop(rgb: Rgb, size: int, name: str = "the picture") -> Rgb:
-    """The central (size, size, 3) of an array.
+    """Return the central (size, size, 3) of an array.
 
     Raises:
-        ImageError: it is no uint8 array (H, W, 3), or smaller than that; `name` says which.
+        ImageError: it is not a uint8 array (H, W, 3), or is smaller than `size`; the message contains `name`.
     """
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ImageError(f"{name} must be a uint8 array (height, width, 3), got {rgb.dtype} {rgb.shape}")
@@ -40,7 +40,7 @@ def _check_size(width: int, height: int, size: int, name: str) -> None:
 
 
 def photographs_of(names: Sequence[str], sources: Path | None) -> list[str]:
-    """Return for each picture the photograph that it is cut from.
+    """Return the photograph of each picture.
 
     Args:
         names: paths of the pictures.
@@ -69,18 +69,18 @@ def photographs_of(names: Sequence[str], sources: Path | None) -> list[str]:
 
 
 class Pictures:
-    """Square target pictures; files are checked at once and decoded when they are asked for.
+    """Square target pictures; files are checked at once and decoded when they are needed.
 
     Args:
-        images: None, the crops that tile scikit-image's photographs; a folder, file or pattern; a uint8 array
-            (height, width, 3); or several of them. Of a file or an array, the centre is taken.
+        images: None, the crops that tile scikit-image's photographs; a folder, file or pattern; a uint8 array (height,
+            width, 3); or several of them. Files and arrays are cropped to their centre.
         size: side of a picture, in pixels.
-        split: "train" or "test", where only those of scikit-image's photographs are wanted.
-        whole: whether crops may lie anywhere. Then pictures are kept whole, scikit-image's photographs as well.
+        split: "train" or "test", a part of scikit-image's photographs; None: all of them.
+        whole: whether crops may lie anywhere. Then pictures are kept whole, also scikit-image's photographs.
 
     Attributes:
-        names: of the pictures: photograph and corner, path, or place among the arrays.
-        splits: "train" or "test" for each of scikit-image's; empty for other pictures.
+        names: names of the pictures: photograph and corner, path, or index of the array.
+        splits: "train" or "test" for each photograph of scikit-image; empty for other pictures.
 
     Raises:
         ImageError: there is no picture, a file cannot be read, or one is smaller than `size`.
@@ -88,7 +88,7 @@ class Pictures:
 
     def __init__(self, images: Any, size: int, split: str | None = None, whole: bool = False) -> None:
         self.size, self.whole = size, whole
-        # width and height of pictures that are whole, and those that are decoded
+        # width and height of whole pictures, and decoded pictures
         self._sides: list[tuple[int, int]] = []
         self._decoded: dict[int, Rgb] = {}
         self.names: list[str] = []
@@ -126,7 +126,7 @@ class Pictures:
         for path in files:
             self._sides.append(picture_size(path))
             _check_size(*self._sides[-1], size, str(path))
-        self._sources.extend(path.absolute() for path in files)  # which mean the same after a change of the folder
+        self._sources.extend(path.absolute() for path in files)  # which stay valid after a change of the working folder
         self.names.extend(map(str, files))
         if not self._sources:
             raise ImageError("images is empty; name a folder or files, or leave it out for scikit-image's photographs")
@@ -135,15 +135,15 @@ class Pictures:
         return len(self._sources)
 
     def digest(self) -> str:
-        """Return letters that stand for the pictures, see `ddpm.training.runs.pictures_digest`."""
+        """Return a digest of the pictures, see `ddpm.training.runs.pictures_digest`."""
         return pictures_digest(each if isinstance(each, Path) else each.tobytes() for each in self._sources)
 
     def __iter__(self) -> Iterator[Rgb]:
-        """The pictures in their order."""
+        """Iterate over the pictures in their order."""
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Rgb:
-        """Picture `index`, uint8 (size, size, 3).
+        """Return picture `index`, uint8 (size, size, 3).
 
         Raises:
             ImageError: the file is damaged, or has changed since it was checked.
@@ -162,7 +162,7 @@ class Pictures:
         """Return a crop of picture `index` by its first row and column, uint8 (size, size, 3).
 
         Raises:
-            ConfigError: it does not lie in the picture, or pictures are not whole.
+            ConfigError: it does not lie inside the picture, or pictures are not kept whole.
             ImageError: the file is damaged, or has changed since it was checked.
         """
         width, height = self._sides[index] if self.whole else (self.size, self.size)
@@ -182,7 +182,7 @@ class Pictures:
 
 
 def _photographs(size: int, split: str | None) -> list[tuple[str, Rgb]]:
-    """Name and pixels of the photographs of a split that are large enough."""
+    """Return name and pixels of the photographs of a split that are large enough."""
     from skimage import data
 
     found = [(name, getattr(data, name)()[..., :3]) for name, own in PHOTOGRAPHS.items() if split in (None, own)]
@@ -193,7 +193,7 @@ def _photographs(size: int, split: str | None) -> list[tuple[str, Rgb]]:
 
 
 def _tiles(size: int, split: str | None) -> list[tuple[str, int, int, Rgb]]:
-    """Photograph, left, top and pixels of all crops that fit side by side into the photographs of a split."""
+    """Return photograph, left, top and pixels of all crops that fit side by side into the photographs of a split."""
     from skimage import data
 
     tiles = []

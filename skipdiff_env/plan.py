@@ -1,4 +1,4 @@
-"""The plan of an episode: which steps there are, which sampler runs them, and what a skip does."""
+"""The plan of an episode: its steps, their samplers, and the meaning of a skip."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,18 +14,18 @@ SKIP_MODES = ("restart", "jump")
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of an episode. Two plans that are equal give the same episodes.
+    """The steps of an episode. Episodes with equal plans are the same.
 
     Attributes:
-        S: coarse steps; the coarse stage does the first S - 1 of them. With S = 1 there is no coarse stage.
-        N: diffusion steps that a coarse step spans.
-        coarse_sampler: runs the coarse stage: "ddpm" (Eq. 8-12), "ddim", "ddim:ETA" or "dpmsolver++".
-        fine_sampler: runs the fine stage: "ddpm" (Eq. 13-15), "ddim" or "ddim:ETA", see `ddpm.samplers.coarse_eta`;
-            with "jump" also "dpmsolver++", which looks back at the estimate of the step before.
-        skip_mode: what SKIP does: "restart", back to the coarse latent (Eq. 14), or "jump", nothing, so that the next
-            step that is performed covers what was skipped.
-        first_step: the diffusion step that is decided first, N … S·N; None: N. With "restart" the coarse latent stands
-            at the noise level of step N all the same (the paper's Table 4, case 4); "jump" allows N alone.
+        S: number of coarse steps; the coarse stage does the first S - 1 of them. With S = 1 there is no coarse stage.
+        N: number of diffusion steps in a coarse step.
+        coarse_sampler: sampler of the coarse stage: "ddpm" (Eq. 8-12), "ddim", "ddim:ETA" or "dpmsolver++".
+        fine_sampler: sampler of the fine stage: "ddpm" (Eq. 13-15), "ddim" or "ddim:ETA", see
+            `ddpm.samplers.coarse_eta`; with "jump" also "dpmsolver++", which uses the estimate of the previous step.
+        skip_mode: meaning of SKIP: "restart", back to the coarse latent (Eq. 14), or "jump", nothing, so that the next
+            performed step covers the skipped ones.
+        first_step: the diffusion step of the first decision, N … S·N; None: N. With "restart" the coarse latent keeps
+            the noise level of step N (the paper's Table 4, case 4); "jump" allows only N.
 
     Raises:
         ConfigError: a value is out of range or unknown.
@@ -66,29 +66,29 @@ class Plan:
 
     @property
     def length(self) -> int:
-        """Diffusion steps of the whole schedule, S·N."""
+        """Number of diffusion steps in the whole schedule, S·N."""
         return self.S * self.N
 
     @property
     def decisions(self) -> int:
-        """Decisions of an episode: one at each step from the first down to 2."""
+        """Number of decisions in an episode: one at each step from the first down to 2."""
         return self.first - 1
 
     @property
     def coarse_forwards(self) -> int:
-        """UNet forwards of the coarse stage."""
+        """Number of UNet forwards in the coarse stage."""
         return self.S - 1
 
     @property
     def coarse(self) -> tuple[int, int, str]:
-        """What the coarse latent depends on, beside picture and noise."""
+        """The settings of the coarse latent, which also depends on picture and noise."""
         return self.S, self.N, self.coarse_sampler
 
     def check(self, diffusion_steps: int) -> None:
-        """Checks the plan against the diffusion steps T of a net.
+        """Check the plan against the diffusion steps T of a net.
 
-        Under "jump" any length is fine, since the net knows every noise level; "restart" is defined on the net's own
-        schedule.
+        Under "jump" any length is possible, since the net knows every noise level; "restart" is defined on the schedule
+        of the net.
 
         Raises:
             ConfigError: S·N differs from T under "restart".
@@ -105,16 +105,15 @@ class Plan:
 
     @classmethod
     def resolve(cls, settings: Mapping[str, Any], agent: "Plan | None" = None, **given: Any) -> "Plan":
-        """The plan of an episode: each part is what was asked for, else the agent's, else the checkpoint's.
+        """Return the plan of an episode: each part is the given one, else the agent's, else the checkpoint's.
 
-        If the steps asked for are other ones than the agent's, its first step has no meaning, and N takes its place.
-        The checkpoint's coarse sampler belongs to the checkpoint's own coarse stage, and is taken under "restart"
-        alone.
+        If the given steps differ from the agent's, its first step does not apply, and N takes its place. The
+        checkpoint's coarse sampler belongs to its coarse stage, and is only used under "restart".
 
         Args:
-            settings: those of the checkpoint's net, `ddpm.nets.unet.UNet.settings`.
-            agent: the plan of the agent that decides; None: there is no agent, or it does not know its plan.
-            given: parts asked for, by the names of the attributes, and `steps` for (S, N); None means not asked for.
+            settings: settings of the checkpoint's net, `ddpm.nets.unet.UNet.settings`.
+            agent: the plan of the agent; None: there is no agent, or its plan is unknown.
+            given: given parts by the names of the attributes, and `steps` for (S, N); None means not given.
 
         Raises:
             ConfigError: a part is unknown, out of range, or does not fit the checkpoint.
@@ -143,21 +142,21 @@ class Plan:
 
     @classmethod
     def of_schedule(cls, schedule: Schedule, sampler: str) -> "Plan":
-        """The plan of jumps that a schedule fits.
+        """Return the plan of jumps for a schedule.
 
         Raises:
-            ConfigError: the sampler is unknown, or adds noise or looks back where the schedule has substeps.
+            ConfigError: the sampler is unknown, or the schedule has substeps and the sampler is not ddim.
         """
         if not schedule.plain and coarse_eta(sampler, "fine_sampler") != 0:
             raise ConfigError(f"substeps need the sampler ddim, which adds no noise, got {sampler} for {schedule}")
         return cls(1, schedule.length, fine_sampler=sampler, skip_mode="jump")
 
     def settings(self) -> dict[str, Any]:
-        """The plan as plain data."""
+        """Return the plan as plain data."""
         return asdict(self)
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return a description of the plan in one line."""
         text = f"S,N = {self.S},{self.N}"
         if self.coarse_forwards:
             text += f", coarse sampler {self.coarse_sampler}"
@@ -166,10 +165,10 @@ class Plan:
 
 
 def check_pair(steps: Any) -> tuple[int, int]:
-    """Two whole numbers (S, N) out of a tuple or list.
+    """Return the two whole numbers (S, N) of a tuple or list.
 
     Raises:
-        ConfigError: they are something else.
+        ConfigError: it is something else.
     """
     several = isinstance(steps, tuple | list) and len(steps) == 2
     if not several or not all(map(is_whole, steps)):

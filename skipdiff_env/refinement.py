@@ -1,6 +1,6 @@
-"""The fine stage as a decision process, Eq. 13-15 and jumps: the one place where the rule stands.
+"""The fine stage as a decision process, Eq. 13-15 and jumps: the only implementation of the decision rule.
 
-The scalar environment, the batched one, the upscaler and the table of all starts run through `RefinementProcess`.
+The scalar environment, the batched one, the upscaler and the table of all starts use `RefinementProcess`.
 """
 
 import math
@@ -40,27 +40,27 @@ NoiseOf = Callable[[int, int, tuple[int, ...]], Tensor]
 
 @dataclass
 class Refinement:
-    """One picture, or one tile of a picture, on its way from the coarse latent to the result.
+    """The state of a picture, or of a tile of a picture, between the coarse latent and the result.
 
     Attributes:
         lr_up: condition, (C, H, W), see `ddpm.nets.denoiser.Denoiser.condition`.
         noise_seed: key of all noise of this picture; a tile has its part of its picture's noise.
-        key: identity of the picture for the memo; None is never memoised.
-        coarse_latent: the coarse latent x_S1, or the initial noise where there is no coarse stage, (C, H, W).
+        key: identity of the picture for the memo; with None nothing is remembered.
+        coarse_latent: the coarse latent x_S1, or the initial noise if there is no coarse stage, (C, H, W).
         latent: the current latent u, (C, H, W).
-        t: the diffusion step that is decided (or, at 1, performed) next; 0 at the end.
-        level: the diffusion step whose noise level the net is told next. Under "restart" it is t; under "jump" it is
-            the level that the latent stands at.
-        nfe: network forwards of this picture so far, coarse and fine, thrown away or not; two for each prediction with
+        t: the diffusion step of the next decision (or, at 1, the last step); 0 at the end.
+        level: the diffusion step whose noise level is the next input of the net. Under "restart" it is t; under "jump"
+            it is the level of the latent.
+        nfe: network forwards of this picture so far, coarse and fine, discarded or not; two for each prediction with
             guidance.
-        path: the diffusion steps that the surviving fine chain has stood at, from that of its first forward to the one
-            the latent has reached; empty before the first step that is performed. With the picture, the seed and the
-            substeps it determines `latent`.
+        path: the diffusion steps of the surviving fine chain, from that of its first forward to that of the latent;
+            empty before the first performed step. Together with the picture, the seed and the substeps it determines
+            `latent`.
         substeps: for each forward of the surviving chain, the number of even steps whose work it did.
-        before: the last estimate of x_0 on the surviving chain, (C, H, W), where the fine sampler looks back at it or
-            the process keeps it; else None.
-        picture: of a tile, the picture as it began; None for a whole picture.
-        box: of a tile, its place in that picture.
+        before: the last estimate of x_0 on the surviving chain, (C, H, W), if the fine sampler uses it or the process
+            keeps it; else None.
+        picture: the picture of a tile at its first decision; None for a whole picture.
+        box: the place of a tile in that picture; None for a whole picture.
     """
 
     lr_up: Tensor
@@ -78,24 +78,24 @@ class Refinement:
     box: Box | None = None
 
     def tile(self, box: Box) -> "Refinement":
-        """A tile of this picture, which goes on from here by its own decisions; nothing is copied."""
+        """Return a tile of this picture, which continues from here by separate decisions; tensors are not copied."""
         names = [name for name in ("lr_up", "coarse_latent", "latent", "before") if getattr(self, name) is not None]
         return replace(self, **{name: getattr(self, name)[box.area] for name in names}, key=None, picture=self, box=box)
 
     def fine_noise(self, noise_of: NoiseOf, t: int) -> Tensor:
-        """Return the noise (3, H, W) that the step to t - 1 adds; of a tile, its part of the picture's."""
+        """Return the noise (3, H, W) that the step to t - 1 adds; for a tile, its part of the picture's noise."""
         if self.picture is None or self.box is None:
             return noise_of(self.noise_seed, t, tuple(self.latent.shape))
         return noise_of(self.noise_seed, t, tuple(self.picture.latent.shape))[self.box.area]
 
     @property
     def start(self) -> int:
-        """The diffusion step at which the surviving chain began (or will begin, if nothing survives yet)."""
+        """The diffusion step at which the surviving chain began (or will begin, if there is none yet)."""
         return self.path[0] if self.path else self.level
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The diffusion steps at which the net was asked on the surviving chain; its schedule, once it has ended."""
+        """The diffusion steps at which the net ran on the surviving chain."""
         return self.path[:-1]
 
     @property
@@ -105,7 +105,7 @@ class Refinement:
 
     @property
     def trace(self) -> Hashable:
-        """The path together with the substeps, where one of them is more than 1."""
+        """The path, together with the substeps if one of them is more than 1."""
         return self.path if max(self.substeps, default=1) == 1 else (self.path, self.substeps)
 
 
@@ -117,23 +117,23 @@ class Chooser(Protocol):
     """A policy that chooses the schedule of a picture at its first decision.
 
     Attributes:
-        schedules: those that it chooses among.
+        schedules: the schedules that it chooses among.
     """
 
     @property
     def schedules(self) -> Sequence[Schedule]: ...
 
     def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
-        """The schedule of each picture."""
+        """Return the schedule of each picture."""
         ...
 
 
 @runtime_checkable
 class Onlooker(Protocol):
-    """A policy that decides by the observations of an environment, which it makes in the process that it decides in.
+    """A policy that decides by the observations of an environment, which it makes from the states of the process.
 
     Attributes:
-        decisions: what its actions mean; the process has the same.
+        decisions: the meaning of its actions; the process has the same decisions.
         keep_estimates: whether it observes the last estimate.
     """
 
@@ -141,12 +141,12 @@ class Onlooker(Protocol):
     keep_estimates: bool
 
     def on(self, process: "RefinementProcess") -> Policy:
-        """The policy in a process, for one run of it."""
+        """Return the policy for one run of a process."""
         ...
 
 
 def wanted_by(policy: Any) -> dict[str, Any]:
-    """Return the arguments of `RefinementProcess` that a policy asks for."""
+    """Return the arguments of `RefinementProcess` that a policy needs."""
     if not isinstance(policy, Onlooker):
         return {}
     return {"decisions": policy.decisions, "keep_estimates": policy.keep_estimates}
@@ -164,29 +164,29 @@ class Fixed:
         return [self.schedule]
 
     def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
-        """The schedule, for each picture."""
+        """Return the schedule for each picture."""
         return [self.schedule] * len(states)
 
 
 def fixed_start(start: int) -> Policy:
-    """The policy that skips until diffusion step `start` and denoises from there on."""
+    """Return the policy that skips down to diffusion step `start` and denoises from there on."""
     return lambda states: [Action.SKIP if state.t > start else Action.DENOISE for state in states]
 
 
 class RefinementProcess:
-    """The fine stage for any number of pictures of one size, each at its own diffusion step.
+    """The fine stage for any number of pictures of one size, which may be at different diffusion steps.
 
     Args:
         unet: the denoiser.
-        plan: the steps of the episodes, their samplers, and what SKIP does.
-        memo: where transitions are remembered; None computes each anew.
+        plan: the steps of the episodes, their samplers, and the meaning of SKIP.
+        memo: store for transitions; None: compute each anew.
         batch_size: largest batch of one UNet forward.
-        device: where the net is.
-        decisions: what the actions mean; None: those of the paper, whether to perform a diffusion step.
-        keep_estimates: whether states hold the last estimate of x_0 with every sampler that adds no noise.
+        device: device of the net.
+        decisions: the meaning of the actions; None: the paper's, whether to perform a diffusion step.
+        keep_estimates: whether states hold the last estimate of x_0; the sampler must not add noise.
 
     Raises:
-        ConfigError: the batch size is below 1, or the sampler or the network cannot run what is decided.
+        ConfigError: the batch size is below 1, or the sampler or the network cannot run the decisions.
     """
 
     def __init__(
@@ -208,11 +208,11 @@ class RefinementProcess:
         self.device = device
         self.channels = geometry(unet)[0]
         self.alphas_cumprod = unet.schedule(plan.length)
-        # the levels of a discrete network must be those that the fine stage goes on from
+        # the levels of a discrete network must be those from which the fine stage continues
         discrete = unet.alphas_cumprod is not None
         self.coarse_alphas_cumprod = self.alphas_cumprod[:: plan.N] if discrete else unet.schedule(plan.S)
         fine_eta = coarse_eta(plan.fine_sampler)
-        # DPM-Solver++(2M) adds no noise, and looks back at the estimate of the step before
+        # DPM-Solver++(2M) does not add noise, and uses the estimate of the previous step
         self.looks_back = fine_eta is None
         self.fine_eta = 0.0 if fine_eta is None else fine_eta
         self.keep_estimates = keep_estimates
@@ -225,21 +225,21 @@ class RefinementProcess:
 
     @property
     def coarse_forwards(self) -> int:
-        """Network forwards of the coarse stage, those of guidance counted."""
+        """Network forwards of the coarse stage, including those of guidance."""
         return self.plan.coarse_forwards * self.unet.forwards_per_call
 
     @torch.inference_mode()
     def begin(
         self, lr_up: Sequence[Tensor], noise_seeds: Sequence[int], keys: Sequence[Hashable | None] | None = None
     ) -> list[Refinement]:
-        """The coarse stage (CSA) of several pictures.
+        """Run the coarse stage (CSA) of several pictures, with S - 1 forwards each.
 
-        S - 1 forwards each. With S = 1 that is the noise the full chain begins at.
+        With S = 1 the coarse latent is the noise at which the full chain begins.
 
         Args:
             lr_up: conditions, each (3, H, W) in [-1, 1].
-            noise_seeds: one for each.
-            keys: identities for the memo.
+            noise_seeds: noise seed of each picture.
+            keys: identities for the memo; None: nothing is remembered.
         """
         keys = keys or [None] * len(lr_up)
         found = [self._recall(key, seed, ()) for key, seed in zip(keys, noise_seeds, strict=True)]
@@ -264,11 +264,11 @@ class RefinementProcess:
         ]
 
     def step(self, states: Sequence[Refinement], actions: Sequence[Any]) -> None:
-        """Perform one decision for each picture; changes the states in place.
+        """Perform one decision for each picture; the states are changed in place.
 
-        `decisions` turns actions into jumps. Of the paper's, at the steps t ≥ 2, DENOISE runs the network at the
-        state's level and goes to t - 1; SKIP goes back to the coarse latent ("restart", Eq. 14), or leaves latent and
-        level as they are ("jump").
+        `decisions` turns actions into jumps. In the paper's decisions, at the steps t ≥ 2, DENOISE runs the network at
+        the state's level and goes to t - 1; SKIP goes back to the coarse latent ("restart", Eq. 14), or does not change
+        latent and level ("jump").
         """
         assert all(not self.decided(state) for state in states), "nothing is left to decide; finish() does the rest"
         if self.decisions.kind == "skip":
@@ -288,12 +288,12 @@ class RefinementProcess:
                 state.level = state.t
 
     def decided(self, state: Refinement) -> bool:
-        """Whether nothing is left to decide about a picture, and `finish` does the rest."""
+        """Return whether a picture does not need further decisions, so that `finish` can end it."""
         return state.t <= (1 if self.decisions.kind == "skip" else 0)
 
     @torch.no_grad()
     def finish(self, states: Sequence[Refinement]) -> list[Tensor]:
-        """Performs the step to the clean latent, which is never skipped; gives the pictures, (3, H, W) in [-1, 1]."""
+        """Perform the step to the clean latent, which is never skipped; return the pictures, (3, H, W) in [-1, 1]."""
         assert all(state.t <= 1 for state in states), "decisions are left"
         self.jump([(state, 0, 1) for state in states if state.t == 1])
         for state in states:
@@ -302,24 +302,24 @@ class RefinementProcess:
 
     @torch.inference_mode()
     def estimate(self, state: Refinement) -> Tensor:
-        """The picture (3, H, W) that the net sees in the latent as it stands; one forward, which is not counted."""
+        """Return the picture (3, H, W) that the net estimates from the latent, by one forward that is not counted."""
         latent, lr_up = state.latent[None], state.lr_up[None]
         x0 = predict_x0(self.unet, self.alphas_cumprod, state.level, latent, lr_up) if state.t > 0 else latent
         return self.unet.decode(x0, lr_up)[0]
 
     def latent_bound(self) -> float:
-        """A number that no value of a latent ever exceeds; infinite if the estimates of x_0 have no bound.
+        """Return the largest possible absolute value of a latent; infinite if the estimates of x_0 are not bounded.
 
-        x_0 is clamped and keyed noise is bounded, so each reverse step, a weighted sum of x_0, latent and noise, gives
-        a bound for the next latent from that of the last. Where DPM-Solver++ extrapolates, it takes off some of an
-        estimate that the latent already holds, so there each estimate's weights are added up before their signs are
-        dropped.
+        x_0 is clamped and keyed noise is bounded, so each reverse step, a weighted sum of x_0, latent and noise,
+        determines a bound for the next latent from that of the last. The extrapolation of DPM-Solver++ subtracts a part
+        of an estimate that the latent already contains, so the weights of each estimate are added up before their signs
+        are dropped.
         """
         if self.unet.x0_bound == math.inf:
             return math.inf
         bounds = np.full(self.plan.first + 1, self._coarse_bound())
         first = self.plan.first
-        if self.plan.skip_mode == "restart":  # any step may follow the coarse latent, or the step before
+        if self.plan.skip_mode == "restart":  # any step may follow the coarse latent, or the previous step
             for t in range(first, 0, -1):
                 bounds[t - 1] = max(bounds[t], self._after(self.alphas_cumprod, t, t - 1, self.fine_eta, bounds[t]))
             return float(bounds[0])
@@ -329,24 +329,24 @@ class RefinementProcess:
         return float(bounds.max())
 
     def _after_jump(self, t: int, to: int, bound: float) -> float:
-        """Bound of the latent after a jump from t, where it was `bound`."""
+        """Return the bound of the latent after a jump from t, where the bound is `bound`."""
         after = self._after(self.alphas_cumprod, t, to, self.fine_eta, bound)
         if not self.looks_back or t == self.plan.first:
             return after
-        # the nearer the step before, the farther the extrapolation: x_0 + share·(x_0 - before)
+        # the nearer the previous step, the farther the extrapolation: x_0 + share·(x_0 - before)
         share = float(extrapolation(self.alphas_cumprod, t + 1, t, to))
         of_x0, _, _ = reverse_weights(self.alphas_cumprod, t, self.fine_eta, to)
         return after + 2 * share * float(abs(of_x0)) * self.unet.x0_bound
 
     def _after(self, alphas_cumprod: FloatArray, t: int, to: int, eta: float, bound: float) -> float:
-        """Bound of the latent after a step from t, where it was `bound`."""
+        """Return the bound of the latent after a step from t, where the bound is `bound`."""
         of_x0, of_x_t, sigma = reverse_weights(alphas_cumprod, t, eta, to)
         return float(abs(of_x0) * self.unet.x0_bound + of_x_t * bound + sigma * MAX_NOISE)
 
     def _coarse_bound(self) -> float:
         S, eta = self.plan.S, coarse_eta(self.plan.coarse_sampler)
         if eta is None:
-            # the initial noise and the estimate of each step as unit vectors: the chain gives their weights
+            # the initial noise and the estimate of each step as unit vectors: the chain returns their weights
             units = np.eye(S + 1)
             weights = dpmsolver_chain(self.coarse_alphas_cumprod, units[0], lambda j, _: units[j])
             return float(np.abs(weights) @ np.array([MAX_NOISE] + [self.unet.x0_bound] * S))
@@ -356,7 +356,7 @@ class RefinementProcess:
         return bound
 
     def run(self, states: Sequence[Refinement], policy: Policy | Chooser) -> list[Tensor]:
-        """Refine pictures at their first decision to the end, as the policy decides."""
+        """Refine pictures from their first decision to the end, following a policy."""
         if isinstance(policy, Chooser):
             return self.run_schedules(states, policy.choose(states))
         decide = self.bound(policy)
@@ -365,15 +365,15 @@ class RefinementProcess:
         return self.finish(states)
 
     def bound(self, policy: Policy) -> Policy:
-        """Return the policy as it decides in this process, which an `Onlooker` observes."""
+        """Return the policy for this process; an `Onlooker` observes its states."""
         return policy.on(self) if isinstance(policy, Onlooker) else policy
 
     def run_schedules(self, states: Sequence[Refinement], schedules: Sequence[Schedule]) -> list[Tensor]:
-        """Run each picture at its first decision to the end by a schedule that is known in advance.
+        """Run each picture from its first decision to the end by a schedule that is known in advance.
 
         Args:
             states: pictures at their first decision; changed in place.
-            schedules: one for each, from the plan's first step on. NFE: one for each level.
+            schedules: schedule of each picture, from the plan's first step on. NFE: one for each level.
 
         Returns:
             The pictures, each (3, H, W) in [-1, 1].
@@ -392,7 +392,7 @@ class RefinementProcess:
         return self.finish(states)
 
     def check(self, schedule: Schedule) -> None:
-        """Raises ConfigError unless the process can run a schedule."""
+        """Raise ConfigError unless the process can run a schedule."""
         if self.plan.skip_mode != "jump":
             raise ConfigError(f"schedules of levels need skip_mode jump, got {self.plan.skip_mode}")
         check_levels(schedule.levels, self.plan.first)
@@ -400,7 +400,7 @@ class RefinementProcess:
         self._check_substeps(max(schedule.substeps), str(schedule))
 
     def _check_substeps(self, most: int, place: str) -> None:
-        """Raises ConfigError where the network has learnt fewer substeps."""
+        """Raise ConfigError if the network has learnt fewer substeps."""
         if most > self.unet.substeps:
             known = f"at most {self.unet.substeps} substeps" if self.unet.substeps > 1 else "no substeps"
             raise ConfigError(
@@ -409,10 +409,10 @@ class RefinementProcess:
             )
 
     def run_all_starts(self, states: Sequence[Refinement]) -> list[list[tuple[Refinement, Tensor]]]:
-        """All results that "restart" can give, one for each start from 1 to the plan's first step, each chain run once.
+        """Return all results of "restart", one for each start from 1 to the plan's first step; each chain runs once.
 
         Args:
-            states: pictures at their first decision; they are left as they are.
+            states: pictures at their first decision; they are not changed.
 
         Returns:
             For each picture, at index `start - 1`, the finished state and its picture (3, H, W).
@@ -422,7 +422,7 @@ class RefinementProcess:
         """
         if self.plan.skip_mode != "restart":
             raise ConfigError(
-                f"starts need skip_mode restart, got {self.plan.skip_mode}; run_schedule runs any schedule"
+                f"starts need skip_mode restart, got {self.plan.skip_mode}; run_schedules runs any schedule"
             )
         starts = range(1, self.plan.first + 1)
         chains = [[replace(state) for start in starts] for state in states]
@@ -436,14 +436,14 @@ class RefinementProcess:
     def run_all_schedules(
         self, states: Sequence[Refinement], schedules: Sequence[Schedule]
     ) -> list[list[tuple[Refinement, Tensor]]]:
-        """Run every picture by every schedule; the beginnings that schedules have in common run once.
+        """Run every picture by every schedule; common beginnings of schedules run once.
 
         Args:
-            states: pictures at their first decision; they are left as they are.
-            schedules: from the plan's first step on.
+            states: pictures at their first decision; they are not changed.
+            schedules: schedules, from the plan's first step on.
 
         Returns:
-            For each picture, at the place of each schedule, the finished state and its picture (3, H, W).
+            For each picture and schedule, the finished state and its picture (3, H, W).
 
         Raises:
             ConfigError: the plan is not one of jumps, or a schedule does not fit it.
@@ -468,10 +468,10 @@ class RefinementProcess:
 
     @torch.inference_mode()
     def jump(self, jumps: Sequence[tuple[Refinement, int, int]]) -> None:
-        """Run one forward for each state, in batches; remembered transitions run no network.
+        """Run one forward for each state, in batches; the network does not run for remembered transitions.
 
         Args:
-            jumps: the state, the level below its own that the forward goes to, and its substeps.
+            jumps: for each forward the state, the next level, which is below the state's, and the substeps.
         """
         missing = []
         for state, to, substeps in jumps:
@@ -484,7 +484,7 @@ class RefinementProcess:
             else:
                 self._arrive(state, ahead, known)
 
-        @lru_cache(maxsize=1)  # the tiles of a picture stand one after the other, and take their parts of one noise
+        @lru_cache(maxsize=1)  # the tiles of a picture are consecutive, and use parts of one noise
         def noise_of(seed: int, t: int, shape: tuple[int, ...]) -> Tensor:
             return KeyedNoise([seed], shape, self.device)(Stage.FINE, t)[0]
 
@@ -496,7 +496,7 @@ class RefinementProcess:
                 self._remember(state.key, state.noise_seed, state.trace, result)
 
     def _arrive(self, state: Refinement, ahead: Refinement, result: Tensor) -> None:
-        """Puts a state where a forward has led: `result` is the latent, and behind it the estimate to look back at."""
+        """Update a state after a forward; `result` is the latent, then the estimate if the sampler looks back."""
         if self.looks_back:
             state.before = result[self.channels :]
         elif self.keep_estimates:
@@ -508,7 +508,7 @@ class RefinementProcess:
         state.latent, state.path, state.substeps, state.level = latent, ahead.path, ahead.substeps, ahead.path[-1]
 
     def _advance(self, states: Sequence[Refinement], noise_of: NoiseOf) -> Tensor:
-        """The latents (B, 3, H, W) after one forward for each, from its level to the end of its path."""
+        """Return the latents (B, 3, H, W) after one forward of each state, from its level to the end of its path."""
         latents = _batch([s.latent for s in states])
         to = np.array([s.path[-1] for s in states])
         noise = None
@@ -527,7 +527,7 @@ class RefinementProcess:
         )
 
     def _advance_looking_back(self, states: Sequence[Refinement], noise_of: NoiseOf) -> Tensor:
-        """The latents after one forward of DPM-Solver++(2M) for each, and the estimates of x_0; (B, 2·C, H, W)."""
+        """Return the latents after one forward of DPM-Solver++(2M), and the estimates of x_0; (B, 2·C, H, W)."""
         latents = _batch([s.latent for s in states])
         levels = np.array([s.level for s in states])
         arrivals = np.array([s.path[-1] for s in states])
@@ -535,7 +535,7 @@ class RefinementProcess:
             self.unet, self.alphas_cumprod, _one_if_same(levels), latents, _batch([s.lr_up for s in states])
         )
         shares = np.zeros(len(states))
-        begun = [i for i, s in enumerate(states) if s.before is not None]  # elsewhere there is nothing to look back at
+        begun = [i for i, s in enumerate(states) if s.before is not None]  # the others do not have an estimate yet
         if begun:
             earlier = np.array([states[i].path[-3] for i in begun])
             shares[begun] = extrapolation(self.alphas_cumprod, earlier, levels[begun], arrivals[begun])
@@ -560,10 +560,10 @@ class RefinementProcess:
 
 
 def _one_if_same(steps: NDArray[np.integer]) -> int | NDArray[np.integer]:
-    """One number for all where they are equal, which spares a tensor of coefficients."""
+    """Return one number if all are equal, which avoids a tensor of coefficients."""
     return int(steps[0]) if (steps == steps[0]).all() else steps
 
 
 def _batch(tensors: Sequence[Tensor]) -> Tensor:
-    """Stacks; a single one is not copied, since it may be large."""
+    """Stack tensors; a single one is not copied, since it may be large."""
     return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))

@@ -1,4 +1,4 @@
-"""What was decided, drawn: a picture of an episode, and a map of the forwards that each tile of a picture got."""
+"""Drawings of decisions: a picture of an episode, and a map of the work done for each tile of a picture."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -24,7 +24,7 @@ COLOURS = {Action.DENOISE: (46, 125, 80), Action.SKIP: (176, 108, 24)}
 
 
 def check_render_mode(render_mode: str | None) -> None:
-    """Raises ConfigError for a mode that the environments do not have."""
+    """Raise ConfigError for a mode that the environments do not have."""
     if render_mode is not None and render_mode not in METADATA["render_modes"]:
         raise ConfigError(f"render_mode must be rgb_array or None, got {render_mode!r}")
 
@@ -32,15 +32,15 @@ def check_render_mode(render_mode: str | None) -> None:
 def draw_frame(
     panels: Mapping[str, NDArray[np.uint8] | None], actions: Sequence[Action], first_step: int
 ) -> NDArray[np.uint8]:
-    """Panels side by side over a strip with one cell for each decision.
+    """Draw panels side by side above a strip with one cell for each decision.
 
     Args:
         panels: heading → square picture (H, H, 3) of any size; None leaves the panel empty.
         actions: decisions so far.
-        first_step: diffusion step of the first decision; the last is at step 2.
+        first_step: diffusion step of the first decision; that of the last is 2.
 
     Returns:
-        uint8 (height, width, 3), both sides even, as video codecs want them.
+        uint8 (height, width, 3); both sides are even, as video codecs require.
     """
     largest = max(len(picture) for picture in panels.values() if picture is not None)
     side = largest * -(-PANEL // largest)
@@ -74,10 +74,10 @@ def draw_map(picture: NDArray[np.uint8], tiles: Sequence["Tile"]) -> NDArray[np.
 
     Args:
         picture: the result, (H, W, 3).
-        tiles: those of `skipdiff_env.upscaler.Upscaled`; where two overlap, each is drawn up to the middle.
+        tiles: the tiles of `skipdiff_env.upscaler.Upscaled`; where two overlap, each is drawn up to the middle.
 
     Returns:
-        uint8, (H + legend, at least W, 3); the picture lies in the upper left corner. The colours reach from the fewest
+        uint8, (H + legend, at least W, 3); the picture is in the upper left corner. The colours range from the fewest
         steps of a tile to the most.
     """
     numbers = [tile.steps for tile in tiles]
@@ -106,17 +106,17 @@ def draw_map(picture: NDArray[np.uint8], tiles: Sequence["Tile"]) -> NDArray[np.
 
 
 def map_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height of the map that `draw_map` makes of a result of this size, in pixels."""
+    """Return width and height, in pixels, of the map that `draw_map` makes for a result of this size."""
     return max(width, 16 * _unit(width)), height + 3 * _unit(width)
 
 
 def _unit(width: int) -> int:
-    """Height of the largest letters on the map of a result of this width, in pixels."""
+    """Return the height of the largest letters on the map of a result of this width, in pixels."""
     return max(18, width // 50)
 
 
 def _colours(fewest: int, most: int) -> dict[int, tuple[int, int, int]]:
-    """A colour for each number from the fewest to the most."""
+    """Return a colour for each number from the fewest to the most."""
     import matplotlib
 
     scale = matplotlib.colormaps["viridis"](np.linspace(0, 1, most - fewest + 1), bytes=True)
@@ -124,12 +124,12 @@ def _colours(fewest: int, most: int) -> dict[int, tuple[int, int, int]]:
 
 
 def _number(draw: ImageDraw.ImageDraw, number: int, place: tuple[int, int], size: float) -> None:
-    """Writes a number around a place, so that it can be read on every colour."""
+    """Write a number centred at a place, readable on every colour."""
     draw.text(place, str(number), TEXT, anchor="mm", font_size=size, stroke_width=1, stroke_fill=BACKGROUND)
 
 
 def _apart(spans: Iterable[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
-    """Overlapping spans along a side, each with the part that is left when neighbours meet in the middle."""
+    """Return overlapping spans along a side, each with its part if neighbours meet in the middle of the overlap."""
     rising = sorted(set(spans))
     cuts = [rising[0][0], *((end + start) // 2 for (_, end), (start, _) in pairwise(rising)), rising[-1][1]]
     return dict(zip(rising, pairwise(cuts), strict=True))

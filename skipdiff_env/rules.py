@@ -1,4 +1,4 @@
-"""What an action, a reward and a price are. Nothing here needs torch."""
+"""Actions, rewards and prices. This module does not need torch."""
 
 import math
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from ddpm.util.checks import is_number
 from ddpm.util.errors import ConfigError, SkipDiffError
 
-# Where the number of noises of a picture is not limited, this many is enough.
+# Number of noises of a picture if it is not limited.
 NOISE_SEEDS = 2**31
 # Keeps 1/M finite for a perfect picture (LPIPS is 0 there).
 SMALLEST_METRIC = 1e-3
-# What a metric that failed counts as where the reward is -M.
+# Value of a failed metric if the reward is -M.
 WORST_METRIC = 100.0
 REWARDS = ("inverse", "negative")
 
 
 class Action(IntEnum):
-    """What to do at a diffusion step."""
+    """The decision at a diffusion step."""
 
     DENOISE = 0
     SKIP = 1
@@ -37,13 +37,13 @@ class ResetNeededError(SkipDiffError, gymnasium.error.ResetNeeded):
 
 
 def qualities(values: NDArray[Any], lower_better: bool, reward: str = "inverse") -> NDArray[np.float64]:
-    """The reward for a metric M: 1/M ("inverse") or -M ("negative") where a lower one is better, else M.
+    """Return the reward for a metric M: 1/M ("inverse") or -M ("negative") if a lower one is better, else M.
 
-    A metric that failed (NaN) counts as 0: what 1/M comes to as a picture gets worse, and the worst of PSNR, SSIM and
-    other metrics that grow with quality; as -`WORST_METRIC` where the reward is -M.
+    The reward for a failed metric (NaN) is 0, the limit of 1/M as a picture gets worse, and the lowest value of PSNR,
+    SSIM and other metrics that increase with quality; or -`WORST_METRIC` if the reward is -M.
 
     Args:
-        values: M, of any shape.
+        values: values of M, of any shape.
         lower_better: whether a smaller M means a better picture.
         reward: one of `REWARDS`.
     """
@@ -57,12 +57,12 @@ def qualities(values: NDArray[Any], lower_better: bool, reward: str = "inverse")
 
 
 def quality(value: float, lower_better: bool, reward: str = "inverse") -> float:
-    """As `qualities`, of one value."""
+    """Return the reward for one value of a metric, see `qualities`."""
     return float(qualities(np.array(value), lower_better, reward))
 
 
 def price_range(price: float | Sequence[float]) -> tuple[float, float] | None:
-    """Lowest and highest price of a forward where each episode draws its own; None where it is fixed.
+    """Return lowest and highest price of a forward if each episode draws its price; None if it is fixed.
 
     Raises:
         ConfigError: the price is neither a number of at least 0 nor a pair of rising numbers above 0.
@@ -77,7 +77,7 @@ def price_range(price: float | Sequence[float]) -> tuple[float, float] | None:
 def draw_episode(
     rng: np.random.Generator, pictures: int, noise_seeds: int, price: float | Sequence[float]
 ) -> tuple[int, int, float]:
-    """Picture, noise seed and price of a new episode. All are always drawn, in this order."""
+    """Draw picture, noise seed and price of a new episode, always all of them and in this order."""
     image, noise_seed = int(rng.integers(pictures)), int(rng.integers(noise_seeds))
     prices = price_range(price)
     if prices is None:
@@ -86,10 +86,10 @@ def draw_episode(
 
 
 def check_price(price: Any, highest: float = math.inf) -> float:
-    """The price of an episode that was asked for.
+    """Return a given price of an episode, after a check.
 
     Raises:
-        ConfigError: it is not a number of at least 0, or above the highest.
+        ConfigError: it is not a number of at least 0, or is above the highest.
     """
     if not is_number(price) or price > highest:
         raise ConfigError(f"nfe_penalty must be a number in 0 … {highest:g}, got {price!r}")
@@ -97,22 +97,22 @@ def check_price(price: Any, highest: float = math.inf) -> float:
 
 
 def check_actions(actions: Sequence[Any], count: int) -> None:
-    """Checks the decisions of a policy.
+    """Check the decisions of a policy.
 
     Raises:
-        InvalidActionError: there is not one for each picture, or one is neither 0 nor 1.
+        InvalidActionError: their number is not that of the pictures, or one is neither 0 nor 1.
     """
     if len(actions) != count:
-        raise InvalidActionError(f"a policy must give an action for each of {count} pictures, got {len(actions)}")
+        raise InvalidActionError(f"a policy must return an action for each of {count} pictures, got {len(actions)}")
     for action in actions:
         if action not in tuple(Action):
             raise InvalidActionError(f"an action must be 0 (DENOISE) or 1 (SKIP), got {action!r}")
 
 
 class FixedPrice:
-    """The `nfe_penalty` of an environment: it can be read but not set, since not all that depends on it would follow.
+    """The `nfe_penalty` of an environment: it can be read but not set, since other parts depend on it.
 
-    Without this, Stable-Baselines3's `set_attr` would set an attribute that nothing reads.
+    Without this class, Stable-Baselines3's `set_attr` would set an attribute that is never read.
     """
 
     def __get__(self, env: Any, owner: type) -> Any:

@@ -1,4 +1,4 @@
-"""Scores of policies on the environments that play from tables. Nothing here needs torch."""
+"""Scores of policies on the environments with tables. This module does not need torch."""
 
 import inspect
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from skipdiff_env.rules import InvalidActionError
 from skipdiff_env.table_env import PRICE
 from skipdiff_env.tree import Tree
 
-# The environments that have scores → table and kind of decision.
+# Environments that have scores → table and kind of decision.
 BENCHMARKS = {
     "SkipDiffBanditTable-v0": ("natural-x4", "schedule"),
     "SkipDiffStrideTable-v0": ("natural-x4-stride", "stride"),
@@ -26,10 +26,10 @@ def tree_of(env_id: str = "SkipDiffBanditTable-v0", table: str | OutcomeTable | 
 
     Args:
         env_id: name of the environment, one of `BENCHMARKS`.
-        table: another table than the environment's own.
+        table: a table in place of the environment's.
 
     Raises:
-        ConfigError: the environment has no scores, or there is no such table.
+        ConfigError: the environment does not have scores, or the table does not exist.
     """
     if env_id not in BENCHMARKS:
         raise ConfigError(f"scores are for {', '.join(BENCHMARKS)}, got {env_id!r}")
@@ -53,13 +53,13 @@ def score(
         policy: a model of Stable-Baselines3, or a function of observations (B, …) that returns actions (B,); or a list
             of these, one for each training seed, whose mean is scored.
         split: "train", "validation" or "test".
-        env_id: the environment that the policy acts in, one of `BENCHMARKS`.
-        table: another table than the environment's own: the name of one that ships, a folder, or an `OutcomeTable`.
+        env_id: the environment of the policy, one of `BENCHMARKS`.
+        table: a table in place of the environment's: the name of a shipped one, a folder, or an `OutcomeTable`.
         nfe_penalty: price of a forward.
 
     Raises:
         ConfigError: the environment, the table or the split is unknown, or a model has other spaces.
-        InvalidActionError: a policy returns something else than one action of the environment for each observation.
+        InvalidActionError: a policy returns something other than one action of the environment for each observation.
     """
     whole = tree_of(env_id, table)
     policies = list(policy) if isinstance(policy, Sequence) else [policy]
@@ -72,15 +72,15 @@ def score(
 
 
 def play(tree: Tree, policy: Any) -> NDArray[np.intp]:
-    """Return the schedules that a policy follows, (crops, noises), as their places in the table.
+    """Return the schedules that a policy follows, (crops, noises), as their indices in the table.
 
     Args:
         tree: the decisions.
-        policy: as for `score`, a single one.
+        policy: a single policy, see `score`.
 
     Raises:
         ConfigError: it is a model with other spaces.
-        InvalidActionError: as for `score`.
+        InvalidActionError: see `score`.
     """
     act = _function(tree, policy)
     shape = tree.table.metrics[tree.table.metric].shape[:2]
@@ -104,7 +104,7 @@ def play(tree: Tree, policy: Any) -> NDArray[np.intp]:
 
 
 def _function(tree: Tree, policy: Any) -> Any:
-    """A policy as a function of observations and of the actions that are possible."""
+    """Return a policy as a function of observations and masks of the possible actions."""
     if not hasattr(policy, "predict"):
         if not callable(policy):
             raise ConfigError(f"a policy must be a model of Stable-Baselines3 or a function, got {policy!r}")
@@ -123,6 +123,6 @@ def _function(tree: Tree, policy: Any) -> Any:
 
 
 def _shown(space: Any) -> str:
-    """A space in short: that of a vector without its bounds, which are long."""
+    """Return a short description of a space; for a vector it leaves out the bounds, which are long."""
     shape = getattr(space, "shape", None)
     return f"{type(space).__name__}{shape}" if shape else str(space)

@@ -1,4 +1,4 @@
-"""Environments that play from tables of outcomes, without a net or torch."""
+"""Environments with tables of outcomes, without a net or torch."""
 
 import hashlib
 import json
@@ -23,28 +23,29 @@ PRICE = 0.002
 
 
 class SkipDiffTableVectorEnv(BatchedEnv):
-    """`num_envs` environments that play from a table, together in NumPy: some 10⁵ env steps a second.
+    """`num_envs` environments with a table, computed together in NumPy: some 10⁵ env steps per second.
 
     With the same seeds, observations, rewards and `info` are those of Gymnasium's `SyncVectorEnv` over scalar
     environments.
 
     Args:
         num_envs: number of environments.
-        table: folder that `skipdiff tabulate` wrote, the name of a table that ships, or an `OutcomeTable`.
+        table: folder that `skipdiff tabulate` wrote, the name of a shipped table, or an `OutcomeTable`.
         decisions: "schedule", one decision for each episode; "stride", one for each forward; "continuous", the same as
             numbers; or "skip", one for each diffusion step.
         split: "train", "validation" or "test"; None: all pictures.
         metric: the reward's metric M; None: the table's first.
         reward: "negative" (-M) or "inverse" (1/M), for a metric that is lower for better pictures; or "relative": -M
-            less the mean reward of all schedules for the crop and noise, so that easy and hard pictures count alike.
+            minus the mean reward of all schedules for the crop and noise, so that easy and hard pictures have the same
+            weight.
         nfe_penalty: subtracted from the terminal reward for each forward; or, for the decisions "skip", a pair (lowest,
-            highest), out of which each episode draws its price.
+            highest), from which the price of each episode is drawn.
         autoreset_mode: "NextStep", "SameStep" or "Disabled".
-        render_mode: None; a table has no pictures.
+        render_mode: None, since a table does not have pictures.
         max_episode_steps: the env steps of an episode or more, since episodes are never truncated; or None.
 
     Raises:
-        ConfigError: there is no such table, or an argument is wrong.
+        ConfigError: the table does not exist, or an argument is wrong.
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
@@ -95,7 +96,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         self._ways = {name: np.empty(len(self.table.schedules), dtype=object) for name in ways}
         for name, column in ways.items():
             self._ways[name][:] = column
-        # what the numbers of a state refer to
+        # the content that the numbers of a state refer to
         content = [*map(str, self.table.schedules), *self.table.photographs, decisions, self.tree.highest_price]
         parts = json.dumps(content).encode() + self.table.features.tobytes()
         self._identity = hashlib.blake2b(parts, digest_size=16).hexdigest()
@@ -112,12 +113,12 @@ class SkipDiffTableVectorEnv(BatchedEnv):
 
         Args:
             seed: seed of the first environment, the others counting up from there; or one for each.
-            options: "image" (place among the crops of the split), "noise_seed" and, for the decisions "skip",
-                "nfe_penalty", each one value for all or a list; "reset_mask".
+            options: "image" (index of a crop of the split), "noise_seed" and, for the decisions "skip", "nfe_penalty",
+                each one value for all or a list; "reset_mask".
 
         Raises:
             ConfigError: an option is unknown or out of range.
-            ResetNeededError: the mask leaves an environment without any episode.
+            ResetNeededError: the mask leaves an environment without an episode.
         """
         envs, columns = self._prepare_reset(seed, options)
         if not self._begun and len(envs) < self.num_envs:
@@ -207,7 +208,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         except (KeyError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise ConfigError("this is no state that get_state() gave") from None
+            raise ConfigError("this is not a state that get_state() returned") from None
         if not fits:
             raise ConfigError(f"the state must be one of {self.num_envs} environments")
         set_generators(self.np_random, generators)
@@ -224,13 +225,13 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         return f"whole numbers ({self.num_envs},) in 0 … {len(self.tree.actions) - 1}"
 
     def _begin(self, envs: Sequence[int], options: Mapping[str, Sequence[Any]]) -> None:
-        """Starts episodes in some environments."""
+        """Start episodes in some environments."""
         limits = {"image": len(self.table.features), "noise_seed": self._rewards.shape[1]}
         known = [*limits, *(["nfe_penalty"] if self.tree.kind == "skip" else [])]
         if unknown := sorted(map(str, options.keys() - set(known))):
             raise ConfigError(f"unknown reset option {', '.join(unknown)}; known are {' and '.join(known)}")
         count = limits["image"] * limits["noise_seed"]
-        # random() is several times as quick as integers()
+        # random() is several times as fast as integers()
         drawn = (np.array([self._generator(i)[0].random() for i in envs]) * count).astype(np.int64)
         chosen = {
             "seed" if name == "noise_seed" else name: part
@@ -251,7 +252,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         self._begun = True
 
     def _prices(self, envs: Sequence[int]) -> NDArray[np.float64]:
-        """The price of a new episode in each of some environments."""
+        """Return the price of a new episode in each of some environments."""
         prices = price_range(self._price)
         if prices is None:
             return np.full(len(envs), float(self._price))  # type: ignore[arg-type]
@@ -263,7 +264,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         return self.tree.observe(state["image"], state["seed"], state["node"], state["price"])
 
     def _infos(self, mask: NDArray[np.bool_]) -> dict[str, Any]:
-        """What `step` and `reset` report of some environments."""
+        """Return the `info` of some environments in `step` and `reset`."""
         state = self._state
         named = {
             "diffusion_step": self.tree.steps[np.maximum(state["node"], 0)] * (state["node"] >= 0), "nfe": state["nfe"],
@@ -277,7 +278,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
     def _final_infos(
         self, ended: NDArray[np.bool_], where: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
     ) -> dict[str, Any]:
-        """What is reported of episodes that have ended, beside the rest."""
+        """Return the additional `info` of ended episodes."""
         metrics: dict[str, Any] = {}
         for name, values in self.table.metrics.items():
             metrics[name], metrics[f"_{name}"] = np.zeros(self.num_envs), ended.copy()
@@ -293,19 +294,20 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
     """SkipDiffTable-v0: the decisions of `SkipDiffJump-v0` from a table of outcomes, without a network.
 
     ## Description
-    `skipdiff tabulate` computes once what schedules give for pictures under several noises. This environment plays from
+    `skipdiff tabulate` computes the results of schedules for pictures under several noises once. This environment uses
     such a table, so an algorithm can be tried, or a thousand seeds of it compared, in seconds: its batched form makes
-    some 10⁵ env steps a second. Instead of latents it shows statistics of the picture's gradients. Decisions, levels,
-    forwards and rewards are those of the live environment, `skipdiff_env.env.SkipDiffEnv`, with the table's settings.
+    some 10⁵ env steps per second. Instead of latents, agents observe statistics of the picture's gradients. Decisions,
+    levels, forwards and rewards are those of the live environment, `skipdiff_env.env.SkipDiffEnv`, with the table's
+    settings.
 
-    The table that ships, "natural-x4-skip", holds crops of 64 x 64 pixels of scikit-image's photographs, the checkpoint
+    The shipped table, "natural-x4-skip", holds crops of 64 x 64 pixels of scikit-image's photographs, the checkpoint
     natural-x4 with `steps=(1, 8)` and `skip_mode="jump"`, and all 128 schedules. Its photographs are few; algorithms
     are compared on `SkipDiffBanditTable-v0`.
 
     ## Action space
     `Discrete(2)`: 0 DENOISE, 1 SKIP. A table of more than 10 levels holds only some schedules. There, an action that
-    leads to none of them counts as the other one, and `action_masks()`, which sb3-contrib's `MaskablePPO` calls, says
-    which lead to one.
+    does not lead to one of them counts as the other action, and `action_masks()`, which sb3-contrib's `MaskablePPO`
+    calls, returns the possible actions.
 
     ## Observation space
     `Box`, float32, (45,):
@@ -313,24 +315,24 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
     | Index  | Meaning                                                                                         |
     |--------|-------------------------------------------------------------------------------------------------|
     | 0 … 41 | statistics of the condition's gradients, see `skipdiff_env.features.features`, each in -3 … 1 |
-    | 42     | t / (S · N), the step that is decided next                                                      |
-    | 43     | l / (S · N), the level that the latent stands at                                                |
+    | 42     | t / (S · N), the step of the next decision                                                      |
+    | 43     | l / (S · N), the level of the latent                                                            |
     | 44     | the price of a forward                                                                          |
 
     ## Reward
-    0 until the last env step, then -M of the table's first metric (or of `metric`), LPIPS in the one that ships, or
-    what `reward` names, less `nfe_penalty` for each fine forward.
+    0 until the last env step, then -M of the table's first metric (or of `metric`), LPIPS in the shipped table, or the
+    reward named by `reward`, minus `nfe_penalty` for each fine forward.
 
     ## Episode start and end
     `reset` draws picture, noise seed and price; `options={"image": i, "noise_seed": k, "nfe_penalty": p}` fixes any of
-    them. Every episode has N - 1 env steps and then terminates; none is truncated.
+    them. Every episode has N - 1 env steps and then terminates; it is never truncated.
 
     ## Info
     As in the live environment: `diffusion_step`, `nfe`, `image_index`, `noise_seed`, `nfe_penalty`, and at the end
     `metrics`, `start`, `levels` and `substeps`.
 
-    `env.unwrapped.table.rewards(price)` returns the rewards of all schedules for every picture and noise, and so the
-    best fixed schedule and the oracle.
+    `env.unwrapped.table.rewards(price)` returns the rewards of all schedules for every picture and noise, from which
+    the best fixed schedule and the oracle follow.
 
     ## Example
     ```python
@@ -338,18 +340,18 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
     ```
 
     ## Arguments
-    `table`, `split` ("train" or "test" in the table that ships; None: all pictures), `metric`, `reward`, `nfe_penalty`:
+    `table`, `split` ("train" or "test" in the shipped table; None: all pictures), `metric`, `reward`, `nfe_penalty`:
     see `SkipDiffTableVectorEnv`.
 
     ## Version history
     * v0: initial version
 
     Args:
-        render_mode: None, or "rgb_array", which counts as None, since a table has no pictures.
+        render_mode: None, or "rgb_array", which counts as None, since a table does not have pictures.
         settings: the arguments above.
 
     Raises:
-        ConfigError: there is no such table, or an argument is wrong.
+        ConfigError: the table does not exist, or an argument is wrong.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
@@ -359,7 +361,7 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
         from skipdiff_env import VARIANTS
 
-        # Stable-Baselines3 passes "rgb_array" whatever the environment has; Gymnasium warns of it
+        # Stable-Baselines3 passes "rgb_array" to every environment; Gymnasium warns of it
         inner = None if render_mode == "rgb_array" else render_mode
         settings = {**VARIANTS[self.id][2], **settings}
         self._batch = SkipDiffTableVectorEnv(1, autoreset_mode="Disabled", render_mode=inner, **settings)
@@ -376,7 +378,7 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
 
         Args:
             seed: seed of `np_random`, from which crop, noise and price are drawn.
-            options: "image", "noise_seed" and, for the decisions "skip", "nfe_penalty" fix what would be drawn.
+            options: "image", "noise_seed" and, for the decisions "skip", "nfe_penalty" replace the drawn values.
 
         Raises:
             ConfigError: an option is unknown or out of range.
@@ -409,7 +411,7 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
         return self._batch.action_masks()[0]
 
     def get_state(self) -> dict[str, Any]:
-        """Return the episode and the random generator as plain data, which `set_state` takes and pickle stores."""
+        """Return the episode and the random generator as plain data, for `set_state` and pickle."""
         return self._batch.get_state()
 
     def set_state(self, state: Mapping[str, Any]) -> NDArray[np.float32]:
@@ -426,35 +428,35 @@ class SkipDiffBanditTableEnv(SkipDiffTableEnv):
     """SkipDiffBanditTable-v0: `SkipDiffBandit-v0` from a table, without a network. The benchmark for algorithms.
 
     ## Description
-    One decision for each picture: which of some schedules it gets. `skipdiff tabulate --levels` has computed the
-    outcomes once, for 1,252 crops of 64 x 64 pixels of 901 photographs, which no network here was trained on, under two
-    noises each. An episode takes microseconds, so an algorithm can be tried in seconds.
-    `skipdiff benchmark` and `skipdiff_env.score` say how good a policy is; "The benchmark" in the documentation
-    explains the score.
+    The agent makes one decision for each picture: it chooses one of several schedules. `skipdiff tabulate --levels` has
+    computed the outcomes for 1,252 crops of 64 x 64 pixels of 901 photographs, which are not training photographs of
+    the networks, under two noises each. An episode takes microseconds, so an algorithm can be tried in seconds.
+    `skipdiff benchmark` and `skipdiff_env.score` score a policy; "The benchmark" in the documentation explains the
+    score.
 
     ## Action space
-    `Discrete(6)`: one forward with 1, 2, 4, 8, 12 or 16 substeps. In another table: the place of the schedule.
+    `Discrete(6)`: one forward with 1, 2, 4, 8, 12 or 16 substeps. In another table: the index of the schedule.
 
     ## Observation space
-    `Box(-3, 1, (42,))`: the statistics of the enlarged picture that the network starts from, see
+    `Box(-3, 1, (42,))`: the statistics of the network's condition, the enlarged picture, see
     `skipdiff_env.features.features`.
 
     ## Reward
-    -LPIPS - 0.002 · forwards, less the mean of that over all schedules for the same crop and noise. What is best for a
-    crop stays best, and easy and hard pictures count alike. `reward="negative"` is the reward of `SkipDiffBandit-v0`,
-    without the mean.
+    -LPIPS - 0.002 · forwards, minus the mean of that over all schedules for the same crop and noise. The best schedule
+    of a crop does not change, and easy and hard pictures have the same weight. `reward="negative"` is the reward of
+    `SkipDiffBandit-v0`, without the mean.
 
     ## Episode start and end
     `reset` draws a crop and one of its noises; `options={"image": i, "noise_seed": k}` fixes either. Every episode has
-    one env step and then terminates; none is truncated.
+    one env step and then terminates; it is never truncated.
 
     ## Info
     As in the live environment: `diffusion_step` (the level), `nfe`, `image_index`, `noise_seed`, `nfe_penalty`, and at
     the end `metrics`, `levels` and `substeps`.
 
     ## Arguments
-    `table` ("natural-x4", "photo-x4", or a folder), `split` ("train", "validation" or "test", each with photographs of
-    its own), `reward`, `nfe_penalty`: see `SkipDiffTableVectorEnv`.
+    `table` ("natural-x4", "photo-x4", or a folder), `split` ("train", "validation" or "test", each with different
+    photographs), `reward`, `nfe_penalty`: see `SkipDiffTableVectorEnv`.
 
     ## Example
     ```python
@@ -465,11 +467,11 @@ class SkipDiffBanditTableEnv(SkipDiffTableEnv):
     * v0: initial version
 
     Args:
-        render_mode: None, or "rgb_array", which counts as None, since a table has no pictures.
+        render_mode: None, or "rgb_array", which counts as None, since a table does not have pictures.
         settings: the arguments above.
 
     Raises:
-        ConfigError: there is no such table, or an argument is wrong.
+        ConfigError: the table does not exist, or an argument is wrong.
     """
 
     id = "SkipDiffBanditTable-v0"
@@ -479,24 +481,24 @@ class SkipDiffStrideTableEnv(SkipDiffTableEnv):
     """SkipDiffStrideTable-v0: a decision before each forward, from a table, without a network.
 
     ## Description
-    As in `SkipDiffStride-v0` one env step is one forward, so the second decision can use what the first forward has
-    shown. The table has the outcomes of 18 schedules for the crops and noises of `SkipDiffBanditTable-v0`: the six of
-    one forward, and those of two forwards that first go to level 10 of 20 with 1, 4 or 8 substeps, and from there to
+    As in `SkipDiffStride-v0`, one env step is one forward, so the second decision can use the estimate of the first
+    forward. The table has the outcomes of 18 schedules for the crops and noises of `SkipDiffBanditTable-v0`: the six of
+    one forward, and twelve of two forwards, which first go to level 10 of 20 with 1, 4 or 8 substeps, and from there to
     the clean picture with 1, 2, 4 or 8.
 
     ## Action space
-    `Discrete(9)`: pairs of the level that the forward goes to and its substeps, rising: (0, 1), (0, 2), (0, 4), (0, 8),
-    (0, 12), (0, 16), (10, 1), (10, 4), (10, 8); `env.unwrapped.tree.actions` lists them. `action_masks()` says which
-    are possible at this state. One that is not acts as the nearest possible one.
+    `Discrete(9)`: pairs of the next level and the substeps of the forward, in ascending order: (0, 1), (0, 2), (0, 4),
+    (0, 8), (0, 12), (0, 16), (10, 1), (10, 4), (10, 8); `env.unwrapped.tree.actions` lists them. `action_masks()`
+    returns the possible actions at this state. An action that is not possible acts as the nearest possible one.
 
     ## Observation space
-    `Box((85,))`, as in `SkipDiffStride-v0`: 42 statistics of the enlarged picture that the network starts from, the
-    level (as a part of 20), and the same statistics of the network's last estimate, 0 before the first forward and at
-    the end.
+    `Box((85,))`, as in `SkipDiffStride-v0`: 42 statistics of the network's condition, the enlarged picture, the level
+    (as a part of 20), and the same statistics of the network's last estimate, 0 before the first forward and at the
+    end.
 
     ## Reward
-    0 until the last env step, then -LPIPS - 0.002 · forwards, less the mean of that over all schedules for the same
-    crop and noise, or with `reward="negative"` without the mean.
+    0 until the last env step, then -LPIPS - 0.002 · forwards, minus the mean of that over all schedules for the same
+    crop and noise; with `reward="negative"` the mean is not subtracted.
 
     ## Episode start, info, arguments
     As in `SkipDiffBanditTable-v0`; an episode has one or two env steps. `table` is "natural-x4-stride".
@@ -517,13 +519,13 @@ class SkipDiffContinuousTableEnv(SkipDiffTableEnv):
     """SkipDiffContinuousTable-v0: a decision before each forward, as two numbers, from a table, without a network.
 
     ## Description
-    The episodes of `SkipDiffStrideTable-v0`, for algorithms of continuous actions, such as SAC and TD3. The table has
-    the outcomes of 18 schedules, so an action acts as the nearest jump that it holds.
+    The episodes are those of `SkipDiffStrideTable-v0`, for algorithms with continuous actions, such as SAC and TD3. The
+    table has the outcomes of 18 schedules, so an action acts as the nearest jump in the table.
 
     ## Action space
     `Box(-1, 1, (2,))`, as in `SkipDiffContinuous-v0`: with (share, amount) = (action + 1) / 2 the forward covers the
-    share of the levels that are left, at least one, and does the work of 16**amount steps. The nearest jump of the
-    table is that of the nearest level (0 or 10 of 20), and among these that of the nearest logarithm of substeps.
+    share of the remaining levels, at least one, and does the work of 16**amount steps. The nearest jump of the table is
+    the one with the nearest level (0 or 10 of 20), and among these the one with the nearest logarithm of substeps.
 
     ## Observation space, reward, episode start, info, arguments
     As in `SkipDiffStrideTable-v0`.
@@ -541,7 +543,7 @@ class SkipDiffContinuousTableEnv(SkipDiffTableEnv):
 
 
 def _of_one(infos: Mapping[str, Any]) -> dict[str, Any]:
-    """The `info` of the only environment of a batch."""
+    """Return the `info` of the only environment of a batch."""
     own: dict[str, Any] = {}
     for name, column in infos.items():
         if name.startswith("_") or not infos[f"_{name}"][0]:

@@ -1,4 +1,4 @@
-"""Making tables of outcomes."""
+"""Computation of tables of outcomes."""
 
 import multiprocessing
 import time
@@ -29,26 +29,26 @@ from skipdiff_env.pictures import PHOTOGRAPHS, Pictures, Rgb, photographs_of
 from skipdiff_env.plan import Plan
 from skipdiff_env.task import Task, fingerprint
 
-# Up to so many levels a table holds every schedule.
+# Largest number of levels for which a table holds every schedule.
 ALL_UP_TO = 10
 # Seconds between two writings of an unfinished table.
 SECONDS = 30
-# Megabytes for the states of a crop.
+# Memory for the states of a crop, in MiB.
 ROOM_MB = 64
-# What a description says of paths, which may be spelt in several ways; network and pictures have digests.
+# Parts of a description that are paths, which may be spelt in several ways; network and pictures have digests.
 PATHS = frozenset({"checkpoint", "photographs"})
 
 
 def family(plan: Plan, count: int = 512) -> tuple[Schedule, ...]:
-    """Return the schedules of a table whose schedules are not named.
+    """Return the schedules of a table if they are not given.
 
     Args:
         plan: the steps.
-        count: their number, where there are too many to hold all.
+        count: number of schedules, if there are too many to hold all.
 
     Returns:
-        With "restart" the chain of each start, from 1 on; with "jump" all schedules of up to 10 levels, and of more the
-        evenly spaced ones and others at random, which are as often short as long.
+        With "restart" the chain of each start, from 1 on; with "jump" and up to 10 levels all schedules, with more
+        levels the evenly spaced ones and random others, of which short and long ones are equally frequent.
 
     Raises:
         ConfigError: `count` is too small for the even schedules.
@@ -78,7 +78,7 @@ class _Cut:
         file: the photograph; None: the task's picture `number`.
         left: first column.
         top: first row.
-        number: of the crop, which its noises depend on.
+        number: number of the crop, on which its noises depend.
     """
 
     file: Path | None
@@ -88,7 +88,7 @@ class _Cut:
 
 
 def _cuts(paths: Sequence[Path], size: int, crops: int | None, seed: int) -> list[_Cut]:
-    """Random crops of photographs, `crops` of each, or the centres."""
+    """Return random crops of photographs, `crops` of each, or the centres."""
     cuts = []
     for number, path in enumerate(paths):
         width, height = picture_size(path)
@@ -106,7 +106,7 @@ _task: Any = None
 
 
 def _prepare(settings: Mapping[str, Any], threads: int | None = None) -> None:
-    """Makes the task of a worker process."""
+    """Make the task of a worker process."""
     global _task
     if threads is not None:
         torch.set_num_threads(threads)
@@ -116,7 +116,7 @@ def _prepare(settings: Mapping[str, Any], threads: int | None = None) -> None:
 def _row(
     cut: _Cut, size: int, noises: int, schedules: Sequence[Schedule], states: Sequence[Jumps]
 ) -> dict[str, NDArray[Any]]:
-    """The features and outcomes of a crop."""
+    """Return the features and outcomes of a crop."""
     if cut.file is None:
         rgb = _task.pictures[cut.number]
     else:
@@ -133,7 +133,7 @@ def _row(
 
 @torch.no_grad()
 def _estimates(rgb: Rgb, seeds: Sequence[int], states: Sequence[Jumps]) -> NDArray[np.float32]:
-    """The features of the last estimate at each state, (noises, states, 42); what is remembered runs no network."""
+    """Return the features of the last estimate at each state, (noises, states, 42), from remembered states."""
     episodes = _task.begin([rgb] * len(seeds), seeds)
     found = np.empty((len(seeds), len(states), FEATURES), np.float32)
     for place, jumps in enumerate(states):
@@ -159,21 +159,21 @@ def tabulate(
     jobs: int = 1,
     seed: int = 0,
 ) -> OutcomeTable:
-    """Run schedules for pictures under several noises, and write the table; continue one that is unfinished.
+    """Run schedules for pictures under several noises, and write the table; continue an unfinished one.
 
     Args:
         settings: arguments of the environment, `skipdiff_env.config.TaskConfig`. `images` are the photographs (files,
-            folders or patterns), or None, the crops of scikit-image's photographs; the first metric rewards.
-        out: the folder.
-        schedules: of one length, that of the steps; None: those of `family`.
-        count: number of schedules, where there are too many to hold all; see `family`.
-        crops: random crops of each photograph; None: its centre.
-        noises: noises of each crop, independent of those of all others.
-        sources: tab-separated file whose second column says which photograph a file is cut from, so that crops of one
+            folders or patterns), or None, the crops of scikit-image's photographs; the first metric is the reward's.
+        out: the folder of the table.
+        schedules: schedules of the plan's length; None: those of `family`.
+        count: number of schedules, if there are too many to hold all; see `family`.
+        crops: number of random crops of each photograph; None: its centre.
+        noises: number of noises of each crop, independent of those of all others.
+        sources: tab-separated file whose second column names the photograph of each file, so that crops of one
             photograph stay in one split; None: each file is a photograph.
-        limit: take only so many photographs, evenly spread.
-        jobs: processes that work at once.
-        seed: of the places of the crops.
+        limit: largest number of photographs, evenly spread over all; None: all.
+        jobs: number of processes.
+        seed: seed of the places of the crops.
 
     Raises:
         ConfigError: the folder holds a table of other settings, or a setting is wrong.
@@ -199,7 +199,7 @@ def tabulate(
         cuts, digest, files = _cuts(paths, size, crops, seed), pictures_digest(paths), [path.name for path in paths]
         names = [name for name in photographs_of([str(path) for path in paths], sources) for _ in range(crops or 1)]
         settings |= {"images": [str(paths[0])]}
-    if states:  # the states keep estimates, and are remembered until their features are computed
+    if states:  # states keep their estimates, and are remembered until their features are computed
         settings |= {"decisions": "stride", "observation": "features", "cache_mb": ROOM_MB}
     task = Task(TaskConfig.of(settings))
     wanted = family(task.plan, count) if schedules is None else tuple(schedules)
@@ -237,10 +237,10 @@ def tabulate(
 
 
 def _resume(out: Path, description: Mapping[str, Any], arrays: dict[str, NDArray[Any]]) -> bool:
-    """Fills in the arrays of an unfinished table of the same description; whether there is one.
+    """Fill in the arrays of an unfinished table of the same description; return whether there is one.
 
     Raises:
-        ConfigError: the table is another one, or damaged.
+        ConfigError: the table has another description, or is damaged.
     """
     if not (out / DESCRIPTION).exists():
         return False
@@ -266,7 +266,7 @@ def _resume(out: Path, description: Mapping[str, Any], arrays: dict[str, NDArray
 def _collect(
     rows: Iterable[Mapping[str, Any]], places: Sequence[int], arrays: dict[str, NDArray[Any]], out: Path
 ) -> None:
-    """Puts rows into the arrays as they come, and writes these now and then."""
+    """Put rows into the arrays as they arrive, and write the arrays from time to time."""
 
     def write() -> None:
         with atomic_path(out / ARRAYS) as temporary:

@@ -1,4 +1,4 @@
-"""What the scalar and the batched environment share: pictures, process, reward, spaces."""
+"""The common part of the scalar and the batched environment: pictures, process, reward, spaces."""
 
 import functools
 import hashlib
@@ -39,12 +39,12 @@ from skipdiff_env.rules import NOISE_SEEDS, Action, check_price, draw_episode, q
 
 @functools.lru_cache(maxsize=4)
 def _load_once(source: str, device: str, files: tuple[tuple[int, ...], ...]) -> Denoiser:
-    """The net of a checkpoint, shared by all environments of the process; `files` notices one that is new."""
+    """Return the net of a checkpoint, shared by all environments of the process; `files` identifies its files."""
     return load_denoiser(source, device)
 
 
 def shared_denoiser(checkpoint: str | Path | Denoiser, device: str) -> Denoiser:
-    """As `load_denoiser`, but the same checkpoint is loaded once, until a file of it is replaced."""
+    """Return the denoiser of a checkpoint, which is loaded once until one of its files is replaced."""
     if not isinstance(checkpoint, str | Path):
         return checkpoint
     files = tuple(stamp(file) for file in checkpoint_files(checkpoint))
@@ -63,7 +63,7 @@ class Task:
         config: the arguments of the environment.
 
     Raises:
-        SkipDiffError: an argument is wrong; a subclass says which.
+        SkipDiffError: an argument is wrong: `ConfigError`, `CheckpointError` or `ImageError`.
     """
 
     def __init__(self, config: TaskConfig) -> None:
@@ -72,7 +72,7 @@ class Task:
         if config.scale not in (None, self.unet.scale):
             raise ConfigError(
                 f"the checkpoint {config.name} enlarges {self.unet.scale} times, got scale {config.scale}; take "
-                " a checkpoint for that scale, or leave scale out"
+                "a checkpoint for that scale, or leave scale out"
             )
         multiple = image_multiple(self.unet)
         if config.image_size % multiple:
@@ -89,7 +89,7 @@ class Task:
         self._make_metrics()
         self.pictures = Pictures(config.images, config.image_size, config.split, config.crop == "random")
         self.degradation = Degradation.parse(config.degradation)
-        # the keys of the pictures, as they were when last read
+        # the keys of the pictures when they were last read
         self._keys: dict[int, bytes] = {}
         self.memo = Memo(config.cache_mb, self._store())
         decisions = make_decisions(
@@ -107,11 +107,11 @@ class Task:
         self.action_space = decisions.space
 
     def __reduce__(self) -> tuple[type["Task"], tuple[TaskConfig]]:
-        """Pickled as its arguments, and made anew from them: neither weights nor memory travel."""
+        """Return the arguments for making the task anew; weights and remembered values are not pickled."""
         return Task, (self.config,)
 
     def __deepcopy__(self, memo: Any) -> "Task":
-        """Copies of an environment share what never changes, and what is remembered."""
+        """Return the task itself, since copies of an environment share it."""
         return self
 
     def _store(self) -> Store | None:
@@ -121,11 +121,11 @@ class Task:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What episodes depend on beside their picture and noise, as plain data: network, plan, degradation."""
+        """Network, plan and degradation as plain data, on which episodes depend beside their picture and noise."""
         return {"net": fingerprint(self.unet), "plan": self.plan.settings(), "degradation": str(self.degradation)}
 
     def _make_metrics(self) -> None:
-        """The reward's metric and all that are reported, checked against the size of the pictures."""
+        """Make the reward's metric and the reported ones, and check them against the size of the pictures."""
         config = self.config
         # NumPy's float64 operations behind some metrics do not exist on Apple's GPUs
         self.metric_device = "cpu" if torch.device(config.device).type == "mps" else config.device
@@ -139,12 +139,12 @@ class Task:
             each.check_size(config.image_size, config.image_size)
             if each != self.metrics[each.name]:
                 raise ConfigError(f"two different metrics are called {each.name}; give one of them another name")
-        # judges with other weights give other values
+        # judges with other weights return other values
         judged = not self.metrics.keys().isdisjoint(JUDGES)
         self._judge = (hashlib.blake2b(judge_file().read_bytes(), digest_size=16).digest(),) if judged else ()
 
     def remember_in(self, memo: Memo) -> None:
-        """Remembers what it computes in `memo`, perhaps that of another task with the same pictures and process."""
+        """Remember values in `memo`, which may be that of another task with the same pictures and process."""
         self.memo = self.process.memo = self.observer.memo = memo
 
     @property
@@ -154,15 +154,15 @@ class Task:
 
     @property
     def price(self) -> float:
-        """What the reward pays for each fine forward; the lowest where each episode draws its own."""
+        """Price of each fine forward in the reward; the lowest one if each episode draws its price."""
         prices = self.config.price_range
         return prices[0] if prices is not None else float(self.config.nfe_penalty)  # type: ignore[arg-type]
 
     def draw(self, rng: np.random.Generator, options: Mapping[str, Any] | None) -> tuple[int | Rgb | Crop, int, float]:
-        """Picture, noise seed and price of a new episode, as `options` wants it or else at random.
+        """Return picture, noise seed and price of a new episode, from `options` or else at random.
 
-        All are always drawn, so that fixing one leaves the others as the generator has them; only the crop is drawn
-        last, from the picture.
+        All three are always drawn, so that a fixed one does not change the others; the crop is drawn last, from the
+        picture.
 
         Raises:
             ConfigError: `options` has an unknown key, or a value outside its range.
@@ -187,7 +187,7 @@ class Task:
         return image, chosen[1], self._check_price(chosen[2])
 
     def _drawn_crop(self, index: int, rng: np.random.Generator, asked: Any) -> Crop:
-        """Return a random crop of a picture, or the one that is asked for by its first row and column."""
+        """Return a random crop of a picture, or the crop with a given first row and column."""
         drawn = self.pictures.draw(index, rng)
         if asked is None:
             return drawn
@@ -196,19 +196,19 @@ class Task:
         return index, int(asked[0]), int(asked[1])
 
     def _check_price(self, price: Any) -> float:
-        """The price of an episode, which the observation space must hold where it is observed."""
+        """Return the price of an episode, which must lie in the observation space if it is observed."""
         prices = self.config.price_range
         return check_price(price, math.inf if prices is None else prices[1])
 
     def begin(
         self, images: Sequence[int | Rgb | Crop], noise_seeds: Sequence[int], prices: Sequence[float] | None = None
     ) -> list[Episode]:
-        """New episodes after their coarse stage, which runs for all of them together.
+        """Return new episodes after their coarse stage, which runs for all of them together.
 
         Args:
             images: indices of the environment's pictures, uint8 arrays (H, W, 3), or with `crop="random"` crops.
-            noise_seeds: one for each.
-            prices: what the reward of each pays for a fine forward; None: `price`.
+            noise_seeds: noise seed of each episode.
+            prices: price of a fine forward in each episode; None: `price`.
 
         Raises:
             ConfigError: an index or a noise seed is out of range.
@@ -242,18 +242,18 @@ class Task:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
     def condition(self, image: int | Rgb | Crop) -> Tensor:
-        """The condition (C, H, W) of a picture, given as for `begin`."""
+        """Return the condition (C, H, W) of a picture, see `begin`."""
         return self._picture(image)[3].clone()
 
     def step(self, episodes: Sequence[Episode], actions: Sequence[Any]) -> None:
-        """One decision for each episode; those that made their last one run to the end and get their reward."""
+        """Perform one decision for each episode; after the last decision, run it to the end and set its reward."""
         self.process.step([episode.refinement for episode in episodes], actions)
         for episode, action in zip(episodes, actions, strict=True):
             episode.actions.append(Action(action) if self.process.decisions.kind == "skip" else action)
         self._end([episode for episode in episodes if self.process.decided(episode.refinement)])
 
     def run(self, episodes: Sequence[Episode], policy: Policy | Chooser) -> None:
-        """Play episodes at their first decision to the end, as a policy decides."""
+        """Play episodes from their first decision to the end, following a policy."""
         if isinstance(policy, Chooser):
             states = [episode.refinement for episode in episodes]
             self.process.run_schedules(states, policy.choose(states))
@@ -267,7 +267,7 @@ class Task:
             self.step(left, decide([episode.refinement for episode in left]))
 
     def _end(self, last: Sequence[Episode]) -> None:
-        """Runs the last step of episodes of which nothing is left to decide, and gives them their reward."""
+        """Run the last step of episodes without further decisions, and set their reward."""
         states = [episode.refinement for episode in last]
         results = self.process.finish(states)
         measured = self._measure(states, results, [episode.hr for episode in last])
@@ -276,20 +276,20 @@ class Task:
             episode.reward = self.reward(metrics, episode.refinement, episode.price)
 
     def reward(self, metrics: Mapping[str, float], state: Refinement, price: float) -> float:
-        """`quality` of the reward's metric, less the price of each fine forward."""
+        """Return `quality` of the reward's metric, minus the price of each fine forward."""
         gained = quality(metrics[self.metric.name], self.metric.lower_better, self.config.reward)
         return gained - price * (state.nfe - self.process.coarse_forwards)
 
     def failed(self, episode: Episode) -> bool:
-        """Whether the reward's metric failed on the episode's result."""
+        """Return whether the reward's metric failed on the episode's result."""
         return math.isnan(episode.metrics[self.metric.name])
 
     def observe(self, episodes: Sequence[Episode]) -> Observation:
-        """Return what is seen of the episodes, in its own memory; see `Observer`."""
+        """Return the observations of episodes, as copies; see `Observer`."""
         return self.observer([episode.refinement for episode in episodes], [episode.price for episode in episodes])
 
     def save(self, episode: Episode) -> dict[str, Any]:
-        """An episode as plain data, which pickle takes; `restore` makes it one again."""
+        """Return an episode as plain data, for `restore` and pickle."""
         state = episode.refinement
         return {
             "image": self._source(episode),
@@ -308,16 +308,16 @@ class Task:
 
     @staticmethod
     def _source(episode: Episode) -> int | Rgb | Crop:
-        """Return what `begin` took for the picture of an episode."""
+        """Return the argument of `begin` for the picture of an episode."""
         if episode.rgb is not None:
             return episode.rgb.copy()
         return episode.image_index if episode.place is None else (episode.image_index, *episode.place)
 
     def restore(self, saved: Mapping[str, Any]) -> Episode:
-        """The episode that `save` took down; runs no net.
+        """Return the episode that `save` saved; no network runs.
 
         Raises:
-            ConfigError: it is no saved episode, or one of another picture, network, plan or degradation.
+            ConfigError: it is not a saved episode, or one of another picture, network, plan or degradation.
         """
 
         def tensor(values: NDArray[np.float32]) -> Tensor:
@@ -346,10 +346,10 @@ class Task:
                 strengths=self._strengths(hr), noise_seed=saved["noise_seed"], place=_place(saved["image"]),
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"this is no state that get_state() gave ({error!r})") from None
+            raise ConfigError(f"this is not a state that get_state() returned ({error!r})") from None
 
     def render(self, episode: Episode) -> NDArray[np.uint8]:
-        """A frame (height, width, 3) of an episode; up to two forwards, which are not counted."""
+        """Return a frame (height, width, 3) of an episode, by up to two forwards that are not counted."""
         state = episode.refinement
         if episode.coarse_estimate is None:
             beginning = replace(state, latent=state.coarse_latent, t=self.plan.N, level=self.plan.N)
@@ -365,13 +365,13 @@ class Task:
         return draw_frame(pictures, self._strip(episode), self.plan.first)
 
     def _strip(self, episode: Episode) -> Sequence[Action]:
-        """The decisions of an episode so far, as DENOISE and SKIP at each diffusion step."""
+        """Return the decisions of an episode so far, as DENOISE and SKIP at each diffusion step."""
         if self.process.decisions.kind == "skip":
             return [Action(action) for action in episode.actions]
         return self._followed(episode.refinement)
 
     def _followed(self, state: Refinement) -> list[Action]:
-        """The decisions at each diffusion step that lead where a state has come by jumps."""
+        """Return the decisions at each diffusion step that are equivalent to the jumps of a state."""
         steps = range(self.plan.first, max(state.t, 1), -1)
         return [Action.DENOISE if t - 1 in state.path else Action.SKIP for t in steps]
 
@@ -381,20 +381,20 @@ class Task:
         noise_seeds: Sequence[int],
         schedules: Sequence[Schedule | str | Sequence[int]] | None = None,
     ) -> OutcomeTable:
-        """Run schedules for every picture under every noise seed; what they have in common runs once.
+        """Run schedules for every picture under every noise seed; common beginnings of schedules run once.
 
         Args:
             images: indices of the environment's pictures, or uint8 arrays (H, W, 3).
-            noise_seeds: noise seeds, each of which every picture gets.
-            schedules: each as `ddpm.schedule.as_schedule` takes it, from the plan's first step on; None, with
-                `skip_mode="restart"` only: the chains of all starts, from 1 on. An episode with restarts has no other
-                results.
+            noise_seeds: noise seeds, the same for every picture.
+            schedules: schedules in any form that `ddpm.schedule.as_schedule` takes, from the plan's first step on;
+                None, only with `skip_mode="restart"`: the chains of all starts, from 1 on, which are all possible
+                results with restarts.
 
         Returns:
             The table, whose `rewards()` are those of this environment.
 
         Raises:
-            SkipDiffError: a schedule does not fit the plan, or as `begin`.
+            SkipDiffError: a schedule does not fit the plan; see also `begin`.
         """
         if schedules is None and self.plan.skip_mode != "restart":
             raise ConfigError(f"name the schedules, which skip_mode {self.plan.skip_mode} has too many of")
@@ -402,7 +402,7 @@ class Task:
             ways = [Schedule(tuple(range(start, 0, -1))) for start in range(1, self.plan.first + 1)]
         else:
             ways = [as_schedule(schedule) for schedule in schedules]
-            self.process.run_all_schedules([], ways)  # refuses what is wrong
+            self.process.run_all_schedules([], ways)  # refuses wrong schedules
         pairs = [(image, seed) for image in images for seed in noise_seeds]
         values: dict[str, list[float]] = {name: [] for name in self.metrics}
         statistics: list[NDArray[np.float32]] = []
@@ -436,15 +436,15 @@ class Task:
         return OutcomeTable(tuple(ways), arrays, seen, tuple(names), description)
 
     def low_resolution(self, hr: Tensor) -> Tensor:
-        """The low-resolution input of a target (3, H, W), (3, H / scale, W / scale) in [-1, 1]."""
+        """Return the low-resolution input of a target (3, H, W), (3, H / scale, W / scale) in [-1, 1]."""
         return self.degradation(hr[None], self.unet.scale)[0]
 
     def _strengths(self, hr: Tensor) -> Mapping[str, float]:
-        """The strengths of what made the input of a target (3, H, W); none where it was only shrunk."""
+        """Return the strengths of the degradation of a target (3, H, W); empty if it was only shrunk."""
         return {} if self.degradation == PLAIN else self.degradation.recipe(picture_key(hr)).strengths
 
     def _key(self, rgb: Rgb) -> bytes:
-        """What tells the episodes of a picture from all others: its pixels, and `identity`."""
+        """Return the key of a picture's episodes: a hash of its pixels and of `identity`."""
         digest = hashlib.blake2b(rgb.tobytes(), digest_size=16)
         digest.update(json.dumps(self.identity, sort_keys=True).encode())
         return digest.digest()
@@ -453,7 +453,7 @@ class Task:
         """Return the index of a picture.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: it is not an index.
         """
         if not is_whole(image) or not 0 <= image < len(self.pictures):
             raise ConfigError(
@@ -463,7 +463,7 @@ class Task:
         return int(image)
 
     def _picture(self, image: int | Rgb | Crop) -> tuple[int, Hashable, Tensor, Tensor]:
-        """Index, memo key, target (3, H, W), and condition (C, H, W)."""
+        """Return index, memo key, target (3, H, W), and condition (C, H, W) of a picture."""
         rgb: Rgb | None = None
         if isinstance(image, np.ndarray) and image.ndim:
             index, rgb = -1, crop(image, self.config.image_size)
@@ -477,7 +477,7 @@ class Task:
         key = self._keys[index] if rgb is None else self._key(rgb)
         hr, condition = (self.memo.get((name, key)) for name in ("target", "condition"))
         if (hr is None or condition is None) and rgb is None:
-            rgb = self.pictures[index]  # which is another one where the file was replaced
+            rgb = self.pictures[index]  # another picture if the file was replaced
             key = self._key(rgb)
         if hr is None or condition is None:
             assert rgb is not None
@@ -491,10 +491,10 @@ class Task:
 
     @torch.no_grad()
     def _condition(self, hr: Tensor) -> Tensor:
-        """The condition (C, H, W) of a target.
+        """Return the condition (C, H, W) of a target.
 
         Raises:
-            ConfigError: the denoiser gives one of another size than its latents have.
+            ConfigError: the size of the denoiser's condition is not that of its latents.
         """
         condition = self.unet.condition(self.low_resolution(hr)[None])[0]
         if condition.shape[1:] != self.latent_shape[1:] or condition.shape[0] < 3:
@@ -507,13 +507,13 @@ class Task:
     def _measure(
         self, states: Sequence[Refinement], results: Sequence[Tensor], hr: Sequence[Tensor]
     ) -> list[Mapping[str, float]]:
-        """All metrics of finished pictures, in one call each for those that are not remembered."""
-        # values of functions are not stored on disk, nor looked for there, since a name does not tell one from another
+        """Return all metrics of finished pictures; each metric is called once for those that are not remembered."""
+        # values of functions are neither stored on disk nor read from there, since their names do not identify them
         lasting = all(metric.device is not None for metric in self.metrics.values())
         kind = ("metrics", *self._judge) if lasting else ("own metrics",)
         keys = [(*kind, state.key, state.noise_seed, state.trace) for state in states]
         found: list[Mapping[str, float]] = [self.memo.get(key) or {} for key in keys]
-        # on disk there may be fewer metrics than are wanted here, or more
+        # on disk there may be fewer or more metrics than are needed here
         missing = [i for i, known in enumerate(found) if not self.metrics.keys() <= known.keys()]
         for first in range(0, len(missing), self.config.batch_size):
             chunk = missing[first : first + self.config.batch_size]

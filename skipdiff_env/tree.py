@@ -1,4 +1,4 @@
-"""The decisions that a table has outcomes for, as a tree whose leaves are schedules. Nothing here needs torch."""
+"""The decisions of a table of outcomes as a tree whose leaves are schedules. This module does not need torch."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from skipdiff_env.rules import Action
 
 # Kinds of decision about one forward after the other.
 FORWARDS = ("stride", "continuous")
-# More than the difference of any two logarithms of substeps.
+# A distance larger than the difference of any two logarithms of substeps.
 FAR = 100.0
 KINDS = ("schedule", "stride", "continuous", "skip")
 
@@ -28,9 +28,9 @@ class _Nodes:
     """The nodes of a tree.
 
     Attributes:
-        steps: for each node the diffusion step that is decided next, or else the level.
-        levels: for each node the level that the latent stands at.
-        moves: for each node and action the place of a node, or -1 - that of a schedule; 0 for what is not possible.
+        steps: for each node the diffusion step of the next decision, or else the level.
+        levels: for each node the level of the latent.
+        moves: for each node and action the index of a node, or -1 - index of a schedule; 0 if it is not possible.
     """
 
     steps: NDArray[np.int64]
@@ -40,13 +40,13 @@ class _Nodes:
 
 @dataclass(frozen=True)
 class Tree:
-    """The decisions that a table has outcomes for. Its root is node 0.
+    """The decisions of a table of outcomes. The root is node 0.
 
     Attributes:
         table: the outcomes.
         kind: "schedule", one decision among all schedules; "stride", one decision for each forward; "continuous", the
             same as numbers in -1 … 1; or "skip", one decision (DENOISE or SKIP) for each diffusion step but the last.
-        highest_price: the highest price of a forward that is observed.
+        highest_price: the highest observed price of a forward.
     """
 
     table: OutcomeTable
@@ -70,18 +70,18 @@ class Tree:
 
     @property
     def noisiest(self) -> int:
-        """The noisiest level, that of the coarse steps before the first decision included."""
+        """The noisiest level, including that of the coarse steps before the first decision."""
         plan = self.table.description.get("plan")
         return self.length if plan is None else int(plan["S"] * plan["N"])
 
     @cached_property
     def states(self) -> tuple[Jumps, ...]:
-        """The states in the midst of the schedules, each as the jumps that lead to it, in the order of `estimates`."""
+        """The states between the forwards of schedules, as the jumps that lead to them, in the order of `estimates`."""
         return self.table.states
 
     @cached_property
     def actions(self) -> tuple[tuple[int, int], ...] | tuple[Schedule, ...] | tuple[Action, ...]:
-        """The meaning of each action: a schedule; the level that a forward goes to and its substeps; or an `Action`."""
+        """The meaning of each action: a schedule; the next level and the substeps of a forward; or an `Action`."""
         if self.kind == "schedule":
             return self.table.schedules
         if self.kind == "skip":
@@ -107,7 +107,7 @@ class Tree:
         return _Nodes(levels, levels, moves)
 
     def _decisions(self) -> _Nodes:
-        """The nodes of binary decisions, each of which is what was decided so far; under jumps."""
+        """Return the nodes of binary decisions under "jump", where a node is the sequence of decisions so far."""
         known: dict[tuple[int, ...], int] = {(): 0}
         levels, moves = [self.length], [[0, 0]]
         for place, schedule in enumerate(self.table.schedules):
@@ -129,7 +129,7 @@ class Tree:
         return _Nodes(steps, np.array(levels), np.array(moves))
 
     def _starts(self) -> _Nodes:
-        """The nodes of binary decisions, each of which is a step and a start; where a skip goes back to the latter."""
+        """Return the nodes of binary decisions under "restart", where a node is a step and a start."""
         pairs = [(t, start) for t in range(self.length, 1, -1) for start in range(t, self.length + 1)]
         known = {pair: place for place, pair in enumerate(pairs)}
         starts = {schedule.length: place for place, schedule in enumerate(self.table.schedules)}
@@ -142,7 +142,7 @@ class Tree:
 
     @property
     def steps(self) -> NDArray[np.int64]:
-        """The diffusion step that is decided next at each node; where a decision is not about one, the level."""
+        """The diffusion step of the next decision at each node; the level if a decision is not about a step."""
         return self._nodes.steps
 
     @cached_property
@@ -157,10 +157,10 @@ class Tree:
 
     @cached_property
     def moves(self) -> NDArray[np.int64]:
-        """What each action leads to at each node, (nodes, actions): the place of a node, or -1 - that of a schedule.
+        """The target of each action at each node, (nodes, actions): the index of a node, or -1 - index of a schedule.
 
-        An action that is not possible leads to what the nearest possible one does: that of the nearest level, and among
-        these that of the nearest logarithm of substeps; or the other one of DENOISE and SKIP.
+        The target of an impossible action is that of the nearest possible one: the one with the nearest level, and
+        among these the one with the nearest logarithm of substeps; or the other one of DENOISE and SKIP.
         """
         moves = self._nodes.moves.copy()
         if self.kind == "skip":
@@ -197,11 +197,11 @@ class Tree:
         nodes: NDArray[np.integer],
         prices: NDArray[np.floating] | float = 0.0,
     ) -> NDArray[np.float32]:
-        """Return what is seen of crops with these noises at these nodes, (B, F); a negative node is an end.
+        """Return the observations of crops with these noises at these nodes, (B, F); a negative node is an end.
 
-        F is 42, the features, for the kind "schedule"; 85 for "stride" and "continuous", with the level and the
-        features of the last estimate behind them; 45 for "skip", with the step, the level and the price of a forward
-        behind them.
+        F is 42, the features, for the kind "schedule"; 85 for "stride" and "continuous", where the level and the
+        features of the last estimate follow; 45 for "skip", where the step, the level and the price of a forward
+        follow.
         """
         seen = self.table.features[crops]
         if self.kind == "schedule":
@@ -238,12 +238,13 @@ class Tree:
         return spaces.Discrete(len(self.actions))
 
     def places(self, nodes: NDArray[np.integer], actions: NDArray[Any]) -> NDArray[np.integer]:
-        """Return the places of actions among `actions`, (B,); for "continuous", those of the nearest possible jumps.
+        """Return the indices of actions among `actions`, (B,); for "continuous", those of the nearest possible jumps.
 
-        The nearest jump is that of the nearest level, and among these that of the nearest logarithm of substeps.
+        The nearest jump is the one with the nearest level, and among these the one with the nearest logarithm of
+        substeps.
 
         Args:
-            nodes: where they are taken, (B,).
+            nodes: nodes of the actions, (B,).
             actions: elements of the action space, (B,) or (B, 2).
         """
         if self.kind != "continuous":

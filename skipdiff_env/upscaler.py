@@ -1,4 +1,4 @@
-"""Enlarging pictures: coarse stage, then fine refinement as a policy decides, for a whole picture or tile by tile."""
+"""Enlargement of pictures: coarse stage, then fine refinement by a policy, for a whole picture or tile by tile."""
 
 import threading
 import time
@@ -39,23 +39,23 @@ from ddpm.util.errors import CheckpointError, ConfigError, ImageError, out_of_me
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Chooser, Fixed, Policy, Refinement, RefinementProcess, fixed_start, wanted_by
 
-# Float32 pictures that are alive at once at the worst moment of a diffusion step.
+# Largest number of float32 pictures in memory at once during a diffusion step.
 LIVE_PICTURES = 9
-# Side of a tile where nothing says otherwise.
+# Default side of a tile.
 TILE = 256
-# Tiles that decide for themselves are worked on in groups of so many pixels.
+# Number of pixels in a group of tiles that are decided on separately.
 GROUP_PIXELS = 2**22
-# The noise is drawn by generators whose key has this many bits.
+# The largest noise seed: the key of a generator has 64 bits.
 MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of a picture whose schedule was chosen apart from that of the others.
+    """A part of a picture with a separately chosen schedule.
 
     Attributes:
         box: its place in the result, in pixels; neighbours overlap.
-        schedule: that of the fine chain that survived.
+        schedule: schedule of the surviving fine chain.
         nfe: UNet forwards, coarse and fine.
     """
 
@@ -65,7 +65,7 @@ class Tile:
 
     @classmethod
     def of(cls, box: Box, state: Refinement) -> "Tile":
-        """The tile of a finished state."""
+        """Return the tile of a finished state."""
         assert state.schedule is not None, "a finished state has run at least one forward"
         return cls(box, state.schedule, state.nfe)
 
@@ -83,8 +83,8 @@ class Upscaled:
         sr: the result, (3, H, W) in [-1, 1].
         start: diffusion step at which the surviving fine chain began.
         nfe: UNet forwards, coarse and fine; the mean over the tiles.
-        tiles: the parts that were decided about one by one; a single one where that was the whole picture.
-        seconds: what it took, from the decoded picture to the result; of pictures that ran together, the mean.
+        tiles: the parts with separate decisions; a single one if the decision was about the whole picture.
+        seconds: time from the decoded picture to the result; for pictures that ran together, the mean.
     """
 
     sr: Tensor
@@ -98,11 +98,11 @@ def detail_schedule(detail: float, most: int) -> Schedule:
     """Return the schedule of one forward for an amount of detail.
 
     Args:
-        detail: 0 … 1, from 1 substep to `most` in equal factors.
+        detail: 0 … 1, for 1 substep to `most` in equal factors.
         most: the most substeps that the network has learnt.
 
     Raises:
-        ConfigError: the detail is out of range, or the network has learnt no substeps.
+        ConfigError: the detail is out of range, or the network has not learnt substeps.
     """
     if not is_number(detail) or detail > 1:
         raise ConfigError(f"detail must be a number in 0 … 1, got {detail!r}")
@@ -115,42 +115,42 @@ def detail_schedule(detail: float, most: int) -> Schedule:
 
 
 class Upscaler:
-    """Enlarges pictures of any size with few diffusion steps.
+    """An upscaler for pictures of any size, with few diffusion steps.
 
-    `Upscaler().upscale_file("small.jpg", "large.png")` is all it takes; `Upscaler()(image)` does it for a Pillow image.
+    `Upscaler().upscale_file("small.jpg", "large.png")` enlarges a file; `Upscaler()(image)` enlarges a Pillow image.
 
     Args:
         checkpoint: name of a shipped checkpoint, a folder, or a Hub id, also of a model of diffusers, see
             `ddpm.checkpoints.load_denoiser`; or a `Denoiser` whose networks are on `device`.
-        steps: (S, N), coarse steps and diffusion steps that each spans; None: the checkpoint's own.
+        steps: (S, N), the number of coarse steps, and of diffusion steps in each; None: the checkpoint's.
         start: diffusion step 1 … N (or `first_step`) at which the fine chain begins, under "restart".
-        levels: a schedule, as `ddpm.schedule.as_schedule` takes it: with "20,13,6,2" the network runs at 20/20 of the
-            way (pure noise), at 13/20, 6/20 and 2/20; with "even:1*8" it runs once and does the work of 8 steps. Where
-            neither this nor `detail`, `start`, `steps` or a policy is given, the checkpoint's own schedule, or else its
-            start, is taken.
-        detail: 0 … 1, the amount of invented detail: one forward does the work of 1 to as many steps as the checkpoint
-            has learnt, in equal factors.
-        coarse_sampler: what runs the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++";
-            None: what the checkpoint says.
-        fine_sampler: what runs the fine steps, "ddpm", "ddim", "ddim:ETA", or for `levels` also "dpmsolver++"; None:
+        levels: a schedule in any form that `ddpm.schedule.as_schedule` takes: with "20,13,6,2" the network runs at
+            20/20 of the way (pure noise), at 13/20, 6/20 and 2/20; with "even:1*8" it runs once and does the work of 8
+            steps. Without `levels`, `detail`, `start`, `steps` and a policy, the checkpoint's schedule, or else its
+            start, is used.
+        detail: 0 … 1, the amount of invented detail: one forward does the work of 1 step up to the most that the
+            checkpoint has learnt, in equal factors.
+        coarse_sampler: sampler of the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++";
+            None: the checkpoint's.
+        fine_sampler: sampler of the fine steps, "ddpm", "ddim", "ddim:ETA", or for `levels` also "dpmsolver++"; None:
             the checkpoint's for `levels`, else "ddpm".
-        first_step: the diffusion step that is decided first, N … T; None: N.
-        policy: decides step by step, or chooses schedules, instead of `start` or `levels`, on the episodes of `plan`.
-            Under "jump" it decides for each tile of a picture that is larger than `tile`; such tiles run one by one, by
-            the picture's noise, and their results are blended. Else it decides for the whole picture.
-        plan: the episodes of the policy; None: those of the arguments above.
-        device: where to compute.
+        first_step: the diffusion step of the first decision, N … T; None: N.
+        policy: a policy that decides step by step, or chooses schedules, instead of `start` or `levels`, on the
+            episodes of `plan`. Under "jump" it decides for each tile of a picture that is larger than `tile`; the tiles
+            use the picture's noise, and their results are blended. Else it decides for the whole picture.
+        plan: plan of the policy's episodes; None: that of the arguments above.
+        device: device of the computation.
         backend: program that runs the networks, one of `BACKENDS`; all but torch need the device cpu.
-        tile: side of the overlapping tiles for pictures larger than that, in pixels of the result; 0: no tiles. None:
-            256, or where a policy decides for each tile, its attribute `tile`, if it has one.
-        batch_size: pictures of one size that are enlarged together, and tiles of one forward; fewer pictures where
-            memory does not hold so many.
+        tile: side of the overlapping tiles of larger pictures, in pixels of the result; 0: no tiles. None: 256, or if a
+            policy decides for each tile, its attribute `tile`, if it has one.
+        batch_size: largest number of pictures of one size that are enlarged together, and of tiles in one forward;
+            fewer pictures if memory does not suffice.
 
     Raises:
         CheckpointError: the checkpoint is unknown or damaged.
-        ConfigError: the steps do not fit the checkpoint, `start`, `levels` or `first_step` is out of range, two of them
-            say different things, a sampler is unknown, there is no such device, or the backend is not installed or does
-            not run there.
+        ConfigError: the steps do not fit the checkpoint, `start`, `levels` or `first_step` is out of range, several of
+            them are given, a sampler or the device is unknown, or the backend is not installed or does not run on the
+            device.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Upscaler:
         batch_size: int = 8,
     ) -> None:
         if sum(given is not None for given in (start, levels, detail, policy)) > 1:
-            raise ConfigError("start, levels, detail and policy all say which steps are done; give one of them")
+            raise ConfigError("start, levels, detail and policy all determine the steps; give one of them")
         if tile is not None:
             check_whole(0, tile=tile)
         self.unet: Denoiser = load_denoiser(checkpoint, device)
@@ -198,13 +198,13 @@ class Upscaler:
         if tile is None:
             tile = getattr(policy, "tile", TILE) if chooses else TILE
         self.scale, self.device, self.tile = self.unet.scale, device, tile
-        # results fade into each other sooner than predictions, and overlaps cost time
+        # blended results need smaller overlaps than blended predictions, and overlaps cost time
         overlap = min(max(8, tile // 8) if chooses else 32, tile // 4)
         stretch = tile // 8 if chooses else 0
         self.denoiser: Denoiser = TiledDenoiser(self.unet, tile, overlap, stretch) if tile else self.unet
         # side in pixels of the result that one latent value covers
         self.pixels = geometry(self.unet)[1]
-        # how pictures are cut where the policy decides for each tile
+        # the division of pictures if the policy decides for each tile
         self.choosing = self.denoiser.tiling if chooses and isinstance(self.denoiser, TiledDenoiser) else None
         self.process = RefinementProcess(
             self.denoiser, plan, batch_size=batch_size, device=device, **wanted_by(policy)
@@ -213,15 +213,14 @@ class Upscaler:
             raise ConfigError(f"start must lie in 1 … {plan.first}, the fine steps, a whole number, got {start!r}")
         if schedule is not None:
             self.process.check(schedule)
-        # with a policy it is known only afterwards
+        # with a policy the number of forwards is known only afterwards
         fine = plan.first
         if schedule is not None:
             fine = schedule.forwards
         elif isinstance(policy, Chooser):
             fine = max(each.forwards for each in policy.schedules)
         elif policy is None:
-            # the checkpoint's start belongs to its own N; another N starts at the same place within the fine part at
-            # most
+            # the checkpoint's start belongs to its N, and cannot be beyond another N
             fine = start or min(settings["start"] or plan.N, plan.N)
         self.policy = Fixed(schedule) if schedule is not None else policy or fixed_start(fine)
         self.expected_nfe = self.process.coarse_forwards + fine * self.unet.forwards_per_call
@@ -233,21 +232,21 @@ class Upscaler:
         seeds: Sequence[int],
         progress: Callable[[float], object] | None = None,
     ) -> list[Upscaled]:
-        """Enlarges pictures of one size.
+        """Enlarge pictures of one size.
 
         Args:
-            lr_images: pictures, each (3, h, w) in [-1, 1]; at most `batch_size` of them run together, and no more than
-                fit into the free memory.
-            seeds: noise seed of each, 0 … 2⁶⁴ - 1; the same picture and seed give the same result in any batch.
-            progress: told after each forward what part of one step of one picture it was.
+            lr_images: pictures, each (3, h, w) in [-1, 1]; at most `batch_size` of them run together, or as many as fit
+                into the free memory.
+            seeds: noise seed of each picture, 0 … 2⁶⁴ - 1; a picture and a seed have the same result in any batch.
+            progress: function that is called after each forward with its share of one step of one picture.
 
         Returns:
-            For each the result (3, scale·h, scale·w).
+            The result of each picture, (3, scale·h, scale·w).
 
         Raises:
             ImageError: the result of a single picture would not fit into memory.
             ConfigError: a seed lies outside its range.
-            CheckpointError: the net gives numbers that are not finite.
+            CheckpointError: the net returns numbers that are not finite.
         """
         if not all(0 <= seed <= MAX_SEED for seed in seeds):
             raise ConfigError(f"noise seeds must lie in 0 … {MAX_SEED}, got {', '.join(map(str, seeds))}")
@@ -262,7 +261,7 @@ class Upscaler:
         thread = threading.get_ident()
 
         def advance(pictures: int, values: int) -> None:
-            if progress is not None and threading.get_ident() == thread:  # others may enlarge pictures as well
+            if progress is not None and threading.get_ident() == thread:  # other threads may enlarge pictures as well
                 progress(values / area)
 
         results: list[Upscaled] = []
@@ -286,7 +285,7 @@ class Upscaler:
     def _batch(
         self, lr_images: Sequence[Tensor], seeds: Sequence[int], padding: tuple[int, int, int, int]
     ) -> list[Upscaled]:
-        """Enlarges pictures together."""
+        """Enlarge pictures together."""
         began = time.perf_counter()
         height, width = (side * self.scale for side in lr_images[0].shape[-2:])
         condition = self.unet.condition(torch.stack(list(lr_images)).to(self.device))
@@ -299,21 +298,21 @@ class Upscaler:
             images = self.process.run(states, self.policy)
             tiles = [[Tile.of(canvas, state)] for state in states]
         if not all(bool(image.isfinite().all()) for image in images):
-            raise CheckpointError("the net gives numbers that are not finite; its weights are damaged, take another")
+            raise CheckpointError("the net returns numbers that are not finite; its weights are damaged, take another")
         seconds = (time.perf_counter() - began) / len(lr_images)
         results = []
         for sr, state, own in zip(images, states, tiles, strict=True):
-            # what was padded is no part of the result
+            # the padding is not part of the result
             inside = [replace(t, box=Box(*t.box[:2], min(t.box.right, width), min(t.box.bottom, height))) for t in own]
             nfe = inside[0].nfe if len(own) == 1 else sum(tile.nfe for tile in own) / len(own)
             results.append(Upscaled(sr[:, :height, :width], state.start, nfe, tuple(inside), seconds))
         return results
 
     def _tile_by_tile(self, states: Sequence[Refinement], tiling: Tiling) -> tuple[list[Tensor], list[list[Tile]]]:
-        """Runs each tile of pictures at their first decision by its own decisions, and blends the results.
+        """Run each tile of pictures at their first decision by separate decisions, and blend the results.
 
-        Tiles know nothing of each other, so a group of them at a time is enough: what is held beside whole pictures
-        does not grow with the picture. Those of a group that are denoised at the same step share batches of the net.
+        Tiles are independent, so they run in groups, whose memory does not grow with the picture. The tiles of a group
+        that are denoised at the same step share batches of the net.
         """
         height, width = (side * self.pixels for side in states[0].latent.shape[-2:])
         boxes = tiling.boxes(height, width)
@@ -330,13 +329,13 @@ class Upscaler:
         return [blend.result() for blend in blends], tiles
 
     def largest_batch(self, height: int, width: int) -> int:
-        """How many results of this size are computed together: `batch_size`, or fewer if the free memory holds no more.
+        """Return the number of results of this size that run together: `batch_size`, or as many as fit into memory.
 
         Raises:
-            ImageError: it does not hold a single one.
+            ImageError: a single result does not fit into the free memory.
         """
         if torch.device(self.device).type != "cpu":
-            return self.batch_size  # of other devices' memory, the attempt tells
+            return self.batch_size  # on other devices it is found by trying
         needed = LIVE_PICTURES * 12 * height * width
         available = psutil.virtual_memory().available
         if needed > available:
@@ -349,14 +348,14 @@ class Upscaler:
     def enlarge(
         self, pictures: Sequence[Picture], seeds: Sequence[int], progress: Callable[[float], object] | None = None
     ) -> list[tuple[Picture, Upscaled]]:
-        """Enlarges decoded pictures of one size; alpha (by bicubic), greyness, colour profile and metadata are kept."""
+        """Enlarge decoded pictures of one size; alpha (by bicubic), greyness, colour profile and metadata are kept."""
         results = self.upscale([to_tensor(visible_colours(p)) for p in pictures], seeds, progress)
         return [(self._enlarged(p, result), result) for p, result in zip(pictures, results, strict=True)]
 
     def enlarge_animation(
         self, animation: Animation, seed: int, progress: Callable[[float], object] | None = None
     ) -> tuple[Animation, Upscaled]:
-        """Enlarges all frames with the same noise, so that what does not move does not flicker.
+        """Enlarge all frames with the same noise, so that still parts do not flicker.
 
         Returns:
             The animation, and the first frame's result with the forwards and seconds of all frames.
@@ -382,9 +381,9 @@ class Upscaler:
         return replace(animation, frames=enlarged), replace(first, nfe=forwards, seconds=seconds)
 
     def _enlarged(self, picture: Picture, result: Upscaled) -> Picture:
-        """The result as a picture with all that the source had beside its colours."""
+        """Return the result as a picture with the alpha, greyness and metadata of the source."""
         rgb = to_uint8(result.sr)
-        if picture.grey:  # the net has not been told that there is no colour
+        if picture.grey:  # the net may have added colour
             rgb = np.repeat(np.asarray(Image.fromarray(rgb).convert("L"))[..., None], 3, axis=-1)
         return replace(picture, rgb=rgb, alpha=self._alpha(picture))
 
@@ -396,16 +395,16 @@ class Upscaler:
         return np.asarray(alpha.resize(size, Image.Resampling.BICUBIC))
 
     def __call__(self, image: Image.Image, seed: int = 0) -> Image.Image:
-        """Enlarges a Pillow image of any mode."""
+        """Enlarge a Pillow image of any mode."""
         return to_pil(self.enlarge([from_pil(image)], [seed])[0][0])
 
     def upscale_file(self, path: str | Path, out: str | Path, seed: int = 0) -> Upscaled:
-        """Enlarges a file into another, whose ending chooses the format.
+        """Enlarge a file into another, whose ending determines the format.
 
-        Of an animation all frames, if that format has them.
+        All frames of an animation are enlarged if that format supports animations.
 
         Raises:
-            ImageError: the picture cannot be read, or the result not written.
+            ImageError: the picture cannot be read, or the result cannot be written.
         """
         out, header = Path(out), read_header(path)
         check_output(out, header.width * self.scale, header.height * self.scale)
@@ -419,7 +418,7 @@ class Upscaler:
 
 
 def check_room(pictures: int, width: int, height: int) -> None:
-    """Raises ImageError unless so many decoded results, of four bytes a pixel, fit twice into the free memory."""
+    """Raise ImageError unless so many decoded results, of four bytes per pixel, fit twice into the free memory."""
     needed, available = 8 * pictures * width * height, psutil.virtual_memory().available
     if needed > available:
         raise ImageError(

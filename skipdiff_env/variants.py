@@ -1,4 +1,4 @@
-"""The registered variants: environments with settings of their own. Each class is the page of its variant."""
+"""The registered variants: environments with other settings. The docstring of each class is the page of its variant."""
 
 from skipdiff_env.env import SkipDiffEnv
 
@@ -8,17 +8,18 @@ class SkipDiffFacesEnv(SkipDiffEnv):
 
     ## Description
     A portrait of 16 x 16 pixels becomes one of 128 x 128. Nine coarse steps, then nine decisions, with
-    `skip_mode="restart"` and the reward 1/NIQE: `SkipDiff-v0` with the checkpoint `faces-x8`. All the rest is as the
-    page of `skipdiff_env.env.SkipDiffEnv` says.
+    `skip_mode="restart"` and the reward 1/NIQE: `SkipDiff-v0` with the checkpoint `faces-x8`. Everything else is as
+    described for `skipdiff_env.env.SkipDiffEnv`.
 
-    The pictures are scikit-image's photographs unless `images` names a folder of portraits, which the checkpoint was
-    trained for.
+    The pictures are scikit-image's photographs unless `images` names a folder of portraits, for which the checkpoint
+    was trained.
 
     ## Arguments
-    `checkpoint="faces-x8"`, `steps=(10, 10)`. Any argument of `SkipDiff-v0` may be given beside them or instead.
+    `checkpoint="faces-x8"`, `steps=(10, 10)`. Any argument of `SkipDiff-v0` may be given in addition or instead.
 
-    ## What there is to learn
-    Little: nearly every picture wants the same start, as `skipdiff evaluate --env SkipDiffFaces-v0` shows.
+    ## Room for learning
+    It is small: the best start is the same for nearly every picture, as `skipdiff evaluate --env SkipDiffFaces-v0`
+    shows.
 
     ## Example
     ```python
@@ -31,22 +32,24 @@ class SkipDiffFacesEnv(SkipDiffEnv):
 
 
 class SkipDiffJumpEnv(SkipDiffEnv):
-    """SkipDiffJump-v0: how many steps does this picture need, and which?
+    """SkipDiffJump-v0: the choice of the number and the places of the steps for a picture.
 
     ## Description
-    From pure noise, 19 decisions whether to run the network at the next of 20 noise levels. SKIP computes nothing,
-    and the next step that is performed covers what was skipped, so latent and noise level always match: the decisions
-    of an episode are a schedule of 1 to 20 forwards. Smooth pictures are best after a few large steps (more put grain
-    into flat sky), textured ones need many small ones, and each forward costs 0.002 of LPIPS.
+    An episode begins at pure noise and has 19 decisions, each whether to run the network at the next of 20 noise
+    levels. SKIP does not compute anything, and the next performed step covers the skipped ones, so latent and noise
+    level always match: the decisions of an episode form a schedule of 1 to 20 forwards. Smooth pictures are best after
+    a few large steps (more steps put grain into flat sky), textured ones need many small steps, and each forward costs
+    0.002 of LPIPS.
 
     The pictures are crops of 64 x 64 pixels of scikit-image's photographs, so that an episode takes a fraction of a
-    second. `split="train"` takes half of the photographs and `split="test"` the others: learn on the first and quote
+    second. `split="train"` takes half of the photographs and `split="test"` the others: train on the first and report
     results on the second.
 
     ## Action space
     `Discrete(2)`: 0 DENOISE, 1 SKIP.
 
-    `SkipDiffStride-v0` has another choice: how many levels does the next step cover? Algorithms learn that sooner.
+    In `SkipDiffStride-v0` the agent instead chooses the number of levels that the next step covers, which algorithms
+    learn faster.
 
     ## Observation space
     `Dict`, for `MultiInputPolicy` of Stable-Baselines3:
@@ -54,22 +57,22 @@ class SkipDiffJumpEnv(SkipDiffEnv):
     | Key         | Space                   | What                                             |
     |-------------|-------------------------|--------------------------------------------------|
     | `latent`    | `Box(-b, b, (3, 64, 64))` | the latent; pure noise at first                |
-    | `condition` | `Box(-1, 1, (3, 64, 64))` | the enlarged picture that the net starts from  |
-    | `step`      | `Box(0, 1, (1,))`       | t / 20, the step that is decided next            |
-    | `level`     | `Box(0, 1, (1,))`       | l / 20, the level that the latent stands at      |
+    | `condition` | `Box(-1, 1, (3, 64, 64))` | the condition of the net, the enlarged picture |
+    | `step`      | `Box(0, 1, (1,))`       | t / 20, the step of the next decision            |
+    | `level`     | `Box(0, 1, (1,))`       | l / 20, the level of the latent                  |
 
-    With a pair as `nfe_penalty` each episode draws its own price, and `price` is observed too.
+    With a pair as `nfe_penalty` the price of each episode is drawn, and `price` is also observed.
 
     ## Reward
-    0 until the last env step, then -LPIPS - 0.002 · forwards. PSNR and others can be reported by `report_metrics`.
+    0 until the last env step, then -LPIPS - 0.002 · forwards. `report_metrics` can add PSNR and others to `info`.
 
     ## Episode end, info, rendering
-    As the page of `skipdiff_env.env.SkipDiffEnv` says; every episode has 19 env steps.
+    As described for `skipdiff_env.env.SkipDiffEnv`; every episode has 19 env steps.
 
     ## Arguments
-    `checkpoint="natural-x4"`, `steps=(1, 20)`, `skip_mode="jump"`, `fine_sampler="ddim"` (no added noise, which leaves
-    least to luck), `observation="dict"`, `metric="lpips"`, `reward="negative"`, `nfe_penalty=0.002`, `image_size=64`.
-    Any argument of `SkipDiff-v0` may be given beside them or instead.
+    `checkpoint="natural-x4"`, `steps=(1, 20)`, `skip_mode="jump"`, `fine_sampler="ddim"` (no added noise, for the least
+    variance), `observation="dict"`, `metric="lpips"`, `reward="negative"`, `nfe_penalty=0.002`, `image_size=64`. Any
+    argument of `SkipDiff-v0` may be given in addition or instead.
 
     ## Example
     ```python
@@ -82,16 +85,16 @@ class SkipDiffJumpEnv(SkipDiffEnv):
 
 
 class SkipDiffPhotoEnv(SkipDiffJumpEnv):
-    """SkipDiffPhoto-v0: `SkipDiffJump-v0` with inputs as people have them, blurred, noisy and compressed.
+    """SkipDiffPhoto-v0: `SkipDiffJump-v0` with blurred, noisy and compressed inputs, like those that people have.
 
     ## Description
-    Everything is as the page of `SkipDiffJumpEnv` says, but for `degradation="photo"`: each picture has a blur, a
-    kernel of shrinking, noise and its own quality of JPEG, in its own order, as
-    `Degradation` says. They are drawn once for each picture and are the same under every noise seed,
-    and `info["degradation"]` holds their strengths. `degradation="photo:0.5"` gives all pictures the same strength.
+    Everything is as described for `SkipDiffJumpEnv`, except for `degradation="photo"`: blur, kernel of shrinking,
+    noise, quality of JPEG and their order are drawn for each picture, see `Degradation`. They are the same under every
+    noise seed, and `info["degradation"]` holds their strengths. With `degradation="photo:0.5"` all pictures have the
+    same strength.
 
-    The checkpoint is photo-x4, whose net and predictor were trained on such inputs. The best number of steps follows
-    the picture more than in the other environments: noise and compression that are strong want fewer.
+    The checkpoint is photo-x4, whose net and predictor were trained on such inputs. The best number of steps depends
+    more on the picture than in the other environments: it is smaller for strong noise and compression.
 
     ## Version history
     * v0: initial version
@@ -102,8 +105,8 @@ class SkipDiffJump128Env(SkipDiffJumpEnv):
     """SkipDiffJump128-v0: `SkipDiffJump-v0` with pictures of 128 x 128 pixels.
 
     ## Description
-    Everything is as the page of `SkipDiffJumpEnv` says, but for `image_size=128`. A forward takes four times as long;
-    in return pictures differ more in what they need, and the noise matters less.
+    Everything is as described for `SkipDiffJumpEnv`, except for `image_size=128`. A forward takes four times as long;
+    in return the best schedules of pictures differ more, and the noise matters less.
 
     ## Version history
     * v0: initial version
@@ -111,19 +114,19 @@ class SkipDiffJump128Env(SkipDiffJumpEnv):
 
 
 class SkipDiffBanditEnv(SkipDiffEnv):
-    """SkipDiffBandit-v0: how much work should one forward do for this picture?
+    """SkipDiffBandit-v0: the choice of the work that one forward does for a picture.
 
     ## Description
-    One decision for each picture, before the network runs: which of some schedules it gets. Without other settings
-    these are one forward with 1, 2, 4, 8 or 16 substeps: from faithful to rich in invented detail. Smooth pictures want
-    few substeps, textured ones many. An episode has one env step, so this is a contextual bandit.
+    The agent makes one decision for each picture, before the network runs: it chooses one of several schedules. By
+    default these are one forward with 1, 2, 4, 8 or 16 substeps: from faithful to rich in invented detail. Few substeps
+    are best for smooth pictures, many for textured ones. An episode has one env step, so this is a contextual bandit.
 
     ## Action space
-    `Discrete(K)`: the place of the schedule among `schedules`.
+    `Discrete(K)`: the index of the schedule in `schedules`.
 
     ## Observation space
-    `Box(-3, 1, (42,))`: the statistics of the enlarged picture that the network starts from, see
-    `skipdiff_env.features.features`. `MlpPolicy` of Stable-Baselines3 suits it.
+    `Box(-3, 1, (42,))`: the statistics of the network's condition, the enlarged picture, see
+    `skipdiff_env.features.features`, for `MlpPolicy` of Stable-Baselines3.
 
     ## Reward
     -LPIPS - 0.002 · forwards.
@@ -143,26 +146,27 @@ class SkipDiffBanditEnv(SkipDiffEnv):
 
 
 class SkipDiffStrideEnv(SkipDiffEnv):
-    """SkipDiffStride-v0: how far should the next forward go, and the work of how many steps should it do?
+    """SkipDiffStride-v0: the choice of the levels that each forward covers, and of the work that it does.
 
     ## Description
-    From pure noise, one decision for each forward of the network: how many of the 20 levels it covers, and the work of
-    how many even steps it does. An episode ends where the clean picture is reached, after 1 to 20 env steps.
+    An episode begins at pure noise and has one decision for each forward of the network: the number of the 20 levels
+    that it covers, and the number of even steps whose work it does. An episode ends when it reaches the clean picture,
+    after 1 to 20 env steps.
 
     ## Action space
-    `MultiDiscrete([20, 5])`: the levels to cover, less 1, and the place of the substeps among 1, 2, 4, 8 and 16; for a
-    network without substeps `Discrete(20)`. `action_masks()` says which actions are possible. A stride that reaches
-    below the clean picture ends there.
+    `MultiDiscrete([20, 5])`: the levels to cover, minus 1, and the index of the substeps among 1, 2, 4, 8 and 16; for a
+    network without substeps `Discrete(20)`. `action_masks()` returns the possible actions. A stride that reaches below
+    the clean picture ends there.
 
     ## Observation space
-    `Box((85,))`: 42 statistics of the enlarged picture that the network starts from, the level, and the same statistics
-    of the network's last estimate, 0 before the first forward.
+    `Box((85,))`: 42 statistics of the network's condition, the enlarged picture, the level, and the same statistics of
+    the network's last estimate, 0 before the first forward.
 
     ## Reward
     0 until the last env step, then -LPIPS - 0.002 · forwards.
 
     ## Arguments
-    Those of `SkipDiffJump-v0`, and `decisions="stride"`, `observation="features"`. `substeps` names other numbers of
+    Those of `SkipDiffJump-v0`, and `decisions="stride"`, `observation="features"`. `substeps` sets other numbers of
     substeps.
 
     ## Example
@@ -179,12 +183,12 @@ class SkipDiffContinuousEnv(SkipDiffEnv):
     """SkipDiffContinuous-v0: `SkipDiffStride-v0` with numbers in -1 … 1 as actions.
 
     ## Description
-    Everything is as the page of `SkipDiffStrideEnv` says, but for the action. It suits algorithms of continuous
+    Everything is as described for `SkipDiffStrideEnv`, except for the action, which is for algorithms with continuous
     actions, such as SAC and TD3.
 
     ## Action space
     `Box(-1, 1, (2,))`: the share of the remaining way that the forward covers, from one level (-1) to all (1), and the
-    logarithm of its substeps, from 1 (-1) to as many as the network has learnt (1); for a network without substeps
+    logarithm of its substeps, from 1 (-1) to the most that the network has learnt (1); for a network without substeps
     `Box(-1, 1, (1,))`.
 
     ## Arguments

@@ -22,20 +22,20 @@ from skipdiff_env.task import Task
 
 
 class SkipDiffVectorEnv(BatchedEnv):
-    """`num_envs` environments as `skipdiff_env.env.SkipDiffEnv`, computed together.
+    """`num_envs` environments like `skipdiff_env.env.SkipDiffEnv`, computed together.
 
-    One UNet forward serves all environments that denoise at an env step, none is run for those that skip; fresh
-    episodes share their coarse stage, and results one call of each metric. All environments share one net and one
+    One UNet forward serves all environments that denoise at an env step, and does not run for those that skip. New
+    episodes share their coarse stage, and results share one call of each metric. All environments share one net and one
     memory (`cache_mb`). With the same seeds, observations, rewards and `info` are those of Gymnasium's `SyncVectorEnv`
     over scalar environments, up to float rounding.
 
-    `reset(seed=s)` seeds environment i with s + i; a list gives each its own. `reset(options={"image": …, "noise_seed":
-    …, "reset_mask": …})`: each of the first two is one value for all environments or a list with one for each (None:
-    draw it); the mask (bool array) says which environments are reset.
+    `reset(seed=s)` seeds environment i with s + i; a list holds one seed for each. `reset(options={"image": …,
+    "noise_seed": …, "reset_mask": …})`: each of the first two is one value for all environments or a list with one for
+    each (None: draw it); the mask (bool array) selects the environments to reset.
 
-    Since all episodes have equally many env steps, environments that are reset together also end together. The results,
-    as arrays (3, H, W), are in the list `sr` and their targets in `hr`, where each stays until the next episode of its
-    environment has ended.
+    Episodes with decisions "skip" have the same number of env steps, so environments that are reset together also end
+    together. The results, as arrays (3, H, W), are in the list `sr` and their targets in `hr`, where each stays until
+    the next episode of its environment has ended.
 
     Args:
         num_envs: number of environments.
@@ -74,7 +74,7 @@ class SkipDiffVectorEnv(BatchedEnv):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Starts an episode in every environment, or in those of `options["reset_mask"]`.
+        """Start an episode in every environment, or in those of `options["reset_mask"]`.
 
         Args:
             seed: seed of the first environment, the others counting up from there; or one for each.
@@ -86,23 +86,24 @@ class SkipDiffVectorEnv(BatchedEnv):
         Raises:
             ConfigError: an option or the number of seeds is wrong.
             ImageError: a picture cannot be used.
-            ResetNeededError: the mask leaves an environment without any episode.
+            ResetNeededError: the mask leaves an environment without an episode.
         """
         envs, columns = self._prepare_reset(seed, options)
         infos = self._begin(envs, {}, columns)
         return self._observe(), infos
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
-        """One decision in every environment.
+        """Make one decision in every environment.
 
         Args:
-            actions: whole numbers (num_envs,), each 0 (DENOISE) or 1 (SKIP); not looked at where "NextStep" resets.
+            actions: actions of `action_space`; for the decisions "skip", whole numbers (num_envs,), each 0 (DENOISE) or
+                1 (SKIP). Those of environments that "NextStep" resets are ignored.
 
         Returns:
             Observations, rewards (float64), terminations, truncations (all False), and `info`.
 
         Raises:
-            InvalidActionError: the actions have another shape or type, or one is neither 0 nor 1.
+            InvalidActionError: the actions are not in `action_space`.
             ResetNeededError: an environment has no episode, or with "Disabled" one that has ended.
         """
         actions = self._checked(actions)
@@ -140,14 +141,14 @@ class SkipDiffVectorEnv(BatchedEnv):
         return np.stack([masks(episode.refinement) for episode in self._all_episodes("action_masks")])
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """A frame for each environment, as `SkipDiffEnv.render`."""
+        """Return a frame for each environment, see `SkipDiffEnv.render`."""
         if self.render_mode is None:
             gym.logger.warn('render() without a render mode; make the environment with render_mode="rgb_array"')
             return None
         return tuple(self.task.render(episode) for episode in self._all_episodes("render"))
 
     def get_state(self) -> dict[str, Any]:
-        """The episodes and the random generators as they stand, as plain data for `set_state` and pickle."""
+        """Return the current episodes and the random generators as plain data, for `set_state` and pickle."""
         episodes = self._all_episodes("get_state")
         return {
             "episodes": [self.task.save(episode) for episode in episodes],
@@ -155,14 +156,14 @@ class SkipDiffVectorEnv(BatchedEnv):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> Observation:
-        """Goes on from where `get_state` was called; runs no net.
+        """Continue from where `get_state` was called, and return the observations of that moment; no network runs.
 
         Raises:
-            ConfigError: it is no such state, or one of another number of environments, of other pictures, or of another
-                checkpoint, plan or degradation.
+            ConfigError: it is not such a state, or one of another number of environments, of other pictures, or of
+                another checkpoint, plan or degradation.
         """
         if not isinstance(state, Mapping) or state.keys() != {"episodes", "generators"}:
-            raise ConfigError("this is no state that get_state() gave")
+            raise ConfigError("this is not a state that get_state() returned")
         restored = [self.task.restore(each) for each in self._one_each("episodes", state["episodes"])]
         set_generators(self.np_random, self._one_each("generators", state["generators"]))
         self._episodes = [*restored]
@@ -178,7 +179,7 @@ class SkipDiffVectorEnv(BatchedEnv):
         return self.task.schedule_outcomes(images, noise_seeds, schedules)
 
     def _begin(self, envs: Sequence[int], infos: dict[str, Any], options: dict[str, list[Any]]) -> dict[str, Any]:
-        """Starts episodes in some environments; adds their `info`."""
+        """Start episodes in some environments, and add their `info`."""
         if not envs:
             return infos
         drawn = [

@@ -485,7 +485,7 @@ def broken(kind: str, folder: Path) -> str:
     [
         ("no input", "3 channels in and 3 out, expected 6 and 3: it has no input for a low-resolution picture"),
         ("class", "needs a class"),
-        ("sigma", "is told a standard deviation and is not variance-preserving"),
+        ("sigma", "takes a standard deviation as input and is not variance-preserving"),
         ("no scheduler", "lacks scheduler_config.json"),
         ("scale", r"does not say how many times it enlarges; add it, as in .*\?scale=4"),
         (

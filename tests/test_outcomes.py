@@ -189,7 +189,7 @@ def test_scores_lie_between_the_best_constant_and_the_other_noises() -> None:
     assert table.score(np.array([1, 0, 0]), 1).value == pytest.approx(-1)
     alike = replace(table, metrics={"lpips": values[[1, 1, 1]]})
     assert np.isnan(alike.score(np.array([0, 1, 1]), 1).value)
-    with pytest.raises(ConfigError, match="of these 2 photographs none gains by a schedule of its own at the price 0"):
+    with pytest.raises(ConfigError, match="none of these 2 photographs gains by another schedule at the price 0"):
         alike.check_score(1)
     half = table.score(np.array([0, 1, 0]), 1)  # crops of one photograph are averaged
     assert half.value == pytest.approx(0.5)

@@ -867,5 +867,5 @@ def test_a_net_that_gives_no_numbers(checkpoint: str, photos: Path, tmp_path: Pa
     unet.save_pretrained(tmp_path / "net")
     result = upscale(str(tmp_path / "net"), photos / "0.png", "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert "the net gives numbers that are not finite" in errors(result)[0]
+    assert "the net returns numbers that are not finite" in errors(result)[0]
     assert not list((tmp_path / "out").glob("*"))

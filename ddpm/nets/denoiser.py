@@ -33,10 +33,10 @@ STEPS, COARSE_STEPS, FORWARDS = 100, 10, 20
 class Denoiser(Protocol):
     """A diffusion model that enlarges pictures.
 
-    It is variance-preserving: a latent at the level ᾱ is √ᾱ·x_0 + √(1-ᾱ)·ε. Latents and conditions are float32 and
-    have the same height and width: those of the result for a network in pixel space, smaller ones for a network in a
-    latent space. A class that inherits from `Denoiser` only has to set `scale` and `multiple` and define `predict`; it
-    then is a network in pixel space whose condition is the bicubic enlargement and that knows every noise level.
+    It is variance-preserving: a latent at the level ᾱ is √ᾱ·x_0 + √(1-ᾱ)·ε. Latents and conditions are float32 and have
+    the same height and width: those of the result for a network in pixel space, smaller ones for a network in a latent
+    space. A class that inherits from `Denoiser` only has to set `scale` and `multiple` and define `predict`; it then is
+    a network in pixel space whose condition is the bicubic enlargement and that knows every noise level.
 
     Attributes:
         scale: factor of the enlargement.
@@ -45,8 +45,8 @@ class Denoiser(Protocol):
             the clean image; sampling schedules are rounded to it. None: the network knows every noise level.
         forwards_per_call: network forwards of one `predict` for one picture: 2 with classifier-free guidance, else 1.
         substeps: the most steps whose work one forward can do; 1: the network has no input for substeps.
-        x0_bound: largest possible absolute value of an estimate of x_0 from which ε follows, see `predict`; infinite
-            if there is none.
+        x0_bound: largest possible absolute value of an estimate of x_0 from which ε follows, see `predict`; infinite if
+            there is none.
     """
 
     scale: int

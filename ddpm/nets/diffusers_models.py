@@ -447,7 +447,7 @@ def _load_concat(folder: Path, index: Mapping[str, Any], device: str, settings: 
             "for a low-resolution picture"
         )
     if config.get("time_embedding_type") == "fourier":
-        raise ConfigError(f"the network in {folder} is told a standard deviation and is not variance-preserving")
+        raise ConfigError(f"the network in {folder} takes a standard deviation as input and is not variance-preserving")
     if config.get("class_embed_type") or config.get("num_class_embeds"):
         raise ConfigError(f"the network in {folder} needs a class, which SkipDiff does not have")
     places = [unet / SCHEDULER, folder / "scheduler" / SCHEDULER, unet.parent / "scheduler" / SCHEDULER]

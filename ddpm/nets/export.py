@@ -47,8 +47,8 @@ def _group_norm(
 ) -> Tensor:
     """Return the result of `torch.nn.functional.group_norm`, computed from means and products.
 
-    OpenVINO (2026.4) converts every normalisation that it recognises to its operator MVN, which crashes on CPUs
-    without AVX-512 where the number of values is not a multiple of 8. It does not recognise this one.
+    OpenVINO (2026.4) converts every normalisation that it recognises to its operator MVN, which crashes on CPUs without
+    AVX-512 where the number of values is not a multiple of 8. It does not recognise this one.
     """
     groups = x.reshape(x.shape[0], num_groups, -1)
     centred = groups - groups.mean(2, keepdim=True)

@@ -188,8 +188,8 @@ class UNet(
         substeps: the most steps whose work one forward can do (`ADD_ON` holds the weights for it); 1: a plain network.
         scale: factor by which the net enlarges a picture.
         diffusion_steps: T of the cosine schedule.
-        coarse_steps: default S of the coarse stage; N = T / S. This setting and those below are defaults for
-            sampling; the net itself does not depend on them, and only keeps them in `settings`.
+        coarse_steps: default S of the coarse stage; N = T / S. This setting and those below are defaults for sampling;
+            the net itself does not depend on them, and only keeps them in `settings`.
         coarse_sampler: default sampler of the coarse stage, see `ddpm.sampling.coarse_eta`.
         start: default diffusion step at which the fine chain begins, 1 … N (None: N).
         levels: default schedule for enlarging, in any form that `ddpm.schedule.as_schedule` takes; None: the coarse and

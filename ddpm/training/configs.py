@@ -150,8 +150,8 @@ class SubstepsConfig(TrainingConfig):
         init: Checkpoint (name, folder or Hub id) whose network learns substeps.
         most: The most steps whose work one forward learns to do, a power of 2; an iteration takes longer with more.
         trained: Weights that are trained beside the embedding of the jump: "all", a copy of the network that runs where
-            there are substeps; "low-rank", a low-rank addition to each of its convolutions; "embedding", none. With
-            one substep the network stays the same in all three cases.
+            there are substeps; "low-rank", a low-rank addition to each of its convolutions; "embedding", none. With one
+            substep the network stays the same in all three cases.
         rank: Rank of the additions of "low-rank".
         eval_images: Folder, file or pattern of photographs of the validation table; may be repeated.
         eval_size: Side of their centre crops, in pixels.

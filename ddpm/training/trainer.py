@@ -1,7 +1,7 @@
 """The training loop that the diffusion net and the predictor share: run folder, states, averaged weights, resuming.
 
-All randomness is a function of (seed, iteration): a run that is killed and resumed ends with the weights of one
-that was not.
+All randomness is a function of (seed, iteration): a run that is killed and resumed ends with the weights of one that
+was not.
 """
 
 import math
