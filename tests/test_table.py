@@ -491,7 +491,7 @@ def test_states_of_other_tables(tables: dict[str, tuple[Path, dict[str, Any]]]) 
     state = env.get_state()
     state["episodes"]["node"][0] = 3
     state["generators"] = [None]
-    with pytest.raises(ConfigError, match="no state"):
+    with pytest.raises(ConfigError, match="not a state"):
         env.set_state(state)
     np.testing.assert_array_equal(env._batch._observe()[0], seen)
 
