@@ -286,7 +286,7 @@ def settle(path: Path, settings: Mapping[str, Any]) -> None:
             grown = name == "agents" and before[name].items() <= settings[name].items()
             if old != new and not grown:
                 raise ConfigError(
-                    f"{path.parent} holds results with {name} {old}, got {new}; go on with the same settings, or give "
+                    f"{path.parent} holds results with {name} {old}, got {new}; continue with the same settings, or give "
                     "another --out"
                 )
     write_json(path, settings)

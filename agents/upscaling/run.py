@@ -111,7 +111,7 @@ def _plan(options: UpscaleOptions, scale: int, report: Report) -> list[Job]:
             if trouble is None and target in taken:
                 trouble = (
                     f"another picture of this run, {taken[target]}, is written to {target} already; give --format same "
-                    "where their endings differ, or give it a run of its own"
+                    "where their endings differ, or enlarge it in another run"
                 )
             elif trouble is None and exists and options.skip_existing:
                 report.skip(source, target)
