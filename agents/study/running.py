@@ -286,8 +286,8 @@ def settle(path: Path, settings: Mapping[str, Any]) -> None:
             grown = name == "agents" and before[name].items() <= settings[name].items()
             if old != new and not grown:
                 raise ConfigError(
-                    f"{path.parent} holds results with {name} {old}, got {new}; continue with the same settings, or give "
-                    "another --out"
+                    f"{path.parent} holds results with {name} {old}, got {new}; continue with the same settings, or "
+                    "give another --out"
                 )
     write_json(path, settings)
 
