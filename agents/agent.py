@@ -1,4 +1,4 @@
-"""Trained agents: what they decide, and saving and loading them without pickle."""
+"""Trained agents, and their files, which hold no pickle."""
 
 import math
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from skipdiff_env.plan import Plan
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Folder of a shipped agent that plays the task of the paper.
 PAPER = "agent-paper"
-# Folder of a shipped agent that chooses the detail of one forward; the agent that a checkpoint's name stands for.
+# Folder of a shipped agent that chooses the detail of one forward. The name of a checkpoint stands for this agent.
 DETAIL = "agent-detail"
 # State of a recurrent policy: arrays (layers, B, size).
 State = tuple[NDArray[np.float32], ...]
@@ -33,21 +33,21 @@ State = tuple[NDArray[np.float32], ...]
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """What an agent was built for; `config.json` beside its weights.
+    """The configuration of an agent, which `config.json` beside its weights holds.
 
     Attributes:
-        algorithm: which one trained it.
-        plan: the episodes it decides.
-        policy: how its policy is built, see `agents.policies.policy_description`.
+        algorithm: name of the algorithm that trained it.
+        plan: the episodes that it decides.
+        policy: description of its policy, see `agents.policies.policy_description`.
         image_size: side of the pictures it was trained on.
         latent_bound: bound of the latents in the observation space it was trained on.
-        observation: what it sees, one of `skipdiff_env.config.OBSERVATIONS`.
-        price_range: lowest and highest price of a forward that it was trained for, of which it observes one at use;
-            None: it has learnt one price.
-        kind: what it decides, one of `skipdiff_env.decisions.KINDS`.
-        schedules: texts of the schedules of which it chooses one for each picture, for the kind "schedule".
-        substeps: numbers of substeps that it chooses among ("stride"), or the largest of them alone ("continuous").
-        training: how it was trained, for the record.
+        observation: kind of its observations, one of `skipdiff_env.config.OBSERVATIONS`.
+        price_range: lowest and highest price of a forward that it was trained for. It observes a price from this range
+            when it is used. None: it has learnt one price.
+        kind: kind of its decisions, one of `skipdiff_env.decisions.KINDS`.
+        schedules: texts of the schedules from which it chooses one for each picture, for the kind "schedule".
+        substeps: numbers of substeps that it chooses from ("stride"), or only the largest of them ("continuous").
+        training: a record of its training.
     """
 
     algorithm: str
@@ -88,10 +88,10 @@ class AgentConfig:
         self.make_decisions()  # refuses what does not fit
 
     def make_decisions(self) -> Decisions:
-        """Return what the actions of the agent mean.
+        """Return the decisions of the agent, which give its actions their meaning.
 
         Raises:
-            ConfigError: the settings do not fit one another.
+            ConfigError: the settings do not fit together.
         """
         substeps = self.substeps or (1,)
         return make_decisions(
@@ -103,7 +103,7 @@ class AgentConfig:
         """Return the configuration that a JSON file holds.
 
         Raises:
-            ConfigError: a setting is unknown, missing or wrong, or the file is one of version 0.2.
+            ConfigError: a setting is unknown, missing or wrong, or version 0.2 wrote the file.
         """
         if "policy_kwargs" in content and content.get("policy") is None:
             raise ConfigError(
@@ -125,15 +125,15 @@ class AgentConfig:
         """Return the price of a forward that the agent observes.
 
         Args:
-            quality: 0 … 1, from the highest price it was trained for (few forwards) to the lowest (many); in between
-                the price falls by equal factors. None: one half.
-            price: the price itself, above 0, instead of a quality.
+            quality: 0 … 1, from the highest price that the agent was trained for (few forwards) to the lowest (many).
+                In between the price falls by equal factors. None: one half.
+            price: the price, above 0, instead of a quality.
 
         Returns:
-            None if it has learnt one price and none is asked for.
+            The price; None if the agent has learnt one price and neither argument is given.
 
         Raises:
-            ConfigError: it has learnt one price, both are given, or one is out of range.
+            ConfigError: the agent has learnt one price, both arguments are given, or one is out of range.
         """
         if quality is not None and price is not None:
             raise ConfigError("quality and price say the same; give one of them")
@@ -156,7 +156,7 @@ class Agent:
     """A policy that maps observations of its environment to actions of its environment.
 
     Args:
-        config: what it was built for.
+        config: its configuration.
         policy: policy of a Stable-Baselines3 algorithm.
     """
 
@@ -179,7 +179,7 @@ class Agent:
         return cls(config, policy.to(device))
 
     def first_state(self, batch: int) -> State:
-        """Return the state of so many episodes at their first decision; () where the policy has none."""
+        """Return the state of a batch of episodes at their first decision; () where the policy has no state."""
         if self.config.algorithm != RECURRENT:
             return ()
         layers, _, size = self.policy.lstm_hidden_state_shape
@@ -192,11 +192,11 @@ class Agent:
         young: NDArray[np.bool_] | None = None,
         masks: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[Any], Any]:
-        """Return the actions of its environment for observations of its environment; nothing is random.
+        """Return the actions for a batch of observations. The agent is deterministic.
 
         Args:
             observations: arrays (B, …), or dictionaries of arrays, in the agent's observation space.
-            state: of an agent with a state, what the last call returned; None: none of the episodes has begun.
+            state: for an agent with a state, the state that the last call returned; None: no episode has begun.
             young: bool (B,), whether an observation is the first of its episode; for agents with a state.
             masks: bool (B, actions), which actions are possible; for agents that take them.
 
@@ -204,7 +204,7 @@ class Agent:
             The actions (B, …), and the state after them.
 
         Raises:
-            NotFiniteError: the network gives numbers that are not finite.
+            NotFiniteError: the network returns numbers that are not finite.
         """
         if self.policy.training:
             self.policy.set_training_mode(False)
@@ -221,10 +221,10 @@ class Agent:
         young: NDArray[np.bool_] | None = None,
         masks: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float64] | None:
-        """Return the probability of each action, (B, actions); None where actions are no whole numbers.
+        """Return the probability of each action, (B, actions); None where the actions are not whole numbers.
 
-        Where the policy has none, as for a Q-learner, it is 1 for the action that is chosen. Arguments and errors are
-        those of `predict`.
+        Where the policy has no probabilities, as for a Q-learner, the chosen action has the probability 1. The
+        arguments and the errors are those of `predict`.
         """
         if not isinstance(self.policy.action_space, spaces.Discrete):
             return None
@@ -243,10 +243,10 @@ class Agent:
         return found.distribution.probs.double().cpu().numpy()
 
     def check(self, plan: Plan) -> None:
-        """Check that the agent decides the episodes of a plan.
+        """Check that the agent was trained for the episodes of a plan.
 
         Raises:
-            ConfigError: it was trained for other ones.
+            ConfigError: it was trained for other episodes.
         """
         if self.config.plan != plan:
             raise ConfigError(
@@ -255,7 +255,7 @@ class Agent:
             )
 
     def told_of(self, checkpoint: str | Path) -> str | None:
-        """Return a sentence where the agent was trained with another network than that of a checkpoint, else None."""
+        """Return a note if the agent was trained with another network than that of a checkpoint, else None."""
         trained = self.config.training.get("env", {}).get("checkpoint")
         if trained in (None, "None", str(checkpoint)):
             return None
@@ -275,7 +275,7 @@ class Agent:
 
 
 def _weights_of(checkpoint: str | Path) -> bytes | None:
-    """Return the file of a checkpoint's weights; None where it is not on this machine."""
+    """Return the bytes of a checkpoint's weights; None if they are not on this machine."""
     file = Path(shipped_checkpoints().get(str(checkpoint), checkpoint)) / WEIGHTS
     return file.read_bytes() if file.is_file() else None
 
@@ -285,11 +285,11 @@ def find_agent(path: str | Path) -> Path:
 
     Args:
         path: folder of an agent, of a training run (its best agent) or of a checkpoint with an agent; name of a
-            shipped checkpoint, or with a folder of it behind it, as natural-x4/agent-paper; id of a repository on the
-            Hub, OWNER/NAME.
+            shipped checkpoint, with or without one of its folders, as in natural-x4/agent-paper; id of a repository on
+            the Hub, OWNER/NAME.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no agent.
     """
     name, _, inside = str(path).partition("/")
     shipped = shipped_checkpoints().get(name)
@@ -305,7 +305,7 @@ def find_agent(path: str | Path) -> Path:
 
 
 def has_agent(path: str | Path) -> bool:
-    """Return whether `find_agent` finds one."""
+    """Return whether `find_agent` finds an agent."""
     try:
         find_agent(path)
     except CheckpointError:
@@ -325,11 +325,12 @@ def load_agent(path: str | Path, device: str = "cpu") -> Agent:
 
     Args:
         path: as `find_agent`.
-        device: where it shall compute.
+        device: device of the agent.
 
     Raises:
         CheckpointError: there is no agent, or its files are damaged or do not fit together.
-        ConfigError: its configuration holds an unknown setting or is one of version 0.2, or there is no such device.
+        ConfigError: its configuration holds an unknown setting or was written by version 0.2, or there is no such
+            device.
     """
     check_device(device)
     found = find_agent(path)
@@ -357,7 +358,7 @@ def load_agent(path: str | Path, device: str = "cpu") -> Agent:
 def own_agent(folder: str, device: str, name: str = "agent") -> Agent | None:
     """Return the agent of that name that comes with a checkpoint, or None.
 
-    It is loaded once, until a file of it is replaced.
+    It is loaded once, and again after one of its files was replaced.
     """
     agent = Path(folder) / name
     if not agent.is_dir() or not has_agent(agent):
@@ -367,5 +368,5 @@ def own_agent(folder: str, device: str, name: str = "agent") -> Agent | None:
 
 @lru_cache(maxsize=8)
 def _load_once(agent: Path, device: str, files: tuple[tuple[int, ...], ...]) -> Agent:
-    """Return an agent as `load_agent`; `files` notices an agent that is new."""
+    """Return an agent as `load_agent` does; `files` changes when the agent is replaced."""
     return load_agent(agent, device)

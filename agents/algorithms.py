@@ -1,4 +1,4 @@
-"""The algorithms that train agents: the one place where their names stand."""
+"""The names of the algorithms that train agents."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from ddpm.util.errors import ConfigError
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-# name → module and class; for the first ones `skipdiff train-agent` has hyperparameters
+# name → module and class; `skipdiff train-agent` has hyperparameters for the first ones
 ALGORITHMS = {
     "ppo": ("stable_baselines3", "PPO"),
     "a2c": ("stable_baselines3", "A2C"),
@@ -17,13 +17,13 @@ ALGORITHMS = {
     "trpo": ("sb3_contrib", "TRPO"),
     "recurrent-ppo": ("sb3_contrib", "RecurrentPPO"),
 }
-# Learn on tables of outcomes alone.
+# Algorithms that learn only on tables of outcomes.
 ON_TABLES = {
     "maskable-ppo": ("sb3_contrib", "MaskablePPO"),
     "sac": ("stable_baselines3", "SAC"),
     "td3": ("stable_baselines3", "TD3"),
 }
-# Those whose agents can be written.
+# Algorithms whose agents can be exported.
 EXPORTED = {
     **ALGORITHMS,
     **ON_TABLES,
@@ -36,7 +36,7 @@ MASKABLE = "maskable-ppo"
 
 
 def algorithm_class(name: str) -> "type[BaseAlgorithm]":
-    """The Stable-Baselines3 class of an algorithm.
+    """Return the Stable-Baselines3 class of an algorithm.
 
     Raises:
         ConfigError: the algorithm is unknown.
@@ -48,10 +48,10 @@ def algorithm_class(name: str) -> "type[BaseAlgorithm]":
 
 
 def algorithm_name(kind: type) -> str:
-    """Return the name of the algorithm that a class of Stable-Baselines3 is.
+    """Return the name of an algorithm, given its class in Stable-Baselines3.
 
     Raises:
-        ConfigError: it is a class that `EXPORTED` does not name.
+        ConfigError: the class is not in `EXPORTED`.
     """
     for name, (_, attribute) in EXPORTED.items():
         if kind.__name__ == attribute:
@@ -60,14 +60,14 @@ def algorithm_name(kind: type) -> str:
 
 
 def policy_alias(algorithm: str, observation: str = "latent") -> str:
-    """The name under which an algorithm has its policy for an observation, "latent" or "dict"."""
+    """Return the name of an algorithm's policy for an observation, "latent" or "dict"."""
     kind = {"latent": "Cnn", "features": "Mlp"}.get(observation, "MultiInput")
     return f"{kind}LstmPolicy" if algorithm == RECURRENT else f"{kind}Policy"
 
 
 def frame_stacked(algorithm: str, observation: str = "latent") -> bool:
-    """Whether an algorithm is given the latents of the whole episode.
+    """Return whether an algorithm observes the latents of the whole episode.
 
-    RecurrentPPO has its own state, and an observation that is a dictionary tells all there is to know.
+    RecurrentPPO has a state, and a dictionary observation is complete without the earlier latents.
     """
     return algorithm != RECURRENT and observation == "latent"

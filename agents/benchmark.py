@@ -1,4 +1,4 @@
-"""Policies for the benchmark, as `skipdiff benchmark` takes them: agents, models of Stable-Baselines3, functions."""
+"""Policies for `skipdiff benchmark`: agents, models of Stable-Baselines3, and functions."""
 
 import json
 import sys
@@ -20,12 +20,12 @@ def load_policy(name: str, tree: Tree, trust_pickle: bool = False) -> Any:
     Args:
         name: MODULE:FUNCTION, a function of observations (B, …) that returns actions (B,), whose module may lie in the
             working folder; or an agent, as `agents.agent.find_agent` finds it; or a .zip of Stable-Baselines3.
-        tree: the decisions that it is for.
-        trust_pickle: whether a .zip may be loaded, which runs whatever code its author put into it.
+        tree: the decisions of the policy.
+        trust_pickle: whether a .zip may be loaded, which runs any code that its author put into it.
 
     Raises:
-        ConfigError: there is no such function, or the agent decides about something else.
-        CheckpointError: there is no such agent, or it is a .zip that is not trusted.
+        ConfigError: there is no such function, or the agent has other decisions.
+        CheckpointError: there is no such agent, or the .zip is not trusted.
     """
     module, colon, function = name.partition(":")
     if colon and not Path(name).exists():
@@ -41,10 +41,10 @@ def load_zip(path: Path, trust_pickle: bool) -> Any:
 
     Args:
         path: the .zip.
-        trust_pickle: whether it may be loaded, which runs whatever code its author put into it.
+        trust_pickle: whether it may be loaded, which runs any code that its author put into it.
 
     Raises:
-        CheckpointError: it is not trusted, or is no .zip of an algorithm of `agents.algorithms`.
+        CheckpointError: it is not trusted, or is not the .zip of an algorithm of `agents.algorithms`.
     """
     if not trust_pickle:
         raise CheckpointError(
@@ -55,18 +55,18 @@ def load_zip(path: Path, trust_pickle: bool) -> Any:
         with zipfile.ZipFile(path) as archive:
             settings = json.loads(archive.read("data"))
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is no .zip of Stable-Baselines3 ({error})") from None
+        raise CheckpointError(f"{path} is not a .zip of Stable-Baselines3 ({error})") from None
     name = _zip_algorithm(settings)
     try:
         return algorithm_class(name).load(path, device="cpu")
-    except Exception as error:  # pickles raise anything
+    except Exception as error:  # a pickle can raise any error
         raise CheckpointError(f"{path} does not load as {name} ({error})") from None
 
 
 def _zip_algorithm(settings: Mapping[str, Any]) -> str:
-    """Return which algorithm wrote the `data` of a .zip: those that matter for deciding differ in their settings."""
+    """Return the algorithm that wrote the `data` of a .zip; the settings differ between the algorithms."""
     policy = json.dumps(settings.get("policy_class", ""))
-    for name in EXPORTED:  # the policies of most stand in a module of their algorithm
+    for name in EXPORTED:  # the policies of most algorithms are defined in a module of the algorithm
         if f".{name}." in policy:
             return name
     if "_last_lstm_states" in settings:
@@ -85,7 +85,7 @@ def _function(module: str, function: str) -> Callable[..., Any]:
         found = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"{module}:{function} is no function ({error}); give MODULE:FUNCTION, whose module can be imported here"
+            f"{module}:{function} is not a function ({error}); give MODULE:FUNCTION, whose module can be imported here"
         ) from None
     if not callable(found):
         raise ConfigError(f"{module}:{function} is a {type(found).__name__}, expected a function")
@@ -97,11 +97,11 @@ def chooser(agent: Agent, tree: Tree, name: str = "the agent") -> Callable[[Any]
 
     Args:
         agent: the agent.
-        tree: the decisions that it is for.
-        name: of the agent, for messages.
+        tree: the decisions of the policy.
+        name: name of the agent, for messages.
 
     Raises:
-        ConfigError: it decides about something else, or was trained for another network.
+        ConfigError: the agent has other decisions, or was trained for another network.
     """
     own, table = agent.config, tree.table
     features = own.observation == "features"

@@ -16,30 +16,30 @@ from ddpm.util.checks import check_whole
 from ddpm.util.errors import ConfigError, SkipDiffError
 from ddpm.util.progress import orderly_end
 
-# Bytes that a cluster on this machine keeps for what workers hand over, which are a few lines of text; Ray's least.
+# Bytes of the object store of a cluster on this machine: the least that Ray accepts. Results are a few lines of text.
 STORE = 80 * 2**20
-# How often a cluster on this machine is started: Ray waits half a minute for it, which a busy machine exceeds.
+# Attempts to start a cluster on this machine: Ray waits half a minute for it, and a busy machine takes longer.
 STARTS = 3
-# What a worker does with one chunk of the work: plain data to plain data.
+# The work on one chunk, from plain data to plain data.
 Work = Callable[[list[Any]], Any]
 
 
 class ClusterError(SkipDiffError):
-    """There is no such cluster, or its workers cannot do the work."""
+    """An error of a cluster: it cannot be reached, or its workers fail."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray cluster, and how many of its workers are wanted.
+    """A Ray cluster and its number of workers.
 
     Attributes:
-        address: of a cluster that runs, "auto", HOST:PORT or ray://HOST:PORT; "": one is started on this machine for as
-            long as the work takes.
-        workers: how many; None: one for each GPU if `device` is one, else one for each CPU.
-        device: where each worker computes.
+        address: address of a running cluster, "auto", HOST:PORT or ray://HOST:PORT; "": a cluster is started on this
+            machine and ended after the work.
+        workers: number of workers; None: one for each GPU if `device` is a GPU, else one for each CPU.
+        device: device of each worker.
 
     Raises:
-        ConfigError: the address is none, the number is below 1, or Ray is not installed.
+        ConfigError: the address is not valid, the number is below 1, or Ray is not installed.
     """
 
     address: str = ""
@@ -62,18 +62,18 @@ class Cluster:
     def spread(
         self, make: Callable[..., Work], arguments: Mapping[str, Any], chunks: Sequence[list[Any]]
     ) -> Iterator[Any]:
-        """Does the work on every chunk, in any order; what a worker had not handed over when it was lost is done again.
+        """Do the work on every chunk, in any order. The unfinished chunks of a lost worker are done again.
 
         Args:
-            make: makes the work, once in each worker; a function of a module that all nodes can import.
-            arguments: of `make`, plain data; their paths must mean the same on all nodes.
-            chunks: what the work is called with, plain data.
+            make: function that makes the work, once in each worker; its module must be importable on all nodes.
+            arguments: arguments of `make`, plain data; their paths must mean the same on all nodes.
+            chunks: arguments of the work, plain data, one for each call.
 
         Yields:
-            What the work gives for each chunk.
+            The result of the work for each chunk.
 
         Raises:
-            ClusterError: the cluster cannot be reached, or a worker fails for another reason than its loss.
+            ClusterError: the cluster cannot be reached, or a worker fails, other than by being lost.
         """
         with self._connected() as ray:
             count = min(self.workers or self._units(ray), len(chunks))
@@ -97,12 +97,12 @@ class Cluster:
         return self.device.startswith("cuda")
 
     def _units(self, ray: Any) -> int:
-        """How many workers the cluster has room for."""
+        """Return the number of workers for which the cluster has room."""
         return max(1, int(ray.cluster_resources().get("GPU" if self._on_gpu else "CPU", 1)))
 
     @contextmanager
     def _connected(self) -> Iterator[Any]:
-        """Gives Ray, connected; leaves the cluster in the end, and ends one that was started here."""
+        """Yield Ray, connected. At the end, leave the cluster, and stop it if it was started here."""
         import ray.data
 
         _quiet(ray)
@@ -116,7 +116,7 @@ class Cluster:
             try:
                 ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
                 break
-            except Exception as error:  # of addresses that nobody answers at, Ray raises nearly anything
+            except Exception as error:  # for an address without a cluster, Ray raises nearly any error
                 ray.shutdown()
                 if not left:
                     where = f"at {self.address}" if self.address else "on this machine"
@@ -125,22 +125,22 @@ class Cluster:
             with orderly_end(), redirect_stdout(_OneThread(sys.stdout)):  # in place of Ray's own handler
                 yield ray
         finally:
-            with redirect_stdout(sys.stderr):  # where Ray may print what it has held back
+            with redirect_stdout(sys.stderr):  # Ray may print its pending messages here
                 ray.shutdown()
 
 
 class _OneThread(io.TextIOBase):
-    """Standard output for the thread that makes it; what other threads print, Ray's of lost workers, is an error."""
+    """Standard output for the thread that creates it; other threads, such as Ray's, print to standard error."""
 
     def __init__(self, out: TextIO) -> None:
         self.out, self.owner = out, threading.get_ident()
 
     def write(self, text: str) -> int:
-        """Writes to the stream of the thread."""
+        """Write to the stream of the thread."""
         return (self.out if threading.get_ident() == self.owner else sys.stderr).write(text)
 
     def flush(self) -> None:
-        """Flushes standard output."""
+        """Flush standard output."""
         self.out.flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -148,12 +148,12 @@ class _OneThread(io.TextIOBase):
 
 
 class _Worker:
-    """What runs in a worker of the pool."""
+    """The actor that does the work in a worker of the pool."""
 
     def __init__(self, make: Callable[..., Work], arguments: dict[str, Any]) -> None:
         import torch
 
-        torch.set_num_threads(1)  # as there is a worker for each CPU
+        torch.set_num_threads(1)  # since there is a worker for each CPU
         self.work = make(**arguments)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
@@ -161,7 +161,7 @@ class _Worker:
 
 
 def _quiet(ray: Any) -> None:
-    """No usage statistics, no bars and no notes of Ray's, whose place is taken by those of the command."""
+    """Switch off Ray's usage statistics, progress bars and notes; the command prints its own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     context = ray.data.DataContext.get_current()
@@ -172,6 +172,6 @@ def _quiet(ray: Any) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The last line of an error, which for errors of workers is that of their traceback."""
+    """Return the last line of an error, which for a worker's error is the last line of its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__

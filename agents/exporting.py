@@ -1,4 +1,4 @@
-"""What Stable-Baselines3 has trained, as an agent of this project."""
+"""Export of models of Stable-Baselines3 as agents of this project."""
 
 import json
 from contextlib import suppress
@@ -19,29 +19,29 @@ from skipdiff_env.plan import Plan
 from skipdiff_env.task import Task
 from skipdiff_env.tree import Tree
 
-# Arguments of the environment that say where and on what it computes, and nothing about the episodes.
+# Arguments of the environment that do not change its episodes, such as the device.
 ELSEWHERE = frozenset({"images", "cache_mb", "cache_dir", "cache_dir_mb", "device", "batch_size"})
-# What an agent that sees no latent has for the bound of latents.
+# The bound of latents of an agent that does not observe latents.
 NO_LATENT = 1.0
 
 
 def export_agent(model: Any, env: Any, folder: str | Path, /, **training: Any) -> Agent:
-    """Write what a model has learnt as an agent, which commands take as --agent. The files hold no pickle.
+    """Write a model as an agent, which commands take as --agent. The files hold no pickle.
 
     Args:
-        model: of Stable-Baselines3 or sb3-contrib, by one of `agents.algorithms.EXPORTED`.
-        env: the environment that it was trained in: one of Gymnasium's, a `SkipDiffVecEnv`, or another `VecEnv` of
-            them, where latents may be resized, and stacked by `VecFrameStack(…, channels_order="first")`; or
+        model: model of Stable-Baselines3 or sb3-contrib, of one of the algorithms in `agents.algorithms.EXPORTED`.
+        env: the environment that it was trained in: a Gymnasium environment, a `SkipDiffVecEnv`, or another `VecEnv`
+            of them, where latents may be resized, and stacked by `VecFrameStack(…, channels_order="first")`; or
             `SkipDiffBanditTable-v0`, or its table.
-        folder: where config.json and model.safetensors go.
-        training: how it was trained, for the record.
+        folder: folder for config.json and model.safetensors.
+        training: a record of the training.
 
     Returns:
         The agent.
 
     Raises:
-        ConfigError: the algorithm or its policy could not be built again, or the environment is another one than that
-            of the model, or shows something else.
+        ConfigError: the policy could not be built again from the files, or the environment does not have the
+            observations or the actions of the model.
     """
     agent = Agent(configuration(model, env, **training), model.policy)
     agent.save(folder)
@@ -49,7 +49,7 @@ def export_agent(model: Any, env: Any, folder: str | Path, /, **training: Any) -
 
 
 def configuration(model: Any, env: Any, /, **training: Any) -> AgentConfig:
-    """Return the configuration of the agent that a model is; arguments and errors as for `export_agent`."""
+    """Return the configuration of a model's agent; arguments and errors as for `export_agent`."""
     env = _table_of(env) or env
     config = _of_table(env, training) if isinstance(env, OutcomeTable) else _of_env(env, training)
     name = algorithm_name(type(model))
@@ -74,7 +74,7 @@ def _of_table(table: OutcomeTable, training: dict[str, Any]) -> dict[str, Any]:
 
 
 def _found(env: Any, name: str) -> Any:
-    """Return an attribute of an environment, whatever wraps it; None if there is none."""
+    """Return an attribute of an environment below its wrappers; None if there is none."""
     found = getattr(getattr(env, "unwrapped", env), name, None)
     if found is None and hasattr(env, "get_attr"):
         with suppress(AttributeError):
@@ -83,13 +83,13 @@ def _found(env: Any, name: str) -> Any:
 
 
 def _table_of(env: Any) -> OutcomeTable | None:
-    """Return the table of an environment whose action chooses one of its schedules; None for other environments."""
+    """Return the table of an environment whose actions choose a schedule; None for other environments."""
     tree = _found(env, "tree")
     return tree.table if isinstance(tree, Tree) and tree.kind == "schedule" else None
 
 
 def task_of(env: Any) -> Task:
-    """Return the task of an environment, whatever wraps it.
+    """Return the task of an environment below its wrappers.
 
     Raises:
         ConfigError: it is not an environment of this project that runs a network.
@@ -123,18 +123,18 @@ def _of_env(env: Any, training: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain_settings(config: TaskConfig) -> dict[str, Any]:
-    """Return the arguments of an environment that say what its episodes are, as plain data."""
+    """Return the arguments of an environment that define its episodes, as plain data."""
     found = {each.name: getattr(config, each.name) for each in fields(config) if each.name not in ELSEWHERE}
     found["checkpoint"] = str(config.checkpoint)
     if config.schedules is not None:
         found["schedules"] = list(map(str, config.schedules))
-    for name in ("metric", "report_metrics"):  # functions have a name alone
+    for name in ("metric", "report_metrics"):  # of a function only the name is kept
         found[name] = json.loads(json.dumps(found[name], default=lambda each: getattr(each, "__name__", str(each))))
     return json.loads(json.dumps(found))
 
 
 def _check_spaces(model: Any, config: AgentConfig, env: Any) -> None:
-    """Refuses a model that sees or does something else than the environment shows and takes."""
+    """Raise ConfigError if the observations or the actions of a model are not those of the environment."""
     seen = features_space(None) if isinstance(env, OutcomeTable) else task_of(env).observation_space
     action = config.make_decisions().space
     if model.action_space != action:

@@ -1,4 +1,4 @@
-"""Sharing on the Hugging Face Hub: what is uploaded of a checkpoint or an agent, and the card that describes it."""
+"""Upload of checkpoints and agents to the Hugging Face Hub, with a card that describes them."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from ddpm.util.files import read_json
 
 CARD = "README.md"
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
-# In the card that huggingface_hub writes by itself, which says nothing about a net.
+# Text of the card that huggingface_hub writes by default, which does not describe the network.
 EMPTY_CARD = "PyTorchModelHubMixin"
 TAGS = {"checkpoint": ["super-resolution", "diffusion"], "agent": ["reinforcement-learning", "super-resolution"]}
 PIPELINES = {"checkpoint": "image-to-image", "agent": "reinforcement-learning"}
@@ -27,9 +27,9 @@ class Shared:
 
     Attributes:
         kind: "checkpoint" or "agent".
-        folder: where it lies.
+        folder: its folder.
         files: name in the repository → file.
-        facts: what its card says about it, heading → table of names and values.
+        facts: contents of its card, heading → table of names and values.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Shared:
 
 
 def find_shared(path: str | Path) -> Shared:
-    """The checkpoint or the agent of a folder; loads it, so that nothing damaged is uploaded.
+    """Return the checkpoint or the agent of a folder. It is loaded, so that damaged files are not uploaded.
 
     Args:
         path: name of a shipped checkpoint; folder of a checkpoint or an agent, or of a run of `train-ddpm` or
@@ -107,17 +107,17 @@ def _pictures(folder: Path) -> dict[str, Path]:
 
 
 def card_of(shared: Shared, repo_id: str, license: str, evaluation: Path | None, pictures: Iterable[str]) -> str:
-    """The card of a repository: the one in the folder, or else one that says what is known.
+    """Return the card of a repository: the one in the folder, or else a new one.
 
     Args:
-        shared: what is uploaded.
+        shared: the checkpoint or the agent.
         repo_id: OWNER/NAME.
-        license: for the card's metadata.
+        license: license in the card's metadata.
         evaluation: folder that `evaluate --out` wrote; its table is added.
-        pictures: names of pictures in the repository that are shown.
+        pictures: names of the pictures in the repository that the card shows.
 
     Raises:
-        ConfigError: the folder holds no evaluation.
+        ConfigError: the folder does not hold an evaluation.
     """
     own = shared.folder / CARD
     text = own.read_text(encoding="utf-8") if own.is_file() else EMPTY_CARD
@@ -135,7 +135,7 @@ def card_of(shared: Shared, repo_id: str, license: str, evaluation: Path | None,
 
 
 def _metadata(shared: Shared, repo_id: str, license: str) -> str:
-    """The head of a card, which the Hub reads."""
+    """Return the metadata at the top of a card, which the Hub reads."""
     from huggingface_hub import EvalResult, ModelCardData
 
     name = repo_id.partition("/")[2]
@@ -157,7 +157,7 @@ def _metadata(shared: Shared, repo_id: str, license: str) -> str:
 
 
 def _description(shared: Shared, repo_id: str) -> str:
-    """The text of a card for which nobody has written one."""
+    """Return the text of a new card."""
     name = repo_id.partition("/")[2]
     if shared.kind == "checkpoint":
         scale = shared.facts["Settings"]["scale"]
@@ -186,21 +186,21 @@ def push_to_hub(
     picture: Path | None = None,
     license: str = "mit",
 ) -> str:
-    """Uploads a checkpoint or an agent to the Hugging Face Hub, with a card; makes the repository if there is none.
+    """Upload a checkpoint or an agent to the Hugging Face Hub, with a card. The repository is created if it is missing.
 
     Args:
         path: as `find_shared`.
         repo_id: OWNER/NAME.
         private: whether a new repository is private.
-        evaluation: folder that `skipdiff evaluate --out` wrote, whose table the card shall show.
-        picture: picture or film that the card shall show.
-        license: for the metadata of a card that is written here.
+        evaluation: folder that `skipdiff evaluate --out` wrote, for the table in the card.
+        picture: picture or film in the card.
+        license: license in the metadata of a new card.
 
     Returns:
         The address of the repository.
 
     Raises:
-        ConfigError: the id is none, a file is missing, there is no token, or the Hub refuses.
+        ConfigError: the id is not valid, a file is missing, there is no token, or the Hub refuses the upload.
         CheckpointError: as `find_shared`.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -221,7 +221,7 @@ def push_to_hub(
     try:
         address = api.create_repo(repo_id, private=private or None, exist_ok=True)
         api.create_commit(repo_id, operations, commit_message=f"Upload {shared.kind} of skipdiff")
-    except Exception as error:  # those of the HTTP library that huggingface_hub uses, and its own
+    except Exception as error:  # errors of huggingface_hub, and of the HTTP library below it
         reason = " ".join(str(error).split())
         raise ConfigError(f"the Hub did not take {repo_id}: {reason or type(error).__name__}") from None
     return str(address)

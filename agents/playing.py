@@ -1,4 +1,4 @@
-"""Playing: episodes of a task, and an agent as a policy of the refinement process."""
+"""Episodes of a task, and agents as policies of the refinement process."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,17 +17,17 @@ from skipdiff_env.pictures import Rgb
 from skipdiff_env.refinement import Chooser, Policy, Refinement, RefinementProcess
 from skipdiff_env.task import Task
 
-# Pictures that are observed at once.
+# Number of pictures that are observed together.
 TOGETHER = 8
 
 
 class _Seeing:
-    """What the policies of agents have in common.
+    """Base class of the policies of agents.
 
     Args:
         agent: the agent.
         quality: 0 … 1, from few forwards to many, for an agent that observes the price of a forward; None: one half.
-        price: the price of a forward itself, instead of a quality.
+        price: the price of a forward, instead of a quality.
 
     Raises:
         ConfigError: the agent has learnt one price, or the number is out of range.
@@ -39,11 +39,11 @@ class _Seeing:
 
     @property
     def tile(self) -> int:
-        """Side of the pictures that the agent was trained on, and so of the tiles that it decides about."""
+        """Side of the tiles that the agent decides for, which is the side of its training pictures."""
         return self.agent.config.image_size
 
     def observer(self, process: RefinementProcess | None = None) -> Callable[[Sequence[Refinement]], Observation]:
-        """Return what makes the observations of the agent's environment; of estimates it needs the process."""
+        """Return a function that makes the agent's observations; it needs the process for observations of estimates."""
         config = self.agent.config
         unet = None if process is None else process.unet
         observe = Observer(
@@ -54,7 +54,7 @@ class _Seeing:
         return lambda states: self._fitted(observe(states, [price] * len(states)))
 
     def _fitted(self, observation: Observation) -> Observation:
-        """Return observations with pictures of the size and the dtype that the policy takes."""
+        """Return observations with the size and the dtype that the policy expects."""
         space = self.agent.policy.observation_space
         if isinstance(observation, dict):
             return {name: _resized(part, space[name]) for name, part in observation.items()}
@@ -69,7 +69,7 @@ def _resized(part: NDArray[Any], space: spaces.Space[Any]) -> NDArray[Any]:
 
 
 class SchedulePolicy(_Seeing):
-    """An agent that chooses among schedules, as a `skipdiff_env.refinement.Chooser`; `AgentPolicy` makes it."""
+    """An agent that chooses a schedule, as a `skipdiff_env.refinement.Chooser`; `AgentPolicy` creates it."""
 
     def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
         super().__init__(agent, quality, price)
@@ -83,14 +83,14 @@ class SchedulePolicy(_Seeing):
         return [self.schedules[place] for place in places]
 
     def probabilities(self, states: Sequence[Refinement]) -> NDArray[np.float64] | None:
-        """Return the probability of each schedule for each picture, as `Agent.probabilities`."""
+        """Return the probability of each schedule for each picture, as `Agent.probabilities` does."""
         return self.agent.probabilities(self._observe(states))
 
 
 class ObservationPolicy(_Seeing):
-    """An agent that sees the observations of its environment, as a `skipdiff_env.refinement.Onlooker`.
+    """An agent that decides step by step, as a `skipdiff_env.refinement.Onlooker`.
 
-    `AgentPolicy` makes it.
+    `AgentPolicy` creates it.
     """
 
     def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
@@ -111,7 +111,7 @@ class ObservationPolicy(_Seeing):
 class Onlooking:
     """An agent in one run of a process; it must see the episodes from their first decision on.
 
-    It keeps what the agent has of them beyond the present observation: the latents so far, or the state of its policy.
+    It keeps what the agent needs beyond the present observation: the latents so far, or the state of its policy.
     """
 
     def __init__(self, policy: ObservationPolicy, process: RefinementProcess) -> None:
@@ -119,7 +119,7 @@ class Onlooking:
         self._observe = policy.observer(process)
         latent = policy.agent.config.observation == "latent"
         self._frames = frame_count(policy.agent.policy.observation_space) if latent else 1
-        # by identity; the state itself is kept, so that no other can take its place
+        # by identity; the state is kept as well, so that its id is not used again
         self._kept: dict[int, tuple[Refinement, list[NDArray[Any]], State]] = {}
         # the arguments of the last prediction
         self._seen: tuple[Any, ...] = ()
@@ -151,7 +151,7 @@ class Onlooking:
         return np.concatenate([*padding, *latents])
 
     def probabilities(self) -> NDArray[np.float64] | None:
-        """Return the probabilities of the actions at the last call, as `Agent.probabilities`."""
+        """Return the probabilities of the actions at the last call, as `Agent.probabilities` does."""
         return self.agent.probabilities(*self._seen)
 
 
@@ -160,14 +160,14 @@ def AgentPolicy(  # noqa: N802  # to its callers it is the class of what it retu
 ) -> Any:
     """Return an agent as a policy, for `RefinementProcess.run`, `Task.run` and the upscaler.
 
-    That is a `skipdiff_env.refinement.Chooser` for the kind "schedule", and an `Onlooker` for the others.
+    The policy is a `skipdiff_env.refinement.Chooser` for the kind "schedule", and an `Onlooker` for the others.
     It decides for all pictures of a call together, in any number of threads. Latents and conditions are resized to the
-    size of its training where its policy takes no other.
+    size that the agent was trained on, if its policy needs that size.
 
     Args:
         agent: the agent.
         quality: 0 … 1, from few forwards to many, for an agent that observes the price of a forward; None: one half.
-        price: the price of a forward itself, instead of a quality.
+        price: the price of a forward, instead of a quality.
 
     Raises:
         ConfigError: the agent has learnt one price, or the number is out of range.
@@ -188,14 +188,14 @@ def play(
 
     Args:
         task: pictures, process and reward.
-        policy: decides.
+        policy: the policy that decides.
         images: indices of pictures, or uint8 arrays (H, W, 3).
-        noise_seeds: one for each.
-        batch_size: episodes that run together.
-        price: what the reward pays for a fine forward; None: the task's.
+        noise_seeds: one noise seed for each picture.
+        batch_size: number of episodes that run together.
+        price: price of a fine forward in the reward; None: the task's.
 
     Returns:
-        The episodes, ended.
+        The finished episodes.
     """
     price = task.price if price is None else price
     episodes: list[Episode] = []

@@ -1,4 +1,4 @@
-"""Figures: perception against distortion, quality against steps, starts, learning curves, and pictures."""
+"""Figures: perception and distortion, quality and cost, starts, learning curves, and contact sheets."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,12 +23,12 @@ LABELS = {
     "psnr": "PSNR-Y ↑ (dB)", "ssim": "SSIM-Y ↑", "niqe": "NIQE ↓", "lpips": "LPIPS ↓", "dists": "DISTS ↓",
     "lpips-vgg": "LPIPS-VGG ↓",
 }  # fmt: skip
-# what a method costs → axis label
+# cost of a method → axis label
 COSTS = {"nfe": "UNet forwards", "seconds": "seconds for each picture"}
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure under a temporary name and renames it."""
+    """Write a figure under a temporary name and rename it."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, bbox_inches="tight", format=path.suffix.lstrip(".") or "png")
     plt.close(figure)
@@ -43,9 +43,9 @@ Series = Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]
 
 
 def perception_distortion(series: Series) -> Figure:
-    """The perception-distortion plane (Fig. 5): PSNR against each perceptual metric, a line through each series.
+    """Plot PSNR against each perceptual metric (Fig. 5), with a line through each series.
 
-    A point that lies far off all others is outside the frame.
+    A point that lies far from all others is outside the frame.
     """
     names = _measured(series, ("niqe", "lpips", "dists"))
     figure, axes = plt.subplots(1, len(names), figsize=(6.5 * len(names), 5), squeeze=False)
@@ -58,11 +58,11 @@ def perception_distortion(series: Series) -> Figure:
 
 
 def quality_against(series: Series, cost: str = "nfe") -> Figure:
-    """Each metric against what a method costs, as `perception_distortion`.
+    """Plot each metric against the cost of a method, in the style of `perception_distortion`.
 
     Args:
         series: the methods.
-        cost: "nfe", the number of UNet forwards (Fig. 1), or "seconds", those of a picture.
+        cost: "nfe", the number of UNet forwards (Fig. 1), or "seconds", the time for each picture.
     """
     names = _measured(series, LABELS)
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.8), squeeze=False)
@@ -86,7 +86,7 @@ def _measured(series: Series, names: Iterable[str]) -> list[str]:
 
 
 def _lines(axis: Axes, series: Series, across: str, up: str) -> None:
-    """A line through each series, with spreads over noises where there are several; across, if it has no forwards."""
+    """Draw a line through each series, with its spread over noises; a horizontal line for a method without forwards."""
     for i, (heading, own) in enumerate(series.items()):
         if across in COSTS and not own[0][1][across]:
             axis.axhline(own[0][1][up], label=heading, color="grey", ls=":")
@@ -95,7 +95,7 @@ def _lines(axis: Axes, series: Series, across: str, up: str) -> None:
             np.array([entry.get(name, 0.0) for _, entry in own], dtype=float) for name in (across, up, f"{up}_std")
         )
         style: dict[str, Any] = {"marker": "osD^vP*X"[i % 8], "ms": 5, "lw": 0.9, "alpha": 0.8, "color": f"C{i % 10}"}
-        # a line without spread has no bars in the legend either
+        # without a spread, the legend shows no error bars either
         axis.errorbar(
             x, y, spread if spread.any() else None, label=heading, ls="-" if i < 10 else "--", elinewidth=0.8, **style
         )
@@ -111,7 +111,7 @@ def _lines(axis: Axes, series: Series, across: str, up: str) -> None:
 
 
 def _frame(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Limits of each axis, (D, 2), that leave out points (P, D) so far off that the others could not be told apart."""
+    """Return limits of each axis, (D, 2), without the points (P, D) that lie far from all others."""
     low, high = np.nanpercentile(points, (10, 90), axis=0)
     reach = 3 * (high - low)
     inside = points[((low - reach <= points) & (points <= high + reach)).all(axis=1)]
@@ -121,7 +121,7 @@ def _frame(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _apart(values: Sequence[int]) -> list[int]:
-    """Of ascending positive numbers those that have room for a label on a logarithmic axis."""
+    """Return those of some ascending positive numbers that have room for a label on a logarithmic axis."""
     kept: list[int] = []
     for value in values:
         if not kept or value >= 1.2 * kept[-1]:
@@ -135,7 +135,7 @@ def _legend(figure: Figure, axis: Axes) -> None:
 
 
 def starts(outcomes: Mapping[str, NDArray[np.float64]], chosen: Mapping[str, Sequence[int]] | None = None) -> Figure:
-    """Quality of every start (Table 5), and how often agents chose it.
+    """Plot the quality of every start (Table 5), and the share of episodes in which agents chose it.
 
     Args:
         outcomes: metric → (pictures, N), means over noises; index s - 1 is start s.
@@ -177,7 +177,7 @@ def _histograms(axis: Axes, chosen: Mapping[str, Sequence[int]], N: int) -> None
 
 
 def learning_curves(curves: Mapping[str, Sequence[CurvePoint]]) -> Figure:
-    """Reward, regret, mean start and forwards against episodes, for one or several runs.
+    """Plot the reward, the regret, the mean start and the forwards against episodes, for one or several runs.
 
     Args:
         curves: run → its evaluations.
@@ -198,7 +198,7 @@ def learning_curves(curves: Mapping[str, Sequence[CurvePoint]]) -> Figure:
 
 
 def contact_sheet(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Figure:
-    """Pictures side by side (Fig. 3): one column a method, one row a picture.
+    """Draw pictures side by side (Fig. 3), with one column for each method and one row for each picture.
 
     Args:
         columns: heading → pictures (H, W, 3).
@@ -215,10 +215,10 @@ def contact_sheet(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Figure:
 
 
 def plot_runs(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Draws the learning curves of training runs; gives the figure's path.
+    """Draw the learning curves of training runs, and return the path of the figure.
 
     Raises:
-        ConfigError: a folder holds no run.
+        ConfigError: a folder does not hold a run.
     """
     names = [real_path(run).name for run in runs]
     titles = names if len(set(names)) == len(names) else [str(run) for run in runs]

@@ -1,4 +1,4 @@
-"""Policies of Stable-Baselines3 as plain data, from which they are built again without pickle."""
+"""Policies of Stable-Baselines3 as plain data, from which they can be built again without pickle."""
 
 import json
 import math
@@ -14,16 +14,16 @@ from agents.algorithms import RECURRENT, algorithm_class
 from ddpm.util.checks import shown
 from ddpm.util.errors import CheckpointError, ConfigError
 
-# Last layers of the policies, from which the actions are computed.
+# Names of the last layers of policies, whose outputs determine the actions.
 LAST_LAYERS = ("action_net", "mu", "q_net", "quantile_net")
-# Values of an observation at most.
+# The largest number of values in an observation.
 LARGEST_OBSERVATION = 2**28
-# Settings that matter for learning alone.
+# Settings that matter only for learning.
 LEARNING = frozenset({"lr_schedule", "optimizer_class", "optimizer_kwargs", "observation_space", "action_space"})
 
 
 def acting_part(policy: Any) -> Any:
-    """Return the network that decides: the policy, or its value network or actor without the parts that judge it."""
+    """Return the network that chooses actions: the policy, its Q-network, or its actor without the critic."""
     for name in ("q_net", "quantile_net"):
         if hasattr(policy, f"{name}_target"):
             return getattr(policy, name)
@@ -31,11 +31,11 @@ def acting_part(policy: Any) -> Any:
 
 
 class NotFiniteError(CheckpointError):
-    """A policy whose outputs are not finite."""
+    """An error: the outputs of a policy are not finite."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the agent gives numbers that are not finite, so its weights or its configuration are damaged; take "
+            "the agent returns numbers that are not finite, so its weights or its configuration are damaged; take "
             "another agent"
         )
 
@@ -43,8 +43,8 @@ class NotFiniteError(CheckpointError):
 def check_outputs(policy: Any) -> None:
     """Make the last layer of a policy raise `NotFiniteError` for outputs that are not finite.
 
-    The distributions of PyTorch check their parameters too, but not once `torch.compile` or an export has run in the
-    process: these switch the validation off for all of them.
+    The distributions of PyTorch check their parameters as well, but not after `torch.compile` or an export has run in
+    the process, since these switch off the validation for all distributions.
     """
     for name in LAST_LAYERS:
         layer = getattr(policy, name, None)
@@ -64,7 +64,7 @@ def space_settings(space: spaces.Space[Any]) -> dict[str, Any]:
     """Return a space as plain data.
 
     Raises:
-        ConfigError: it is of a kind that no environment of this project has.
+        ConfigError: no environment of this project has a space of this kind.
     """
     if isinstance(space, spaces.Box):
         bounds = {name: _bound(getattr(space, name)) for name in ("low", "high")}
@@ -83,10 +83,10 @@ def _bound(values: np.ndarray) -> float | list[Any]:
 
 
 def make_space(settings: Any) -> spaces.Space[Any]:
-    """Return the space that `space_settings` has written.
+    """Return the space that `space_settings` described.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the settings do not describe a space.
     """
     try:
         ((kind, own),) = settings.items()
@@ -122,7 +122,7 @@ def policy_description(algorithm: str, policy: Any) -> dict[str, Any]:
     """Return a policy of Stable-Baselines3 as plain data: its name, settings and spaces.
 
     Raises:
-        ConfigError: it is of a class or has a setting that could not be built again.
+        ConfigError: its class or one of its settings could not be built again.
     """
     aliases = algorithm_class(algorithm).policy_aliases
     name = next((name for name, kind in aliases.items() if kind is type(policy)), None)
@@ -160,7 +160,7 @@ def policy_description(algorithm: str, policy: Any) -> dict[str, Any]:
 
 
 def build_policy(algorithm: str, description: Mapping[str, Any]) -> Any:
-    """Return the policy that `policy_description` has described, untrained.
+    """Return the policy that `policy_description` described, untrained.
 
     Raises:
         ConfigError: the description is damaged.
@@ -179,6 +179,6 @@ def build_policy(algorithm: str, description: Mapping[str, Any]) -> Any:
         )  # fmt: skip
     except ConfigError:
         raise
-    except Exception as error:  # of odd settings, policies raise nearly anything
+    except Exception as error:  # for unusual settings, policies raise nearly any error
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"the policy of the agent cannot be built ({type(error).__name__}: {reason})") from None

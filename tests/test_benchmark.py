@@ -315,7 +315,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "0: reward" in command("natural-x4/agent-detail", "--split=validation"), "the agent that ships"
     for arguments, message in (
         (["model.zip"], "pass --trust-pickle"),
-        (["nowhere:policy"], "nowhere:policy is no function"),
+        (["nowhere:policy"], "nowhere:policy is not a function"),
         (["mine:WORD"], "mine:WORD is a str, expected a function"),
         (["agent", "--split=all"], "split must be one of train, validation, test, got 'all'"),
         (["agent", "--env=SkipDiffStrideTable-v0"], "expected an agent that decides about strides"),

@@ -194,7 +194,7 @@ def test_rows_of_others_are_no_part_of_it(
     }
     for file, (name, make) in changes.items():
         make(file)
-        with pytest.raises(ConfigError, match=f"holds results with {name} .*, got .*; go on with the same settings"):
+        with pytest.raises(ConfigError, match=f"holds results with {name} .*, got .*; continue with the same settings"):
             run()
         file.write_bytes(kept[file])
     assert untimed(run()) == untimed(first)

@@ -72,7 +72,7 @@ def test_what_counts_as_a_fault(tmp_path_factory: pytest.TempPathFactory, monkey
         found[how] = play(0, 0, Stock(tmp_path_factory.mktemp("stock")), 5, "failing")
     assert found["bug"].faults == ["KeyError: 'x'"]
     assert found["silent"].faults == ["exit code 1 without an error: []"]
-    assert found["loud"].faults == ["a line that is no error: something went wrong"]
+    assert found["loud"].faults == ["a line that is not an error: something went wrong"]
     assert found["loud"].message == "Error: it did not work"
     assert found["bug"].half == []
     assert [line.split(":")[0] for line in found["silent"].half + found["loud"].half] == ["x.json", "x.json"]

@@ -10,7 +10,9 @@ from agents.cli.options import TRUST_PICKLE
 @click.command()
 @click.argument("agents", nargs=-1, required=True, metavar="AGENT…")
 @click.option("--env", "env_id", default="SkipDiffBanditTable-v0", help="Or SkipDiffStrideTable-v0.")
-@click.option("--table", help="Table of `tabulate --levels`, or the name of one.  [default: the environment's]")
+@click.option(
+    "--table", help="Folder that `tabulate --levels` wrote, or the name of a table.  [default: the environment's]"
+)
 @click.option("--split", default="test", help="train, validation or test.")
 @click.option("--nfe-penalty", type=click.FloatRange(min=0), default=0.002, help="Price of a forward.")
 @TRUST_PICKLE

@@ -1,4 +1,4 @@
-"""Click commands that end in one line where the user or the machine is at fault, for `skipdiff` and the benchmarks."""
+"""Click commands that report errors in one line, for `skipdiff` and the benchmarks."""
 
 import errno
 from typing import Any
@@ -10,9 +10,9 @@ from ddpm.util.progress import orderly_end
 
 
 class Command(click.Command):
-    """Turns errors that a user or the machine causes into one line: of input exit code 2, of the machine 1.
+    """A command that reports errors in one line, with exit code 2 for wrong input and 1 for errors of the machine.
 
-    A signal to end ends a command in order, so that temporary files are removed.
+    SIGTERM ends a command in order, so that temporary files are removed.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -25,7 +25,7 @@ class Command(click.Command):
             vars(error)["message"] = _one_line(error.message)
             raise
         except OSError as error:
-            if error.errno == errno.EPIPE:  # whoever reads the output has gone
+            if error.errno == errno.EPIPE:  # the reader of the output has closed it
                 raise
             raise click.ClickException(_one_line(_of_system(error))) from None
         except (RuntimeError, MemoryError) as error:
@@ -37,7 +37,7 @@ class Command(click.Command):
 
 
 class Group(Command, click.Group):
-    """The same for a group of commands."""
+    """A group of commands that reports errors as `Command` does."""
 
 
 def _one_line(message: object) -> str:
@@ -45,7 +45,7 @@ def _one_line(message: object) -> str:
 
 
 def _of_system(error: OSError) -> str:
-    """What an error of the operating system says, with the file that it is about."""
+    """Return the message of an error of the operating system, with the name of the file."""
     files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     reason = error.strerror or str(error) or type(error).__name__
     return f"{files}: {reason}" if files else reason

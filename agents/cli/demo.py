@@ -1,4 +1,4 @@
-"""The demonstration: scikit-image's own photographs enlarged in every way, and an agent that is trained in a minute."""
+"""The demonstration: scikit-image's photographs enlarged in several ways, and an agent trained in a minute."""
 
 import time
 from collections.abc import Sequence
@@ -27,19 +27,19 @@ from skipdiff_env.plan import Plan
 from skipdiff_env.rendering import draw_map
 from skipdiff_env.upscaler import Upscaler
 
-# Photographs that scikit-image carries in its wheel, and the top left corner of the crop that is shown.
+# Photographs in the wheel of scikit-image, and the top left corner of the crop that is shown.
 PHOTOGRAPHS = {"astronaut": (0, 128), "chelsea": (20, 110), "coffee": (60, 170), "rocket": (100, 180)}
 SIZE = 192
-# What it can be written as.
+# Formats of the picture.
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 METRICS = ("psnr", "ssim", "lpips", "niqe")
-# Decisions of the training of the demonstration, and the photographs whose parts get the detail that the agent chooses.
+# Number of decisions of the training, and the photographs for whose parts the agent chooses the detail.
 DECISIONS = 100_000
 TILED = ("chelsea", "rocket")
 
 
 def photographs() -> Tensor:
-    """The demonstration's targets, (4, 3, 192, 192) in [-1, 1]."""
+    """Return the demonstration's targets, (4, 3, 192, 192) in [-1, 1]."""
     crops = []
     for name, (top, left) in PHOTOGRAPHS.items():
         crops.append(to_tensor(getattr(data, name)()[top : top + SIZE, left : left + SIZE, :3]))
@@ -47,14 +47,14 @@ def photographs() -> Tensor:
 
 
 def _places(hr: Tensor) -> list[tuple[int, int]]:
-    """Return for each picture (B, 3, H, H) the row and column, of three, of the part that has the most contrast."""
+    """Return the row and the column, out of three, of the part with the most contrast in each picture (B, 3, H, H)."""
     side = hr.shape[-1] // 3
     contrast = hr.mean(1).unfold(1, side, side).unfold(2, side, side).std(dim=(-2, -1)).flatten(1)
     return [(int(best) // 3, int(best) % 3) for best in contrast.argmax(1)]
 
 
 def _with_details(pictures: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
-    """Return pictures (B, 3, H, H), and behind them one ninth of each, as large as they."""
+    """Return pictures (B, 3, H, H), followed by one ninth of each, enlarged to the same size."""
     side = pictures.shape[-1] // 3
     details = torch.stack([
         picture[:, row * side : (row + 1) * side, column * side : (column + 1) * side]
@@ -64,15 +64,16 @@ def _with_details(pictures: Tensor, places: Sequence[tuple[int, int]]) -> Tensor
 
 
 def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str = "cpu") -> str:
-    """Enlarges the photographs by bicubic, the predictor, the full DDPM, the coarse chain, coarse + fine, a schedule.
+    """Enlarge the photographs in several ways, and write the results side by side.
 
-    Writes them side by side, and below them a part of each, three times as large.
+    The ways are bicubic interpolation, the predictor, the full DDPM, the coarse chain, both stages, and a schedule.
+    Below each result a part of it is shown, three times as large.
 
     Args:
         out: picture to write.
         checkpoint: name, folder or Hub id.
         seed: noise seed.
-        device: where to compute.
+        device: device of the network.
 
     Returns:
         A table of means over the photographs.
@@ -107,16 +108,16 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
 
 
 def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str = "cpu") -> str:
-    """Train PPO on the table that ships with a checkpoint, and draw what it learns and what it chooses.
+    """Train PPO on the table that ships with a checkpoint, and draw the learning curve and its choices.
 
     Args:
         out: picture to write: the learning curve, and the detail that the agent chooses in two photographs.
         checkpoint: name, folder or Hub id.
-        seed: of the training.
-        device: where to compute.
+        seed: seed of the training.
+        device: device of the network.
 
     Returns:
-        The score on test photographs, in words.
+        A sentence with the score on test photographs.
     """
     name = Path(checkpoint).name
     if not (TABLES / name).is_dir():
@@ -136,7 +137,7 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
 
 
 def _draw_agent(out: Path, checkpoint: str, agent: Agent, curve: Sequence[tuple[int, float]], device: str) -> None:
-    """Draws a learning curve, and the steps that were done in each part of two photographs."""
+    """Draw a learning curve, and the number of steps in each part of two photographs."""
     upscaler = Upscaler(checkpoint, policy=AgentPolicy(agent), plan=agent.config.plan, device=device)
     figure = Figure(figsize=(15, 4.5))
     axes = figure.subplots(1, 3)

@@ -1,4 +1,4 @@
-"""One episode of an agent as a picture or a film, with the agent's probabilities."""
+"""Drawing of an agent's episode as a picture or a film, with the probabilities of its actions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from skipdiff_env.rendering import BACKGROUND, COLOURS, EMPTY, MARGIN, METADATA,
 from skipdiff_env.task import Task
 
 FORMATS = (".png", ".gif", ".webp", ".mp4")
-# Of a film as .webp, which is lossy.
+# Quality of a .webp film, which is lossy.
 WEBP_QUALITY = 80
 # Height of the bars of probabilities.
 BARS = 40
@@ -28,12 +28,12 @@ BARS = 40
 
 @dataclass(frozen=True)
 class Played:
-    """An episode and what the agent thought of it.
+    """An episode with the decisions of the agent.
 
     Attributes:
-        episode: ended.
-        decided: what the agent decided, a line for each decision.
-        frames: uint8 (height, width, 3), at the beginning and after each decision; or the last of them alone.
+        episode: the finished episode.
+        decided: one line for each decision.
+        frames: uint8 (height, width, 3), at the beginning and after each decision; or only the last one.
     """
 
     episode: Episode
@@ -41,7 +41,7 @@ class Played:
     frames: list[NDArray[np.uint8]]
 
     def describe(self) -> str:
-        """Return the decisions and their outcome, in lines."""
+        """Return the decisions and their outcome, one line for each."""
         state = self.episode.refinement
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in self.episode.metrics.items())
         outcome = f"start {state.start}, {state.nfe} forwards, reward {self.episode.reward:.4f}, {metrics}"
@@ -54,15 +54,15 @@ def enjoy(
     """Play one episode.
 
     Args:
-        agent: decides.
+        agent: the agent that decides.
         task: pictures, process and reward, with decisions of the agent's kind.
         image: index of the picture.
-        noise_seed: its noise.
-        film: whether to draw every decision, most of which take a forward, or the end of the episode alone.
+        noise_seed: seed of its noise.
+        film: whether to draw every decision, which takes a forward for most of them, or only the end of the episode.
         quality: as for `AgentPolicy`.
 
     Raises:
-        ConfigError: the agent was trained for other episodes, there is no such picture, or it takes no quality.
+        ConfigError: the agent was trained for other episodes or does not take a quality, or there is no such picture.
     """
     agent.check(task.plan)
     if told := agent.told_of(task.config.name):
@@ -98,12 +98,12 @@ def enjoy(
 
 
 def _probability(probabilities: NDArray[np.float64] | None, action: Any) -> str:
-    """Return what is said of the probability of the action taken; nothing where there is none."""
+    """Return the text for the probability of the chosen action; empty where there are no probabilities."""
     return "" if probabilities is None else f", probability {probabilities[0, int(action)]:.3f}"
 
 
 def _meaning(agent: Agent, episode: Episode) -> str:
-    """Return what the last decision of an agent meant, in words."""
+    """Return the meaning of an agent's last decision, in words."""
     state = episode.refinement
     if agent.config.kind == "skip":
         return Action(episode.actions[-1]).name
@@ -111,7 +111,7 @@ def _meaning(agent: Agent, episode: Episode) -> str:
 
 
 def _with_bars(frame: NDArray[np.uint8], skips: Sequence[float], decisions: int) -> NDArray[np.uint8]:
-    """Return a frame with the probability of SKIP at each decision below it, under the cells of the strip."""
+    """Return a frame with the probability of SKIP at each decision, drawn below the cells of the strip."""
     height, width = frame.shape[:2]
     image = Image.new("RGB", (width, height + BARS + MARGIN), BACKGROUND)
     image.paste(Image.fromarray(frame))

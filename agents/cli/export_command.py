@@ -19,7 +19,8 @@ def export(checkpoint: str, out: Path, detail: float | None, overwrite: bool) ->
 
     CHECKPOINT is a name, a folder or a Hub id. The graph holds the predictor and the network. Its inputs are `image`,
     (B, 3, h, w) in [0, 1]; `noise`, (B, 3, H, W), standard normal, where H and W are the sides of the result; and, of a
-    network with substeps, `detail`, one number in 0 … 1. Its output is `sr`, (B, 3, H, W) in [0, 1]. Any sizes fit.
+    network with substeps, `detail`, one number in 0 … 1. Its output is `sr`, (B, 3, H, W) in [0, 1]. The graph takes
+    pictures of any size.
     Needs ONNX: pip install "skipdiff[export]".
     """
     from ddpm.nets.export import export_onnx

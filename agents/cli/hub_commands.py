@@ -10,18 +10,20 @@ import click
 @click.argument("repo_id", metavar="OWNER/NAME")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option(
-    "--evaluation", type=click.Path(path_type=Path), help="Folder of `evaluate --out`, whose table the card shall show."
+    "--evaluation",
+    type=click.Path(path_type=Path),
+    help="Folder that `evaluate --out` wrote; the card shows its table.",
 )
-@click.option("--picture", type=click.Path(path_type=Path), help="Picture or film that the card shall show.")
-@click.option("--license", default="mit", help="License that a new card names.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Picture or film that the card shows.")
+@click.option("--license", default="mit", help="License in a new card.")
 def push_to_hub(
     folder: str, repo_id: str, private: bool, evaluation: Path | None, picture: Path | None, license: str
 ) -> None:
     """Upload a checkpoint or an agent to the Hugging Face Hub, with a card.
 
-    FOLDER is a checkpoint, an agent, the run that made it, or the name of a shipped checkpoint; an agent in a
-    checkpoint's folder goes with it. Whoever has the package then uses OWNER/NAME as --checkpoint or --agent. The
-    README.md of the folder is the card; where there is none, one is written.
+    FOLDER is a checkpoint, an agent, the run that made it, or the name of a shipped checkpoint. An agent in the folder
+    of a checkpoint is uploaded with it. Other users of the package can then pass OWNER/NAME as --checkpoint or
+    --agent. The card is the README.md of the folder; if there is none, a card is written.
     """
     from agents.hub import push_to_hub as push
 

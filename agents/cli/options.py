@@ -22,7 +22,7 @@ Command = Callable[..., Any]
 
 
 def attribute_docs(kind: type) -> dict[str, str]:
-    """The sentences of the "Attributes" section of a class's docstring and of its bases', by attribute."""
+    """Return the descriptions of attributes in the docstrings of a class and its bases, by attribute."""
     docs: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         text = inspect.cleandoc(each.__doc__ or "")
@@ -36,7 +36,7 @@ def attribute_docs(kind: type) -> dict[str, str]:
 
 
 def _kind_of(hint: Any) -> dict[str, Any]:
-    """How click shall parse values of a type."""
+    """Return the type by which click parses values of a Python type."""
     if get_origin(hint) is Literal:
         return {"type": click.Choice(get_args(hint))}
     if get_origin(hint) is UnionType:  # X | None
@@ -47,11 +47,11 @@ def _kind_of(hint: Any) -> dict[str, Any]:
 
 
 def options_of(kind: type, leave_out: Collection[str] = ()) -> Callable[[Command], Command]:
-    """A decorator that gives a command one option for each field of a dataclass.
+    """Return a decorator that adds one option for each field of a dataclass to a command.
 
     Args:
-        kind: the dataclass; its docstring says under "Attributes" what each field means.
-        leave_out: fields that get no option.
+        kind: the dataclass; the "Attributes" section of its docstring describes the fields.
+        leave_out: fields without an option.
     """
     hints, docs = get_type_hints(kind), attribute_docs(kind)
 
@@ -70,7 +70,7 @@ def options_of(kind: type, leave_out: Collection[str] = ()) -> Callable[[Command
 def numbers(
     count: int | None = None,
 ) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
-    """A callback that parses whole numbers separated by commas."""
+    """Return a callback that parses whole numbers separated by commas."""
 
     def parse(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
         if value is None:
@@ -87,7 +87,7 @@ def numbers(
 
 
 def sampler(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Refuses what is no sampler."""
+    """Raise a usage error if the value is not a sampler."""
     if value is not None:
         from ddpm.samplers import coarse_eta
 
@@ -104,7 +104,7 @@ class DegradationName(click.ParamType):
     name = "degradation"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Gives the name, and refuses what is none."""
+        """Return the name, or raise a usage error if it is not valid."""
         from ddpm.pictures.degradation import Degradation
 
         try:
@@ -117,8 +117,8 @@ class DegradationName(click.ParamType):
 DEGRADATION: dict[str, Any] = {
     "type": DegradationName(),
     "metavar": "[bicubic|photo[:STRENGTH]|photo2[:STRENGTH]]",
-    "help": "How the low-resolution pictures are made. photo: blurred, noisy and compressed, each with a STRENGTH in "
-    "0 … 1, or with strengths that are drawn for each picture; photo2: all of it twice.",
+    "help": "Degradation of the low-resolution pictures. photo: blurred, noisy and compressed, each with a STRENGTH "
+    "in 0 … 1, or with strengths that are drawn for each picture; photo2: all of it twice.",
 }
 
 
@@ -135,7 +135,10 @@ CHECKPOINT_HELP = (
 )
 CHECKPOINT = click.option("--checkpoint", default="natural-x4", help=CHECKPOINT_HELP)
 
-DENOISER_HELP = "--denoiser is the same for a model of diffusers, with settings perhaps, as in FOLDER?noise_level=10."
+DENOISER_HELP = (
+    "--denoiser is another name of this option, for models of diffusers; settings may follow, as in "
+    "FOLDER?noise_level=10."
+)
 DENOISER = click.option(
     "--checkpoint", "--denoiser", "checkpoint", default="natural-x4", help=f"{CHECKPOINT_HELP} {DENOISER_HELP}"
 )
@@ -175,7 +178,7 @@ FIRST_STEP = click.option(
 DEVICE = click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps …")
 
 
-TRUST_PICKLE = click.option("--trust-pickle", is_flag=True, help="Load files of pickles: they can run any code.")
+TRUST_PICKLE = click.option("--trust-pickle", is_flag=True, help="Load files of pickles, which can run any code.")
 
 
 RAY = click.option(
@@ -183,8 +186,8 @@ RAY = click.option(
     metavar="[ADDRESS]",
     is_flag=False,
     flag_value="",
-    help="Spread the work over a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; without an address over a new one on "
-    "this machine.",
+    help="Spread the work over a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; without an address, a cluster is "
+    "started on this machine.",
 )
 
 
@@ -194,7 +197,7 @@ WORKERS = click.option(
 
 
 def make_cluster(ray: str | None, workers: int | None, device: str) -> "Cluster | None":
-    """The cluster that --ray and --workers ask for; None without --ray."""
+    """Return the cluster that --ray and --workers ask for; None without --ray."""
     if ray is None:
         if workers is not None:
             raise ConfigError("--workers is for --ray; give --ray as well, or leave --workers out")
@@ -205,9 +208,9 @@ def make_cluster(ray: str | None, workers: int | None, device: str) -> "Cluster 
 
 
 def absolute_paths(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Those of some options that are paths of this machine, as absolute ones.
+    """Return some options, with absolute paths.
 
-    Names of checkpoints are none, nor are empty paths, which are to be refused.
+    Names of checkpoints stay as they are, and so do empty paths, which a later check refuses.
     """
     from ddpm.checkpoints import shipped_checkpoints
 
@@ -235,7 +238,7 @@ LEVELS = click.option(
 
 
 def prices(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | tuple[float, ...] | None:
-    """One price, or the lowest and the highest."""
+    """Return one price, or the lowest and the highest, that an option names."""
     if value is None:
         return None
     try:
@@ -246,16 +249,16 @@ def prices(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 
 
 def environment(name: str) -> dict[str, Any]:
-    """The arguments that Gymnasium has registered an environment of this project with.
+    """Return the arguments with which an environment of this project is registered in Gymnasium.
 
     Raises:
-        ConfigError: there is no such environment, or it runs no net.
+        ConfigError: there is no such environment, or it does not run a network.
     """
     import gymnasium
 
     import skipdiff_env  # noqa: F401  # registers them
 
-    ours = "skipdiff_env.vector_env:SkipDiffVectorEnv"  # those of a net, not of a table
+    ours = "skipdiff_env.vector_env:SkipDiffVectorEnv"  # not those that play from a table
     known = sorted(name for name, spec in gymnasium.registry.items() if spec.vector_entry_point == ours)
     if name not in known:
         raise ConfigError(f"unknown environment {name!r}; known are {', '.join(known)}")
@@ -278,7 +281,7 @@ EPISODES = (
     click.option(
         "--split",
         type=click.Choice(["train", "test"]),
-        help="Which of scikit-image's photographs, where no --images are given.  [default: all]",
+        help="Part of scikit-image's photographs, where --images is not given.  [default: all]",
     ),
     click.option(
         "--image-size", type=click.IntRange(min=1), help="Side of the pictures' centre crops.  [default: --env's]"
@@ -287,27 +290,27 @@ EPISODES = (
     click.option(
         "--skip-mode",
         type=click.Choice(["restart", "jump"]),
-        help="What SKIP does.  [default: the agent's, or restart]",
+        help="Effect of SKIP.  [default: the agent's, or restart]",
     ),
     click.option(
         "--nfe-penalty",
         callback=prices,
         metavar="PRICE|LOW,HIGH",
-        help="Taken off the reward for each fine forward; LOW,HIGH: each episode draws its own.  [default: --env's]",
+        help="Price of a fine forward in the reward; LOW,HIGH: each episode draws its own.  [default: --env's]",
     ),
     DEVICE,
 )
 
 
 def episodes(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say what the episodes are."""
+    """Add the options that define the episodes to a command."""
     for option in reversed(EPISODES):
         command = option(command)
     return command
 
 
 def episode_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Takes what `episodes` asks for out of the options, as arguments of the environment; None leaves the default."""
+    """Remove the options of `episodes`, and return them as arguments of the environment; None leaves the default."""
     names = (
         "checkpoint",
         "steps",
@@ -328,9 +331,9 @@ def episode_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def agents_episodes(options: dict[str, Any], agent: "Agent") -> dict[str, Any]:
-    """The options, with the parts of the plan that were not asked for taken from the agent's plan.
+    """Return the options, completed by the agent's plan where they do not set a part of it.
 
-    What it decides and what it observes are the agent's as well.
+    The kinds of decision and observation are the agent's as well.
     """
     from ddpm.checkpoints import load_denoiser
     from skipdiff_env.plan import Plan
@@ -345,7 +348,7 @@ def agents_episodes(options: dict[str, Any], agent: "Agent") -> dict[str, Any]:
 
 
 def environment_of(agent: "Agent") -> dict[str, Any]:
-    """The arguments of the environment that an agent was trained in, as far as it says, for the centres of pictures."""
+    """Return the recorded arguments of the environment that an agent was trained in, for the centres of pictures."""
     from dataclasses import fields
 
     from skipdiff_env.config import TaskConfig
@@ -356,9 +359,9 @@ def environment_of(agent: "Agent") -> dict[str, Any]:
 
 
 def named_agents(agents: Sequence[str], title: str | None = None) -> dict[str, str]:
-    """Name → folder of agents that were given as NAME=DIR, or as DIR.
+    """Return name → folder of agents that were given as NAME=DIR or as DIR.
 
-    Such a one is called `title`, or else like its folder, or by all of its path where two folders are called the same.
+    The name of an agent given as DIR is `title`, or else that of its folder, or its path where two names are the same.
     """
     pairs = [given.split("=", 1) if "=" in given and not Path(given).exists() else (None, given) for given in agents]
     folders = [real_path(path).name for name, path in pairs if name is None]
@@ -368,6 +371,6 @@ def named_agents(agents: Sequence[str], title: str | None = None) -> dict[str, s
             folder = real_path(path).name
             name = title or (path if folders.count(folder) > 1 else folder)
         if name in named:
-            raise ConfigError(f"two agents are named {name}; give each a name of its own, as in --agent NAME=DIR")
+            raise ConfigError(f"two agents are named {name}; give each another name, as in --agent NAME=DIR")
         named[name] = path
     return named

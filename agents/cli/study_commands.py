@@ -1,4 +1,4 @@
-"""Commands that compare, show and tabulate."""
+"""The commands that compare methods, draw results and make tables."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -33,15 +33,17 @@ from agents.cli.options import (
 SOURCES = click.option(
     "--sources",
     type=click.Path(path_type=Path),
-    help="Tab-separated file whose second column names the photograph that a picture is cut from: the unit of the "
-    "intervals.  [default: each picture is a photograph]",
+    help="Tab-separated file whose second column names the photograph that a picture is cut from, which is the unit of "
+    "the intervals.  [default: each picture is a photograph]",
 )
 
 
 def _hint_at_judge(names: Iterable[str]) -> None:
-    """Say on stderr how to get a metric that tables would have if its weights were there."""
+    """Print on stderr how to get the weights of a metric that is missing from the tables."""
     if "dists" not in names:
-        click.echo("DISTS is left out, its weights are not here; docs/results.md says how to make their file", err=True)
+        click.echo(
+            "DISTS is left out, its weights are not here; docs/results.md describes how to make their file", err=True
+        )
 
 
 @click.command()
@@ -49,8 +51,9 @@ def _hint_at_judge(names: Iterable[str]) -> None:
     "--env",
     "env_id",
     metavar="ID",
-    help="Score by this environment, as SkipDiffBandit-v0: checkpoint, size of the crops, degradation, plan, metric, "
-    "reward and price are its own unless other options change them, and its schedules are compared with.",
+    help="Score by this environment, such as SkipDiffBandit-v0: it sets the checkpoint, the size of the crops, the "
+    "degradation, the plan, the metric, the reward and the price unless other options change them, and its schedules "
+    "are compared as well.",
 )
 @IMAGES
 @DENOISER
@@ -67,10 +70,10 @@ def _hint_at_judge(names: Iterable[str]) -> None:
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
 @click.option(
     "--metrics",
-    help="Metrics, separated by commas.  [default: psnr,ssim,niqe,lpips,colour, and dists if its weights are there]",
+    help="Metrics, separated by commas.  [default: psnr,ssim,niqe,lpips,colour, and dists if its weights exist]",
 )
 @click.option(
-    "--agent", "--agents", "agents", multiple=True, metavar="[NAME=]DIR", help="Agent to compare with; may be repeated."
+    "--agent", "--agents", "agents", multiple=True, metavar="[NAME=]DIR", help="Agent to compare; may be repeated."
 )
 @TRUST_PICKLE
 @click.option("--reward", help="Metric of rewards and regrets.  [default: the first agent's, or niqe if measured]")
@@ -84,7 +87,7 @@ def _hint_at_judge(names: Iterable[str]) -> None:
     "of jumps]",
 )
 @click.option(
-    "--reference", help="Method that the others are compared with, as the table names it; gives bootstrap intervals."
+    "--reference", help="Method that the others are compared with, as the table names it; adds bootstrap intervals."
 )
 @SOURCES
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables, rows.csv and pictures.")
@@ -111,12 +114,12 @@ def evaluate(
     """Compare bicubic, the full DDPM, the coarse chain, coarse + fine from every start, schedules, and agents.
 
     Each picture's centre crop is shrunk and enlarged again. Quality is that of 8-bit results; PSNR and SSIM are on
-    luma, the colour error is the difference of the mean colours in grey levels. The last row holds what metrics without
-    a reference say of the originals. The oracle takes the start with the highest reward for each picture and noise.
-    Every agent decides under the plan it was trained for; the fixed starts are those of the first agent's plan, unless
-    options say otherwise. With --env the column of rewards holds the mean reward of the environment's episodes on these
-    pictures under the noise seeds 0, 1 … With --out, what is finished stays: the same command goes on after an
-    interruption, and takes further agents and schedules.
+    luma; the colour error is the difference of the mean colours in grey levels. The last row holds the values of
+    metrics without a reference for the originals. The oracle takes the start with the highest reward for each picture
+    and noise. Every agent decides under the plan it was trained for; the fixed starts are those of the first agent's
+    plan, unless options change it. With --env the column of rewards holds the mean reward of the environment's
+    episodes on these pictures under the noise seeds 0, 1 … With --out, finished results are kept: the same command
+    continues after an interruption, and takes further agents and schedules.
     """
     from agents.agent import load_agent
     from agents.study import default_metrics, default_reward, load_crops, save_pictures, to_markdown, write_report
@@ -128,7 +131,7 @@ def evaluate(
 
     options |= {} if env_id is None else _scoring(ctx, env_id, options)
     names = default_metrics() if metrics is None else metrics.split(",")
-    if env_id is not None and metrics is None:  # NIQE takes no small pictures
+    if env_id is not None and metrics is None:  # NIQE needs larger pictures
         names = list(
             dict.fromkeys([options["reward"], *(n for n in names if n != "niqe" or options["image_size"] >= 96)])
         )
@@ -171,7 +174,7 @@ def evaluate(
 
 
 def _scoring(ctx: click.Context, env_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `evaluate` that make it score by an environment, but for those on the command line."""
+    """Return the options of `evaluate` that an environment sets, without those on the command line."""
     from ddpm.util.errors import ConfigError
     from skipdiff_env.config import TaskConfig
     from skipdiff_env.decisions import make_decisions
@@ -199,7 +202,7 @@ def _scoring(ctx: click.Context, env_id: str, options: Mapping[str, Any]) -> dic
 @click.command()
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="demo.png", help="Picture to write.")
 @CHECKPOINT
-@click.option("--agent/--no-agent", default=True, help="Also train an agent, a minute or two.")
+@click.option("--agent/--no-agent", default=True, help="Also train an agent, which takes a minute or two.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise and of the training.")
 @DEVICE
 def demo(out: Path, agent: bool, **options: Any) -> None:
@@ -237,7 +240,7 @@ def enjoy(
     quality: float | None,
     **options: Any,
 ) -> None:
-    """Play one episode of an agent and draw it, with what it decides."""
+    """Play one episode of an agent, and draw it with the decisions."""
     from agents.agent import load_agent
     from agents.cli.enjoy import FORMATS, write_film
     from agents.cli.enjoy import enjoy as play
@@ -264,11 +267,11 @@ def enjoy(
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the figures.")
 def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
-    """Draw what evaluations and training runs have written.
+    """Draw figures of evaluations and training runs.
 
-    From an evaluation: the perception-distortion plane, quality against forwards and against seconds, quality of every
-    start with the agents' choices, a contact sheet of the saved pictures, and report.md, which shows the figures above
-    the tables. From runs: learning curves.
+    For an evaluation: the perception-distortion plane, quality against forwards and against seconds, the quality of
+    every start with the agents' choices, a contact sheet of the saved pictures, and report.md, which shows the figures
+    above the tables. For runs: learning curves.
     """
     if evaluation is None and not runs:
         raise click.UsageError("nothing to draw; give --evaluation, --run, or both")
@@ -290,15 +293,15 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
     "agents",
     multiple=True,
     metavar="[NAME=]DIR",
-    help="Agent that stands for SkipDiff; with a name, a further one, whose training says what for (reward, price for "
-    "forwards, "
-    "cases 3 and 4 of Table 4); may be repeated.  [default: agent-paper of the checkpoint, if it has one]",
+    help="Agent that stands for SkipDiff; with a name, a further agent, whose training determines its rows (reward, "
+    "price of a forward, cases 3 and 4 of Table 4); may be repeated.  [default: agent-paper of the checkpoint, if it "
+    "has one]",
 )
 @LEVELS
 @click.option(
     "--train-images",
     multiple=True,
-    help="Photographs that schedules are fitted on by dynamic programming.  [default: none is fitted]",
+    help="Photographs for fitting schedules by dynamic programming.  [default: no schedule is fitted]",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="Number of noise seeds.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
@@ -306,7 +309,7 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
 @click.option("--degradation", default="bicubic", **DEGRADATION)
 @click.option(
     "--sections",
-    help="Of fig1, tables12, table3, table4, table5, table6, fig5 and peers, separated by commas.  [default: all]",
+    help="Sections, separated by commas: fig1, tables12, table3, table4, table5, table6, fig5, peers.  [default: all]",
 )
 @SOURCES
 @click.option("--batch-size", type=click.IntRange(min=1), default=16)
@@ -327,11 +330,11 @@ def reproduce(
     batch_size: int,
     device: str,
 ) -> None:
-    """Compute the paper's tables and figures on your pictures, and other samplers beside them, as one report.
+    """Compute the paper's tables and figures on your pictures, with other samplers beside them, as one report.
 
     OUT/report.md shows the figures, the paper's tables, and the table and the intervals of evaluate for all methods;
-    rows.csv has every single result. What is finished stays: the same command goes on after an interruption, and takes
-    further sections and agents.
+    rows.csv has every single result. Finished results are kept: the same command continues after an interruption, and
+    takes further sections and agents.
     """
     from agents.agent import has_agent, load_agent
     from agents.study import default_metrics, load_crops
@@ -364,12 +367,15 @@ def reproduce(
     "--levels",
     multiple=True,
     metavar="LEVELS",
-    help="A schedule, as in 20*8 or 20*4,10*4; repeat it for others.  [default: all that --steps allows]",
+    help="A schedule, as in 20*8 or 20*4,10*4; may be repeated.  [default: all that --steps allows]",
 )
-@click.option("--steps", callback=numbers(2), default="1,8", help="Without --levels: S,N of the steps.")
-@click.option("--skip-mode", type=click.Choice(["restart", "jump"]), default="jump", help="What SKIP does.")
+@click.option("--steps", callback=numbers(2), default="1,8", help="S,N of the steps, without --levels.")
+@click.option("--skip-mode", type=click.Choice(["restart", "jump"]), default="jump", help="Effect of SKIP.")
 @click.option(
-    "--schedules", type=click.IntRange(min=1), default=512, help="Their number, where there are more than 10 levels."
+    "--schedules",
+    type=click.IntRange(min=1),
+    default=512,
+    help="Number of schedules, where there are more than 10 levels.",
 )
 @COARSE
 @click.option(
@@ -377,10 +383,12 @@ def reproduce(
     callback=sampler,
     default="ddim",
     metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
-    help="Of the fine stage.",
+    help="Sampler of the fine stage.",
 )
 @click.option("--image-size", type=click.IntRange(min=16), default=64, help="Side of the crops.")
-@click.option("--crops", type=click.IntRange(min=1), help="Random crops of each photograph.  [default: its centre]")
+@click.option(
+    "--crops", type=click.IntRange(min=1), help="Number of random crops of each photograph.  [default: its centre]"
+)
 @click.option(
     "--sources",
     type=click.Path(path_type=Path),
@@ -389,8 +397,8 @@ def reproduce(
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many photographs, evenly spread.")
 @click.option("--degradation", default="bicubic", **DEGRADATION)
 @click.option("--metrics", default="lpips,psnr", help="Metrics, comma-separated; the first is the reward's.")
-@click.option("--noise-seeds", type=click.IntRange(min=1), default=2, help="Noises of each crop.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, help="Processes that work at once.")
+@click.option("--noise-seeds", type=click.IntRange(min=1), default=2, help="Number of noises of each crop.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, help="Number of processes.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32)
 @DEVICE
 @click.option("--minari", metavar="NAME", help="Also play episodes and write them as this Minari dataset.")
@@ -402,7 +410,7 @@ def reproduce(
     "--levels]",
 )
 @click.option("--split", help="With --minari: train, validation or test.  [default: train; all for SkipDiffTable-v0]")
-@click.option("--episodes", type=click.IntRange(min=1), default=1000, help="Episodes of the dataset.")
+@click.option("--episodes", type=click.IntRange(min=1), default=1000, help="Number of episodes in the dataset.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the crops and of these episodes.")
 def tabulate(
     out: Path | None,
@@ -415,12 +423,12 @@ def tabulate(
     episodes: int,
     **options: Any,
 ) -> None:
-    """Compute what schedules give for crops of photographs, so that episodes can be played without a network.
+    """Compute the outcomes of schedules for crops of photographs, so that episodes can be played without a network.
 
     With --levels, the table is for SkipDiffBanditTable-v0 and SkipDiffStrideTable-v0. Without, it is for
-    SkipDiffTable-v0: with --skip-mode restart it holds all starts, with jump all schedules of up to 10 levels, and of
-    more the even ones and others at random. The same command continues after an interruption. --minari alone plays from
-    a table that ships.
+    SkipDiffTable-v0: with --skip-mode restart it holds all starts, and with jump all schedules of up to 10 levels, or,
+    of more levels, the even schedules and random ones. The same command continues after an interruption. --minari
+    without --out plays from a table that ships.
     """
     from skipdiff_env.offline import check_minari, write_minari
 
@@ -459,10 +467,13 @@ def tabulate(
 @DENOISER
 @click.option(
     "--forwards", "counts", type=click.IntRange(min=1), multiple=True, required=True,
-    help="Number of forwards; may be repeated, and each has a line.",
+    help="Number of forwards; may be repeated, for one line each.",
 )  # fmt: skip
 @click.option(
-    "--steps", type=click.IntRange(min=2), default=40, help="Steps of the chain that it is compared with, its levels."
+    "--steps",
+    type=click.IntRange(min=2),
+    default=40,
+    help="Number of steps of the chain that it is compared with, and so of its levels.",
 )
 @click.option("--image-size", type=click.IntRange(min=16), default=128, help="Side of the pictures' centre crops.")
 @click.option("--degradation", default="bicubic", **DEGRADATION)
@@ -480,11 +491,11 @@ def schedule(
     batch_size: int,
     device: str,
 ) -> None:
-    """Print the schedule of so many forwards that stays nearest to a chain of many steps.
+    """Print the schedule of a number of forwards that stays nearest to a chain of many steps.
 
-    Of every jump between two of the --steps levels it is computed how far it leads from the chain, on your pictures;
-    dynamic programming then finds the best way. What is printed is what --levels of other commands takes.
-    Give pictures that you will not judge it on.
+    For every jump between two of the --steps levels, its distance from the chain is computed on your pictures. Dynamic
+    programming then finds the best schedule. Other commands take the printed schedule as --levels. Use other pictures
+    to evaluate it.
     """
     from agents.study import load_crops
     from agents.study.methods import trajectory_costs

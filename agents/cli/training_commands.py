@@ -1,4 +1,4 @@
-"""Commands that train: the diffusion net, the predictor, agents; and the import of SR3's nets."""
+"""The commands that train diffusion networks, predictors and agents, and that import networks of SR3."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +16,19 @@ PATHS = ("images", "eval_images", "checkpoint", "init", "predictor")
 
 
 def _given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that stand on the command line."""
+    """Return the options that were given on the command line."""
     return {k: v for k, v in options.items() if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
 
 
 def _checked_training(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a new training, with paths that stay valid when it is resumed from another folder."""
+    """Return the options of a new training, with paths that stay valid when it is resumed from another folder."""
     if not options["images"]:
         raise click.UsageError("--images is missing: name a folder of photographs to train on")
     return _settled(options)
 
 
 def _settled(options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with paths that name the same files when a run goes on from another folder."""
+    """Return the options, with paths that stay valid when a run is resumed from another folder."""
     return options | absolute_paths(options, *(name for name in PATHS if name in options))
 
 
@@ -39,7 +39,7 @@ RUN = (
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of a training that leaves a run's folder."""
+    """Add the options of a training with a run's folder to a command."""
     for option in RUN:
         command = option(command)
     return command
@@ -54,14 +54,24 @@ UNET_OPTIONS = (
 @click.command("train-ddpm")
 @run_options
 @options_of(DDPMConfig, leave_out=["unet"])
-@click.option("--scale", type=int, default=4, help="How many times the net shall enlarge.")
+@click.option("--scale", type=int, default=4, help="Factor by which the network enlarges.")
 @click.option("--width", type=int, default=96, help="Channels of the first level (paper: 64).")
 @click.option(
-    "--multipliers", callback=numbers(), default="1,1,1", help="Channels of each level over width (paper: 1,2,4,8,8)."
+    "--multipliers",
+    callback=numbers(),
+    default="1,1,1",
+    help="Channels of each level, as multiples of the width (paper: 1,2,4,8,8).",
 )
 @click.option("--blocks", type=int, default=1, help="Residual blocks per level (paper: 2).")
-@click.option("--attention-resolutions", callback=numbers(), default="16", help="Sizes in pixels that attend.")
-@click.option("--image-size", type=int, default=128, help="Picture side the attention resolutions refer to.")
+@click.option(
+    "--attention-resolutions",
+    callback=numbers(),
+    default="16",
+    help="Sizes in pixels at which the network has attention.",
+)
+@click.option(
+    "--image-size", type=int, default=128, help="Side of the pictures to which the attention resolutions refer."
+)
 @click.option("--dropout", type=float, default=0.0, help="Dropout inside residual blocks (paper: 0.2).")
 @click.option("--norm-groups", type=int, default=16, help="Groups of every GroupNorm (SR3: 32).")
 @click.option("--patch-size", type=int, default=4, help="Pixels folded into channels, per side (paper: 1).")
@@ -71,18 +81,26 @@ UNET_OPTIONS = (
     default=True,
     help="Predict a variance for each value too, and add the linear estimate under it (paper: no).",
 )
-@click.option("--prediction", type=click.Choice(["eps", "v"]), default="v", help="What the net predicts (paper: eps).")
 @click.option(
-    "--target", type=click.Choice(["image", "residual"]), default="residual", help="What is diffused (paper: image)."
+    "--prediction",
+    type=click.Choice(["eps", "v"]),
+    default="v",
+    help="Target of the network's prediction (paper: eps).",
 )
-@click.option("--residual-scale", type=float, default=8.0, help="Factor on the residual, if that is diffused.")
+@click.option(
+    "--target",
+    type=click.Choice(["image", "residual"]),
+    default="residual",
+    help="Picture that is diffused (paper: image).",
+)
+@click.option("--residual-scale", type=float, default=8.0, help="Factor on the residual, if it is diffused.")
 @click.option("--coarse-steps", type=int, default=10, help="Default S of the checkpoint.")
 @click.pass_context
 def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
     """Train the conditional DDPM on a folder of photographs.
 
-    The weights go to OUT/checkpoint, which every other command takes as --checkpoint. On several GPUs (torchrun works
-    as well): accelerate launch -m agents.cli train-ddpm …
+    The weights are written to OUT/checkpoint, which every other command takes as --checkpoint. On several GPUs, run
+    accelerate launch -m agents.cli train-ddpm …; torchrun works as well.
     """
     from ddpm.training.trainer import resumed_config
     from ddpm.training.unet import initial_settings, train
@@ -110,9 +128,9 @@ def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> N
 @options_of(PredictorConfig)
 @click.pass_context
 def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
-    """Train a predictor (SPAN): the small net whose picture `train-ddpm --predictor` starts from.
+    """Train a predictor (SPAN), the small network whose picture `train-ddpm --predictor` starts from.
 
-    The weights go to OUT/checkpoint/predictor.safetensors.
+    The weights are written to OUT/checkpoint/predictor.safetensors.
     """
     from ddpm.training.predictor import train_predictor as train
     from ddpm.training.trainer import resumed_config
@@ -159,14 +177,14 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
     "env_id",
     default="SkipDiffBanditTable-v0",
     help="SkipDiffBanditTable-v0, SkipDiffStrideTable-v0 and SkipDiffContinuousTable-v0 need neither photographs nor a "
-    "network; with them: SkipDiff-v0, SkipDiffJump-v0, SkipDiffBandit-v0 …",
+    "network; SkipDiff-v0, SkipDiffJump-v0, SkipDiffBandit-v0 … need both.",
 )
 @click.option(
     "--algo",
     default="ppo",
     help="ppo, a2c, dqn, qrdqn or trpo; on a table also maskable-ppo, or sac and td3 for SkipDiffContinuousTable-v0, "
     "and elsewhere recurrent-ppo. "
-    "Agents of other algorithms are trained with Stable-Baselines3 itself, and written by `agents.export_agent`.",
+    "For other algorithms, train with Stable-Baselines3, and write the agent with `agents.export_agent`.",
 )
 @click.option(
     "--table",
@@ -174,34 +192,45 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
     "such as photo-x4.",
 )
 @episodes
-@click.option("--env-steps", type=click.IntRange(min=1), help="Decisions in all.  [default: the algorithm's file]")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this time in all.")
+@click.option(
+    "--env-steps",
+    type=click.IntRange(min=1),
+    help="Number of decisions in the training.  [default: the algorithm's file]",
+)
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this time.")
 @click.option(
     "--crop",
     type=click.Choice(["center", "random"]),
     default="random",
     help="The middle of each photograph, or a new crop for each episode.",
 )
-@click.option("--noise-seeds", type=click.IntRange(min=0), default=1, help="Noises of each crop; 0: no limit.")
+@click.option(
+    "--noise-seeds", type=click.IntRange(min=0), default=1, help="Number of noises of each crop; 0: no limit."
+)
 @click.option("--eval-images", multiple=True, help="Photographs to evaluate on.  [default: those of the training]")
-@click.option("--eval-noise-seeds", type=click.IntRange(min=1), default=1, help="Noises of each of these.")
+@click.option(
+    "--eval-noise-seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Number of noises of each picture in the evaluation.",
+)
 @click.option(
     "--eval-first-seed",
     type=click.IntRange(min=0),
     default=0,
-    help="First noise seed of the evaluation; from --noise-seeds on, training never saw them.",
+    help="First noise seed of the evaluation; seeds from --noise-seeds on do not occur in training.",
 )
 @click.option("--eval-every", type=click.IntRange(min=1), default=400, help="Episodes between evaluations.")
 @click.option(
     "--oracle/--no-oracle",
     default=True,
-    help="Run the fixed schedules that the agent is compared with for every picture of the evaluation; many forwards "
-    "with --first-step.",
+    help="Run the fixed schedules that the agent is compared with for every picture of the evaluation, which takes "
+    "many forwards with --first-step.",
 )
-@click.option("--cache-mb", type=click.FloatRange(min=0), help="Room for latents.  [default: what they need]")
-@click.option("--cache-dir", help="Folder for latents and metrics on disk, which later runs read as well.")
+@click.option("--cache-mb", type=click.FloatRange(min=0), help="Memory for latents.  [default: as much as they need]")
+@click.option("--cache-dir", help="Folder for latents and metrics, which later runs read as well.")
 @click.option("--obs-dtype", type=click.Choice(["float32", "float16"]), default="float32")
-@click.option("-p", "overrides", multiple=True, metavar="KEY=VALUE", help="Changes a hyperparameter; may be repeated.")
+@click.option("-p", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a hyperparameter; may be repeated.")
 @click.option("--seed", type=click.IntRange(min=0), default=0)
 @click.pass_context
 def train_agent(ctx: click.Context, out: Path, resume: bool, table: str | None, **options: Any) -> None:
@@ -211,7 +240,7 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, table: str | None, 
     photographs, and its score on test photographs is printed. OUT/best is the agent with the highest score or reward
     in an evaluation; other commands take OUT or OUT/best as --agent.
 
-    Press Ctrl-C to stop and --resume to go on.
+    Press Ctrl-C to stop; --resume continues the run.
     """
     from agents.training.hyperparameters import load_hyperparameters, parse_overrides
 
@@ -242,7 +271,7 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, table: str | None, 
 
 
 def _on_table(out: Path, resume: bool, env_id: str, table: str | None, given: dict[str, Any]) -> bool:
-    """Whether a training is one on a table, as the options or the run to go on with say."""
+    """Return whether a training is on a table, according to the options or the run to resume."""
     from ddpm.util.files import read_json
     from skipdiff_env.scoring import BENCHMARKS
 
@@ -254,7 +283,7 @@ def _on_table(out: Path, resume: bool, env_id: str, table: str | None, given: di
 
 
 def _train_on_table(out: Path, resume: bool, env_id: str, table: str | None, given: dict[str, Any]) -> None:
-    """`train-agent` on a table, which has its own settings."""
+    """Run `train-agent` on a table, which has other settings."""
     from agents.training.bandit import TableTrainingConfig, resumed_table_config, train_on_table
     from agents.training.hyperparameters import parse_overrides
 
@@ -291,15 +320,19 @@ def _train_on_table(out: Path, resume: bool, env_id: str, table: str | None, giv
     help="Groups of every GroupNorm: norm_groups in the model's JSON, which the file does not hold. "
     "[default: 32 where it divides the width, else what fits best]",
 )
-@click.option("--image-size", type=click.IntRange(min=1), default=128, help="Side of the pictures it was trained on.")
-@click.option("--scale", type=click.IntRange(min=1), default=8, help="How many times the model enlarges.")
+@click.option(
+    "--image-size", type=click.IntRange(min=1), default=128, help="Side of the pictures that the model was trained on."
+)
+@click.option("--scale", type=click.IntRange(min=1), default=8, help="Factor by which the model enlarges.")
 @click.option("--coarse-steps", type=click.IntRange(min=1), default=10, help="Default S of the checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Write into OUT although it is not empty.")
-@click.option("--trust-pickle", is_flag=True, help="Run code that the file may hold. Only for files you trust.")
+@click.option(
+    "--trust-pickle", is_flag=True, help="Run code that the file may hold. Use it only for files that you trust."
+)
 def import_sr3(file: Path, out: Path, overwrite: bool, **options: Any) -> None:
     """Turn a checkpoint of SR3 (I…_E…_gen.pth) into the folder OUT, which every other command takes as --checkpoint.
 
-    The result computes what the original does, from the noise level; it is sampled with the 100-step cosine schedule.
+    The network predicts the same as the original for a noise level; it is sampled with the 100-step cosine schedule.
     """
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise ConfigError(f"the folder {out} is not empty; name another one or pass --overwrite")

@@ -32,55 +32,56 @@ from agents.cli.options import (
     "--detail",
     type=click.FloatRange(0, 1),
     help="Amount of invented detail, from faithful (0) to rich (1), for a checkpoint with substeps; one forward for "
-    "each tile.  [default: what the checkpoint names]",
+    "each tile.  [default: the checkpoint's]",
 )
 @click.option(
     "--levels",
-    help="Schedule: the falling levels at which the network runs, as in 20,13,6,2, or even:8; *M behind a level means "
+    help="Schedule: the falling levels at which the network runs, as in 20,13,6,2, or even:8; *M after a level means "
     "M substeps, as in even:1*12.  [default: the checkpoint's]",
 )
 @COARSE
 @FINE_SAMPLER
 @FIRST_STEP
 @click.option("--seed", type=int, default=0, help="Seed of the noise, 0 … 2**64 - samples.")
-@click.option("--samples", type=click.IntRange(min=1), default=1, help="Different answers for each picture.")
+@click.option("--samples", type=click.IntRange(min=1), default=1, help="Number of different results for each picture.")
 @DEVICE
 @click.option(
     "--backend",
     type=click.Choice(["torch", "onnxruntime", "openvino"]),
     default="torch",
-    help="Program that runs the networks; all but torch need --device cpu and the extra of the same name.",
+    help="Library that runs the networks; all but torch need --device cpu and the extra of the same name.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=8,
-    help="Pictures of one size enlarged together, and tiles of one forward; fewer where memory does not hold so many.",
+    help="Number of pictures of one size that are enlarged together, and of tiles in a forward; lowered if memory "
+    "is short.",
 )
 @click.option(
     "--tile",
     type=click.IntRange(min=0),
-    help="Tile side in pixels of the result; 0: no tiles.  [default: 256; for an agent of jumps, the size that it was "
-    "trained on]",
+    help="Side of a tile in pixels of the result; 0: no tiles.  [default: 256; for an agent of jumps, the size "
+    "that it was trained on]",
 )
 @click.option(
     "--format",
     type=click.Choice(["png", "jpg", "webp", "avif", "tiff", "same"]),
-    help="Format of the results; same: that of the source where it can be written.  [default: png, and of animations "
-    "their own]",
+    help="Format of the results; same: that of the source where it can be written.  [default: png; for animations, "
+    "that of the source]",
 )
-@click.option("--jpeg-quality", type=click.IntRange(1, 100), default=95, help="Quality of JPEG, and of WebP and AVIF.")
+@click.option("--jpeg-quality", type=click.IntRange(1, 100), default=95, help="Quality of JPEG, WebP and AVIF.")
 @click.option("--strip-metadata", is_flag=True, help="Leave EXIF, XMP and texts out of the results.")
-@click.option("--outscale", type=float, help="Enlarge so many times: with the net, then by Lanczos' filter.")
+@click.option("--outscale", type=float, help="Factor of enlargement: with the network, then by Lanczos' filter.")
 @click.option(
     "--size",
     metavar="[W]x[H]",
-    help="Size of the results, as 1920x, x1080, or 1920x1080 whatever the proportions: with the net, then by Lanczos' "
-    "filter.",
+    help="Size of the results, as 1920x, x1080, or 1920x1080 with other proportions: with the network, then by "
+    "Lanczos' filter.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace results that exist.")
-@click.option("--skip-existing", is_flag=True, help="Keep results that exist, and do the others.")
-@click.option("--json", is_flag=True, help="Print a JSON object for each result, one a line, and one for all.")
+@click.option("--skip-existing", is_flag=True, help="Keep results that exist, and make the others.")
+@click.option("--json", is_flag=True, help="Print a JSON object for each result, one on each line, and one for all.")
 @click.option(
     "--agent",
     help="Agent that decides instead of --detail, --start or --levels.  [default: the checkpoint's, if it has one]",
@@ -93,7 +94,7 @@ from agents.cli.options import (
 @click.option(
     "--map",
     type=click.Path(),
-    help="Also draw the number of steps done in each tile over the result, into this file; for one still picture.",
+    help="Also write this picture, which shows the number of steps done in each tile; for one still picture.",
 )
 @TRUST_PICKLE
 @RAY
@@ -101,12 +102,12 @@ from agents.cli.options import (
 def upscale(ray: str | None, workers: int | None, **options: Any) -> None:
     """Enlarge photographs: files, folders and patterns.
 
-    Results are named <stem>_x4.png, below folders with their subfolder; what lies below --out is not taken for a
-    photograph. Of an animation (GIF, WebP, APNG, AVIF) all frames are enlarged, with the same noise, so that it does
-    not flicker. An agent that was trained with --skip-mode jump decides for each tile of a large picture.
+    Results are named <stem>_x4.png, and pictures in subfolders keep their subfolder. Pictures below --out are not
+    taken as input. All frames of an animation (GIF, WebP, APNG, AVIF) are enlarged, with the same noise, so that it
+    does not flicker. An agent that was trained with --skip-mode jump decides for each tile of a large picture.
 
-    With --ray the workers of a cluster enlarge them, which must see the same files. After the loss of a worker the
-    others go on; after any other end, --skip-existing does what is left.
+    With --ray the workers of a cluster enlarge the pictures; they must see the same files. After the loss of a worker
+    the others continue; after any other interruption, --skip-existing makes the missing results.
     """
     from dataclasses import asdict, fields
 

@@ -1,4 +1,4 @@
-"""The command that serves the page."""
+"""The command that serves the web page."""
 
 import click
 
@@ -11,9 +11,11 @@ from agents.cli.options import DEVICE
     "--denoiser",
     "checkpoints",
     multiple=True,
-    help="Name, folder or Hub id of a checkpoint that the page offers beside the shipped ones; may be repeated.",
+    help="Name, folder or Hub id of a further checkpoint on the page; may be repeated.",
 )
-@click.option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 lets other machines in.")
+@click.option(
+    "--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 allows connections from other machines."
+)
 @click.option("--port", type=click.IntRange(1, 65535), help="TCP port.  [default: the first free one from 7860 on]")
 @click.option("--max-mb", type=click.FloatRange(min=0, min_open=True), default=20, help="Largest upload, in MB.")
 @click.option(
@@ -30,10 +32,10 @@ def web(
     browser: bool,
     device: str,
 ) -> None:
-    """Serve a page that enlarges photographs, for the browser.
+    """Serve a web page that enlarges photographs.
 
-    Without --host, this machine alone can reach it. Nothing leaves the machine, and what was uploaded or computed is
-    removed when its page is closed. Needs Gradio: pip install "skipdiff[web]".
+    Without --host, only this machine can reach it. Nothing is sent to other machines, and uploads and results are
+    removed when their page is closed. Needs Gradio: pip install "skipdiff[web]".
     """
     from agents.web.app import Workshop
     from agents.web.page import run

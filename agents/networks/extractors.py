@@ -1,6 +1,6 @@
-"""What agents see with: the skip proposal network (SPN) of the paper, and the net for jumps, as features extractors.
+"""The skip proposal network (SPN) of the paper as a features extractor.
 
-An episode has few decisions, so the policy is given all of it: `VecFrameStack(env, n_stack=N - 1,
+An episode has few decisions, so the policy observes all of it: `VecFrameStack(env, n_stack=N - 1,
 channels_order="first")` stacks the latents seen so far, zeros in front. Running a GRU over them from a hidden state of
 0 equals a recurrent policy that carries its state through the episode, works with every algorithm, and keeps `predict`
 without state.
@@ -26,19 +26,19 @@ MIN_SIZE = 32
 
 
 class RolloutBatchNorm2d(nn.Module):
-    """Batch normalisation whose statistics stand still from the start of a rollout to the end of learning from it.
+    """Batch normalisation with constant statistics from the start of a rollout to the end of learning from it.
 
     `nn.BatchNorm2d` normalises by its running statistics while a policy collects (evaluation mode) and by those of the
-    minibatch while it learns (training mode): the same observation gets two different policies, the importance ratio of
-    the very first minibatch is not 1, and PPO and TRPO are off-policy from the start. Here both normalise by the
-    running statistics. Forwards in training mode only measure; what they measured moves the running statistics when the
-    module goes back to evaluation mode, which is where Stable-Baselines3 begins the next rollout. The very first
-    batch ever seen sets the statistics, so that even the first rollout is normalised.
+    minibatch while it learns (training mode). The policy for the same observation then differs between the two, the
+    importance ratio of the first minibatch is not 1, and PPO and TRPO are off-policy from the start. Here both modes
+    normalise by the running statistics. Forwards in training mode only measure the statistics of their batches, and
+    the running statistics are updated when the module returns to evaluation mode, which Stable-Baselines3 does before
+    the next rollout. The first batch sets the statistics, so that the first rollout is normalised as well.
 
     Args:
-        channels: C of the (B, C, H, W) input.
-        momentum: smallest weight of a new measurement; the first ones weigh more (1/2, 1/3, …).
-        eps: added to the variance.
+        channels: number of channels C of the input (B, C, H, W).
+        momentum: smallest weight of a new measurement; the first measurements weigh more (1/2, 1/3, …).
+        eps: number that is added to the variance.
     """
 
     # "running_" is the prefix by which DQN copies statistics to its target net
@@ -58,14 +58,14 @@ class RolloutBatchNorm2d(nn.Module):
 
     @torch.no_grad()
     def _measure(self, x: Tensor) -> None:
-        # on a CPU several times quicker than torch.var_mean
+        # several times faster on a CPU than torch.var_mean
         mean = x.mean(dim=(2, 3)).double().mean(dim=0)
         square = torch.linalg.vector_norm(x, dim=(2, 3)).double().square().mean(dim=0) / x[0, 0].numel()
         self._measured.append((len(x) * x[0, 0].numel(), mean, square))
 
     @torch.no_grad()
     def _update(self) -> None:
-        """Moves the running statistics towards what was measured since the last update."""
+        """Move the running statistics towards the measurements since the last update."""
         total = sum(count for count, _, _ in self._measured)
         mean = sum(mean * (count / total) for count, mean, _ in self._measured)
         square = sum(square * (count / total) for count, _, square in self._measured)
@@ -77,13 +77,13 @@ class RolloutBatchNorm2d(nn.Module):
         self.running_count += 1
 
     def train(self, mode: bool = True) -> "RolloutBatchNorm2d":
-        """Sets the mode; going to evaluation mode takes over what was measured in training mode."""
+        """Set the mode. A change to evaluation mode updates the running statistics."""
         if not mode and self._measured:
             self._update()
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises (B, C, H, W), B ≥ 1."""
+        """Normalise (B, C, H, W), B ≥ 1."""
         if self.running_count == 0:
             self._measure(x)
             self._update()
@@ -98,22 +98,21 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
     The convolutions have 32, 24, 24, … channels, kernels 9, 5, 5, …, stride 2 and padding k // 2, each with
     normalisation and ReLU. Their number follows from the size of the pictures, so that the last map is 24 x 8 x 8 =
     1536: 4 for 128 px, 5 for 256 px. The GRU keeps 1536 values too. With `net_arch=[]` Stable-Baselines3 adds one
-        linear layer to the
-    logits and one to the value.
+    linear layer for the logits and one for the value.
 
     Use it with `policy_kwargs={"features_extractor_class": SkipProposalExtractor, "net_arch": [],
     "normalize_images": False}` on `VecFrameStack(env, n_stack=N - 1, channels_order="first")`.
 
     Args:
         observation_space: Box of floats, (3 · n, H, W): n stacked latents, oldest first, unused ones exactly zero.
-        norm: "batch" (the paper's; see `RolloutBatchNorm2d`) or "group" (8 groups; knows no statistics).
-        image_size: side that the net is built for, a power of two of at least 32; latents of another size are resized
-            to it. None: the power of two that is nearest to the smaller side of the space.
-        hidden_size: size of the GRU's state; None: as many as the convolutions give (1536).
-        recurrent: False leaves the GRU out and gives the convolutions of the newest latent alone, for algorithms
-            with a recurrent state of their own (RecurrentPPO, on an environment that is not stacked).
-        tell_step: also give which decision of the episode it is, one-hot and about as long as the GRU's state. The
-            paper's GRU must count for itself, and while nothing but SKIP was decided every latent is the same.
+        norm: "batch" (the paper's; see `RolloutBatchNorm2d`) or "group" (8 groups, without statistics).
+        image_size: side of the latents that the convolutions take, a power of two of at least 32; latents of another
+            size are resized to it. None: the power of two that is nearest to the smaller side of the space.
+        hidden_size: size of the GRU's state; None: the number of outputs of the convolutions (1536).
+        recurrent: False leaves out the GRU and returns only the convolutions of the newest latent, for algorithms with
+            a recurrent state (RecurrentPPO, on an environment that is not stacked).
+        tell_step: also return the number of the decision in the episode, one-hot, with about the norm of the GRU's
+            state. The paper's GRU must count the decisions, and all latents are the same until the first DENOISE.
 
     Raises:
         ConfigError: the space does not hold stacked latents, or a setting is out of range.
@@ -163,20 +162,20 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, state_size + tell_step * (channels // 3))
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         self.gru = nn.GRUCell(flattened, state_size) if recurrent else None
-        if self.gru is not None:  # while nothing but SKIP was decided, the state alone tells the decisions apart
+        if self.gru is not None:  # until the first DENOISE, only the state differs between the decisions
             nn.init.orthogonal_(self.gru.weight_hh)
         self.image_size = image_size
         self.n_frames = channels // 3
         self.state_size, self.tell_step = state_size, tell_step
-        # by thread, each of which plays its own episodes
+        # by thread, since each thread plays other episodes
         self._remembered: dict[int, DistinctFrames] = {}
 
     def remember(self, on: bool) -> None:
-        """Starts or stops keeping what was computed from one call to the next, and forgets what was kept.
+        """Start or stop reusing results from one call to the next, and clear the memory.
 
-        While a policy collects or plays, each call sees the frames of the one before again. Only for as long as the
-        weights stand still: switch it off (or on again) before they change. Calls that want gradients, and those of
-        other threads, neither use nor fill it.
+        While a policy collects or plays, each call gets the frames of the call before again. The results hold only for
+        constant weights: switch the memory off (or on again) before the weights change. Calls that need gradients, and
+        those of other threads, neither use nor fill it.
         """
         self._remembered.pop(threading.get_ident(), None)
         if on:
@@ -186,10 +185,10 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         return next(self.parameters()).new_zeros(1, self.state_size)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Features of the episodes so far.
+        """Return the features of the episodes so far.
 
         Args:
-            observations: (B, 3 · n, H, W), frames that are zero in front of the first one that is not are padding.
+            observations: (B, 3 · n, H, W); frames of zeros before the first frame that is not zero are padding.
 
         Returns:
             (B, features_dim): the GRU's state after the newest frame (zeros where there is none), and with `tell_step`
@@ -225,7 +224,7 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
         return torch.cat([states, step], dim=1)
 
     def _gru(self, gates: Tensor, hidden: Tensor) -> Tensor:
-        """One step of the GRU: its input, already multiplied by its weights, and the hidden state before."""
+        """Return the next hidden state of the GRU, given its input times its weights, and the state before."""
         assert self.gru is not None
         reset_x, update_x, new_x = gates.chunk(3, dim=1)
         reset_h, update_h, new_h = F.linear(hidden, self.gru.weight_hh, self.gru.bias_hh).chunk(3, dim=1)

@@ -1,8 +1,8 @@
-"""Stacked latents, (B, 3 · n, H, W): taking them apart again, and telling which of them are the same.
+"""Stacked latents, (B, 3 · n, H, W), and their frames.
 
-`VecFrameStack` gives a policy all latents of an episode so far, oldest first, zeros in front of those of a young
-episode. Here stands whatever undoes that: how many frames a stack has, the frames themselves, the newest alone, and
-each distinct one once.
+`VecFrameStack` stacks all latents of an episode so far, oldest first, with zeros in front at the beginning of an
+episode. The functions of this module undo that: they return the number of frames of a stack, the frames, the newest
+frame, and each distinct frame once.
 """
 
 from typing import Any
@@ -17,24 +17,24 @@ CHANNELS = 3
 
 
 def frame_count(space: spaces.Space[Any]) -> int:
-    """How many latents an observation of a space (3 · n, H, W) holds, n."""
+    """Return the number n of latents in an observation of a space (3 · n, H, W)."""
     assert space.shape is not None
     return space.shape[0] // CHANNELS
 
 
 def frames_of(stacks: Tensor) -> Tensor:
-    """The latents of stacks (B, 3 · n, H, W), oldest first: (B, n, 3, H, W)."""
+    """Return the latents of stacks (B, 3 · n, H, W), oldest first: (B, n, 3, H, W)."""
     return stacks.unflatten(1, (-1, CHANNELS))
 
 
 def newest_space(space: spaces.Space[Any]) -> spaces.Box:
-    """Space of the newest latent, (3, H, W), of a space of stacked latents (3 · n, H, W)."""
+    """Return the space of the newest latent, (3, H, W), of a space of stacked latents (3 · n, H, W)."""
     assert isinstance(space, spaces.Box)
     return spaces.Box(space.low[-3:], space.high[-3:], dtype=space.dtype.type)
 
 
 def resize_latents(latents: Tensor, side: int) -> Tensor:
-    """Latents (B, 3, H, W) as an SPN for `side` pixels sees them: float32, (B, 3, side, side), antialiased."""
+    """Return latents (B, 3, H, W) resized for an SPN of `side` pixels: float32, (B, 3, side, side), antialiased."""
     latents = latents.float()
     if latents.shape[-2:] == (side, side):
         return latents
@@ -42,10 +42,10 @@ def resize_latents(latents: Tensor, side: int) -> Tensor:
 
 
 def check_space(space: spaces.Space[Any]) -> None:
-    """Checks that a space holds stacked latents.
+    """Check that a space holds stacked latents.
 
     Raises:
-        ConfigError: it is no Box of floats of shape (3 · n, H, W), or the latents were stacked along the width.
+        ConfigError: it is not a Box of floats of shape (3 · n, H, W), or the latents were stacked along the width.
     """
     if not isinstance(space, spaces.Box) or len(space.shape) != 3 or space.shape[0] % 3:
         raise ConfigError(f"the SPN needs stacked latents, a Box of shape (3 · n, H, W); got {space}")
@@ -60,14 +60,14 @@ def check_space(space: spaces.Space[Any]) -> None:
 
 
 class DistinctFrames:
-    """Distinct frames and distinct beginnings of episodes, each computed once.
+    """A memory of distinct frames and distinct beginnings of episodes, each of which is computed once.
 
     The stack of one decision holds the stack of the decision before it, so a batch of whole episodes of N - 1 decisions
-    holds every frame up to N - 1 times; SKIP, which restarts from the same latent, repeats frames as well.
+    holds every frame up to N - 1 times. SKIP, which restarts from the same latent, repeats frames as well.
 
     Attributes:
-        gates: of each distinct frame, its input to the GRU, (number of frames, …).
-        hidden: hidden state after each distinct beginning of an episode; row 0 is the state before the first frame.
+        gates: the input of the GRU for each distinct frame, (number of frames, …).
+        hidden: the hidden state after each distinct beginning of an episode; row 0 is the state before the first frame.
     """
 
     def __init__(self, hidden: Tensor) -> None:
@@ -80,8 +80,8 @@ class DistinctFrames:
         """Number the frames of (B, n, C, H, W).
 
         Returns:
-            For each member the numbers of its frames, oldest first, without the zeros in front; and the places
-            (b, n) of the frames that are new.
+            For each member the numbers of its frames, oldest first, without the zeros in front; and the indices
+            (b, n) of the new frames.
         """
         numbers: list[list[int]] = []
         new: list[tuple[int, int]] = []
@@ -98,15 +98,15 @@ class DistinctFrames:
         return numbers, new
 
     def grow(self, at: list[int], episodes: list[list[int]], depth: int) -> tuple[list[int], list[int]]:
-        """Moves each episode's place in the tree from its frame `depth` to the next, in place.
+        """Move each episode in the tree from its frame `depth` to the next, in place.
 
         Args:
             at: row of `hidden` that each episode has reached.
-            episodes: numbers of the frames of each.
-            depth: how many frames each has behind it; shorter episodes stay where they are.
+            episodes: numbers of the frames of each episode.
+            depth: number of frames that were processed; shorter episodes do not move.
 
         Returns:
-            For the new rows of `hidden`: the row before, and the number of the frame.
+            For each new row of `hidden`, the row before and the number of the frame.
         """
         rows: list[int] = []
         numbers: list[int] = []

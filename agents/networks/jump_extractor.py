@@ -1,8 +1,8 @@
 """The features extractor for the jump environments, whose observations are dictionaries.
 
-How many steps a picture wants shows in its condition: smooth ones want few, textured ones many. The latent tells what
-the steps so far have made of it. Neither is ever shrunk, which would take noise and texture away: crops are looked at
-as they are.
+The condition shows how many steps a picture needs: few for a smooth picture, many for a textured one. The latent shows
+the result of the steps so far. Neither is shrunk, since that would remove noise and texture; the extractor takes crops
+in full resolution.
 """
 
 import math
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from ddpm.util.errors import ConfigError
 
-# Crops along each side of a large condition at most.
+# Largest number of crops along each side of a large condition.
 MOST_CROPS = 3
-# Cosines that stand for each of step, level, the gap between them and price; they tell twentieths apart.
+# Number of cosines for each of step, level, the gap between them, and price; enough to distinguish twentieths.
 FREQUENCIES = 24
 
 
 def places(length: int, size: int, most: int) -> list[int]:
-    """Where crops begin along a side: as many as fill it, at most `most`, from one end to the other.
+    """Return the positions of crops along a side: as many as fill it, at most `most`, from one end to the other.
 
-    A single one in the middle.
+    A single crop lies in the middle.
     """
     count = min(max(round(length / size), 1), most)
     if count == 1:
@@ -34,12 +34,12 @@ def places(length: int, size: int, most: int) -> list[int]:
 
 
 def even_crops(pictures: Tensor, size: int, most: int = MOST_CROPS) -> Tensor:
-    """Evenly spread crops of pictures, in their own resolution.
+    """Return evenly spread crops of pictures in full resolution.
 
     Args:
         pictures: (B, C, H, W).
-        size: side of a crop; pictures that are smaller along a side are taken whole there.
-        most: crops along each side at most.
+        size: side of a crop; a crop is smaller where a picture is.
+        most: largest number of crops along each side.
 
     Returns:
         (B, K, C, min(size, H), min(size, W)).
@@ -52,12 +52,12 @@ def even_crops(pictures: Tensor, size: int, most: int = MOST_CROPS) -> Tensor:
 class CropEncoder(nn.Module):
     """Strided convolutions over a crop, then the mean and the largest value of each feature map.
 
-    Beside the colours the net sees the size of the local differences, which tells texture from smooth surfaces: the
-    features that decide about the number of steps are energies, which a small net would have to learn to square.
+    The inputs of the network are the colours and the size of the local differences, which distinguishes texture from
+    smooth surfaces: the number of steps depends on energies, and a small network would have to learn to square.
 
     Args:
-        channels: of the convolutions; the first has a kernel of 5, the others of 3, all stride 2.
-        scale: the values are divided by it first.
+        channels: channels of the convolutions; the first has a kernel of 5, the others of 3, all with stride 2.
+        scale: divisor of the values.
     """
 
     def __init__(self, channels: Sequence[int], scale: float = 1.0) -> None:
@@ -76,7 +76,7 @@ class CropEncoder(nn.Module):
         self.features_dim = 2 * channels_in + 2
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Features (B, features_dim) of crops (B, 3, H, W)."""
+        """Return the features (B, features_dim) of crops (B, 3, H, W)."""
         crops = crops / self.scale
         luma = crops.mean(dim=1, keepdim=True)
         across = torch.diff(luma, dim=3, append=luma[..., -1:]).abs()
@@ -88,22 +88,22 @@ class CropEncoder(nn.Module):
 
 
 class JumpExtractor(BaseFeaturesExtractor):
-    """Features of condition, latent, step, level and price, for every algorithm with `MultiInputPolicy`.
+    """Features extractor for condition, latent, step, level and price, for every algorithm with `MultiInputPolicy`.
 
-    In a batch every distinct condition and latent is encoded once: a condition stays the same for an episode, a latent
-    for as long as nothing but SKIP is decided.
+    Every distinct condition and latent in a batch is encoded once: a condition stays the same for an episode, a latent
+    until the next DENOISE.
 
     Use it with `policy_kwargs={"features_extractor_class": JumpExtractor, "normalize_images": False}` on an environment
     with `observation="dict"`.
 
     Args:
         observation_space: Dict with "condition" and "latent", (3, H, W), and "step", "level" and perhaps "price", (1,).
-        crop_size: side of the crops of condition and latent that are looked at. Of a larger condition up to 3 x 3 crops
-            are, evenly spread, and their features averaged; of the latent the one in the middle.
-        channels: of the convolutions over the condition; those over the latent have half as many.
+        crop_size: side of the crops of condition and latent. A larger condition has up to 3 x 3 evenly spread crops,
+            whose features are averaged; a larger latent has one crop, in the middle.
+        channels: channels of the convolutions over the condition; those over the latent have half as many.
 
     Raises:
-        ConfigError: the space is another one, or a setting is out of range.
+        ConfigError: the space does not fit, or a setting is out of range.
     """
 
     frequencies: Tensor
@@ -150,7 +150,7 @@ class JumpExtractor(BaseFeaturesExtractor):
         step, level = observations["step"].float(), observations["level"].float()
         numbers = [step, level, level - step]
         if self.highest_price is not None:
-            # told apart by the logarithm: 1 for the highest, 0 for a thousandth of it
+            # on a logarithmic scale: 1 for the highest, 0 for a thousandth of it
             share = (observations["price"].float() / self.highest_price).clamp(min=1e-3)
             numbers.append(1 + share.log10() / 3)
         parts += [torch.cos(self.frequencies * number) for number in numbers]
@@ -158,7 +158,7 @@ class JumpExtractor(BaseFeaturesExtractor):
 
 
 def _distinct(encode: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
-    """Return `encode(pictures)`, computed once for pictures that are equal."""
+    """Return `encode(pictures)`, computed once for equal pictures."""
     places: dict[bytes, int] = {}
     rows = [places.setdefault(picture.tobytes(), len(places)) for picture in pictures.detach().cpu().numpy()]
     return encode(pictures[[rows.index(place) for place in range(len(places))]])[rows]

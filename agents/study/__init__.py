@@ -1,7 +1,7 @@
-"""Comparison of ways to enlarge pictures, on the same pictures and noise: `evaluate`, `reproduce`, their tables.
+"""Comparison of methods that enlarge pictures, on the same pictures and noise, for `evaluate` and `reproduce`.
 
-A method is one object (`agents.study.methods`), a run of methods is one function (`Runner.run`), and the paper's tables
-(`agents.study.paper`) are made of the same rows as those of `evaluate`.
+`agents.study.methods` defines the methods, `Runner.run` runs them, and the paper's tables (`agents.study.paper`) are
+made of the same rows as those of `evaluate`.
 """
 
 from agents.study.evaluation import default_reward, evaluate

@@ -25,12 +25,12 @@ from skipdiff_env.rules import quality
 
 
 def training_of(agent: Agent) -> Mapping[str, Any]:
-    """Arguments of the environment that an agent was trained in; empty where it does not say."""
+    """Return the arguments of the environment that an agent was trained in; empty where they were not recorded."""
     return agent.config.training.get("env", {})
 
 
 def default_reward(agents: Mapping[str, Agent], metrics: Sequence[str]) -> str | None:
-    """The metric of rewards: the first agent's, else NIQE; None if neither is measured."""
+    """Return the metric of the reward: the first agent's, else NIQE; None if neither is measured."""
     wanted = [*(training_of(agent).get("metric") for agent in agents.values()), "niqe"]
     return next((name for name in wanted if name in metrics), None)
 
@@ -38,13 +38,13 @@ def default_reward(agents: Mapping[str, Agent], metrics: Sequence[str]) -> str |
 def plans(
     settings: Mapping[str, Any], agents: Mapping[str, Agent], asked: Mapping[str, Any]
 ) -> tuple[Plan, dict[str, Plan]]:
-    """The plan of the fixed starts, and each agent's own.
+    """Return the plan of the fixed starts, and the plan of each agent.
 
-    The parts asked for hold for the fixed starts and for the agents of restarts. What is not asked for the fixed starts
-    have from the first agent of restarts, or from the checkpoint.
+    The parts in `asked` hold for the fixed starts and for the agents of restarts. The other parts of the plan of the
+    fixed starts come from the first agent of restarts, or from the checkpoint.
 
     Args:
-        settings: of the checkpoint's net.
+        settings: settings of the checkpoint's network.
         agents: name → agent.
         asked: parts of a plan, as `Plan.resolve` takes them.
 
@@ -71,15 +71,16 @@ def evaluation_methods(
     levels: Iterable[Method],
     paper: bool,
 ) -> list[Method]:
-    """Return what `evaluate` compares.
+    """Return the methods that `evaluate` compares.
 
     Args:
         unet: the denoiser.
         agents: name → agent.
-        plan: of the fixed starts.
-        own: the plan of each agent.
+        plan: plan of the fixed starts.
+        own: name → plan of the agent.
         levels: schedules.
-        paper: whether the full chain and the paper's two stages are among them; else Real-ESRGAN is, if installed.
+        paper: whether to include the full chain and the paper's two stages; otherwise Real-ESRGAN is included, if it
+            is installed.
     """
     found = ways.without_forwards(unet)
     if paper:
@@ -96,13 +97,13 @@ def evaluation_methods(
 
 
 def find_best_start(runner: Runner, plan: Plan, crops: Sequence[Tensor], metric: Metric) -> int:
-    """The fixed start of a plan with the largest mean reward on photographs, under noise seed 0.
+    """Return the fixed start of a plan with the largest mean reward on photographs, under noise seed 0.
 
     Args:
-        runner: has the net.
+        runner: runner with the network.
         plan: the coarse and fine stages.
         crops: targets, each (3, H, W) in [-1, 1], of one size.
-        metric: the reward's.
+        metric: metric of the reward.
     """
     totals = np.zeros(plan.first)
     batches = range(0, len(crops), runner.batch_size)
@@ -138,7 +139,7 @@ def evaluate(
     kind: str = "inverse",
     price: float = 0.0,
 ) -> list[Row]:
-    """Runs every method on every picture under every noise seed.
+    """Run every method on every picture under every noise seed, and return the rows.
 
     Args:
         crops: targets, each (3, H, W) in [-1, 1], of one size.
@@ -146,25 +147,26 @@ def evaluate(
         asked: parts of the plan of the fixed starts, as `Plan.resolve` takes them.
         seeds: number of noise seeds; picture i under seed k has the noise of key k.
         metrics: names of metrics; None: `default_metrics`.
-        reward: metric of the reward, no judge; adds rewards, regrets, the oracle and the best fixed start.
-        agents: name → agent; adds them, each under its own plan, and skipping at random with as many forwards as the
-            first.
+        reward: metric of the reward, which must not be a judge; adds rewards, regrets, the oracle and the best fixed
+            start.
+        agents: name → agent; each decides under the plan that it was trained for. Random skipping with as many forwards
+            as the first agent is added.
         levels: fixed schedules, as `agents.study.methods.parse_schedule` takes them.
         paper: whether the full chain and the paper's two stages from every start run as well.
-        train_crops: photographs that the best fixed start is chosen on; None: `crops`.
-        device: where to compute.
+        train_crops: photographs on which the best fixed start is chosen; None: `crops`.
+        device: device of the network and the metrics.
         batch_size: pictures per batch.
-        degradation: how the low-resolution pictures are made, as `Degradation.parse` takes it.
-        keep: told of each result that is computed.
-        kind: of the reward, as the environment has it.
-        price: of a fine forward, which the reward is less by.
-        folder: where the rows of each method and batch are kept, so that an evaluation which was stopped goes on where
-            it was, and takes further agents and schedules; None: they are kept in memory alone.
+        degradation: degradation of the low-resolution pictures, as `Degradation.parse` takes it.
+        keep: function that is called with each result.
+        kind: kind of the reward, as in the environments.
+        price: price of a fine forward in the reward.
+        folder: folder for the rows of each method and batch. An evaluation that was stopped continues from there, and
+            may take further agents and schedules. None: rows are kept only in memory.
         trust_pickle: whether the weights of a model of diffusers may be pickles, which can run any code.
 
     Returns:
-        One row for each method, picture and seed; at the end those of the originals, one a picture, if a metric has no
-        reference.
+        One row for each method, picture and seed; at the end those of the originals, one for each picture, if a metric
+        needs no reference.
 
     Raises:
         ConfigError: a metric, the degradation, a part of the plan, a schedule or an agent does not fit, or the folder
@@ -195,12 +197,12 @@ def evaluate(
 
 
 def settings_of(plan: Plan, agents: Mapping[str, Agent], own: Mapping[str, Plan]) -> dict[str, Any]:
-    """Return what tells whether rows are those of the same plan and agents, for `compare`.
+    """Return the settings of plan and agents that rows must share, for `compare`.
 
     Args:
-        plan: of the fixed starts.
+        plan: plan of the fixed starts.
         agents: name → agent.
-        own: the plan of each.
+        own: name → plan of the agent.
     """
     digests = {
         name: tensor_digest(agent.policy.state_dict().values(), {**asdict(agent.config), "plan": asdict(own[name])})
@@ -218,16 +220,16 @@ def compare(
     folder: Path | None = None,
     keep: Keep | None = None,
 ) -> list[Row]:
-    """Return the rows of methods; those that are in a folder are not computed again.
+    """Return the rows of methods. Rows that are in the folder are not computed again.
 
     Args:
-        runner: has the net and the metrics.
-        methods: what is compared.
+        runner: runner with the network and the metrics.
+        methods: the methods that are compared.
         crops: targets, each (3, H, W) in [-1, 1], of one size.
         seeds: number of noise seeds.
-        told: what rows of the folder must have in common, beside what the runner knows.
-        folder: where rows stay; None: they are kept in memory alone.
-        keep: told of each result that is computed.
+        told: settings that the rows of the folder must share, in addition to those of the runner.
+        folder: folder for the rows; None: they are kept only in memory.
+        keep: function that is called with each result.
 
     Raises:
         ConfigError: the folder holds results with other settings.

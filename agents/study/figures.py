@@ -1,4 +1,4 @@
-"""Figures of what `skipdiff evaluate --out` wrote."""
+"""Figures of an evaluation that `skipdiff evaluate --out` wrote."""
 
 import csv
 import re
@@ -24,7 +24,7 @@ from ddpm.pictures.images import read_picture
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, read_json
 
-# Names of methods that are points of one line, and the line's heading; the last group is the text beside the point.
+# Pattern of the names of methods on one line, and heading of the line; the last group is the text beside the point.
 LINES = (
     (re.compile(r"(.+), (\d+) even steps"), "{}, even steps"),
     (re.compile(r"(.+ forwards?) of (\d+) substeps"), "{}, substeps"),
@@ -36,9 +36,9 @@ LINES = (
 
 
 def series_of(summary: Sequence[Mapping[str, Any]]) -> Series:
-    """Return the methods of a summary, or of the `table.json` that holds one, as lines; see `LINES`.
+    """Return the methods of a summary, or of a `table.json`, as lines; see `LINES`.
 
-    The others are alone. The originals, which only some metrics measure, are left out.
+    Each other method is a series of one point. The originals, which only some metrics measure, are left out.
     """
     series: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for entry in summary:
@@ -59,10 +59,10 @@ def series_of(summary: Sequence[Mapping[str, Any]]) -> Series:
 def outcomes_by_start(
     rows: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, list[int]]]:
-    """Quality of every start, (pictures, N) for each metric; and the starts that each agent chose.
+    """Return the quality of every start, (pictures, N) for each metric; and the starts that each agent chose.
 
     Args:
-        rows: as `agents.study.rows.flat` gives them, or as rows.csv holds them.
+        rows: as `agents.study.rows.flat` returns them, or as rows.csv holds them.
         names: metrics.
     """
     fixed = [row for row in rows if row["family"] == START]
@@ -76,14 +76,14 @@ def outcomes_by_start(
         outcomes[name] = np.array([[np.mean(cell) for cell in line] for line in values])
     chosen: dict[str, list[int]] = {}
     for row in rows:
-        # an agent of jumps always begins at its first level, which is no choice
+        # an agent of jumps always begins at its first level, which it does not choose
         if row["family"] == AGENT and int(row["start"]) <= N:
             chosen.setdefault(row["method"], []).append(int(row["start"]))
     return outcomes, chosen
 
 
 def plot_evaluation(folder: Path, out: Path) -> list[Path]:
-    """Draw what `skipdiff evaluate --out FOLDER` wrote, and show the figures above its tables in `report.md`.
+    """Draw an evaluation that `skipdiff evaluate --out FOLDER` wrote, and add the figures to its `report.md`.
 
     Returns:
         The paths of the figures and of the report.
@@ -120,7 +120,7 @@ def plot_evaluation(folder: Path, out: Path) -> list[Path]:
 
 
 def _sheet(folder: Path, summary: Sequence[Mapping[str, Any]]) -> dict[str, list[NDArray[np.uint8]]]:
-    """Saved pictures for the contact sheet: method → pictures; of the fixed starts only the first and the last."""
+    """Return the saved pictures by method for the contact sheet; of the fixed starts only the first and the last."""
     images = sorted(int(path.name) for path in folder.glob("*") if path.is_dir() and path.name.isdigit())
     if not images:
         return {}

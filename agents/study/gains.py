@@ -1,10 +1,10 @@
-"""How much of what a choice for each picture can gain an agent of jumps does gain.
+"""The share of the possible gain, by a choice for each picture, that an agent of jumps reaches.
 
-What is paid is the metric of the agent's reward plus its price for each forward. The best fixed number of even steps
-pays the least on average over these very pictures, so no fixed number can do better. The choice by the other noises
-gives each picture and noise the number that is best under the picture's other noises; luck with a noise counts for
-nothing there. The share of an agent is its gain over the best fixed number, in parts of that choice's gain. It can be
-above 1, since an agent may have numbers that no schedule of the comparison has.
+The cost is the metric of the agent's reward plus its price for each forward. The best fixed number of even steps has
+the lowest mean cost on the same pictures, so no fixed number is better. The choice by the other noises gives each
+picture and noise the number that is best under the picture's other noises, which excludes luck with a noise. The share
+of an agent is its gain over the best fixed number, divided by the gain of that choice. It can be above 1, since an
+agent may choose numbers that no schedule of the comparison has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,26 +27,29 @@ HEADINGS = {
 
 
 def _even(row: Row) -> bool:
-    """Whether a schedule is one of even steps, from all the levels that it says."""
+    """Return whether a schedule has even steps, judged by its levels."""
     return bool(row.levels) and row.levels == even_levels(row.levels[0], len(row.levels))
 
 
 def _paid(rows: Sequence[Row], metric: str, price: float) -> NDArray[np.float64]:
-    """The metric and the forwards' price of one method, (pictures, noise seeds)."""
+    """Return the metric plus the price of the forwards of one method, (pictures, noise seeds)."""
     images, seeds = sorted({row.image for row in rows}), sorted({row.seed for row in rows})
     known = {(row.image, row.seed): row.metrics[metric] + price * row.nfe for row in rows}
     return np.array([[known[image, seed] for seed in seeds] for image in images])
 
 
 def gains(rows: Sequence[Row], agents: Mapping[str, Agent]) -> list[dict[str, Any]]:
-    """One entry for each quality of each agent of jumps that is rewarded by a metric of the rows, lower being better.
+    """Return one entry for each quality of each agent of jumps whose reward is by a metric of the rows.
+
+    Lower values of the metric must be better.
 
     Args:
-        rows: of the agents, and of even schedules of their sampler, under several noise seeds.
+        rows: rows of the agents, and of even schedules of their sampler, under several noise seeds.
         agents: name → agent.
 
     Returns:
-        What `HEADINGS` names, and `method`; nothing for an agent with fewer than two such schedules, or for one noise.
+        Entries with the keys of `HEADINGS` and `method`; none for an agent with fewer than two such schedules, or for
+        one noise.
     """
     methods = by_method(rows)
     schedules = {name: own for name, own in methods.items() if own[0].family == SCHEDULE and _even(own[0])}
@@ -78,7 +81,7 @@ def gains(rows: Sequence[Row], agents: Mapping[str, Agent]) -> list[dict[str, An
 
 
 def gains_markdown(entries: Sequence[Mapping[str, Any]]) -> str:
-    """The entries as a Markdown table with a sentence before it."""
+    """Return the entries as a Markdown table with a sentence before it."""
     return (
         "What is paid is the metric of the agent's reward plus the price of the forwards. The best fixed number of "
         "even steps was found on these very pictures; the choice by the other noises gives each picture the number "

@@ -13,12 +13,12 @@ from agents.study.tables import COLUMNS, markdown
 from ddpm.util.errors import ConfigError
 
 RESAMPLES = 10_000
-# Photographs below which an interval says little.
+# Fewer photographs than this make an interval unreliable.
 FEW = 100
 
 
 def per_photograph(rows: Sequence[Row], metric: str, photographs: Sequence[str]) -> dict[str, float]:
-    """Return the mean of a metric for each photograph, over its crops and noises; failures are left out."""
+    """Return the mean of a metric for each photograph, over its crops and noises, without failures."""
     values: dict[str, list[float]] = {}
     for row in rows:
         values.setdefault(photographs[row.image], []).append(row.metrics[metric])
@@ -35,12 +35,12 @@ def interval(differences: NDArray[np.float64], seed: int = 0) -> tuple[float, fl
 
 
 def comparisons(rows: Sequence[Row], reference: str, photographs: Sequence[str]) -> list[dict[str, Any]]:
-    """Return one entry for each method: its paired differences to a reference, by metric.
+    """Return one entry for each method, with its paired differences to a reference by metric.
 
     Args:
-        rows: of all methods.
+        rows: rows of all methods.
         reference: name of a method.
-        photographs: for each picture the photograph that it is cut from; the unit of the resampling.
+        photographs: the photograph that each picture is cut from, which is the unit of the resampling.
 
     Returns:
         For each method "method" and, by metric, (difference, low, high, whether it is better).
@@ -69,7 +69,7 @@ def comparisons(rows: Sequence[Row], reference: str, photographs: Sequence[str])
 
 
 def comparisons_markdown(entries: Sequence[Mapping[str, Any]], reference: str, photographs: Sequence[str]) -> str:
-    """Return the entries as a Markdown table with a sentence before it; what is better than the reference is bold."""
+    """Return the entries as a Markdown table with a sentence before it; better values than the reference's are bold."""
     count = len(set(photographs))
     note = f" {count} photographs are few; an interval over fewer than {FEW} says little." if count < FEW else ""
     metrics = [name for name in COLUMNS if any(name in entry for entry in entries)]

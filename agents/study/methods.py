@@ -1,4 +1,4 @@
-"""Every way to enlarge a batch of pictures, each a `Method`."""
+"""The methods that enlarge a batch of pictures."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -49,7 +49,7 @@ from skipdiff_env.refinement import (
 )
 
 X = TypeVar("X")
-# ddpm.peers' name → heading; "ddpm" and "euler-ancestral" are one process, and the chain of S steps is ours
+# name in ddpm.peers → heading; "ddpm" is left out: it is "euler-ancestral", and our chain of S steps
 PEERS = {
     "ddim": "DDIM",
     "dpmsolver++": "DPM-Solver++(2M)",
@@ -58,20 +58,20 @@ PEERS = {
     "heun": "Heun",
 }
 NULL_SPACE = "DDNM"
-# Qualities at which an agent is shown that observes the price of a forward.
+# Qualities that are compared for an agent that observes the price of a forward.
 QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one method made of a batch.
+    """The results of one method for a batch.
 
     Attributes:
         sr: pictures (B, 3, H, W) in [-1, 1].
-        nfe: forwards of each.
+        nfe: number of forwards of each picture.
         seconds: mean wall time, without that of the condition.
-        states: how the fine stage of each ended; empty without a fine stage.
-        policy_seconds: how much of `seconds` went into decisions.
+        states: final state of the fine stage for each picture; empty without a fine stage.
+        policy_seconds: part of `seconds` that was spent on decisions.
     """
 
     sr: Tensor
@@ -82,10 +82,10 @@ class Result:
 
 
 def timed(work: Callable[[], X], pictures: int) -> tuple[X, float]:
-    """What `work` gives, and its wall time for each of the pictures."""
+    """Return the result of `work`, and its wall time for each of the pictures."""
 
     def now() -> float:
-        if torch.cuda.is_initialized():  # its kernels run on after the call
+        if torch.cuda.is_initialized():  # kernels of a GPU may still run after the call
             torch.cuda.synchronize()
         return time.perf_counter()
 
@@ -96,15 +96,15 @@ def timed(work: Callable[[], X], pictures: int) -> tuple[X, float]:
 
 
 class Batch:
-    """Pictures under one noise seed. What several methods begin with is computed once: the condition and coarse stages.
+    """Pictures under one noise seed. The condition and the coarse stages, which methods share, are computed once.
 
     Args:
         unet: the denoiser.
         hr: targets, (B, 3, H, W) in [-1, 1], on the denoiser's device.
-        seed: noise seed of all.
+        seed: noise seed of all pictures.
         first: index of the first picture.
         batch_size: largest batch of one UNet forward.
-        degradation: how the low-resolution pictures are made.
+        degradation: degradation of the low-resolution pictures.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Batch:
         self.unet, self.hr, self.seed, self.first, self.batch_size = unet, hr, seed, first, batch_size
         self.degradation = degradation
         self.seeds = [seed] * len(hr)
-        # method → mean forwards, of those that have run
+        # method → mean number of forwards, for the methods that have run
         self.forwards: dict[str, float] = {}
         self._coarse: dict[tuple[int, int, str], tuple[list[Refinement], float]] = {}
 
@@ -130,7 +130,7 @@ class Batch:
 
     @cached_property
     def condition(self) -> tuple[Tensor, float]:
-        """What the net is given, (B, C, H, W), and the seconds that its predictor took for each picture."""
+        """The conditions, (B, C, H, W), and the seconds that the predictor took for each picture."""
         lr_up, seconds = timed(lambda: self.unet.condition(self.lr_image), len(self.lr_image))
         return lr_up, seconds if has_predictor(self.unet) else 0.0
 
@@ -146,13 +146,13 @@ class Batch:
         return KeyedNoise(self.seeds, shape, self.hr.device)
 
     def process(self, plan: Plan, policy: Policy | Chooser | None = None) -> RefinementProcess:
-        """The coarse and fine stages of a plan, as a policy wants them."""
+        """Return the process of a plan's coarse and fine stages."""
         return RefinementProcess(
             self.unet, plan, batch_size=self.batch_size, device=str(self.hr.device), **wanted_by(policy)
         )
 
     def coarse(self, plan: Plan) -> tuple[list[Refinement], float]:
-        """New states at the first decision of a plan, and the seconds that the coarse stage took for each picture."""
+        """Return new states at a plan's first decision, and the seconds that the coarse stage took for each picture."""
         if plan.coarse not in self._coarse:
             process = self.process(plan)
             self._coarse[plan.coarse] = timed(lambda: process.begin(list(self.lr_up), self.seeds), len(self.hr))
@@ -162,14 +162,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to enlarge a batch.
+    """A method that enlarges a batch.
 
     Attributes:
-        name: its name in tables; methods of one name are the same.
-        family: what kind of method it is, one of the constants in `agents.study.rows`.
-        plan: the plan whose coarse stage it begins with; None: it has none.
-        run: enlarges.
-        forwards: UNet forwards of one picture, at most, without the coarse stage's.
+        name: name in tables; methods with the same name are the same.
+        family: kind of method, one of the constants in `agents.study.rows`.
+        plan: plan of its coarse stage; None: it has no coarse stage.
+        run: function that enlarges a batch.
+        forwards: largest number of UNet forwards for one picture, without those of the coarse stage.
     """
 
     name: str
@@ -179,38 +179,38 @@ class Method:
     forwards: int = 0
 
 
-# --- what takes no forward ---
+# --- methods without forwards ---
 
 
 def originals() -> Method:
-    """The targets themselves."""
+    """Return the targets themselves."""
     return Method(ORIGINALS, ORIGINALS, None, lambda batch: Result(batch.hr, [0] * len(batch.hr)))
 
 
 def bicubic() -> Method:
-    """Bicubic enlargement."""
+    """Return bicubic enlargement."""
     return Method(
         BICUBIC, BICUBIC, None, lambda batch: Result(upsample(batch.lr_image, batch.unet.scale), [0] * len(batch.hr))
     )
 
 
 def predictor() -> Method:
-    """The picture of the net's predictor."""
+    """Return the picture of the net's predictor."""
     return Method(PREDICTOR, PREDICTOR, None, lambda batch: Result(batch.lr_up, [0] * len(batch.hr)))
 
 
 def has_predictor(unet: Denoiser) -> bool:
-    """Whether a network starts from the picture of a predictor."""
+    """Return whether a network starts from the picture of a predictor."""
     return getattr(unet, "predictor", None) is not None
 
 
 def without_forwards(unet: Denoiser) -> list[Method]:
-    """Bicubic enlargement, and the predictor alone if the net has one."""
+    """Return bicubic enlargement, and the predictor without the network if there is one."""
     return [bicubic(), *([predictor()] if has_predictor(unet) else [])]
 
 
 def other_nets(scale: int) -> list[Method]:
-    """Real-ESRGAN x4plus, where it enlarges as much and its packages are installed."""
+    """Return Real-ESRGAN x4plus, if the scale is the same and its packages are installed."""
     if scale != realesrgan.SCALE or realesrgan.missing():
         return []
 
@@ -227,17 +227,17 @@ def other_nets(scale: int) -> list[Method]:
 
 
 def _sampled(batch: Batch, sampler: Callable[[], tuple[Tensor, int]]) -> Result:
-    """What a sampler, which gives latents x_0 and the number of its predictions, makes of a batch."""
+    """Return the result of a sampler, a function that returns latents x_0 and the number of its predictions."""
     (latents, calls), seconds = timed(sampler, len(batch.hr))
     nfe = calls * batch.unet.forwards_per_call
     return Result(batch.unet.decode(latents, batch.lr_up), [nfe] * len(batch.hr), seconds)
 
 
 def chain(T: int, S: int | None = None) -> Method:
-    """The ancestral chain of S steps, from noise to the clean image (SR3); of all T steps by default."""
+    """Return the ancestral chain of S steps, from noise to the clean image (SR3); of all T steps by default."""
     S = S or T
     if T % S == 0 and S < T:
-        return coarse_chain(Plan(S, T // S))  # the same chain, whose first S - 1 steps others need as well
+        return coarse_chain(Plan(S, T // S))  # the same chain, whose first S - 1 steps other methods use as well
 
     def run(batch: Batch) -> Result:
         schedule = batch.unet.schedule(S)
@@ -247,17 +247,17 @@ def chain(T: int, S: int | None = None) -> Method:
 
 
 def coarse_name(plan: Plan) -> str:
-    """The name of a coarse stage in the names of methods."""
+    """Return the text for a coarse stage in names of methods."""
     return f"CSA({plan.S})" if plan.coarse_sampler == "ddpm" else f"CSA({plan.S}, {plan.coarse_sampler})"
 
 
 def coarse_chain(plan: Plan) -> Method:
-    """The coarse chain of a plan, run to its end."""
+    """Return the coarse chain of a plan, run to its end."""
 
     def run(batch: Batch) -> Result:
         process, (states, seconds) = batch.process(plan), batch.coarse(plan)
         latents = torch.stack([state.coarse_latent for state in states])
-        # the coarse chain's own last step; refine() from 1 on the coarse schedule
+        # the last step of the coarse chain: refine() from 1 on the coarse schedule
         x_0, last = timed(
             lambda: refine(batch.unet, process.coarse_alphas_cumprod, latents, batch.lr_up, batch.noise, 1), len(states)
         )
@@ -267,11 +267,11 @@ def coarse_chain(plan: Plan) -> Method:
     return Method(coarse_name(plan), COARSE, plan, run, 1)
 
 
-# --- the fine stage as a policy decides ---
+# --- fine stages that a policy decides ---
 
 
 def decided(batch: Batch, plan: Plan, policy: Policy | Chooser) -> Result:
-    """Coarse + fine stage of a plan as a policy decides."""
+    """Return the result of a plan's coarse stage, and of a fine stage that a policy decides."""
     process, (states, seconds) = batch.process(plan, policy), batch.coarse(plan)
     deciding = 0.0
     if isinstance(policy, Chooser):
@@ -292,29 +292,29 @@ def decided(batch: Batch, plan: Plan, policy: Policy | Chooser) -> Result:
 
 
 def from_start(plan: Plan, start: int) -> Method:
-    """A coarse stage and a fine chain from a fixed start, which may lie above N."""
+    """Return a coarse stage and a fine chain from a fixed start, which may lie above N."""
     own = replace(plan, first_step=max(start, plan.N))
     name = f"{coarse_name(plan)} + FSR({start})"
     return Method(name, START, own, lambda batch: decided(batch, own, fixed_start(start)), start)
 
 
 def all_starts(plan: Plan) -> list[Method]:
-    """Every fixed start of a plan, the earliest first."""
+    """Return every fixed start of a plan, the earliest first."""
     return [from_start(plan, start) for start in range(plan.first, 0, -1)]
 
 
 def agent_name(name: str, quality: float | None) -> str:
-    """What an agent is called in tables."""
+    """Return the name of an agent in tables."""
     return f"agent {name}" if quality is None else f"agent {name}, quality {quality:g}"
 
 
 def by_agent(name: str, agent: Agent, plan: Plan, quality: float | None = None) -> Method:
-    """A coarse stage and a fine stage that an agent decides.
+    """Return a coarse stage and a fine stage that an agent decides.
 
     Args:
-        name: of the agent.
-        agent: decides.
-        plan: the episodes.
+        name: name of the agent.
+        agent: the agent that decides.
+        plan: plan of the episodes.
         quality: 0 … 1, for an agent that observes the price of a forward; None: one half.
 
     Raises:
@@ -326,14 +326,14 @@ def by_agent(name: str, agent: Agent, plan: Plan, quality: float | None = None) 
 
 
 def agent_curve(name: str, agent: Agent, plan: Plan) -> list[Method]:
-    """An agent at several qualities from few forwards to many, or once if it has learnt one price."""
+    """Return an agent at several qualities, from few forwards to many, or once if it has learnt one price."""
     if agent.config.price_range is None:
         return [by_agent(name, agent, plan)]
     return [by_agent(name, agent, plan, quality) for quality in QUALITIES]
 
 
 def curve_prices(name: str, agent: Agent) -> dict[str, float]:
-    """Names of the methods of `agent_curve`, each with its price of a forward."""
+    """Return the names of the methods of `agent_curve`, each with its price of a forward."""
     if agent.config.price_range is None:
         return {agent_name(name, None): float(agent.config.training.get("env", {}).get("nfe_penalty", 0.0))}
     prices = {agent_name(name, quality): agent.config.price(quality) for quality in QUALITIES}
@@ -341,7 +341,7 @@ def curve_prices(name: str, agent: Agent) -> dict[str, float]:
 
 
 def skipping_policy(fine_forwards: float, steps: int, rng: np.random.Generator) -> Policy:
-    """The policy that skips at random, so often that a fine stage has `fine_forwards` forwards on average."""
+    """Return a policy that skips at random, with `fine_forwards` forwards in a fine stage on average."""
     skip = 1 - (fine_forwards - 1) / (steps - 1)
 
     def decide(states: Sequence[Refinement]) -> Sequence[int]:
@@ -351,7 +351,7 @@ def skipping_policy(fine_forwards: float, steps: int, rng: np.random.Generator) 
 
 
 def random_skipping(like: Method) -> Method:
-    """Skipping at random, with as many forwards as another method with a plan had on the same batch."""
+    """Return random skipping, with as many forwards as another method with a plan had on the same batch."""
     plan = like.plan
     assert plan is not None
 
@@ -368,7 +368,7 @@ def schedule(levels: Schedule | str | Sequence[int], sampler: str = "ddim") -> M
 
     Args:
         levels: the schedule, as `ddpm.schedule.as_schedule` takes it.
-        sampler: runs it; one with substeps runs by "ddim" alone.
+        sampler: name of the sampler; a schedule with substeps needs "ddim".
 
     Raises:
         ConfigError: the schedule or the sampler is wrong.
@@ -388,7 +388,7 @@ def schedule(levels: Schedule | str | Sequence[int], sampler: str = "ddim") -> M
 
 
 def shipped_schedule(unet: Denoiser) -> list[Method]:
-    """The schedule that the checkpoint enlarges by, if it has one."""
+    """Return the default schedule of the checkpoint, if it has one."""
     settings = unet.settings
     if settings["levels"] is None:
         return []
@@ -397,14 +397,14 @@ def shipped_schedule(unet: Denoiser) -> list[Method]:
 
 
 def parse_schedule(text: str, sampler: str) -> Method:
-    """The schedule of a text, as `ddpm.schedule.Schedule.parse` takes it; a sampler may stand before it.
+    """Return the schedule of a text, as `ddpm.schedule.Schedule.parse` takes it, after an optional sampler.
 
     Args:
         text: LEVELS or SAMPLER/LEVELS, such as "20,13,6,2", "even:2*8" or "ddim:0.5/even:8".
-        sampler: the one that is taken where the text names none; a schedule with substeps takes "ddim".
+        sampler: default sampler; a schedule with substeps takes "ddim".
 
     Raises:
-        ConfigError: the text says nothing of the kind.
+        ConfigError: the text is not a schedule.
     """
     before, slash, levels = text.rpartition("/")
     way = Schedule.parse(levels)
@@ -417,7 +417,7 @@ def parse_schedule(text: str, sampler: str) -> Method:
 
 
 def peer(T: int, name: str, forwards: int) -> Method:
-    """One of diffusers' samplers, see `ddpm.peers.peer_sample`."""
+    """Return a sampler of diffusers, see `ddpm.peers.peer_sample`."""
     from ddpm.peers import peer_sample
 
     alphas_cumprod = cosine_alphas_cumprod(T)
@@ -431,18 +431,18 @@ def peer(T: int, name: str, forwards: int) -> Method:
 
 
 def own_network(batch: Batch) -> NoiseLevelDenoiser:
-    """The network of a batch, where a method needs one whose input is the noise level.
+    """Return the network of a batch, for a method that needs the noise level as the network's input.
 
     Raises:
-        ConfigError: it is one of others.
+        ConfigError: the network is not of this kind.
     """
     if not isinstance(batch.unet, NoiseLevelDenoiser):
-        raise ConfigError(f"this method needs a network that is told the noise level, got {type(batch.unet).__name__}")
+        raise ConfigError(f"this method needs a network with the noise level as input, got {type(batch.unet).__name__}")
     return batch.unet
 
 
 def null_space(T: int, forwards: int) -> Method:
-    """DDIM whose estimates agree with the low-resolution picture, see `ddpm.peers.NullSpaceDenoiser`."""
+    """Return DDIM with estimates that agree with the low-resolution picture, see `ddpm.peers.NullSpaceDenoiser`."""
     from ddpm.peers import NullSpaceDenoiser
 
     alphas_cumprod = cosine_alphas_cumprod(T)
@@ -459,40 +459,40 @@ def null_space(T: int, forwards: int) -> Method:
 
 
 def elbo_costs(batches: Iterable[Batch], T: int) -> NDArray[np.float64]:
-    """The cost of every jump under the evidence lower bound, see `jump_costs`, from training photographs."""
+    """Return the cost of every jump under the evidence lower bound, see `jump_costs`, from training photographs."""
     alphas_cumprod = cosine_alphas_cumprod(T)
     errors = [x0_errors(own_network(b), alphas_cumprod, b.hr, b.lr_up, b.noise) for b in batches]
     return jump_costs(alphas_cumprod, np.mean(errors, axis=0))
 
 
 def trajectory_costs(batches: Iterable[Batch], T: int) -> NDArray[np.float64]:
-    """The error of every jump of DDIM, see `trajectory_errors`, from training photographs."""
+    """Return the error of every jump of DDIM, see `trajectory_errors`, from training photographs."""
     found = [trajectory_errors(batch.unet, batch.unet.schedule(T), batch.lr_up, batch.noise) for batch in batches]
     return np.mean(found, axis=0)
 
 
 def best_schedule(costs: NDArray[np.float64], forwards: int, sampler: str, title: str) -> Method:
-    """The schedule of so many forwards that costs least by dynamic programming."""
+    """Return the schedule of a number of forwards with the least cost, by dynamic programming."""
     levels = best_levels(costs, forwards)
     return replace(schedule(levels, sampler), name=f"{title}, {forwards}", family=PEER)
 
 
-# What schedules by dynamic programming over the errors of jumps are called.
+# Name of schedules by dynamic programming over the errors of jumps.
 TRAJECTORY = "DP over the trajectory, ddim"
 
 
 def elbo_name(sampler: str) -> str:
-    """What schedules by dynamic programming over the bound are called."""
+    """Return the name of schedules by dynamic programming over the bound."""
     return f"DP over the ELBO, {sampler}"
 
 
 def early_name(t: int, predicted: bool) -> str:
-    """What an early start is called: CCDF begins with bicubic enlargement, Lyu et al. with the predictor's picture."""
+    """Return the name of an early start, from bicubic enlargement (CCDF) or the predictor's picture (Lyu et al.)."""
     return f"predictor's picture from {t}" if predicted else f"CCDF from {t}"
 
 
 def early(T: int, t: int, forwards: int, predicted: bool = False) -> Method:
-    """The condition with noise, denoised from t on, see `ddpm.peers.early_start`."""
+    """Return an early start: the condition with noise, denoised from t on, see `ddpm.peers.early_start`."""
     from ddpm.peers import early_start
 
     alphas_cumprod = cosine_alphas_cumprod(T)

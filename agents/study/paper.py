@@ -1,4 +1,4 @@
-"""`skipdiff reproduce`: the paper's tables, over rows of `agents.study.evaluation.compare`."""
+"""`skipdiff reproduce`: the paper's tables, made of the rows of `agents.study.evaluation.compare`."""
 
 import importlib.util
 import math
@@ -42,16 +42,16 @@ from skipdiff_env.metrics import Metric
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import quality
 
-# Of these, the S that divide T: chains (Fig. 1), and pairs with a few starts each (Fig. 5).
+# Values of S, of which those that divide T are used: chains (Fig. 1), and pairs with a few starts each (Fig. 5).
 CHAINS, PAIRS = (2, 4, 5, 10, 20, 25, 50, 100), (4, 5, 10, 20, 25)
-# Forwards at which the peers are compared, as far as T allows, and where the early start begins, in shares of T.
+# Numbers of forwards of the peers, as far as T allows; and the steps of the early start, in shares of T.
 BUDGETS, EARLY_STARTS = (3, 5, 8, 12, 20), (0.3, 0.6)
-# Fixed starts for cases 3 (shares of T) and 4 (multiples of N) of Table 4, where no agent decides.
+# Fixed starts for cases 3 (shares of T) and 4 (multiples of N) of Table 4, if there is no agent for them.
 CASE_3, CASE_4 = (0.9, 0.7), (2, 4)
 NO_AGENT = "no agent: the best fixed start on these pictures"
-# Name of the agent that stands for SkipDiff, and what an agent of jumps is instead of a case of Table 4.
+# Name of the agent that stands for SkipDiff, and the number of agents of jumps, which are not a case of Table 4.
 MAIN, JUMPS = "SkipDiff", 0
-# Photographs that schedules are fitted on, at most, and pictures of each method that the contact sheet shows.
+# Largest number of photographs for fitting schedules, and number of pictures of each method in the contact sheet.
 TRAIN_LIMIT, PICTURES = 32, 4
 HEADINGS = {
     **reported.HEADINGS,
@@ -67,10 +67,10 @@ class Paper:
     """The methods that the paper's tables and figures compare, and the tables of their rows.
 
     Args:
-        runner: has the network and the metrics.
-        agents: name → agent. The one named "SkipDiff" is the paper's method; without it that is a fixed start.
+        runner: runner with the network and the metrics.
+        agents: name → agent. The agent named "SkipDiff" is the paper's method; without it, a fixed start is.
         levels: fixed schedules, as `agents.study.methods.parse_schedule` takes them.
-        train_crops: photographs that schedules are fitted on by dynamic programming; empty: none is fitted.
+        train_crops: photographs for fitting schedules by dynamic programming; empty: no schedule is fitted.
         sections: names in `SECTIONS`; empty: all.
 
     Raises:
@@ -110,11 +110,11 @@ class Paper:
     # --- methods ---
 
     def agent(self, name: str) -> Method:
-        """Return a coarse and a fine stage that an agent decides, under its own plan."""
+        """Return a coarse and a fine stage that an agent decides, under the agent's plan."""
         return ways.by_agent(name, self.agents[name], self.own[name])
 
     def case(self, name: str) -> int:
-        """Return the case of Table 4 that an agent decides, 3, 4 or 5, or `JUMPS`."""
+        """Return the case of Table 4 that an agent stands for, 3, 4 or 5, or `JUMPS`."""
         plan = self.own[name]
         if plan.skip_mode == "jump":
             return JUMPS
@@ -125,7 +125,7 @@ class Paper:
         return [name for name in self.agents if self.case(name) == case]
 
     def methods(self) -> list[Method]:
-        """Return what the sections compare: what all of them show, and what each adds."""
+        """Return the methods of the sections: those of all of them, and those that each section adds."""
         sampler = self.unet.settings["fine_sampler"]
         found = [*ways.without_forwards(self.unet), *ways.other_nets(self.unet.scale), self.full, self.coarse]
         found += [self.ours, *ways.shipped_schedule(self.unet)]
@@ -148,7 +148,7 @@ class Paper:
         return [ways.chain(self.T, S) for S in sorted({S for S in CHAINS if self.T % S == 0} | {self.T})]
 
     def pairs(self) -> list[Method]:
-        """Return a few starts of other pairs (S, N), and of the own one with other coarse samplers (Fig. 5)."""
+        """Return a few starts of other pairs (S, N), and of the plan's pair with other coarse samplers (Fig. 5)."""
         own = self.plan
         plans = [Plan(S, self.T // S) for S in sorted({*PAIRS, own.S}) if self.T % S == 0 and self.T // S > 1]
         plans += [replace(own, coarse_sampler=sampler) for sampler in COARSE_SAMPLERS]
@@ -157,7 +157,7 @@ class Paper:
         return [*ways.all_starts(own), *found]
 
     def tried(self, case: int) -> list[Method]:
-        """Return the fixed starts that stand for case 3 or 4 of Table 4 where no agent decides it."""
+        """Return the fixed starts that stand for case 3 or 4 of Table 4 if there is no agent for it."""
         if case == 3:
             return [_other_start(Plan(1, self.T), round(share * self.T)) for share in CASE_3]
         above = [times * self.plan.N for times in CASE_4 if times * self.plan.N <= self.T]
@@ -168,7 +168,7 @@ class Paper:
         budgets = [forwards for forwards in BUDGETS if forwards <= self.T]
         found = [ways.chain(self.T, forwards) for forwards in budgets]
         if importlib.util.find_spec("diffusers") is None:
-            say('Note: samplers of diffusers are left out, it is not installed; pip install "skipdiff[peers]"')
+            say('Note: samplers of diffusers are left out, since it is not installed; pip install "skipdiff[peers]"')
         else:
             predicted = ways.has_predictor(self.unet)
             found += [ways.peer(self.T, name, forwards) for name in PEERS for forwards in budgets]
@@ -184,10 +184,10 @@ class Paper:
             found += [ways.best_schedule(costs, n, sampler, title) for costs, sampler, title in fits for n in budgets]
         return found
 
-    # --- what is run, and what is written ---
+    # --- the run and the report ---
 
     def run(self, crops: Crops, seeds: int, out: Path) -> list[Row]:
-        """Return the rows of all methods; those that are in the folder are not computed again.
+        """Return the rows of all methods. Rows that are in the folder are not computed again.
 
         Raises:
             ConfigError: the folder holds results with other settings.
@@ -222,7 +222,7 @@ class Paper:
 
 
 def _other_start(plan: Plan, start: int) -> Method:
-    """Return a fixed start that is none of those among which the oracle chooses."""
+    """Return a fixed start as a method that the oracle does not choose from."""
     return replace(ways.from_start(plan, max(1, start)), family=OTHER_START)
 
 
@@ -231,8 +231,8 @@ class Tables:
 
     Args:
         paper: the methods.
-        rows: of all of them.
-        side: of the pictures, in pixels.
+        rows: rows of all methods.
+        side: side of the pictures, in pixels.
     """
 
     def __init__(self, paper: Paper, rows: Sequence[Row], side: int) -> None:
@@ -243,7 +243,7 @@ class Tables:
     def line(
         self, method: Method, label: str | None = None, theirs: Sequence[float] | None = None, **more: Any
     ) -> Entry:
-        """Return the entry of a method beside the paper's figures."""
+        """Return the entry of a method with the paper's figures."""
         name = self.paper.label if method.name == self.paper.ours.name else method.name
         return {**self.entries[method.name], "method": label or name, **reported.columns(theirs), **more}
 
@@ -257,7 +257,7 @@ class Tables:
         return max(methods, key=reward)
 
     def tables12(self) -> str:
-        """Return bicubic, the full DDPM and SkipDiff."""
+        """Return the table of bicubic enlargement, the full DDPM and SkipDiff."""
         paper, unet = self.paper, self.paper.unet
         figures = reported.RESULTS.get(unet.scale, {})
         keys = {BICUBIC: "bicubic", paper.full.name: "DDPM", paper.ours.name: MAIN}
@@ -269,7 +269,7 @@ class Tables:
         return f"## Tables 1 and 2: bicubic, DDPM, SkipDiff\n\n{markdown_table(lines, columns, HEADINGS)}"
 
     def table3(self) -> str:
-        """Return seconds and FLOPs of the full DDPM and of SkipDiff."""
+        """Return the table of seconds and FLOPs of the full DDPM and of SkipDiff."""
         paper, device = self.paper, self.paper.runner.device
         image = torch.zeros((1, 3, self.side, self.side), device=device)
         lines: list[Entry] = []
@@ -293,7 +293,7 @@ class Tables:
         )
 
     def table4(self) -> str:
-        """Return the ablation, cases 1 to 5."""
+        """Return the table of the ablation, cases 1 to 5."""
         paper = self.paper
         lines = [
             self.line(paper.full, None, reported.CASES[1], case="1"),
@@ -313,7 +313,7 @@ class Tables:
         )
 
     def table5(self) -> str:
-        """Return every fixed start, the agents and the oracles, and what the oracles gain by both rewards."""
+        """Return the table of every fixed start, the agents and the oracles, with the oracles' gain by both rewards."""
         paper = self.paper
         known = paper.plan.N == 10  # as in the paper
         names = dict.fromkeys(method.name for method in ways.all_starts(paper.plan))
@@ -349,7 +349,7 @@ class Tables:
         )
 
     def table6(self) -> str:
-        """Return the agents that paid the least for their forwards, or the best fixed start, by each reward."""
+        """Return the table of the agents with the lowest price, or of the best fixed start, for each reward."""
         paper, lines = self.paper, []
         for name in ("niqe", "lpips"):
             title = f"reward 1/{COLUMNS[name][0]}"
@@ -369,7 +369,7 @@ class Tables:
         return f"## Table 6: NIQE against LPIPS as reward\n\n{table}"
 
 
-# In the order of the report. Sections without a table of their own add methods to the figures.
+# In the order of the report. Sections without a table add methods to the figures.
 SECTIONS: dict[str, Callable[[Tables], str]] = {
     "fig1": lambda tables: "",
     "tables12": Tables.tables12,
@@ -384,13 +384,13 @@ PAPERS = ("paper_seconds", "paper_gflops", "paper_seconds_ratio", "paper_flops_r
 
 
 def _price(agent: Agent) -> float:
-    """What an agent paid for a forward in its training; the lowest price where each episode drew its own."""
+    """Return the price of a forward in an agent's training; the lowest price if each episode drew a price."""
     price = training_of(agent).get("nfe_penalty", 0.0)
     return float(price[0] if isinstance(price, Sequence) else price)
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Return the floating-point operations of torch within a call; a multiplication and an addition are two."""
+    """Return the number of torch's floating-point operations in a call; a multiply-add counts as two."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

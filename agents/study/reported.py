@@ -1,4 +1,4 @@
-"""The paper's own figures, on its pictures and its nets, which tables show beside ours."""
+"""The figures of the paper, with its pictures and networks, which tables show beside ours."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -47,5 +47,5 @@ HEADINGS = {
 
 
 def columns(figures: Sequence[float] | None) -> dict[str, Any]:
-    """Figures as the columns of an entry; none where the paper has none."""
+    """Return the paper's figures as the columns of an entry; empty where the paper has none."""
     return {} if figures is None else {f"paper_{name}": value for name, value in zip(NAMES, figures, strict=True)}

@@ -1,4 +1,4 @@
-"""What methods made of pictures, row by row: means, rewards, oracles, and which method is dominated by which."""
+"""Rows of results, and their summary: means, rewards, oracles, and dominated methods."""
 
 import math
 import shlex
@@ -19,41 +19,41 @@ from skipdiff_env.metrics import Metric
 from skipdiff_env.rules import quality
 
 # Families of methods.
-ORIGINALS = "originals"  # the target pictures themselves: what a metric without reference says of them
+ORIGINALS = "originals"  # the target pictures, which only metrics without a reference measure
 BICUBIC, PREDICTOR = "bicubic", "predictor"
 CHAIN, COARSE, START, SCHEDULE = "chain", "coarse chain", "fixed start", "schedule"
-# A fixed start of another plan, or above the first step of the own one.
+# A fixed start of another plan, or above the first step of the plan.
 OTHER_START = "other start"
 AGENT, RANDOM = "agent", "random skipping"
 PEER, EARLY = "peer", "early start"
 OTHER_NET = "another net"
-# Not run, but chosen among the fixed starts. The first knows the target; the second knows the target under other
-# noises, so that its gain over the third belongs to the picture and not to the noise.
+# Rows that are chosen from those of the fixed starts. The first choice knows the target; the second knows the target
+# under other noises, so that its gain over the third is due to the picture and not to the noise.
 ORACLE, PICTURE_START, BEST_FIXED = "oracle", "each picture's best start", "best fixed start"
 CHOSEN = (ORACLE, PICTURE_START, BEST_FIXED)
 
-# What a method must be at least as good in to dominate another. The last is judged by where its weights are there.
+# Metrics in which a method must be at least as good to dominate another. The last counts only if it was measured.
 JUDGED = ("psnr", "lpips", "dists")
 LOWER_BETTER = frozenset({"niqe", "lpips", "dists", "lpips-vgg", "piqe", "colour"})
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one method made of one picture under one noise seed.
+    """The result of one method for one picture under one noise seed.
 
     Attributes:
         method: name of the method.
-        family: what kind of method it is, one of this module's constants.
+        family: kind of method, one of this module's constants.
         image: index of the picture.
         seed: noise seed.
-        nfe: UNet forwards; 0 for another net.
-        seconds: wall time of its batch over the pictures in it.
-        metrics: name → value; of the originals only those without reference.
+        nfe: UNet forwards; 0 for another network.
+        seconds: wall time of its batch, divided by the number of pictures.
+        metrics: name → value; for the originals only metrics without a reference.
         start: diffusion step at which the surviving fine chain began; None without a fine stage.
-        levels: the diffusion steps at which the net was asked on the surviving fine chain; empty without a fine stage.
-        reward: the reward of the environment for it; NaN where no metric rewards.
-        regret: distance from the reward of the best start; NaN where that is not known.
-        policy_seconds: how much of `seconds` went into decisions.
+        levels: diffusion steps at which the network ran on the surviving fine chain; empty without a fine stage.
+        reward: reward of the environment; NaN without a metric of the reward.
+        regret: distance from the reward of the best start; NaN if that is not known.
+        policy_seconds: part of `seconds` that was spent on decisions.
     """
 
     method: str
@@ -71,12 +71,12 @@ class Row:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes rows as JSON."""
+    """Write rows as JSON."""
     write_json(path, [asdict(row) for row in rows])
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads what `write_rows` wrote.
+    """Read rows that `write_rows` wrote.
 
     Raises:
         ConfigError: the file is missing or damaged.
@@ -97,7 +97,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Method → its rows."""
+    """Return method → rows."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row.method, []).append(row)
@@ -112,20 +112,19 @@ def with_rewards(
     price: float = 0.0,
     coarse: Mapping[str, int] | None = None,
 ) -> list[Row]:
-    """Adds rewards and, with fixed starts, regrets, and the rows of the best fixed start, the oracle, and each
-    picture's best start.
+    """Add rewards; with fixed starts, also regrets and the rows of the starts that are chosen from them.
 
-    The last, where there are several noise seeds, takes for each picture the start that is best on average under the
-    *other* seeds. The fewer they are, the more that choice is itself disturbed by noise: what of the oracle's gain is
-    the picture's is at least what this row keeps, on average.
+    These are the best fixed start, the oracle and, with several noise seeds, each picture's best start: the start that
+    is best on average under the picture's *other* seeds. With fewer seeds, noise disturbs that choice more. On average,
+    the part of the oracle's gain that is due to the picture is at least the gain of this row.
 
     Args:
-        rows: with every start of the fine chain, or with none; those of the originals, which have no reward, are put at
-            the end.
-        metric: the reward's; must be among the rows' metrics.
-        best_start: the best fixed start, chosen on other pictures; None: the best on these.
-        kind: of the reward, one of `skipdiff_env.rules.REWARDS`.
-        price: of a fine forward.
+        rows: rows with every start of the fine chain, or without any start; those of the originals, which have no
+            reward, are moved to the end.
+        metric: metric of the reward; must be among the rows' metrics.
+        best_start: the best fixed start, chosen on other pictures; None: the best on these pictures.
+        kind: kind of the reward, one of `skipdiff_env.rules.REWARDS`.
+        price: price of a fine forward.
         coarse: method → forwards of its coarse stage, which cost nothing.
 
     Raises:
@@ -170,15 +169,15 @@ def with_rewards(
 
 
 def best_of_other_noises(rewards: NDArray[np.float64]) -> NDArray[np.intp]:
-    """For each noise of a picture the index of the start that is best on average under its other noises.
+    """Return the index of the best start on average under the other noises, for each noise of a picture.
 
-    (K, N) → (K,).
+    The shapes are (K, N) → (K,).
     """
     return (rewards.sum(axis=0) - rewards).argmax(axis=1)
 
 
 def _best_of_others(rows: Sequence[Row]) -> list[Row]:
-    """Of one picture's rows with every start those that `best_of_other_noises` chooses, if there are several noises."""
+    """Return those of a picture's rows that `best_of_other_noises` chooses, if there are several noises."""
     starts, seeds = (sorted({getattr(row, name) for row in rows}) for name in ("start", "seed"))
     if len(seeds) < 2:
         return []
@@ -188,7 +187,7 @@ def _best_of_others(rows: Sequence[Row]) -> list[Row]:
 
 
 def _figures(rows: Sequence[Row]) -> list[str]:
-    """Names of what is averaged: metrics, and reward and regret if they are known."""
+    """Return the names of the averaged values: the metrics, and reward and regret if they are known."""
     known = [name for name in ("reward", "regret") if any(not math.isnan(getattr(row, name)) for row in rows)]
     return [*rows[0].metrics, *known]
 
@@ -198,12 +197,12 @@ def _figure(row: Row, name: str) -> float:
 
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One entry a method: mean over pictures, then mean and standard deviation over noise seeds.
+    """Return one entry for each method: means over pictures, then mean and standard deviation over noise seeds.
 
-    A value that is NaN (the metric failed on that picture) is left out; `failures` counts them. The originals' entry
-    has no value that needs a reference, and that of another net has no forwards. `start` is the mean start, where there
-    is a fine stage. `dominated_by` names the method that dominates this one, see `dominators`; it is a dash where there
-    is none, and missing where that cannot be judged.
+    A value that is NaN (the metric failed on that picture) is left out, and `failures` counts these values. The entry
+    of the originals has no metrics with a reference, and that of another network has no forwards. `start` is the mean
+    start, if there is a fine stage. `dominated_by` names the method that dominates this one, see `dominators`; it is a
+    dash if there is none, and missing if domination cannot be determined.
     """
     summary: list[dict[str, Any]] = []
     for method, own in by_method(rows).items():
@@ -228,26 +227,26 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def judged(names: Iterable[str]) -> list[str]:
-    """By which of these metrics methods dominate each other; by none where PSNR or LPIPS is missing."""
+    """Return the metrics that determine domination; empty if PSNR or LPIPS is missing."""
     known = [name for name in JUDGED if name in names]
     return known if {"psnr", "lpips"} <= set(known) else []
 
 
 def _losses(entry: Mapping[str, Any], figures: Iterable[str]) -> NDArray[np.float64]:
-    """Figures of an entry, the lower the better; NaN where it has none."""
+    """Return the values of an entry, where lower is better; NaN for a missing value."""
     values = {name: entry.get(name, math.nan) for name in figures}
     return np.array([value if name == "nfe" or name in LOWER_BETTER else -value for name, value in values.items()])
 
 
 def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
-    """For each method the one that dominates it, None where none does.
+    """Return the method that dominates each method, or None.
 
-    A method is dominated if another with at most its forwards is at least as good in PSNR, LPIPS and, where its weights
-    are there, DISTS, and better in one of them. Of several that are not dominated themselves the one with the best
-    LPIPS is named. The originals, what is chosen by knowing them, and other nets take no part.
+    A method is dominated if another with at most its forwards is at least as good in PSNR, LPIPS and, if it was
+    measured, DISTS, and better in one of them. Of several that are not dominated, the one with the best LPIPS is named.
+    The originals, the choices that know them, and other networks are left out.
 
     Args:
-        summary: as `summarise` gives it.
+        summary: as `summarise` returns it.
     """
     methods = [entry for entry in summary if entry["family"] not in (ORIGINALS, OTHER_NET, *CHOSEN)]
 
@@ -272,7 +271,7 @@ def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
 
 
 def domination_note(names: Iterable[str]) -> str:
-    """What "dominated" means in a table with these metrics, as a sentence; empty where it cannot be judged."""
+    """Return a sentence that defines "dominated" for a table with these metrics; empty without domination."""
     headings = [COLUMNS[name][0] for name in judged(names)]
     if not headings:
         return ""
@@ -283,14 +282,14 @@ def domination_note(names: Iterable[str]) -> str:
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """The summary as a Markdown table; ± is the standard deviation over noise seeds, where there are several."""
+    """Return the summary as a Markdown table; ± is the standard deviation over noise seeds, if there are several."""
     note = domination_note(rows[0].metrics)
     columns = ["method", *_figures(rows), "nfe", "seconds", *(["dominated_by"] if note else [])]
     return markdown_table(summarise(rows), columns) + (f"\n\n{note}" if note else "")
 
 
 def flat(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Rows with their metrics as columns of their own, and levels as text."""
+    """Return rows with one column for each metric, and levels as text."""
     every = []
     for row in rows:
         columns = asdict(row) | {"levels": " ".join(map(str, row.levels))}
@@ -302,9 +301,9 @@ def write_report(folder: Path, rows: Sequence[Row], sections: Iterable[str]) -> 
     """Write `report.md`, `table.md`, `table.csv`, `table.json` (the summary) and `rows.csv` into a folder.
 
     Args:
-        folder: is made if it is not there.
-        rows: of every method, picture and noise.
-        sections: of the report, as Markdown; the command that is running stands above them.
+        folder: the folder, which is created if it is missing.
+        rows: rows of every method, picture and noise.
+        sections: sections of the report, as Markdown; the running command is printed above them.
     """
     summary = summarise(rows)
     write_json(folder / "table.json", summary)

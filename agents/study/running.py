@@ -1,4 +1,4 @@
-"""The runner: every method on every picture under every noise seed, measured, in parts that can stay on disk."""
+"""The runner, which runs and measures every method on every picture under every noise seed."""
 
 import hashlib
 import json
@@ -27,14 +27,14 @@ from skipdiff_env.metrics import make_metric
 from skipdiff_env.pictures import Pictures
 from skipdiff_env.refinement import Refinement
 
-# Told of what a method made of a batch.
+# A function that is called with the result of a method for a batch.
 Keep = Callable[[Batch, Method, Result], None]
-# In a folder of results: what they were made with, and the rows of each method and batch.
+# Names in a folder of results: the settings, and the rows of each method and batch.
 SETTINGS, PARTS = "settings.json", "parts"
 
 
 def default_metrics() -> list[str]:
-    """What tables show: PSNR, SSIM, NIQE, LPIPS, DISTS where the file of its weights is there, and the colour error."""
+    """Return the metrics of tables: PSNR, SSIM, NIQE, LPIPS, DISTS if its weights exist, and the colour error."""
     judge = ["dists"] if judge_file().is_file() else []
     return ["psnr", "ssim", "niqe", "lpips", *judge, "colour"]
 
@@ -54,13 +54,13 @@ class Crops(Sequence[Tensor]):
 
 
 def load_crops(images: Sequence[str | Path] | None, size: int, limit: int | None = None) -> Crops:
-    """Target pictures, each (3, size, size) in [-1, 1].
+    """Return target pictures, each (3, size, size) in [-1, 1].
 
     Args:
-        images: folders, files or patterns of photographs, of which the centres are taken; None or empty: the crops that
-            tile scikit-image's photographs.
+        images: folders, files or patterns of photographs, whose centres are taken; None or empty: crops that cover
+            scikit-image's photographs.
         size: side of a crop.
-        limit: take only so many, evenly spread.
+        limit: largest number of pictures, evenly spread.
 
     Raises:
         ImageError: there is no picture, a file cannot be read, or one is smaller than the crop.
@@ -72,14 +72,14 @@ def load_crops(images: Sequence[str | Path] | None, size: int, limit: int | None
 
 
 class Runner:
-    """Runs methods of one net, and measures what they make.
+    """A runner of methods with one network, which measures their results.
 
     Args:
         unet: the denoiser.
         metrics: names of metrics.
-        device: where the net is, and metrics are computed.
+        device: device of the network and the metrics.
         batch_size: pictures per batch.
-        degradation: how the low-resolution pictures are made, as `Degradation.parse` takes it.
+        degradation: degradation of the low-resolution pictures, as `Degradation.parse` takes it.
 
     Raises:
         ConfigError: a metric or the degradation is unknown.
@@ -98,20 +98,20 @@ class Runner:
         self.metrics = {name: make_metric(name, device) for name in metrics}
 
     def batch(self, hr: Tensor, seed: int = 0, first: int = 0) -> Batch:
-        """Targets (B, 3, H, W) under one noise seed; `first` is the index of the first."""
+        """Return targets (B, 3, H, W) under one noise seed as a batch; `first` is the index of the first picture."""
         return Batch(self.unet, hr, seed, first, self.batch_size, self.degradation)
 
     def batches(self, crops: Sequence[Tensor]) -> list[Batch]:
-        """All of some targets under noise seed 0, in batches."""
+        """Return targets under noise seed 0, in batches."""
         starts = range(0, len(crops), self.batch_size)
         groups = [torch.stack(list(crops[first : first + self.batch_size])).to(self.device) for first in starts]
         return [self.batch(group) for group in groups]
 
     def check_size(self, size: int) -> None:
-        """Checks the side of the pictures.
+        """Check the side of the pictures.
 
         Raises:
-            ConfigError: the net or a metric cannot take it.
+            ConfigError: the network or a metric does not take pictures of this size.
         """
         multiple = image_multiple(self.unet)
         if size % multiple:
@@ -120,7 +120,7 @@ class Runner:
             metric.check_size(size, size)
 
     def settings(self, crops: Sequence[Tensor], seeds: int) -> dict[str, Any]:
-        """What two runs of the same methods must have in common for their rows to be the same.
+        """Return the settings that two runs must share for the rows of a method to be the same.
 
         Args:
             crops: targets, each (3, H, W) in [-1, 1], of one size.
@@ -147,20 +147,20 @@ class Runner:
         keep: Keep | None = None,
         title: str = "evaluate",
     ) -> list[Row]:
-        """Runs every method on every picture under every noise seed.
+        """Run every method on every picture under every noise seed, and return the rows.
 
         Args:
-            methods: in the order in which a batch meets them; of several with one name the first is taken.
+            methods: methods in the order in which they run; of several with the same name the first is taken.
             crops: targets, each (3, H, W) in [-1, 1], of one size.
             seeds: noise seeds; each picture under seed k has the noise of key k.
-            parts: folder in which the rows of each method and batch are kept, so that a run which was stopped goes on
-                where it was; None: they are kept in memory alone.
-            keep: told of each result that is computed.
-            title: what the bar is called.
+            parts: folder for the rows of each method and batch, from which a run that was stopped continues; None: they
+                are kept only in memory.
+            keep: function that is called with each result.
+            title: title of the progress bar.
 
         Returns:
-            One row for each method, picture and seed, by method; of the originals, which have no noise, one a picture
-            if a metric has no reference.
+            One row for each method, picture and seed, by method; for the originals, which have no noise, one for each
+            picture if a metric needs no reference.
         """
         methods = list({method.name: method for method in reversed(methods)}.values())[::-1]
         rows: dict[str, list[Row]] = {method.name: [] for method in methods}
@@ -188,11 +188,11 @@ class Runner:
                     rows[method.name] += own
                     batch.forwards[method.name] = float(np.mean([row.nfe for row in own] or [0]))
                 left -= _forwards(own_todo) * sizes[job]
-                bar.total = bar.n + left * self.unet.forwards_per_call  # agents take fewer forwards than they might
+                bar.total = bar.n + left * self.unet.forwards_per_call  # agents may take fewer forwards
         return [row for own in rows.values() for row in own]
 
     def _run(self, method: Method, batch: Batch, path: Path | None, keep: Keep | None) -> list[Row]:
-        """Runs one method on one batch, and writes its rows where they are to stay."""
+        """Run one method on one batch, and write its rows into the folder, if there is one."""
         result = method.run(batch)
         rows = self.measure(method, batch, result)
         if keep is not None:
@@ -202,9 +202,9 @@ class Runner:
         return rows
 
     def measure(self, method: Method, batch: Batch, result: Result) -> list[Row]:
-        """Measures what a method made of a batch.
+        """Measure the result of a method for a batch.
 
-        The originals, their own targets, by the metrics without reference only.
+        The originals, which are the targets, are measured only by metrics without a reference.
         """
         fitting = [m for m in self.metrics.values() if method.family != ORIGINALS or not m.needs_reference]
         if not fitting:
@@ -224,7 +224,7 @@ class Runner:
 
     @contextmanager
     def _bar(self, title: str, forwards: int) -> Iterator["tqdm[Any]"]:
-        """A bar that counts the net's forwards of pictures."""
+        """Yield a progress bar that counts the network's forwards of pictures."""
         with (
             progress(total=forwards * self.unet.forwards_per_call, desc=title, unit="forward") as bar,
             watching(self.unet, lambda pictures, values: bar.update(pictures)),
@@ -233,28 +233,28 @@ class Runner:
 
 
 def _under(seed: int, seeds: Sequence[int], methods: Sequence[Method]) -> list[Method]:
-    """The methods that run under a noise seed: the originals, which have no noise, under the first alone."""
+    """Return the methods that run under a noise seed: the originals, which have no noise, only under the first."""
     return [method for method in methods if seed == seeds[0] or method.family != ORIGINALS]
 
 
 def _todo(methods: Sequence[Method], parts: Path | None, seed: int, first: int) -> list[Method]:
-    """What is left to do of a batch."""
+    """Return the methods of a batch that have not run."""
     return [method for method in methods if parts is None or not part_path(parts, method.name, seed, first).exists()]
 
 
 def _forwards(methods: Sequence[Method]) -> int:
-    """Forwards of one picture by several methods, which share their coarse stages, at most."""
+    """Return the largest number of forwards of one picture by several methods, which share their coarse stages."""
     coarse = {method.plan.coarse: method.plan.coarse_forwards for method in methods if method.plan is not None}
     return sum(method.forwards for method in methods) + sum(coarse.values())
 
 
 def part_path(parts: Path, method: str, seed: int, first: int) -> Path:
-    """Where the rows of a method on one batch are."""
+    """Return the path of the rows of a method for one batch."""
     return parts / file_name(method) / f"{seed}-{first}.json"
 
 
 def digest(contents: Iterable[bytes]) -> str:
-    """A few letters that stand for the contents."""
+    """Return a short digest of the contents."""
     found = hashlib.blake2b(digest_size=6)
     for content in contents:
         found.update(content)
@@ -262,20 +262,20 @@ def digest(contents: Iterable[bytes]) -> str:
 
 
 def tensor_digest(tensors: Iterable[Tensor], settings: Mapping[str, Any] | None = None) -> str:
-    """A few letters that stand for tensors, and for settings that belong to them."""
+    """Return a short digest of tensors and their settings."""
     told = [] if settings is None else [json.dumps(settings, sort_keys=True).encode()]
     return digest([*told, *(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in tensors)])
 
 
 def settle(path: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings that rows which stay were made with, or compares them with those that are there.
+    """Write the settings of the rows in a folder, or compare them with the settings that the folder has.
 
-    Agents may be added, but not change.
+    Agents may be added, but not changed.
 
     Raises:
-        ConfigError: other settings are there.
+        ConfigError: the folder has other settings.
     """
-    settings = dict(json.loads(json.dumps(settings)))  # as they are read: lists for tuples
+    settings = dict(json.loads(json.dumps(settings)))  # as JSON reads them: lists instead of tuples
     if path.exists():
         before = read_json(path)
         if not isinstance(before, dict) or not isinstance(before.get("agents"), dict):
@@ -286,19 +286,19 @@ def settle(path: Path, settings: Mapping[str, Any]) -> None:
             grown = name == "agents" and before[name].items() <= settings[name].items()
             if old != new and not grown:
                 raise ConfigError(
-                    f"{path.parent} holds results with {name} {old}, got {new}; go on with the same settings, or give "
-                    "another --out"
+                    f"{path.parent} holds results with {name} {old}, got {new}; continue with the same settings, or "
+                    "give another --out"
                 )
     write_json(path, settings)
 
 
 def save_pictures(folder: Path, count: int, methods: Sequence[Method] | None = None) -> Keep:
-    """A `keep` that writes the first `count` pictures of noise seed 0 as FOLDER/<picture>/<method>.png.
+    """Return a `keep` that writes the first `count` pictures of noise seed 0 as FOLDER/<picture>/<method>.png.
 
     Args:
-        folder: where to write.
+        folder: the folder.
         count: number of pictures.
-        methods: those whose pictures are wanted; None: all.
+        methods: methods whose pictures are written; None: all.
     """
     wanted = None if methods is None else {method.name for method in methods}
 
@@ -312,10 +312,10 @@ def save_pictures(folder: Path, count: int, methods: Sequence[Method] | None = N
 
 
 def picture_path(folder: Path, image: int, method: str) -> Path:
-    """Where `save_pictures` puts a picture."""
+    """Return the path to which `save_pictures` writes a picture."""
     return folder / f"{image:03d}" / f"{'original' if method == ORIGINALS else file_name(method)}.png"
 
 
 def file_name(method: str) -> str:
-    """The name of a method's files, without their ending."""
+    """Return the name of a method's files, without the file extension."""
     return re.sub(r"[^\w(), +-]", "_", method)

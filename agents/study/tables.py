@@ -1,4 +1,4 @@
-"""Tables as Markdown and as CSV: the one writer for evaluations, reports and benchmarks."""
+"""Tables as Markdown and as CSV, for evaluations, reports and benchmarks."""
 
 import csv
 import math
@@ -17,7 +17,7 @@ COLUMNS = {
 
 
 def markdown(headings: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table of cells; floats have three significant digits, everything else is written as it is."""
+    """Return a Markdown table of cells; floats have three significant digits."""
     lines = [list(headings)]
     lines += [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     text = ["| " + " | ".join(cells) + " |" for cells in lines]
@@ -25,7 +25,7 @@ def markdown(headings: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def figure_text(entry: Mapping[str, object], name: str, digits: int) -> str:
-    """A cell: text, a figure with its standard deviation over noise seeds where there are several, or a dash."""
+    """Return a cell: text, a number with its standard deviation over several noise seeds, or a dash."""
     value = entry.get(name, math.nan)
     if not isinstance(value, int | float):
         return str(value)
@@ -42,12 +42,12 @@ def markdown_table(
     columns: Iterable[str],
     headings: Mapping[str, tuple[str, int]] | None = None,
 ) -> str:
-    """A Markdown table of entries.
+    """Return a Markdown table of entries.
 
     Args:
-        entries: one a line, as `agents.study.rows.summarise` gives them; what one lacks is a dash.
-        columns: names of what is shown.
-        headings: name → (heading, digits), of columns that are not in `COLUMNS`.
+        entries: one entry for each line, as `agents.study.rows.summarise` returns them; a missing value is a dash.
+        columns: names of the columns.
+        headings: name → (heading, digits), for columns that are not in `COLUMNS`.
     """
     known = {**COLUMNS, **(headings or {})}
     shown = {name: known.get(name, (name, 4)) for name in columns}
@@ -58,7 +58,7 @@ def markdown_table(
 
 
 def write_csv(path: Path, entries: Sequence[Mapping[str, object]]) -> None:
-    """Writes a table with the columns of all its entries; what one lacks is left empty."""
+    """Write a table with the columns of all its entries; missing values are left empty."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for entry in entries for name in entry)))
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""Agents that are trained on a table of outcomes, and so without a network."""
+"""Training of agents on a table of outcomes, without a network."""
 
 import csv
 import time
@@ -34,20 +34,20 @@ from skipdiff_env.tree import Tree
 
 # The learning curve: decisions, and the score on validation photographs.
 CURVE = "curve.csv"
-# What a finished training has reached.
+# The score of a finished training.
 RESULT = "result.json"
 # The trained model as Stable-Baselines3 saves it, with the weights that were best on validation photographs.
 MODEL = "model.zip"
-# Scores that a learning curve has at most.
+# Largest number of scores in a learning curve.
 POINTS = 40
 
 
 class TableVecEnv(SkipDiffVecEnv):
-    """The batched environment of a table behind the interface of Stable-Baselines3, with little in `infos`.
+    """The batched environment of a table as a `VecEnv` of Stable-Baselines3, with short `infos`.
 
     Args:
         num_envs: number of environments.
-        seed: of the crops and noises that are drawn.
+        seed: seed for drawing crops and noises.
         settings: arguments of `skipdiff_env.table_env.SkipDiffTableVectorEnv`.
     """
 
@@ -57,7 +57,7 @@ class TableVecEnv(SkipDiffVecEnv):
         self.seed(seed)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Perform the actions; `infos` has no more than Stable-Baselines3 needs."""
+        """Perform the actions; `infos` has only the entries that Stable-Baselines3 needs."""
         assert self._actions is not None, "step_wait() without step_async()"
         observations, rewards, dones, _, infos = self.env.step(self._actions)
         self._actions = None
@@ -75,14 +75,14 @@ class TableTrainingConfig:
 
     Attributes:
         env: the environment, one of `skipdiff_env.scoring.BENCHMARKS`.
-        table: folder of the table, as `skipdiff tabulate --ways` writes it, or the name of one that ships; None: that
-            of the environment.
-        algorithm: which one trains.
+        table: folder of the table, as `skipdiff tabulate --levels` writes it, or the name of a table that ships; None:
+            the table of the environment.
+        algorithm: name of the algorithm.
         nfe_penalty: price of a forward.
-        env_steps: decisions in all; None: as the hyperparameters say.
-        minutes: when to stop, if the decisions have not been made by then.
-        seed: of everything random.
-        settings: what is changed of the hyperparameters that ship, see `agents/training/hyperparams`.
+        env_steps: number of decisions; None: the number in the hyperparameters.
+        minutes: time limit of the training.
+        seed: seed of everything random.
+        settings: changes to the hyperparameters that ship, see `agents/training/hyperparams`.
     """
 
     env: str = "SkipDiffBanditTable-v0"
@@ -107,7 +107,7 @@ class TableTrainingConfig:
 
 
 class _Watch(BaseCallback):
-    """Shows progress and, now and then, the score on validation photographs; keeps the best weights."""
+    """Callback that shows the progress, evaluates on validation photographs, and keeps the best weights."""
 
     def __init__(self, tree: Tree, fixed: int, config: TableTrainingConfig, env_steps: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class _Watch(BaseCallback):
             self.evaluate()
 
     def evaluate(self) -> None:
-        """Score the policy on validation photographs, and keep its weights if it is the best so far."""
+        """Score the policy on validation photographs, and keep its weights if the score is the best so far."""
         chosen = play(self.validation, self.model)
         score = self.validation.table.score([chosen], self.fixed, self.config.nfe_penalty).value
         self.curve.append((self.num_timesteps, score))
@@ -146,10 +146,10 @@ def resumed_table_config(folder: Path, changes: Mapping[str, Any] | None = None)
     """Return the settings of a run on a table, which cannot be changed.
 
     Raises:
-        ConfigError: the folder holds no such run, or a setting is another one.
+        ConfigError: the folder does not hold such a run, or a setting differs from the run's.
     """
     if not (folder / CONFIG).is_file():
-        raise ConfigError(f"{folder} holds no run to go on with; leave --resume out")
+        raise ConfigError(f"{folder} holds no run to resume; leave --resume out")
     known = read_json(folder / CONFIG)
     if not isinstance(known, dict):
         raise ConfigError(f"{folder / CONFIG} must hold an object of settings, got {known!r:.80}")
@@ -159,11 +159,11 @@ def resumed_table_config(folder: Path, changes: Mapping[str, Any] | None = None)
     try:
         return TableTrainingConfig(**known)
     except TypeError as error:
-        raise ConfigError(f"{folder / CONFIG} holds no settings of a training on a table ({error})") from None
+        raise ConfigError(f"{folder / CONFIG} does not hold settings of a training on a table ({error})") from None
 
 
 def make_model(config: TableTrainingConfig, table: OutcomeTable) -> tuple[Any, int]:
-    """Return an algorithm, untrained, on the table's training photographs, and the decisions of its training.
+    """Return an untrained algorithm on the table's training photographs, and the number of decisions of its training.
 
     Raises:
         ConfigError: the algorithm does not learn on tables, or does not take a hyperparameter.
@@ -177,14 +177,14 @@ def make_model(config: TableTrainingConfig, table: OutcomeTable) -> tuple[Any, i
     )
     make: Any = algorithm_class(config.algorithm)
     rate = values["learning_rate"]
-    if isinstance(rate, str) and rate.startswith("lin_"):  # as the zoo writes one that falls to 0
+    if isinstance(rate, str) and rate.startswith("lin_"):  # a rate that falls to 0, in the zoo's notation
         values["learning_rate"] = LinearSchedule(float(rate.removeprefix("lin_")), 0.0, 1.0)
     if values.pop("noise_type", None) is not None:  # "normal", as the zoo calls it
         zeros = np.zeros(env.action_space.shape or ())
         values["action_noise"] = NormalActionNoise(zeros, zeros + values.pop("noise_std"))
     try:
         return make(values.pop("policy"), env, seed=config.seed, device="cpu", **values), env_steps
-    except Exception as error:  # of odd settings, algorithms raise nearly anything
+    except Exception as error:  # for unusual settings, algorithms raise nearly any error
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(
             f"{config.algorithm} does not take these hyperparameters ({type(error).__name__}: {reason})"
@@ -192,20 +192,21 @@ def make_model(config: TableTrainingConfig, table: OutcomeTable) -> tuple[Any, i
 
 
 def train_on_table(config: TableTrainingConfig, folder: Path, resume: bool = False) -> tuple[Path, Score]:
-    """Train an agent on the table's training photographs; the weights with the best validation score are kept.
+    """Train an agent on the table's training photographs, and keep the weights with the best validation score.
 
     Args:
         config: the settings.
-        folder: of the run; the agent goes to `best`, the learning curve to `curve.csv`, the model of
+        folder: folder of the run; the agent is written to `best`, the learning curve to `curve.csv`, and the model of
             Stable-Baselines3 to `model.zip`.
-        resume: take a run that has ended as it is, and begin an unfinished one anew, since it takes a minute.
+        resume: return the result of a finished run, or start an unfinished run again, since it takes only a minute.
 
     Returns:
         The agent's folder, or the model's file where the decisions are strides; and the score on the table's test
         photographs.
 
     Raises:
-        ConfigError: the folder holds a run, perhaps of other settings, the table is damaged, or a setting does not fit.
+        ConfigError: the folder holds a run, possibly with other settings, the table is damaged, or a setting does not
+            fit.
     """
     check_new_run(folder, resume)
     whole = tree_of(config.env, config.table)
@@ -239,7 +240,7 @@ def train_on_table(config: TableTrainingConfig, folder: Path, resume: bool = Fal
 
 
 def _result(folder: Path) -> tuple[Path, Score]:
-    """Return what `train_on_table` returned when the run ended."""
+    """Return the results of a finished run, as `train_on_table` returned them."""
     known = read_json(folder / RESULT)
     try:
         score = Score(**{**known["score"], "values": tuple(known["score"]["values"])})
@@ -250,6 +251,6 @@ def _result(folder: Path) -> tuple[Path, Score]:
 
 
 def read_curve(path: Path) -> list[tuple[int, float]]:
-    """Return the learning curve that a training on a table has written: decisions and scores."""
+    """Return the learning curve of a training on a table: decisions and scores."""
     with path.open(newline="", encoding="utf-8") as file:
         return [(int(row["decisions"]), float(row["score"])) for row in csv.DictReader(file)]

@@ -1,4 +1,4 @@
-"""What the benchmark compares algorithms with: regressions of all outcomes, behaviour cloning, and chance."""
+"""Baselines of the benchmark: regression of all outcomes, behaviour cloning, and random actions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -13,18 +13,18 @@ from skipdiff_env.scoring import play
 from skipdiff_env.tree import Tree
 
 Array = NDArray[np.float64]
-# A fitted function of observations (B, F): a number for each action, (B, actions).
+# A fitted function from observations (B, F) to a value for each action, (B, actions).
 Model = Callable[[NDArray[np.floating]], Array]
-# Strengths of the ridge that are tried.
+# Strengths of the ridge from which one is chosen.
 RIDGES = (0.1, 1.0, 10.0, 100.0, 1000.0)
-# Epochs over the whole table, of which the best on validation photographs is kept.
+# Epochs over the whole table; the best one on validation photographs is kept.
 EPOCHS = 600
 EVERY = 20
 HIDDEN = 64
 
 
 def random_policy(space: spaces.Space[Any], seed: int = 0) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
-    """Return the policy that draws each action of a space, `Discrete` or `Box`, with the same probability."""
+    """Return a policy that draws the actions of a space, `Discrete` or `Box`, uniformly at random."""
     rng = np.random.default_rng(seed)
     if isinstance(space, spaces.Discrete):
         return lambda seen: rng.integers(space.n, size=len(seen))
@@ -33,11 +33,11 @@ def random_policy(space: spaces.Space[Any], seed: int = 0) -> Callable[[NDArray[
 
 
 class Planner:
-    """A policy that predicts what each action comes to, with one model for each level, and takes the best.
+    """A policy that predicts the reward of each action, with one model for each level, and takes the best action.
 
     Args:
         tree: the decisions.
-        models: level of the nodes, as a part of the way, → model of the rewards there.
+        models: level of the nodes, as a share of all levels, → model of the rewards there.
     """
 
     def __init__(self, tree: Tree, models: dict[float, Model]) -> None:
@@ -61,19 +61,19 @@ def fit(
     kind: Literal["ridge", "supervised", "cloning"],
     seed: int = 0,
 ) -> Planner:
-    """Return a policy that was fitted to the outcomes of training photographs.
+    """Return a policy that is fitted to the outcomes of training photographs.
 
-    Where there are decisions after the first forward, their model is fitted first, and the first decision is valued by
-    what following it comes to.
+    If there are decisions after the first forward, their model is fitted first, and the value of the first decision is
+    the reward of following that model.
 
     Args:
         train: decisions with the outcomes of training photographs.
-        validation: the same with those of validation photographs, on which the strength of a ridge and the epoch of a
-            network are chosen.
-        price: of a forward.
+        validation: decisions with the outcomes of validation photographs, on which the strength of a ridge and the
+            epoch of a network are chosen.
+        price: price of a forward.
         kind: "ridge", linear in the observation; "supervised", a network with one hidden layer of 64 units; "cloning",
-            such a network that imitates the choice of the best schedule under the other noises.
-        seed: of the networks.
+            a network of this size that imitates the choice of the best schedule under the other noises.
+        seed: seed of the networks.
     """
     models: dict[float, Model] = {}
     for level in sorted({float(level) for level in train.levels}):
@@ -93,7 +93,7 @@ def fit(
 
 
 def _validation_reward(planner: Planner, level: float, price: float) -> float:
-    """The mean reward of the decisions at a level on validation photographs."""
+    """Return the mean reward of the decisions at a level on validation photographs."""
     tree = planner.tree
     if np.isclose(level, 1.0):
         choices = play(tree, planner)
@@ -104,7 +104,7 @@ def _validation_reward(planner: Planner, level: float, price: float) -> float:
 
 
 def _outcomes(tree: Tree, level: float, later: Planner, price: float) -> tuple[NDArray[np.float32], Array]:
-    """Observations at a level, and what each action comes to there.
+    """Return the observations at a level, and the reward of each action there.
 
     Rewards are relative to their mean. At the root they are means over the noises.
     """
@@ -116,7 +116,7 @@ def _outcomes(tree: Tree, level: float, later: Planner, price: float) -> tuple[N
     nodes = np.flatnonzero(np.isclose(tree.levels, level))
     for node in nodes:
         values = np.empty((len(crops), len(tree.actions)))
-        for action in range(len(tree.actions)):  # one that is not possible comes to what the nearest one does
+        for action in range(len(tree.actions)):  # an impossible action has the reward of the nearest possible one
             ahead = np.full(len(crops), tree.moves[node, action])
             while len(going := np.flatnonzero(ahead >= 0)):
                 chosen = later(tree.observe(crops[going], noises[going], ahead[going]))
@@ -131,7 +131,7 @@ def _outcomes(tree: Tree, level: float, later: Planner, price: float) -> tuple[N
 
 
 def _candidates(inputs: NDArray[np.float32], values: Array, kind: str, seed: int) -> Sequence[Model]:
-    """Models of several strengths, or of several epochs."""
+    """Yield models with several strengths of the ridge, or after several epochs."""
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-3
 
     def normal(seen: NDArray[np.floating]) -> Array:
@@ -154,7 +154,7 @@ def _networks(
     cloning: bool,
     seed: int,
 ) -> list[Model]:
-    """A network after each of some epochs."""
+    """Yield the network after each of several epochs."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(inputs.shape[1], HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, values.shape[1]))
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.1)

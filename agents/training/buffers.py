@@ -1,4 +1,4 @@
-"""Buffers that store each latent once instead of whole stacks of them."""
+"""Buffers that store each latent once instead of whole stacks of latents."""
 
 from collections.abc import Generator
 from typing import Any
@@ -16,24 +16,25 @@ from skipdiff_env.refinement import Action
 
 
 class EpisodeRolloutBuffer(RolloutBuffer):
-    """Stores the newest latent of every observation and stacks episodes again when minibatches are drawn.
+    """Rollout buffer that stores only the newest latent of each observation, and stacks them again for minibatches.
 
-    For PPO, A2C and TRPO: `rollout_buffer_class=EpisodeRolloutBuffer`. Against Stable-Baselines3's `RolloutBuffer`,
-    memory and time spent on copies are a fraction, and where rollouts consist of whole episodes of n env steps,
-    minibatches do too: the SPN then computes each latent once per epoch, whatever the size of a minibatch.
+    For PPO, A2C and TRPO: `rollout_buffer_class=EpisodeRolloutBuffer`. It needs a fraction of the memory of
+    Stable-Baselines3's `RolloutBuffer` and of its time for copies. If rollouts consist of whole episodes of n env
+    steps, so do minibatches: the SPN then computes each latent once per epoch for any size of a minibatch.
 
     Args:
-        buffer_size: env steps of each environment.
+        buffer_size: number of env steps of each environment.
         observation_space: Box (3 · n, H, W).
         action_space: Discrete.
         normalize_decisions: divide the advantages of each decision (the first of an episode, the second, …) by their
             standard deviation. With a reward only at the end, discounting shrinks the advantages of early decisions to
             γ^(N-2) of the last one's without making them any less important.
-        undone_price: in "restart" a SKIP undoes the decisions before it: neither the result nor what is decided later
-            depends on them, and in long episodes that is most of the gradient's noise. With a price they have no part
-            in the result's advantage; SKIP is put above DENOISE by this many standard deviations of the others'
-            advantages, for the forward that is thrown away. The others are compared with one another, decision by
-            decision. None: not so.
+        undone_price: in "restart" a SKIP undoes the decisions before it: neither the result nor later decisions depend
+            on them, and in long episodes they cause most of the gradient's noise. With a price, these decisions have
+            no part in the advantage of the result. For the forward that is thrown away, the advantage of SKIP exceeds
+            that of DENOISE by this number of standard deviations of the other decisions' advantages. The other
+            decisions are compared with one another, decision by decision. None: undone decisions are treated like the
+            others.
         kwargs: further arguments of `RolloutBuffer`.
     """
 
@@ -53,7 +54,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         super().__init__(buffer_size, newest, action_space, **kwargs)
 
     def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: NDArray[Any]) -> None:
-        """As `RolloutBuffer`; then, if asked for, prices what was undone and normalises decision by decision."""
+        """Compute as `RolloutBuffer` does; then price undone decisions and normalise decision by decision, as set."""
         super().compute_returns_and_advantage(last_values, dones)
         if not self.normalize_decisions and self.undone_price is None:
             return
@@ -71,14 +72,14 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self.advantages = np.where(counts, self.advantages, self.undone_price * (skips - np.float32(0.5)))
 
     def _decisions(self) -> NDArray[np.int64]:
-        """Which decision of its episode each env step is, 0, 1, …; (steps, environments)."""
+        """Return the number of the decision in its episode for each env step, 0, 1, …; (steps, environments)."""
         decisions = np.zeros(self.episode_starts.shape, dtype=np.int64)
         for t in range(1, len(decisions)):
             decisions[t] = np.where(self.episode_starts[t], 0, decisions[t - 1] + 1)
         return decisions
 
     def _undone(self) -> NDArray[np.bool_]:
-        """Whether a SKIP follows in the same episode; (steps, environments)."""
+        """Return whether a SKIP follows in the same episode; (steps, environments)."""
         skips = self.actions.reshape(self.episode_starts.shape) == Action.SKIP
         undone = np.zeros(skips.shape, dtype=bool)
         for t in range(len(skips) - 2, -1, -1):
@@ -86,12 +87,12 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         return undone
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
-        """Draws minibatches; of whole episodes, if the rollout and the minibatches are made of them."""
+        """Yield minibatches, which consist of whole episodes if the rollout does and the size allows it."""
         n = self.n_frames
         if batch_size is None or batch_size % n or self.buffer_size % n or not self.episode_starts[::n].all():
             yield from super().get(batch_size)
             return
-        if not self.generator_ready:  # as RolloutBuffer has it: environments one after the other
+        if not self.generator_ready:  # the order of RolloutBuffer: environments one after the other
             for name in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
                 self.__dict__[name] = self.swap_and_flatten(self.__dict__[name])
             self.generator_ready = True
@@ -101,7 +102,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             yield self._get_samples((chosen[:, None] * n + np.arange(n)).ravel())
 
     def add(self, obs: NDArray[Any], *args: Any, **kwargs: Any) -> None:
-        """Stores one step of every environment; `obs` is a stack."""
+        """Store one step of every environment; `obs` is a stack."""
         if self.pos == 0:  # a rollout may begin in the middle of an episode
             self.before = obs[:, :-3].reshape(self.n_envs, self.n_frames - 1, *self.obs_shape).copy()
         super().add(obs[:, -3:], *args, **kwargs)
@@ -123,18 +124,18 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
 
 class EpisodeReplayBuffer(ReplayBuffer):
-    """Stores the newest latent of every observation and stacks episodes again when they are sampled.
+    """Replay buffer that stores only the newest latent of each observation, and stacks them again for samples.
 
     At N = 10 this takes an eighteenth of the memory of Stable-Baselines3's `ReplayBuffer`, which keeps 9 latents before
     and 9 after each transition. For DQN and QRDQN: `replay_buffer_class=EpisodeReplayBuffer`.
 
     Args:
-        buffer_size: transitions, over all environments.
+        buffer_size: number of transitions, over all environments.
         observation_space: Box (3 · n, H, W); no episode may have more than n env steps.
         action_space: Discrete.
-        device: where samples go.
+        device: device of the samples.
         n_envs: number of environments.
-        optimize_memory_usage: makes no difference, the next latent is never stored twice.
+        optimize_memory_usage: has no effect, since the next latent is never stored twice.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class EpisodeReplayBuffer(ReplayBuffer):
         newest = newest_space(observation_space)
         assert observation_space.shape is not None
         self.n_frames = frame_count(observation_space)
-        size = max(buffer_size, (self.n_frames + 1) * n_envs)  # one episode at least, whatever is overwritten
+        size = max(buffer_size, (self.n_frames + 1) * n_envs)  # at least one episode that is not overwritten
         super().__init__(size, newest, action_space, device, n_envs, True, handle_timeout_termination=False)
 
     def add(
@@ -161,12 +162,12 @@ class EpisodeReplayBuffer(ReplayBuffer):
         done: NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        """Stores one transition of every environment; `obs` and `next_obs` are stacks."""
+        """Store one transition of every environment; `obs` and `next_obs` are stacks."""
         super().add(obs[:, -3:], next_obs[:, -3:], action, reward, done, infos)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        """Draws transitions whose episode is still there from its beginning."""
-        if self.full:  # the oldest n - 1 may have lost theirs, and the slot that is written next holds no transition
+        """Sample transitions whose episode is still stored from its beginning."""
+        if self.full:  # the oldest n - 1 may have lost their beginning, and the next slot has no transition
             rows = self.pos + np.random.randint(self.n_frames, self.buffer_size, size=batch_size)  # noqa: NPY002
         else:
             rows = np.random.randint(self.pos, size=batch_size)  # noqa: NPY002

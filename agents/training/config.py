@@ -1,4 +1,4 @@
-"""Settings of a training run of an agent, and how a run that goes on gets them back."""
+"""Settings of a training run of an agent, and of a run that is resumed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,11 +11,11 @@ from ddpm.util.checks import check_types
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import read_json
 
-# Stable-Baselines3 hands it to NumPy's old generator, which takes no larger one.
+# The largest seed of NumPy's old generator, which Stable-Baselines3 uses.
 MAX_SEED = 2**32 - 1
-# The file of Stable-Baselines3's own state, which is there once a run can go on.
+# The file of Stable-Baselines3's state; it exists once a run can be resumed.
 STATE = "state.zip"
-# What may change when a run goes on.
+# Settings that may change when a run is resumed.
 RESUMABLE = frozenset({"env_steps", "minutes", "eval_every", "cache_mb", "cache_dir", "device"})
 
 
@@ -26,22 +26,21 @@ class AgentTrainingConfig:
     Attributes:
         algorithm: "ppo", "a2c", "dqn", "qrdqn", "trpo" or "recurrent-ppo".
         env: arguments of `skipdiff_env.env.SkipDiffEnv`, without `cache_mb`, `cache_dir`, `device` and `render_mode`.
-        hyperparameters: of the algorithm.
-        eval_images: pictures that the agent is evaluated on; None: those it is trained on, their centres where it is
-            trained on random crops.
-        eval_noise_seeds: noises of each of these.
-        eval_first_seed: the first of their noise seeds, the others counting up from there; from `noise_seeds` of the
-            environment on, training never saw them.
-        eval_every: episodes between two evaluations.
-        oracle: whether every start of the evaluation's pictures is computed, so that the best fixed start and the
-            oracle are known; N (N + 1) / 2 forwards for each picture and noise, which are many where the plan's first
-            step is T. Under "jump" every number of even steps takes the place of the starts.
-        minutes: when to stop, if `env_steps` have not been done by then; what is computed before the first episode
-            counts too.
-        cache_mb: room for remembered latents; None: as much as they need, if it is there.
-        cache_dir: folder on disk for the same, which later runs read as well; None: none.
+        hyperparameters: hyperparameters of the algorithm.
+        eval_images: pictures of the evaluation; None: those of the training, of which random crops are replaced by the
+            centres.
+        eval_noise_seeds: number of noises of each picture in the evaluation.
+        eval_first_seed: the first noise seed of the evaluation, from which the others count up; seeds from the
+            environment's `noise_seeds` on do not occur in training.
+        eval_every: number of episodes between two evaluations.
+        oracle: whether to compute every start of the evaluation's pictures, for the best fixed start and the oracle.
+            This takes N (N + 1) / 2 forwards for each picture and noise, which are many if the plan's first step is T.
+            Under "jump" every number of even steps takes the place of the starts.
+        minutes: time limit of the training, which includes the computations before the first episode.
+        cache_mb: memory for latents; None: as much as they need, if it is available.
+        cache_dir: folder for latents and metrics, which later runs read as well; None: no folder.
         seed: seed of everything random.
-        device: where to compute.
+        device: device of the networks.
     """
 
     algorithm: str = "ppo"
@@ -79,12 +78,12 @@ class AgentTrainingConfig:
 
     @property
     def observation(self) -> str:
-        """What the agent sees, "latent" or "dict"."""
+        """Kind of the agent's observations, such as "latent" or "dict"."""
         return str(self.env.get("observation", "latent"))
 
 
 def resumed_config(folder: Path, changes: Mapping[str, Any]) -> AgentTrainingConfig:
-    """The configuration of the run in `folder` with some settings changed.
+    """Return the configuration of the run in `folder` with some settings changed.
 
     Raises:
         ConfigError: there is no run, or a setting may not change.
@@ -95,7 +94,7 @@ def resumed_config(folder: Path, changes: Mapping[str, Any]) -> AgentTrainingCon
     fixed = sorted(changes.keys() - RESUMABLE)
     if fixed:
         raise ConfigError(
-            f"{', '.join(fixed)} cannot change when a run goes on; start a new run, or change only "
+            f"{', '.join(fixed)} cannot change when a run is resumed; start a new run, or change only "
             f"{', '.join(sorted(RESUMABLE))}"
         )
     changes = dict(changes)

@@ -1,4 +1,4 @@
-"""Evaluation of an agent on fixed pictures and noises, beside fixed schedules."""
+"""Evaluation of an agent on fixed pictures and noises, in comparison with fixed schedules."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,21 +16,21 @@ from skipdiff_env.episode import Episode
 from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.task import Task
 
-# Qualities at which an agent is evaluated that observes the price of a forward.
+# Qualities at which an agent that observes the price of a forward is evaluated.
 QUALITIES = (0.0, 0.5, 1.0)
 
 
 class Evaluator:
-    """Plays fixed pictures and noises, and compares the rewards with those of fixed schedules.
+    """Evaluator of agents on fixed pictures and noises, which compares the rewards with those of fixed schedules.
 
-    Where each episode of the training has its own price, figures are means over three prices, the highest, the
-    lowest and the one between.
+    If each episode of the training draws a price, the results are means over three prices: the highest, the lowest and
+    one between them.
 
     Args:
-        task: its pictures are the ones played.
-        noise_seeds: noises of each picture.
+        task: the task, with the pictures of the evaluation.
+        noise_seeds: number of noises of each picture.
         oracle: whether to run the fixed schedules, see `tabulate`.
-        first_seed: the first of the noise seeds.
+        first_seed: the first noise seed.
     """
 
     def __init__(self, task: Task, noise_seeds: int, oracle: bool = True, first_seed: int = 0) -> None:
@@ -41,16 +41,16 @@ class Evaluator:
         self.outcomes = tabulate(task, seeds) if oracle else None
 
     def _rewards(self, price: float) -> NDArray[np.float64] | None:
-        """Return the rewards of everything tabulated at a price, (pictures, noises, schedules)."""
+        """Return the rewards of the tabulated schedules at a price, (pictures, noises, schedules)."""
         return None if self.outcomes is None else self.outcomes.rewards(price)
 
     def _skipped(self, episode: Episode) -> float:
-        """The share of the diffusion steps from the first to 2 that was not performed."""
+        """Return the share of the diffusion steps, from the first down to 2, that was not performed."""
         plan = self.task.plan
         return 1 - (episode.refinement.nfe - plan.coarse_forwards - 1) / plan.decisions
 
     def __call__(self, agent: Agent, env_steps: int, seconds: float) -> CurvePoint:
-        """Evaluates an agent that has learnt from `env_steps` decisions in `seconds`."""
+        """Evaluate an agent that has learnt from `env_steps` decisions in `seconds`."""
         told = agent.config.price_range is not None
         prices = [agent.config.price(quality) for quality in QUALITIES] if told else [None]
         episodes, best_fixed, oracle = [], [], []
@@ -76,7 +76,7 @@ class Evaluator:
 
 
 def _groups(task: Task, seeds: int, title: str) -> Iterator[range]:
-    """The pictures of a task in groups that make a batch under so many noises, with a progress bar."""
+    """Yield the pictures of a task in groups that make a batch with their noises, with a progress bar."""
     size, count = max(1, task.config.batch_size // seeds), len(task.pictures)
     with progress(total=count, desc=title, unit="picture", leave=False) as bar:
         for first in range(0, count, size):
@@ -86,10 +86,11 @@ def _groups(task: Task, seeds: int, title: str) -> Iterator[range]:
 
 
 def reference_schedules(task: Task) -> list[Schedule] | None:
-    """Return the fixed schedules that an agent is compared with; None: the chains of all starts.
+    """Return the fixed schedules with which an agent is compared; None: the chains of all starts.
 
-    These are the schedules that it chooses among; where it decides about forwards, single forwards with substeps, or
-    even steps for a network without them; and for DENOISE and SKIP under jumps all numbers of even steps.
+    For the kind "schedule" these are the schedules that the agent chooses from. For strides and
+    numbers they are single forwards with substeps, or even steps for a network without substeps. For DENOISE and SKIP
+    under jumps they are all numbers of even steps.
     """
     decisions, plan = task.process.decisions, task.plan
     if plan.skip_mode == "restart":

@@ -1,4 +1,4 @@
-"""Hyperparameters of the algorithms: the shipped files, overrides from the command line, and what they mean."""
+"""Hyperparameters of the algorithms: the shipped files, and overrides from the command line."""
 
 import contextlib
 import inspect
@@ -20,9 +20,9 @@ SECTIONS = {"latent": ENV_ID, "dict": "SkipDiffJump-v0", "features": "SkipDiffBa
 OFF_POLICY = frozenset({"dqn", "qrdqn"})
 # On-policy algorithms that learn in minibatches.
 MINIBATCHES = frozenset({"ppo", "trpo", "recurrent-ppo"})
-# Arguments of the algorithms that are counts: with none of it they fail in the midst of a training.
+# Arguments of the algorithms that are counts: with 0, an algorithm fails in the middle of a training.
 COUNTS = frozenset({"n_epochs", "batch_size", "buffer_size", "train_freq", "n_critic_updates", "cg_max_steps"})
-# Arguments of the algorithms that training sets itself, or that mean nothing here.
+# Arguments of the algorithms that the training sets, or that have no effect here.
 RESERVED = frozenset(
     {
         "self", "policy", "env", "n_steps", "policy_kwargs", "tensorboard_log", "verbose", "seed", "device",
@@ -34,27 +34,28 @@ RESERVED = frozenset(
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Settings of one training, complete.
+    """The complete settings of one training.
 
     Attributes:
-        env_steps: decisions in all, over all environments.
-        n_envs: environments.
-        episodes_per_rollout: whole episodes of each environment between two updates (on-policy algorithms).
-        episodes_per_minibatch: whole episodes of a minibatch (PPO, TRPO's critic, RecurrentPPO); None: the rollout.
-        picture_baseline: reward an episode by how much better it came out than earlier ones on its picture; see
+        env_steps: number of decisions, over all environments.
+        n_envs: number of environments.
+        episodes_per_rollout: number of whole episodes of each environment between two updates (on-policy algorithms).
+        episodes_per_minibatch: number of whole episodes in a minibatch (PPO, TRPO's critic, RecurrentPPO); None: those
+            of the rollout.
+        picture_baseline: whether the reward of an episode is relative to earlier episodes on its picture; see
             `VecPictureBaseline`.
-        normalize_decisions: normalise advantages decision by decision; see `EpisodeRolloutBuffer`.
-        undone_price: take decisions that a later SKIP undid out of the result's advantage; see
-            `EpisodeRolloutBuffer`. None: as the algorithm has it.
-        lr_schedule: "constant", or "linear": down to 0 over `env_steps`.
+        normalize_decisions: whether advantages are normalised decision by decision; see `EpisodeRolloutBuffer`.
+        undone_price: exclude decisions that a later SKIP undid from the advantage of the result; see
+            `EpisodeRolloutBuffer`. None: they are included.
+        lr_schedule: "constant", or "linear", which falls to 0 over `env_steps`.
         norm: normalisation of the SPN, "batch" or "group".
         hidden_size: size of the GRU's state; None: the paper's 1536.
-        tell_step: whether the SPN observes which decision of the episode it is, see `SkipProposalExtractor`.
-        spn_size: side that the SPN is built for; None: that of the latents.
-        crop_size: side of the crops that a `JumpExtractor` looks at.
-        channels: of its convolutions.
-        skip_probability: probability of SKIP before anything is learnt; None: one half. Of many decisions the last SKIP
-            alone counts, so at one half no early start is ever seen; at 1 / decisions every start is.
+        tell_step: whether the SPN observes the number of the decision, see `SkipProposalExtractor`.
+        spn_size: side of the latents that the SPN takes; None: that of the environment's latents.
+        crop_size: side of the crops of a `JumpExtractor`.
+        channels: channels of its convolutions.
+        skip_probability: initial probability of SKIP; None: one half. Only the last SKIP of an episode counts, so with
+            many decisions and one half, no early start occurs; at 1 / decisions, every start does.
         policy_kwargs: further settings of the algorithm's policy.
         algorithm: further arguments of the algorithm.
     """
@@ -119,7 +120,7 @@ class Hyperparameters:
         }  # fmt: skip
 
     def algorithm_settings(self, name: str, decisions: int, observation: str = "latent") -> dict[str, Any]:
-        """Arguments for the algorithm where an episode has `decisions` env steps."""
+        """Return arguments of the algorithm for episodes of `decisions` env steps."""
         settings = dict(self.algorithm)
         from stable_baselines3.common.utils import LinearSchedule
 
@@ -148,7 +149,7 @@ OWN = frozenset(each.name for each in fields(Hyperparameters)) - {"algorithm"}
 
 
 def _own(algorithm: str, observation: str) -> set[str]:
-    """Which of the project's own hyperparameters an algorithm takes where it sees this kind of observation."""
+    """Return the hyperparameters of this project that an algorithm takes for a kind of observation."""
     names = set(OWN)
     if algorithm in OFF_POLICY:
         names -= {"episodes_per_rollout", "skip_probability"}
@@ -166,17 +167,17 @@ def _own(algorithm: str, observation: str) -> set[str]:
 
 
 def _parameters(algorithm: str) -> dict[str, Any]:
-    """Arguments of an algorithm that may be set, with their defaults."""
+    """Return the arguments of an algorithm that may be set, with their defaults."""
     signature = inspect.signature(algorithm_class(algorithm).__init__).parameters
     reserved = RESERVED | {"batch_size"} if algorithm in MINIBATCHES else RESERVED
     return {name: parameter.default for name, parameter in signature.items() if name not in reserved}
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
-    """Reads key=value pairs, the value as YAML.
+    """Read key=value pairs, the value as YAML.
 
     Raises:
-        ConfigError: one is no such pair.
+        ConfigError: an entry is not a key=value pair.
     """
     parsed = {}
     for pair in pairs:
@@ -186,8 +187,8 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ConfigError(f"the value of {key} is no YAML: {text!r}") from None
-        if isinstance(value, str):  # YAML 1.1 takes 3e-4 for a word
+            raise ConfigError(f"the value of {key} is not YAML: {text!r}") from None
+        if isinstance(value, str):  # in YAML 1.1, 3e-4 is a string
             with contextlib.suppress(ValueError):
                 value = float(value)
         parsed[key.strip()] = value
@@ -197,18 +198,17 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
 def load_hyperparameters(
     algorithm: str, overrides: Mapping[str, Any] | None = None, observation: str = "latent"
 ) -> Hyperparameters:
-    """The shipped hyperparameters of an algorithm, changed.
+    """Return the shipped hyperparameters of an algorithm, with overrides.
 
     Args:
-        algorithm: its name.
+        algorithm: name of the algorithm.
         overrides: name → value. `policy_kwargs` are merged with the shipped ones.
-        observation: what the environment shows, one of `skipdiff_env.config.OBSERVATIONS`.
+        observation: kind of observation, one of `skipdiff_env.config.OBSERVATIONS`.
 
     Raises:
-        ConfigError: the algorithm is unknown, it has no hyperparameter of a name, or a value has the wrong type or
-            range.
+        ConfigError: the algorithm or a hyperparameter is unknown, or a value has the wrong type or range.
     """
-    algorithm_class(algorithm)  # refuses one that is unknown
+    algorithm_class(algorithm)  # raises ConfigError if it is unknown
     if algorithm not in ALGORITHMS:
         raise ConfigError(
             f"there are no hyperparameters for {algorithm}, only for {', '.join(ALGORITHMS)}; train it with "
@@ -231,7 +231,7 @@ def load_hyperparameters(
         )
     own = {name: values.pop(name) for name in list(values) if name in OWN}
     for name, value in values.items():
-        # whole only in the defaults of DQN
+        # an int only in the defaults of DQN
         expected = float if name == "max_grad_norm" else type(parameters[name])
         if not _fits(value, expected, parameters[name] is None):
             raise ConfigError(f"{name} must be {_describe(expected)}, got {value!r}")
@@ -241,17 +241,17 @@ def load_hyperparameters(
 
 
 def table_hyperparameters(algorithm: str, env_id: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the shipped hyperparameters of an algorithm for an environment that plays from a table, changed.
+    """Return the shipped hyperparameters of an algorithm for an environment with a table, with overrides.
 
     They have the form of RL Baselines3 Zoo: "n_timesteps", "n_envs", "policy", and arguments of the algorithm.
 
     Args:
-        algorithm: its name.
-        env_id: the environment.
+        algorithm: name of the algorithm.
+        env_id: id of the environment.
         overrides: name → value; `policy_kwargs` are merged with the shipped ones.
 
     Raises:
-        ConfigError: the algorithm is unknown or does not learn on tables, or it has no hyperparameter of a name.
+        ConfigError: the algorithm is unknown or does not learn on tables, or a hyperparameter is unknown.
     """
     parameters = inspect.signature(algorithm_class(algorithm).__init__).parameters
     file = files("agents.training") / "hyperparams" / f"{algorithm}.yml"
@@ -281,7 +281,7 @@ def table_hyperparameters(algorithm: str, env_id: str, overrides: Mapping[str, A
 def _fits(value: Any, expected: type, optional: bool) -> bool:
     if value is None:
         return optional
-    if expected is type(None):  # a number that is switched off by None
+    if expected is type(None):  # a number, or None to switch it off
         return isinstance(value, int | float) and not isinstance(value, bool)
     if expected is float:
         return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""The learning curve of a run: what its agent achieved at each evaluation, in `evaluations.csv`."""
+"""The learning curve of a run, with the results of each evaluation, in `evaluations.csv`."""
 
 import csv
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from ddpm.util.errors import ConfigError
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What an agent achieves on the evaluation's pictures, each under each noise seed; one line of the learning curve.
+    """The results of one evaluation, over all its pictures and noise seeds; one line of the learning curve.
 
     Attributes:
-        env_steps: decisions it had learnt from.
-        episodes: the same in episodes.
-        seconds: wall time of training until then, without the evaluations.
+        env_steps: number of decisions in the training so far.
+        episodes: number of episodes in the training so far.
+        seconds: wall time of the training so far, without the evaluations.
         reward: mean over pictures and noises.
-        regret: mean distance from the best start of each picture and noise; NaN if that is not known.
+        regret: mean distance from the best start of each picture and noise; NaN if it is unknown.
         start: mean start of the surviving chain.
         skips: share of decisions that were SKIP.
-        nfe: mean UNet forwards, coarse and fine.
-        best_fixed_reward: reward of the best fixed start on the same pictures; NaN if not known.
-        oracle_reward: mean reward of the best starts; NaN if not known.
+        nfe: mean number of UNet forwards, coarse and fine.
+        best_fixed_reward: reward of the best fixed start on the same pictures; NaN if it is unknown.
+        oracle_reward: mean reward of the best starts; NaN if it is unknown.
     """
 
     env_steps: int
@@ -37,7 +37,7 @@ class CurvePoint:
 
 
 def read_curve(path: Path) -> list[CurvePoint]:
-    """Return the learning curve in `evaluations.csv` of a run.
+    """Return the learning curve of a run from its `evaluations.csv`.
 
     Raises:
         ConfigError: the file is missing or damaged.
@@ -53,4 +53,4 @@ def read_curve(path: Path) -> list[CurvePoint]:
     except FileNotFoundError:
         raise ConfigError(f"no such file: {path}; it is written at the first evaluation of a run") from None
     except (OSError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is no learning curve ({error})") from None
+        raise ConfigError(f"{path} is not a learning curve ({error})") from None

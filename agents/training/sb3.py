@@ -1,9 +1,9 @@
-"""Training of agents (step 2 of the paper) with Stable-Baselines3, and what a run leaves behind.
+"""Training of agents (step 2 of the paper) with Stable-Baselines3, and the files of a run.
 
-A run's folder holds `config.json` and `versions.json`, `best/` and `agent/` (the best and the last agent), `state.zip`
-(Stable-Baselines3's own state) and `state-STEPS.pkl` (environments, buffer and random generators), for going on,
-`evaluations.csv` (the learning curve), `outcomes.npz` (what every start, or every number of even steps, gives on the
-pictures of the evaluation) and TensorBoard's files.
+The folder of a run holds `config.json` and `versions.json`; `best/` and `agent/` (the best and the last agent);
+`state.zip` (the state of Stable-Baselines3) and `state-STEPS.pkl` (environments, buffer and random generators), from
+which a run is resumed; `evaluations.csv` (the learning curve); `outcomes.npz` (the outcomes of every start, or of every
+number of even steps, on the pictures of the evaluation); and TensorBoard's files.
 """
 
 import math
@@ -51,22 +51,22 @@ from skipdiff_env.memo import Memo
 from skipdiff_env.refinement import Action
 from skipdiff_env.task import Task
 
-# Episodes that the logged means are taken over.
+# Number of episodes in the logged means.
 WINDOW = 100
 
 
 class TrainingCallback(BaseCallback):
-    """Bar, TensorBoard, evaluations, agents and state of a run.
+    """Callback for the progress bar, TensorBoard, the evaluations, the agents and the state of a run.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        evaluator: plays the evaluation's pictures.
-        agent_config: of the agents to be saved.
-        rewards: rewards of every start, (pictures, noises, N), by which the regret of training episodes is known.
+        config: settings of the run.
+        folder: folder of the run.
+        evaluator: evaluator of the agent.
+        agent_config: configuration of the saved agents.
+        rewards: rewards of every start, (pictures, noises, N), for the regret of training episodes.
         curve: evaluations of the run so far.
-        bar: shows the progress.
-        started: time by `time.perf_counter` at which the run began, or went on: `minutes` count from there.
+        bar: progress bar.
+        started: time by `time.perf_counter` at which the run started or was resumed; `minutes` count from there.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class TrainingCallback(BaseCallback):
         return self.earlier + time.perf_counter() - self.began - self.evaluating
 
     def agent(self) -> Agent:
-        """The agent as it is now."""
+        """Return the present agent."""
         training = {**self.agent_config.training, "env_steps": self.num_timesteps}
         return Agent(replace(self.agent_config, training=training), self.model.policy)
 
@@ -114,7 +114,7 @@ class TrainingCallback(BaseCallback):
 
     @property
     def due(self) -> bool:
-        """Whether it is time for another evaluation."""
+        """Whether an evaluation is due."""
         return (
             self.num_timesteps >= self.evaluated + self.config.eval_every * self.agent_config.make_decisions().longest
         )
@@ -150,7 +150,7 @@ class TrainingCallback(BaseCallback):
         means = {name: float(np.mean(values)) for name, values in self.window.items()}
         if isinstance(self.model, OnPolicyAlgorithm):
             self._remember(False)
-            # the mean of -log p over what was drawn estimates the entropy without bias
+            # the mean of -log p over the drawn actions is an unbiased estimate of the entropy
             means["entropy"] = -float(self.model.rollout_buffer.log_probs.mean())
         for name, value in means.items():
             self.logger.record(f"rollout/{name}", value)
@@ -158,7 +158,7 @@ class TrainingCallback(BaseCallback):
         self.bar.set_postfix(shown, refresh=False)
 
     def evaluate(self) -> None:
-        """Evaluates, extends the learning curve, and saves the agents and the state."""
+        """Evaluate the agent, extend the learning curve, and save the agents and the state."""
         began = time.perf_counter()
         agent = self.agent()
         evaluation = self.evaluator(agent, self.num_timesteps, self.seconds)
@@ -185,7 +185,7 @@ class TrainingCallback(BaseCallback):
         self.evaluating += time.perf_counter() - began
 
     def save_state(self) -> None:
-        """Saves what a run needs to go on exactly as if it had never stopped."""
+        """Save the state from which a run continues exactly as if it had not stopped."""
         state = {
             "env": get_state(self.training_env),
             "replay_buffer": getattr(self.model, "replay_buffer", None),
@@ -199,13 +199,13 @@ class TrainingCallback(BaseCallback):
             pickle.dump(state, file)
         with atomic_path(self.folder / STATE) as temporary:
             self.model.save(temporary)
-        for other in self.folder.glob("state-*.pkl"):  # those of earlier states
+        for other in self.folder.glob("state-*.pkl"):  # the files of earlier states
             if other != path:
                 other.unlink()
 
 
 class _StoppedError(Exception):
-    """Training stops between two rollouts, where its state is whole."""
+    """The signal to stop a training between two rollouts, where its state is complete."""
 
 
 def _state_file(folder: Path, env_steps: int) -> Path:
@@ -214,7 +214,7 @@ def _state_file(folder: Path, env_steps: int) -> Path:
 
 @contextmanager
 def _interruptible(callback: TrainingCallback) -> Iterator[None]:
-    """Lets Ctrl-C stop training at the end of a rollout; a second one stops it at once."""
+    """Let Ctrl-C stop the training at the end of a rollout; a second Ctrl-C stops it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -233,19 +233,19 @@ def _interruptible(callback: TrainingCallback) -> Iterator[None]:
 
 
 def _cache(config: AgentTrainingConfig, task: Task, noise_seeds: int | None) -> int:
-    """Bytes for remembered latents: as many as all (picture, noise) pairs need, at most a third of what is free."""
+    """Return the bytes for remembered latents of all (picture, noise) pairs, at most a third of the free memory."""
     if config.cache_mb is not None:
         return int(config.cache_mb * 2**20)
     N, side = task.plan.first, task.config.image_size
     free = psutil.virtual_memory().available // 3
     if noise_seeds is None:
         return min(2**29, free)
-    # N (N + 1) / 2 + 1 latents, target and condition, and what the entries cost beside them
+    # N (N + 1) / 2 + 1 latents, target and condition, and the overhead of the entries
     return min(int(1.1 * len(task.pictures) * noise_seeds * (N * (N + 1) / 2 + 4) * 12 * side**2), free)
 
 
 def describe_buffer(config: AgentTrainingConfig, env: VecEnv) -> str:
-    """Checks and describes the memory of the rollout or replay buffer; see `agents.training.vec_env.check_buffer`."""
+    """Check and describes the memory of the rollout or replay buffer; see `agents.training.vec_env.check_buffer`."""
     h = config.hyperparameters
     settings = h.algorithm_settings(config.algorithm, env.unwrapped.get_attr("decisions")[0], config.observation)
     if config.algorithm in OFF_POLICY:
@@ -261,7 +261,7 @@ def describe_buffer(config: AgentTrainingConfig, env: VecEnv) -> str:
 
 
 def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
-    """The algorithm, untrained, on an environment of `make_env`."""
+    """Return the algorithm, untrained, on an environment of `make_env`."""
     h = config.hyperparameters
     seen = config.observation
     settings = h.algorithm_settings(config.algorithm, env.unwrapped.get_attr("decisions")[0], seen)
@@ -273,7 +273,7 @@ def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
         )  # fmt: skip
     except ConfigError:
         raise
-    except Exception as error:  # of odd settings, algorithms raise nearly anything
+    except Exception as error:  # for unusual settings, algorithms raise nearly any error
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(
             f"{config.algorithm} does not take these hyperparameters ({type(error).__name__}: {reason})"
@@ -285,7 +285,7 @@ def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
 
 
 def check_denoiser_of(task: Task) -> None:
-    """Raises ConfigError if an agent would look at latents that its networks are not made for, or have no name."""
+    """Raise ConfigError if agents cannot observe the latents of a task's denoiser, or if the denoiser has no name."""
     if not isinstance(task.config.checkpoint, str | Path):
         raise ConfigError(
             f"a run writes down the name of its denoiser, and an object of {task.config.name} has none; train on its "
@@ -301,21 +301,21 @@ def check_denoiser_of(task: Task) -> None:
 def train_agent(
     config: AgentTrainingConfig, folder: Path, resume: bool = False, memory: tuple[Memo, Memo] | None = None
 ) -> Path:
-    """Trains an agent.
+    """Train an agent.
 
     Args:
-        config: settings.
-        folder: of the run.
-        resume: go on with the run in `folder`.
-        memory: where the transitions on the pictures of the training and of the evaluation are remembered, so that
-            another run on the same pictures, with another seed or other hyperparameters, need not compute them again.
+        config: settings of the run.
+        folder: folder of the run.
+        resume: continue the run in `folder`.
+        memory: memory of the transitions on the pictures of the training and the evaluation. Another run on the same
+            pictures, with another seed or other hyperparameters, need not compute them again.
 
     Returns:
         Folder of the best agent.
 
     Raises:
         ConfigError: the folder holds a run already, a setting does not fit, or memory is short.
-        CheckpointError: the checkpoint, or the state to go on from, is unknown or damaged.
+        CheckpointError: the checkpoint is unknown, or it or the state of the run is damaged.
     """
     started = time.perf_counter()
     check_new_run(folder, resume)
@@ -351,7 +351,7 @@ def train_agent(
             evaluated.remember_in(memory[1])
         evaluated.memo.capacity = _cache(config, evaluated, config.eval_noise_seeds)
     evaluator = Evaluator(evaluated, config.eval_noise_seeds, config.oracle, config.eval_first_seed)
-    # the regret of training episodes is known where the evaluation has tabulated all of them
+    # the regret of training episodes is known if the evaluation has tabulated all their pictures and noises
     same = evaluated is task and task.plan.skip_mode == "restart" and config.eval_first_seed == 0
     rewards = None
     if evaluator.outcomes is not None and same and (noise_seeds or math.inf) <= config.eval_noise_seeds:
@@ -359,7 +359,7 @@ def train_agent(
 
     with lock_run(folder):
         begun = (folder / STATE).exists()
-        fresh = None if begun else make_model(config, env)  # refuses settings before anything is written
+        fresh = None if begun else make_model(config, env)  # checks the settings before anything is written
         start_run(folder, asdict(config), task.pictures.digest(), begun)
         model, curve = _resumed(config, folder, env) if fresh is None else (fresh, [])
         if (outcomes := evaluator.outcomes) is not None:
@@ -380,7 +380,7 @@ def train_agent(
 
 
 def _learn(model: Any, callback: TrainingCallback, left: int, begun: bool) -> None:
-    """Trains for so many decisions, or until the callback stops it."""
+    """Train for a number of decisions, or until the callback stops the training."""
     if left <= 0:
         return
     interval = {} if callback.config.algorithm in OFF_POLICY else {"log_interval": 1}
@@ -390,7 +390,7 @@ def _learn(model: Any, callback: TrainingCallback, left: int, begun: bool) -> No
             model.learn(left, callback, reset_num_timesteps=not begun, **interval)
     except NotFiniteError:
         raise ConfigError(
-            f"after {model.num_timesteps} decisions the policy gives numbers that are not finite; train with a lower "
+            f"after {model.num_timesteps} decisions the policy returns numbers that are not finite; train with a lower "
             "-p learning_rate"
         ) from None
     if callback.stopping:
@@ -401,7 +401,7 @@ def _learn(model: Any, callback: TrainingCallback, left: int, begun: bool) -> No
 
 
 class _TensorBoard(TensorBoardOutputFormat):
-    """TensorBoard's files, in which what was logged from `purge_step` on, before a run was killed, no longer counts."""
+    """A writer of TensorBoard's files that discards entries from `purge_step` on, which a killed run has logged."""
 
     def __init__(self, folder: str, purge_step: int | None) -> None:
         self.writer = SummaryWriter(folder, purge_step=purge_step)
@@ -409,7 +409,7 @@ class _TensorBoard(TensorBoardOutputFormat):
 
 
 def _resumed(config: AgentTrainingConfig, folder: Path, env: VecEnv) -> tuple[Any, list[CurvePoint]]:
-    """The model and the learning curve of a run that goes on."""
+    """Return the model and the learning curve of a run that is resumed."""
     try:
         model: Any = algorithm_class(config.algorithm).load(
             folder / STATE, env=env, device=config.device, force_reset=False

@@ -1,4 +1,4 @@
-"""SkipDiff-v0 as a `VecEnv` of Stable-Baselines3, and the one way to make it for training, evaluation and play."""
+"""The batched environments as a `VecEnv` of Stable-Baselines3, and its wrappers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,25 +19,25 @@ from ddpm.util.errors import ConfigError
 from skipdiff_env.task import Task
 from skipdiff_env.vector_env import SkipDiffVectorEnv
 
-# Attributes of the batched environment that are a list with one entry for each environment.
+# Attributes of the batched environment with one entry for each environment.
 ONE_EACH = frozenset({"sr", "np_random", "np_random_seed", "reward_failures"})
-# Methods of the batched environment that give one result for each environment.
+# Methods of the batched environment that return one result for each environment.
 ONE_RESULT_EACH = frozenset({"render", "action_masks"})
-# Far above the rounding of a reward, far below the differences between rewards.
+# Larger than the rounding errors of rewards, smaller than the differences between rewards.
 ROUNDING = 1e-6
-# What a VecEnv does itself, for all environments at once.
+# Methods that a VecEnv calls for all environments at once.
 OWN_CALLS = frozenset({"reset", "step", "close"})
 
 
 class SkipDiffVecEnv(VecEnv):
-    """The batched environment behind the interface of Stable-Baselines3.
+    """The batched environment as a `VecEnv` of Stable-Baselines3.
 
     Environments whose episode ends are reset in the same step: `step` returns the first observation of the next
     episode, and `infos[i]` holds the last `info` of the old one, its last observation as `terminal_observation`, and
     `TimeLimit.truncated`, always False. `info` of the new episode is in `reset_infos`.
 
-    All environments share one object: `get_attr` gives its attribute (or that of its task) once for each, `env_method`
-    calls it once and gives the result once for each, and `set_attr` sets it for all.
+    All environments share one object: `get_attr` returns its attribute (or that of its task) once for each environment,
+    `env_method` calls its method once and returns the result once for each, and `set_attr` sets an attribute for all.
 
     Args:
         env: the batched environment, with `autoreset_mode="SameStep"`.
@@ -67,7 +67,7 @@ class SkipDiffVecEnv(VecEnv):
         return self.env.spec
 
     def reset(self) -> NDArray[np.floating]:
-        """Starts an episode in every environment, with what `seed` and `set_options` asked for."""
+        """Start an episode in every environment, with the seeds and options of `seed` and `set_options`."""
         names = dict.fromkeys(name for options in self._options for name in options)
         options = {name: [options.get(name) for options in self._options] for name in names}
         observations, infos = self.env.reset(seed=self._seeds, options=options)
@@ -77,11 +77,11 @@ class SkipDiffVecEnv(VecEnv):
         return observations
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Takes the actions (num_envs,) that `step_wait` will perform."""
+        """Store the actions (num_envs,), which `step_wait` performs."""
         self._actions = np.asarray(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Performs the actions; see the class."""
+        """Perform the actions; see the class."""
         assert self._actions is not None, "step_wait() without step_async()"
         observations, rewards, terminated, _, infos = self.env.step(self._actions)
         self._actions = None
@@ -96,11 +96,11 @@ class SkipDiffVecEnv(VecEnv):
         return observations, rewards.astype(np.float32), terminated, each
 
     def close(self) -> None:
-        """Closes the batched environment."""
+        """Close the batched environment."""
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of the batched environment or of its task, for each index."""
+        """Return an attribute of the batched environment or of its task once for each index."""
         at = list(self._get_indices(indices))
         if attr_name in ("observation_space", "action_space"):
             attr_name = f"single_{attr_name}"
@@ -108,10 +108,10 @@ class SkipDiffVecEnv(VecEnv):
         return [value[i] for i in at] if attr_name in ONE_EACH else [value] * len(at)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Sets an attribute of the batched environment or of its task.
+        """Set an attribute of the batched environment or of its task.
 
         Raises:
-            ConfigError: it is meant for some of the environments only.
+            ConfigError: `indices` names only some of the environments.
         """
         if len(set(self._get_indices(indices))) != self.num_envs or attr_name in ONE_EACH:
             raise ConfigError(f"the environments are one object; {attr_name} can only be set for all of them alike")
@@ -123,10 +123,10 @@ class SkipDiffVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Calls a method of the batched environment once; its result, or each environment's own, for each index.
+        """Call a method of the batched environment once, and return its result, or the environment's, for each index.
 
         Raises:
-            ConfigError: `reset`, `step` and `close` are for the VecEnv itself, which does them for all at once.
+            ConfigError: the method is `reset`, `step` or `close`, which must be called on the VecEnv.
         """
         if method_name in OWN_CALLS:
             raise ConfigError(f"call {method_name}() of the VecEnv instead, which does it for all environments")
@@ -136,16 +136,16 @@ class SkipDiffVecEnv(VecEnv):
         return [result[i] for i in at] if own else [result] * len(at)
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """False for each index: the environments have no wrappers of their own."""
+        """Return False for each index, since the environments are not wrapped."""
         return [False for _ in self._get_indices(indices)]
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        """A frame for each environment, (height, width, 3)."""
+        """Return a frame for each environment, (height, width, 3)."""
         return list(self.env.render() or [None] * self.num_envs)
 
 
 def _one_info(infos: Mapping[str, Any], i: int) -> dict[str, Any]:
-    """The `info` of one environment, out of Gymnasium's arrays and their masks ("_key")."""
+    """Return the `info` of one environment from Gymnasium's arrays and their masks ("_key")."""
     info = {}
     for key, values in infos.items():
         mask = infos.get(f"_{key}")
@@ -159,18 +159,18 @@ def _one_info(infos: Mapping[str, Any], i: int) -> dict[str, Any]:
 
 
 class VecPictureBaseline(VecEnvWrapper):
-    """Gives as reward how much better an episode came out than earlier ones on the same picture.
+    """Wrapper that makes the reward of an episode relative to earlier episodes on the same picture.
 
     Pictures differ far more in quality than the starts of one picture do, and a value function needs thousands of
-    episodes to tell them apart; until then the policy gradient is mostly noise. Here the running mean of a picture's
-    rewards is taken off its reward, and the difference divided by its running standard deviation over all pictures.
-    Where each episode has its own price, both are what they would be for episodes of that price. What is best for
-    a picture stays best. Rewards in `info["episode"]` and `info["metrics"]` remain what they are.
+    episodes to distinguish them; until then the policy gradient is mostly noise. This wrapper subtracts the running
+    mean of a picture's rewards from the reward, and divides the difference by its running standard deviation over all
+    pictures. If each episode draws a price, mean and deviation are converted to the price of the episode. The best
+    decisions for a picture stay the same. Rewards in `info["episode"]` and `info["metrics"]` are not changed.
 
     Args:
         venv: environment of `make_env`.
-        memory: how many of a picture's latest rewards the mean stands for; ten times as many, over all
-            pictures, the deviation.
+        memory: number of a picture's latest rewards in the mean; ten times as many, over all pictures, count for the
+            deviation.
     """
 
     def __init__(self, venv: VecEnv, memory: int = 20) -> None:
@@ -182,11 +182,11 @@ class VecPictureBaseline(VecEnvWrapper):
         self._moments: tuple[int, NDArray[np.float64]] = (0, np.zeros((2, 2)))
 
     def reset(self) -> VecEnvObs:
-        """As the environment does."""
+        """Reset the environment."""
         return self.venv.reset()
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Replaces the rewards of episodes that end; the others are 0 and stay so."""
+        """Replace the rewards of episodes that end; the others stay 0."""
         observations, rewards, dones, infos = self.venv.step_wait()
         rewards = rewards.copy()
         for i in np.flatnonzero(dones):
@@ -210,11 +210,11 @@ class VecPictureBaseline(VecEnvWrapper):
 
 
 class VecResizeLatents(VecEnvWrapper):
-    """Shows latents at the size an SPN is built for: stacks and buffers then hold no pixel that the SPN does not see.
+    """Wrapper that resizes latents to the size that an SPN takes, so that stacks and buffers need less memory.
 
     Args:
         venv: environment whose observations are single latents, (3, H, W).
-        side: side of the latents that are shown.
+        side: side of the resized latents.
     """
 
     def __init__(self, venv: VecEnv, side: int) -> None:
@@ -229,13 +229,13 @@ class VecResizeLatents(VecEnvWrapper):
         return resize_latents(torch.as_tensor(latents), self.side).numpy().astype(self.dtype, copy=False)
 
     def reset(self) -> VecEnvObs:
-        """As the environment does."""
+        """Reset the environment, and resize the observations."""
         observations = self.venv.reset()
         assert isinstance(observations, np.ndarray)
         return self._resize(observations)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Resizes the observations, and the last ones of episodes that end."""
+        """Resize the observations, and the last ones of episodes that end."""
         observations, rewards, dones, infos = self.venv.step_wait()
         assert isinstance(observations, np.ndarray)
         for i in np.flatnonzero(dones):
@@ -251,17 +251,15 @@ def make_env(
     seed: int | None = None,
     **settings: Any,
 ) -> VecEnv:
-    """Makes the environment as agents see it: batched, the latents of an episode stacked, returns and lengths recorded.
+    """Make the environment for agents: batched, with stacked latents and recorded returns and lengths.
 
     Args:
         num_envs: number of environments.
         frame_stack: whether an observation holds all latents of the episode so far, (3 · decisions, H, W), oldest
-            first, zeros in front; else the newest one, (3, H, W), for algorithms with a recurrent state of their own.
-            Other observations are never stacked.
-        latent_size: larger latents are shown resized to this side, the `image_size` of the SPN, which would resize them
-            itself.
-            None: latents as they are.
-        seed: seed of the first environment, the others counting up from there; taken at the next reset.
+            first, zeros in front; else only the newest latent, (3, H, W), for algorithms with a recurrent state. Other
+            observations are never stacked.
+        latent_size: side to which larger latents are resized, the `image_size` of the SPN; None: they are not resized.
+        seed: seed of the first environment, from which the others count up; used at the next reset.
         settings: arguments of `skipdiff_env.env.SkipDiffEnv`.
 
     Raises:
@@ -280,7 +278,7 @@ def make_env(
     return venv
 
 
-# What wrappers know of their episodes and of earlier ones.
+# The attributes of wrappers with the state of present and earlier episodes.
 STATE: dict[type[VecEnv], tuple[str, ...]] = {
     VecFrameStack: ("stacked_obs",),
     VecMonitor: ("episode_returns", "episode_lengths", "episode_count"),
@@ -289,7 +287,7 @@ STATE: dict[type[VecEnv], tuple[str, ...]] = {
 
 
 def _layers(venv: VecEnv) -> list[VecEnv]:
-    """An environment of `make_env`, and all that it wraps, from the outermost in."""
+    """Return an environment of `make_env` and all environments below it, from the outermost in."""
     layers = [venv]
     while isinstance(layers[-1], VecEnvWrapper):
         layers.append(layers[-1].venv)
@@ -297,7 +295,7 @@ def _layers(venv: VecEnv) -> list[VecEnv]:
 
 
 def get_state(venv: VecEnv) -> list[dict[str, Any]]:
-    """The episodes, random generators and running means of an environment of `make_env`, as plain data."""
+    """Return the episodes, random generators and running means of an environment of `make_env`, as plain data."""
     states = []
     for layer in _layers(venv):
         state = {name: getattr(layer, name) for name in STATE.get(type(layer), ())}
@@ -308,7 +306,7 @@ def get_state(venv: VecEnv) -> list[dict[str, Any]]:
 
 
 def set_state(venv: VecEnv, states: Sequence[Mapping[str, Any]]) -> None:
-    """Goes on from where `get_state` was called, on another environment of the same arguments and wrappers."""
+    """Restore a state of `get_state` in an environment with the same arguments and wrappers."""
     for layer, state in zip(_layers(venv), states, strict=True):
         for name, value in state.items():
             if isinstance(layer, SkipDiffVecEnv) and name == "env":
@@ -318,7 +316,7 @@ def set_state(venv: VecEnv, states: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _bytes(space: spaces.Space[Any]) -> int:
-    """What one observation takes."""
+    """Return the bytes of one observation."""
     if isinstance(space, spaces.Dict):
         return sum(map(_bytes, space.values()))
     assert space.shape is not None
@@ -329,23 +327,23 @@ def _bytes(space: spaces.Space[Any]) -> int:
 def check_buffer(
     name: str, space: spaces.Space[Any], stored: int, minibatch: int, advice: str, twice: bool = False
 ) -> str:
-    """Predicts the memory of a buffer and of the minibatches drawn from it.
+    """Predict the memory of a buffer and of the minibatches drawn from it.
 
-    The buffers of `buffers` store single latents of the stacks; those of Stable-Baselines3 whole observations.
+    The buffers of `agents.training.buffers` store single latents; those of Stable-Baselines3 store whole observations.
 
     Args:
-        name: what the buffer is called.
+        name: name of the buffer, for messages.
         space: space of the observations, (3 · n, H, W), features, or a dictionary.
-        stored: how many the buffer holds.
-        minibatch: observations that are drawn at a time.
-        advice: what to change if there is not enough memory.
-        twice: whether it is a replay buffer, which stores the observation after each action as well, but for latents.
+        stored: number of observations in the buffer.
+        minibatch: number of observations in a minibatch.
+        advice: advice for the case that there is not enough memory.
+        twice: whether it is a replay buffer, which also stores the observation after each action, except for latents.
 
     Returns:
-        A line that says how much it takes.
+        A line with the memory of both.
 
     Raises:
-        ConfigError: less is available.
+        ConfigError: less memory is available.
     """
     whole = _bytes(space)
     latents = isinstance(space, spaces.Box) and len(space.shape) == 3

@@ -1,12 +1,12 @@
-"""Hyperparameters for RL Baselines3 Zoo, made from the project's own.
+"""Hyperparameters for RL Baselines3 Zoo, converted from those of this project.
 
-A module since the zoo takes one for `--conf-file`.
+This is a module since the zoo takes one as `--conf-file`:
 
 python -m rl_zoo3.train --algo ppo --env SkipDiff-v0 --gym-packages skipdiff_env --conf-file agents.training.zoo
 
-The zoo makes scalar environments of its own (`--env-kwargs metric:"'lpips'"` sets their arguments) and has its own way
-to stack frames, so both are written out here. A conf file does not know the algorithm: these are PPO's; A2C and TRPO
-take their own from `agents.training.zoo.settings`, in a conf file of two lines.
+The zoo makes scalar environments (`--env-kwargs metric:"'lpips'"` sets their arguments) and has another way to stack
+frames, so both are written out here. A conf file does not depend on the algorithm: these are the hyperparameters of
+PPO; for A2C and TRPO, write a conf file of two lines with `agents.training.zoo.settings`.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ DECISIONS = 9
 
 
 def settings(algorithm: str, decisions: int = DECISIONS) -> dict[str, Any]:
-    """The shipped hyperparameters of an on-policy algorithm as the zoo writes them.
+    """Return the shipped hyperparameters of an on-policy algorithm in the zoo's form.
 
     Args:
         algorithm: "ppo", "a2c" or "trpo".
@@ -41,7 +41,7 @@ def settings(algorithm: str, decisions: int = DECISIONS) -> dict[str, Any]:
         "policy": "CnnPolicy",
         "n_envs": h.n_envs,
         "n_timesteps": h.env_steps,
-        "policy_kwargs": (  # evaluated by the zoo, which can then write it down
+        "policy_kwargs": (  # a string that the zoo evaluates, so that it can also log it
             f"dict(features_extractor_class=get_class_by_name('{extractor.__module__}.{extractor.__name__}'), "
             f"{policy_kwargs})"
         ),

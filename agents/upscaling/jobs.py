@@ -1,4 +1,4 @@
-"""What is done for each picture that `skipdiff upscale` enlarges, in this process or in workers elsewhere."""
+"""The work of `skipdiff upscale` on each picture, in this process or in workers of a cluster."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,17 +26,17 @@ from skipdiff_env.plan import Plan
 from skipdiff_env.rendering import draw_map, map_size
 from skipdiff_env.upscaler import Upscaler, check_room
 
-# Jobs are handed to workers in so many chunks at least, so that all workers have something to do.
+# Least number of chunks in which jobs are distributed, so that all workers have something to do.
 LEAST_CHUNKS = 32
 
 
 @dataclass
 class Job:
-    """One source with the results that are wanted of it.
+    """One source file with its results.
 
     Attributes:
         source: the file.
-        targets: where each result goes, and its noise seed.
+        targets: path of each result, with its noise seed.
         frames: number of frames that are enlarged; 1 for a still picture.
     """
 
@@ -46,13 +46,13 @@ class Job:
 
     @property
     def results(self) -> int:
-        """Pictures that are computed, frames counted."""
+        """Number of pictures that are computed, including frames."""
         return len(self.targets) * self.frames
 
 
 @dataclass
 class _Waiting:
-    """A decoded picture that waits for others of its size."""
+    """A decoded picture that waits for other pictures of its size."""
 
     source: Path
     target: Path
@@ -62,7 +62,7 @@ class _Waiting:
 
 
 class Run:
-    """Enlarges jobs one after the other, pictures of one size together."""
+    """A run over jobs, which enlarges pictures of one size together."""
 
     def __init__(
         self, upscaler: Upscaler, options: UpscaleOptions, report: Report, advance: Callable[[float], object]
@@ -71,7 +71,7 @@ class Run:
         self.waiting: list[_Waiting] = []
 
     def add(self, job: Job) -> None:
-        """Reads a source; it is computed once enough of its size are there."""
+        """Read a source. It is enlarged as soon as there are enough pictures of its size."""
         if job.frames > 1:
             self.flush()
             self._animation(job)
@@ -96,9 +96,9 @@ class Run:
             self.waiting.append(_Waiting(job.source, target, seed, picture, notes))
 
     def _check(self, target: Path, width: int, height: int) -> None:
-        """Raises ImageError where the result of a picture of this size, or the map, could not be written.
+        """Raise ImageError if the result of a picture of this size, or the map, could not be written.
 
-        This is asked before anything of the picture is computed.
+        The check runs before anything is computed for the picture.
         """
         scale = self.upscaler.scale
         size = self.options.final_size(width, height, scale)
@@ -108,11 +108,11 @@ class Run:
         check_room(1, *size)
 
     def _animation(self, job: Job) -> None:
-        """Reads, enlarges and writes all frames of an animation."""
+        """Read, enlarge and write all frames of an animation."""
         try:
             header = read_header(job.source)
             self._check(job.targets[0][0], header.width, header.height)
-            # before the frames are decoded, all of which are held
+            # before the frames are decoded, since all of them are kept in memory
             check_room(header.frames, header.width * self.upscaler.scale, header.height * self.upscaler.scale)
             animation = read_animation(job.source)
         except SkipDiffError as error:
@@ -133,7 +133,7 @@ class Run:
             self.report.finish(job.source, target, (width, height), len(frames), result, notes)
 
     def flush(self) -> None:
-        """Computes and writes what waits."""
+        """Enlarge and write the waiting pictures."""
         batch, self.waiting = self.waiting, []
         ready = []
         for item in batch:
@@ -163,7 +163,7 @@ class Run:
             self.report.finish(item.source, item.target, (width, height), 1, result, notes)
 
     def _finished(self, large: Picture, small: Picture) -> Picture:
-        """The enlarged picture in the size and with the metadata that are wanted."""
+        """Return the enlarged picture with the size and the metadata that the options set."""
         height, width = small.rgb.shape[:2]
         size = self.options.final_size(width, height, self.upscaler.scale)
         if size != (large.rgb.shape[1], large.rgb.shape[0]):
@@ -174,29 +174,29 @@ class Run:
 
 
 def _naming(source: Path, error: SkipDiffError) -> str:
-    """The error with the file that it is about."""
+    """Return the message of an error, with the name of the file."""
     return str(error) if str(source) in str(error) else f"{source}: {error}"
 
 
-# --- the same on a cluster ---
+# --- on a cluster ---
 
 
 def chunks(jobs: Sequence[Job], batch_size: int) -> list[list[Any]]:
-    """The jobs as plain data, as many together as make a batch; but fewer where all would make few chunks."""
+    """Return the jobs as plain data, in chunks of a batch, or of fewer jobs if there would be few chunks."""
     size = min(batch_size, max(1, len(jobs) // LEAST_CHUNKS))
     plain = [(str(job.source), [(str(path), seed) for path, seed in job.targets], job.frames) for job in jobs]
     return [list(plain[i : i + size]) for i in range(0, len(plain), size)]
 
 
 def make_worker(upscaler: Mapping[str, Any], options: Mapping[str, Any]) -> Callable[[list[Any]], dict[str, Any]]:
-    """What enlarges the pictures of one chunk after the other.
+    """Return a function that enlarges the pictures of a chunk.
 
     Args:
         upscaler: arguments of `make_upscaler`.
-        options: those of `UpscaleOptions`.
+        options: arguments of `UpscaleOptions`.
 
     Returns:
-        A function of what `chunks` gives. It gives "events" for a report, and "results", how many were wanted.
+        A function of an element of `chunks`. It returns "events" for a report, and "results", their expected number.
     """
     made, what = make_upscaler(**upscaler), UpscaleOptions(**options)
 
@@ -215,7 +215,7 @@ def make_worker(upscaler: Mapping[str, Any], options: Mapping[str, Any]) -> Call
 
 
 def _left(job: Job, report: Report) -> list[tuple[Path, int]]:
-    """The results that a worker which was lost in this chunk has not written; tells of the others."""
+    """Return the results that a lost worker of this chunk has not written, and report the others."""
     left = []
     for target, seed in job.targets:
         if target.exists() and target.stat().st_size:
@@ -229,17 +229,17 @@ def _left(job: Job, report: Report) -> list[tuple[Path, int]]:
 def make_upscaler(
     agent: str | None = None, quality: float | None = None, trust_pickle: bool = False, **options: Any
 ) -> Upscaler:
-    """The upscaler that options of the command ask for.
+    """Return the upscaler for the options of the command.
 
     Args:
-        agent: the agent that decides; None: the checkpoint's own where neither a start nor a schedule is given, and it
-            was trained for these options.
-        quality: what it shall aim at, 0 … 1.
+        agent: the agent that decides; None: the agent of the checkpoint, if neither a start nor a schedule is given and
+            the agent was trained for these options.
+        quality: quality of an agent that observes the price, 0 … 1.
         trust_pickle: whether the weights of a denoiser may be a pickle.
         options: arguments of `Upscaler`.
 
     Raises:
-        SkipDiffError: they do not fit together, or something does not exist.
+        SkipDiffError: the options do not fit together, or something does not exist.
     """
     denoiser = load_denoiser(options["checkpoint"], options["device"], trust_pickle)
     policy = _agent_policy(agent, quality, options, denoiser.settings)
@@ -254,7 +254,7 @@ def _agent_policy(
     options: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The agent that decides and its plan, as arguments of the upscaler; none if none decides."""
+    """Return the agent that decides and its plan, as arguments of the upscaler; empty without an agent."""
     fixed = any(options.get(name) is not None for name in ("start", "levels", "detail"))
     if agent is not None and fixed:
         raise ConfigError("--agent, --detail, --start and --levels all say which steps are done; give one of them")

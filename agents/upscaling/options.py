@@ -1,4 +1,4 @@
-"""The options of `skipdiff upscale`: what to enlarge, where to, and how results are written."""
+"""The options of `skipdiff upscale` for sources and results."""
 
 import os
 import re
@@ -14,26 +14,26 @@ FORMATS = ("png", "jpg", "webp", "avif", "tiff", "same")
 
 @dataclass(frozen=True)
 class UpscaleOptions:
-    """What to enlarge, where to, and how results are written.
+    """The options of `skipdiff upscale` for sources and results.
 
     Attributes:
         paths: files, folders and patterns.
         out: folder of the results; for one picture also a file.
         seed: noise seed of the first sample of every picture, 0 … 2⁶⁴ - `samples`.
-        samples: different answers for each picture, with one seed after the other.
+        samples: number of different results for each picture, with consecutive seeds.
         overwrite: replace results that exist.
-        skip_existing: leave results that exist as they are, and do the others.
-        format: one of `FORMATS`; None: PNG, and of animations their own.
-        jpeg_quality: 1 … 100, of JPEG, WebP and AVIF.
-        strip_metadata: write neither EXIF, XMP nor texts.
-        outscale: how many times as large as the source a result is; None: as the net enlarges.
-        size: size of the results, "1920x", "x1080" or "1920x1080"; None: as the net enlarges.
+        skip_existing: keep results that exist, and make the others.
+        format: one of `FORMATS`; None: PNG, or for animations the format of the source.
+        jpeg_quality: quality of JPEG, WebP and AVIF, 1 … 100.
+        strip_metadata: leave out EXIF, XMP and texts.
+        outscale: factor by which results are larger than their source; None: the factor of the network.
+        size: size of the results, "1920x", "x1080" or "1920x1080"; None: the size of the network's result.
         json: print a JSON object for each result, and one for all.
-        map: file for a picture of how many forwards each tile got; None: none. Of one still picture alone.
+        map: file for a picture of the number of steps in each tile, for one still picture; None: no map.
 
     Raises:
         ConfigError: a value lies outside its range, or two contradict each other.
-        ImageError: the ending of `map` is that of no format.
+        ImageError: the file extension of `map` is unknown.
     """
 
     paths: tuple[str, ...]
@@ -78,7 +78,7 @@ class UpscaleOptions:
             output_format(Path(self.map))
 
     def _check_ending(self) -> None:
-        """Refuses a name that is meant as that of a picture, but whose ending no format has."""
+        """Raise ConfigError if `out` looks like the name of a picture with an unknown file extension."""
         ending = Path(self.out).suffix.lower()
         if self.to_file or not ending or self.out.endswith(("/", "\\")) or Path(self.out).is_dir():
             return
@@ -90,9 +90,9 @@ class UpscaleOptions:
             )
 
     def absolute(self) -> "UpscaleOptions":
-        """The same with absolute paths, which mean the same in another process."""
+        """Return the same options with absolute paths, which are valid in another process."""
 
-        def place(path: str) -> str:  # a slash at the end stays, and an empty path
+        def place(path: str) -> str:  # a slash at the end and an empty path are kept
             return os.path.join(os.getcwd(), path) if path.strip() else path
 
         paths = tuple(place(path) for path in self.paths)
@@ -100,17 +100,17 @@ class UpscaleOptions:
 
     @property
     def to_file(self) -> bool:
-        """Whether `out` names a picture, and not a folder."""
+        """Whether `out` names a picture instead of a folder."""
         path = Path(self.out)
         return path.suffix.lower() in OUTPUTS and not self.out.endswith(("/", "\\")) and not path.is_dir()
 
     @property
     def folder(self) -> Path:
-        """Where results go."""
+        """Folder of the results."""
         return Path(self.out).parent if self.to_file else Path(self.out)
 
     def final_size(self, width: int, height: int, scale: int) -> tuple[int, int]:
-        """Width and height of the result of a picture of this size.
+        """Return the width and the height of the result of a picture of this size.
 
         Raises:
             ConfigError: `size` cannot be understood.
@@ -130,5 +130,5 @@ class UpscaleOptions:
         return wide, max(1, round(height * wide / width)) if high is None else high
 
     def label(self, scale: int) -> str:
-        """What is added to the source's name."""
+        """Return the text that is added to the source's name."""
         return self.size or (f"x{scale}" if self.outscale is None else f"x{self.outscale:.10g}")

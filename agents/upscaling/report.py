@@ -1,4 +1,4 @@
-"""What became of the pictures that `skipdiff upscale` enlarges: told on the way, and all of it at the end."""
+"""The report of `skipdiff upscale`: one line for each event, and a summary at the end."""
 
 import json
 import time
@@ -11,19 +11,19 @@ import click
 from ddpm.util.progress import say
 from skipdiff_env.upscaler import Upscaled
 
-# Plain data; "status" says which of the methods of `Report` it comes from.
+# Plain data; "status" is the name of the event.
 Event = dict[str, Any]
 
 
 @dataclass
 class Report:
-    """Counts events and tells of them.
+    """A report that counts and prints events.
 
     Attributes:
-        as_json: whether to print each as JSON.
-        done: results that were written.
-        skipped: results that were there.
-        forwards: of all results.
+        as_json: whether to print each event as JSON.
+        done: number of results that were written.
+        skipped: number of results that existed and were kept.
+        forwards: number of forwards for all results.
         failures: the errors, one line each.
     """
 
@@ -35,16 +35,16 @@ class Report:
     began: float = field(default_factory=time.perf_counter)
 
     def note(self, message: str) -> None:
-        """Tells of something that is no error."""
+        """Report a note, which is not an error."""
         self.tell({"status": "note", "message": one_line(message)})
 
     def fail(self, source: object, error: object, target: Path | None = None) -> None:
-        """Tells of a picture that cannot be done; `error` names it."""
+        """Report a picture that cannot be enlarged; `error` names it."""
         place = None if target is None else str(target)
         self.tell({"status": "failed", "source": str(source), "target": place, "error": one_line(error)})
 
     def skip(self, source: Path, target: Path) -> None:
-        """Tells of a result that is there and stays."""
+        """Report a result that exists and is kept."""
         self.tell({"status": "skipped", "source": str(source), "target": str(target)})
 
     def finish(
@@ -56,7 +56,7 @@ class Report:
         result: Upscaled | None,
         notes: list[str],
     ) -> None:
-        """Tells of a result that is written; of one that a lost worker has written, no more is known than that."""
+        """Report a result that was written. For a result of a lost worker, nothing else is known."""
         event: Event = {
             "status": "done", "source": str(source), "target": str(target), "width": size[0], "height": size[1],
             "frames": frames,
@@ -68,7 +68,7 @@ class Report:
         self.tell(event | {"notes": notes})
 
     def tell(self, event: Event) -> None:
-        """Counts an event and prints it."""
+        """Count an event and print it."""
         status = event["status"]
         if status == "note":
             say(f"Note: {event['message']}")
@@ -87,7 +87,7 @@ class Report:
             click.echo(json.dumps(event))
 
     def close(self) -> None:
-        """The summary, failures last."""
+        """Print the summary, with the failures last."""
         seconds = time.perf_counter() - self.began
         summary = {
             "status": "summary", "done": self.done, "skipped": self.skipped, "failed": len(self.failures),
@@ -112,17 +112,17 @@ class Report:
 
 
 class Recorder(Report):
-    """Keeps events for a report elsewhere."""
+    """A report that keeps its events for a report in another process."""
 
     def __init__(self) -> None:
         super().__init__(as_json=False)
         self.events: list[Event] = []
 
     def tell(self, event: Event) -> None:
-        """Keeps an event."""
+        """Keep an event."""
         self.events.append(event)
 
 
 def one_line(message: object) -> str:
-    """A message without line breaks."""
+    """Return a message without line breaks."""
     return " ".join(str(message).split())

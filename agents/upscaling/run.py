@@ -1,4 +1,4 @@
-"""What `skipdiff upscale` does: finds pictures, plans their results, and has them enlarged."""
+"""The run of `skipdiff upscale`: it finds pictures, plans their results, and enlarges them."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -15,17 +15,17 @@ from ddpm.util.files import real_path
 from ddpm.util.progress import progress
 from skipdiff_env.upscaler import Upscaler
 
-# Has chunks of jobs done elsewhere; gives what the work of `agents.upscaling.jobs.make_worker` gives for each.
+# A function that runs chunks of jobs elsewhere, and yields the result of `agents.upscaling.jobs.make_worker` for each.
 Spread = Callable[[list[list[Any]]], Iterator[dict[str, Any]]]
-# How names of results end: _x4, _x2.5, _1920x, _x1080 or _1920x1080, and the number of the sample.
+# The end of a result's name: _x4, _x2.5, _1920x, _x1080 or _1920x1080, and the number of the sample.
 _RESULT = re.compile(r"_(x\d+(\.\d+)?|\d+x\d*)(_\d+)?$")
-# Smaller tiles leave the network too little to see.
+# Smaller tiles show too little to the network.
 LEAST_TILE = 64
 _MAY_MOVE = frozenset({".gif", ".png", ".apng", ".webp", ".avif", ".avifs"})
 
 
 def _sources(options: UpscaleOptions, report: Report) -> list[tuple[Path, Path]]:
-    """The pictures to enlarge, each with its folder below `out`; results of this and earlier runs are none of them."""
+    """Return the pictures to enlarge, each with its folder below `out`, without the results of earlier runs."""
     out = options.folder.resolve()
     resolved: dict[Path, Path] = {}
 
@@ -42,7 +42,7 @@ def _sources(options: UpscaleOptions, report: Report) -> list[tuple[Path, Path]]
             report.fail(given, error)
             continue
         outright = Path(given).is_file()
-        # the folder above all that a pattern may match
+        # the folder above all possible matches of a pattern
         root = Path(given).resolve() if Path(given).is_dir() else _literal_root(given).resolve()
         inside = not options.to_file and out != root and out.is_relative_to(root)
         for path, named in pairs:
@@ -51,7 +51,7 @@ def _sources(options: UpscaleOptions, report: Report) -> list[tuple[Path, Path]]
                 continue
             key = place(path) / path.name
             found.setdefault(key, (path, path.relative_to(named).parent, not outright and below_out))
-    # stems of the sources whose results go into a folder: there, <stem>_x4.png is such a result
+    # folder → stems of the sources with results there: a file <stem>_x4.png is then a result
     goes_to: dict[Path, set[str]] = {}
     for path, folder, _ in found.values():
         goes_to.setdefault(out if options.to_file else (out / folder), set()).add(path.stem)
@@ -72,13 +72,13 @@ def _sources(options: UpscaleOptions, report: Report) -> list[tuple[Path, Path]]
 
 
 def _literal_root(pattern: str) -> Path:
-    """The folder in which a pattern begins."""
+    """Return the folder in which a pattern begins."""
     parts = Path(pattern).parts
     return Path(*[part for i, part in enumerate(parts) if not any(set("*?[") & set(p) for p in parts[: i + 1])])
 
 
 def _plan(options: UpscaleOptions, scale: int, report: Report) -> list[Job]:
-    """The jobs that can be done, as far as names and headers tell; tells of the others."""
+    """Return the jobs that can be done, judged by names and headers, and report the others."""
     jobs = []
     taken: dict[Path, Path] = {}
     for source, folder in _sources(options, report):
@@ -88,7 +88,7 @@ def _plan(options: UpscaleOptions, scale: int, report: Report) -> list[Job]:
                 header = read_header(source)
                 frames = header.frames if header.animated else 1
             except SkipDiffError:
-                pass  # reading it will tell
+                pass  # the error is reported when the file is read
         if options.to_file:
             name = Path(options.out)
         else:
@@ -104,14 +104,14 @@ def _plan(options: UpscaleOptions, scale: int, report: Report) -> list[Job]:
             try:
                 exists = target.exists() or target.is_symlink()
                 if exists and options.skip_existing and target.is_file() and not target.stat().st_size:
-                    exists = False  # an empty file is what something that was killed has left, and no result
+                    exists = False  # an empty file is left by a killed program, and is not a result
                 trouble = f"{target} is a folder" if target.is_dir() else None
-            except OSError as error:  # a name that is too long, for one
+            except OSError as error:  # for example, the name is too long
                 exists, trouble = False, f"cannot write {target}: {error.strerror}; give --out a file with another name"
             if trouble is None and target in taken:
                 trouble = (
                     f"another picture of this run, {taken[target]}, is written to {target} already; give --format same "
-                    "where their endings differ, or give it a run of its own"
+                    "where their endings differ, or enlarge it in another run"
                 )
             elif trouble is None and exists and options.skip_existing:
                 report.skip(source, target)
@@ -132,7 +132,7 @@ def _plan(options: UpscaleOptions, scale: int, report: Report) -> list[Job]:
 
 
 def _ending(options: UpscaleOptions, source: Path, frames: int) -> str:
-    """The ending of a result, with the dot."""
+    """Return the file extension of a result, with the dot."""
     own = source.suffix if source.suffix.lower() in OUTPUTS else ".png"
     if options.format == "same" or (options.format is None and frames > 1):
         return own
@@ -140,26 +140,26 @@ def _ending(options: UpscaleOptions, source: Path, frames: int) -> str:
 
 
 def upscale_files(upscaler: Upscaler, options: UpscaleOptions, spread: Spread | None = None) -> bool:
-    """Enlarges files, folders and patterns, and prints what became of them.
+    """Enlarge files, folders and patterns, and print a report.
 
-    What cannot be done is told in one line on standard error as soon as it is known, and again at the end; the rest is
-    done.
+    A picture that cannot be enlarged is reported in one line on standard error, at once and again at the end. The other
+    pictures are enlarged.
 
     Args:
-        upscaler: enlarges.
-        options: what to enlarge, and where to.
-        spread: has the work done elsewhere; None: it is done here.
+        upscaler: the upscaler.
+        options: options for sources and results.
+        spread: function that runs the work on a cluster; None: the work runs in this process.
 
     Returns:
-        Whether all pictures were done.
+        Whether all pictures were enlarged.
 
     Raises:
-        ImageError: nothing can be written to `options.out`, or no map to `options.map`.
-        ConfigError: a map is asked for of several results, or would replace a file.
+        ImageError: `options.out` or `options.map` cannot be written.
+        ConfigError: a map of several results is requested, or the map would replace a file.
     """
     check_folder(options.folder)
     report = Report(options.json)
-    least = min(LEAST_TILE, getattr(upscaler.policy, "tile", LEAST_TILE))  # an agent may be made for smaller ones
+    least = min(LEAST_TILE, getattr(upscaler.policy, "tile", LEAST_TILE))  # an agent may have smaller ones
     if 0 < upscaler.tile < least:
         report.note(
             f"tiles of {upscaler.tile} pixels show the network too little, which puts grain into sky and other smooth "
@@ -190,7 +190,7 @@ def upscale_files(upscaler: Upscaler, options: UpscaleOptions, spread: Spread | 
 
 
 def _check_map(place: Path, jobs: list[Job], overwrite: bool) -> None:
-    """Refuses a map that cannot be drawn, before anything is computed."""
+    """Raise an error for a map that cannot be drawn, before anything is computed."""
     results = sum(job.results for job in jobs)
     if results > 1:
         raise ConfigError(f"--map is for a single result, got {results}; enlarge one picture, or leave --map out")

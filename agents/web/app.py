@@ -1,4 +1,4 @@
-"""The work behind `skipdiff web`. The page itself is `agents.web.page`."""
+"""The functions behind `skipdiff web`; `agents.web.page` lays out the page."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ from skipdiff_env.refinement import Chooser
 from skipdiff_env.rendering import draw_map
 from skipdiff_env.upscaler import Upscaled, Upscaler, check_room
 
-# Levels of the schedules of even steps that the slider chooses from.
+# Number of levels of the schedules of even steps on the slider.
 LEVELS = 20
-# Largest side of the crops that samples are shrunk from, in pixels.
+# Largest side of the crops from which samples are made, in pixels.
 SAMPLE_SIDE = 384
 # Words for the detail of a part, from the least to the most.
 AMOUNTS = ("little", "some", "much")
 
-# The slider, as arguments of Gradio's.
+# Arguments of Gradio's slider.
 Knob = dict[str, Any]
 DETAIL: Knob = {
     "label": "Detail", "info": "0 (faithful) … 1 (rich)", "minimum": 0, "maximum": 1, "step": 0.05, "value": 0.5,
@@ -47,8 +47,8 @@ class Enlarged:
         picture: the result, with alpha and metadata of the source.
         before: the source, enlarged by bicubic interpolation, uint8 (H, W, 3).
         map: the steps of each tile, drawn over the result, uint8.
-        summary: sizes, seconds, and the work that was done, in sentences.
-        parts: number of tiles whose steps were chosen one by one.
+        summary: sentences with the sizes, the seconds, and the number of forwards.
+        parts: number of tiles with separately chosen steps.
     """
 
     picture: Picture
@@ -59,11 +59,11 @@ class Enlarged:
 
 
 class Workshop:
-    """Enlarges pictures by the checkpoints that may be chosen.
+    """The upscalers of the page, with several checkpoints.
 
     Args:
         checkpoints: names, folders or Hub ids.
-        device: where to compute.
+        device: device of the networks.
         max_pixels: largest number of pixels of a photograph.
 
     Raises:
@@ -75,13 +75,13 @@ class Workshop:
             resolve_checkpoint(name)
         self.checkpoints, self.device, self.max_pixels = list(checkpoints), device, max_pixels
         self._upscalers: dict[str, Upscaler] = {}
-        self._default(checkpoints[0])  # the page opens with it; the others are loaded when they are chosen
+        self._default(checkpoints[0])  # the first checkpoint of the page; the others are loaded when they are chosen
 
     def _default(self, checkpoint: str) -> Upscaler:
         """Return the upscaler of `skipdiff upscale` without options, which is loaded once.
 
         Raises:
-            ConfigError: the checkpoint is not one of those that may be chosen.
+            ConfigError: the checkpoint is not on the page.
         """
         if checkpoint not in self.checkpoints:
             raise ConfigError(f"unknown checkpoint {checkpoint!r}; known are {', '.join(self.checkpoints)}")
@@ -92,11 +92,11 @@ class Workshop:
         return self._upscalers[checkpoint]
 
     def knob(self, checkpoint: str) -> Knob:
-        """Return the slider of a checkpoint: the detail, if it has substeps, or else the number of steps."""
+        """Return the slider of a checkpoint: the detail, if it has substeps, else the number of steps."""
         return DETAIL if self._default(checkpoint).unet.substeps > 1 else EVEN_STEPS
 
     def box(self, checkpoint: str) -> tuple[str, str]:
-        """Return the label of the box that stands beside the slider, and the line below the label."""
+        """Return the label of the box beside the slider, and the line below the label."""
         if _chooses_detail(self._default(checkpoint).policy):
             return "An agent chooses the detail of each part", "Untick it to choose on the slider."
         if self.knob(checkpoint) is DETAIL:
@@ -104,7 +104,7 @@ class Workshop:
         return "The checkpoint's own steps", "As skipdiff upscale takes them. Untick it to choose on the slider."
 
     def upscaler(self, checkpoint: str, amount: float | None) -> Upscaler:
-        """Return the upscaler for a position of the slider; None: that of `skipdiff upscale` without options.
+        """Return the upscaler for a position of the slider; None: the upscaler of `skipdiff upscale` without options.
 
         Raises:
             ConfigError: the position is out of range.
@@ -122,7 +122,7 @@ class Workshop:
         """Return a photograph that was uploaded.
 
         Raises:
-            ImageError: it is no picture, or larger than allowed.
+            ImageError: the file is not a picture, or the picture is larger than allowed.
         """
         header = read_header(path)
         if header.width * header.height > self.max_pixels:
@@ -143,11 +143,11 @@ class Workshop:
         """Enlarge a picture.
 
         Args:
-            checkpoint: one of those that may be chosen.
+            checkpoint: a checkpoint of the page.
             picture: the source.
-            amount: position of the slider, see `knob`; None: as `skipdiff upscale` does without options.
-            seed: of the noise.
-            progress: called with the part that is done, 0 … 1.
+            amount: position of the slider, see `knob`; None: the default of `skipdiff upscale`.
+            seed: seed of the noise.
+            progress: function that is called with the finished share, 0 … 1.
 
         Raises:
             SkipDiffError: an argument is out of range, or the result does not fit into memory.
@@ -175,7 +175,7 @@ class Workshop:
         return Enlarged(large, before, drawing, summary, len(result.tiles))
 
     def sample(self, name: str, checkpoint: str) -> Picture:
-        """Return the middle of one of scikit-image's photographs, shrunk as often as the checkpoint enlarges.
+        """Return the centre of one of scikit-image's photographs, shrunk by the factor of the checkpoint.
 
         Raises:
             ConfigError: there is no such photograph or checkpoint.
@@ -193,13 +193,13 @@ class Workshop:
 
 
 def _chooses_detail(policy: Any) -> bool:
-    """Whether a policy is that of an agent which chooses substeps."""
+    """Return whether a policy is an agent that chooses substeps."""
     several = isinstance(policy, Chooser) and len(policy.schedules) > 1
     return several and not all(schedule.plain for schedule in policy.schedules)
 
 
 def forwards(result: Upscaled) -> str:
-    """Return a sentence on how often the network ran for a result."""
+    """Return a sentence on the number of forwards for a result."""
     parts = f"each of {len(result.tiles)} parts" if len(result.tiles) > 1 else "each part"
     fewest, most = (reach(tile.nfe for tile in result.tiles) for reach in (min, max))
     if fewest < most:
@@ -212,7 +212,7 @@ def details(result: Upscaled, most: int) -> str:
 
     Args:
         result: the result.
-        most: the number of steps that stands for the most detail.
+        most: number of steps of the most detail.
     """
     places = (int(len(AMOUNTS) * log(tile.steps) / log(most)) for tile in result.tiles)
     counts = Counter(AMOUNTS[min(place, len(AMOUNTS) - 1)] for place in places)

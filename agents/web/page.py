@@ -1,4 +1,4 @@
-"""The page of `skipdiff web`, in Gradio, over `agents.web.app`, and the server behind it."""
+"""The page of `skipdiff web` in Gradio, and its server."""
 
 import hashlib
 import os
@@ -19,16 +19,16 @@ from ddpm.pictures.images import Picture, write_picture
 from ddpm.util.errors import ConfigError, ImageError, SkipDiffError
 from skipdiff_env.pictures import PHOTOGRAPHS
 
-# Read by Gradio when it is imported: it sends no statistics and asks for no newer version.
+# Gradio reads this when it is imported; it then does not send statistics or look for newer versions.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 try:
     import gradio as gr
 except ImportError as error:
     raise ConfigError(f'the page needs Gradio ({error}); pip install "skipdiff[web]"') from None
 
-# Files of pages whose end the server was not told are removed after a day, looked for every hour; in seconds.
+# Interval and age, in seconds, for the removal of files of pages whose end the server has missed.
 SWEEP = (3600, 86400)
-# Arguments of the events that let a network run: one at a time.
+# Arguments of the events that run a network: one at a time.
 NET: dict[str, Any] = {"concurrency_id": "net", "api_visibility": "private"}
 ABOUT = """# SkipDiff
 A photograph is enlarged with few steps of a diffusion model. Details that the photograph does not show are made up."""
@@ -38,12 +38,12 @@ A photograph is enlarged with few steps of a diffusion model. Details that the p
 class Handlers:
     """The functions behind the page.
 
-    An error of the project is shown by Gradio in a line, until it is closed.
+    Gradio shows an error of the project in a line, until the user closes it.
 
     Attributes:
-        workshop: enlarges.
-        root: folder below which all files of pages lie, each page's in a folder of its own.
-        closed: the sessions of pages that were closed.
+        workshop: the upscalers.
+        root: folder of the files of all pages, with a subfolder for each page.
+        closed: the sessions of closed pages.
     """
 
     workshop: Workshop
@@ -52,7 +52,7 @@ class Handlers:
 
     @contextmanager
     def during(self, request: gr.Request) -> Iterator[None]:
-        """Have Gradio show errors of the project, and leave no file of a page that is closed meanwhile."""
+        """Let Gradio show errors of the project, and remove the files of a page that is closed in the meantime."""
         try:
             yield
         except SkipDiffError as error:
@@ -66,7 +66,7 @@ class Handlers:
         return self.root / hashlib.sha256((request.session_hash or "").encode()).hexdigest()[:16]
 
     def fresh(self, request: gr.Request, part: str) -> Path:
-        """Return a new folder for the files of a part of the page; those that were shown before are removed."""
+        """Return a new folder for the files of a part of the page, and remove the files that it showed before."""
         folder = self.folder(request)
         folder.mkdir(exist_ok=True)
         for old in folder.glob(f"{part}-*"):
@@ -74,7 +74,7 @@ class Handlers:
         return Path(mkdtemp(prefix=f"{part}-", dir=folder))
 
     def arrive(self, dropped: str | None, request: gr.Request) -> tuple[str | None, None]:
-        """Move a photograph that was dropped to the other files of the page; no sample is chosen then."""
+        """Move an uploaded photograph to the other files of the page, and clear the choice of a sample."""
         if dropped is None:
             return None, None
         with self.during(request):
@@ -86,7 +86,7 @@ class Handlers:
             return str(own), None
 
     def turn(self, checkpoint: str) -> tuple[Any, Any]:
-        """Show the box and the slider of another checkpoint."""
+        """Return the box and the slider of another checkpoint."""
         label, info = self.workshop.box(checkpoint)
         return gr.update(label=label, info=info), gr.update(**self.workshop.knob(checkpoint))
 
@@ -103,7 +103,7 @@ class Handlers:
     ) -> tuple[Any, ...]:
         """Return the files of before and after, of the map and of the result, and the summary.
 
-        A single part has no map.
+        There is no map for a single part.
         """
         shop = self.workshop
         with self.during(request):
@@ -126,14 +126,14 @@ class Handlers:
             return (before, after), shown, whole, f"{result.summary} {note}".strip()
 
     def redraw(self, request: gr.Request, *settings: Any) -> tuple[Any, ...]:
-        """Enlarge anew after the box or the slider was moved, if a result is shown."""
+        """Enlarge again after a change of the box or the slider, if a result is shown."""
         if not list(self.folder(request).glob("result-*")):
             return (gr.skip(),) * 4
         arguments: Any = (*settings, request)
         return self.enlarge(*arguments)
 
     def leave(self, request: gr.Request) -> None:
-        """Remove the files of a page that was closed."""
+        """Remove the files of a closed page."""
         self.closed.add(request.session_hash)
         shutil.rmtree(self.folder(request), ignore_errors=True)
 
@@ -159,7 +159,7 @@ def build(handlers: Handlers) -> gr.Blocks:
 
 
 def _body(handlers: Handlers, settings: list[Any]) -> None:
-    """Lay out what is below the settings."""
+    """Lay out the part of the page below the settings."""
     with gr.Row():
         with gr.Column(scale=1):
             dropped = gr.File(
@@ -189,17 +189,17 @@ def _body(handlers: Handlers, settings: list[Any]) -> None:
 
 @contextmanager
 def served(workshop: Workshop, host: str, port: int | None, max_mb: float, browser: bool = False) -> Iterator[str]:
-    """Serve the page within the block, and give its address. At the end nothing is left on disk.
+    """Serve the page within the block, and yield its address. At the end all files are removed.
 
     Args:
-        workshop: enlarges.
+        workshop: the upscalers.
         host: address to listen at.
-        port: TCP port; None: the first that is free from 7860 on.
-        max_mb: largest file that may be uploaded, in MB.
-        browser: whether the page is opened in the browser.
+        port: TCP port; None: the first free port from 7860 on.
+        max_mb: largest size of an upload, in MB.
+        browser: whether to open the page in the browser.
 
     Raises:
-        ConfigError: the address cannot be listened at.
+        ConfigError: the server cannot listen at the address.
     """
     with TemporaryDirectory(prefix="skipdiff-web-") as root:
         os.environ["GRADIO_TEMP_DIR"] = root
