@@ -75,8 +75,8 @@ AGENT = (
 ON_TABLE = "--env-steps=32 -p n_envs=8 -p n_steps=2 -p batch_size=8"
 TABLE = "--checkpoint={net} --steps=1,4 --image-size=16 --metrics=psnr,colour --noise-seeds=1"
 WAYS = (
-    "--checkpoint={fast} --images={photos} --sources={sources} --ways=12*4 --ways=12*2 --ways=12,6 --image-size=32 "
-    "--metrics=colour,psnr --noise-seeds=2 --crops=4"
+    "--checkpoint={fast} --images={photos} --sources={sources} --levels=12*4 --levels=12*2 --levels=12,6 "
+    "--image-size=32 --metrics=colour,psnr --noise-seeds=2 --crops=4"
 )
 EVALUATE = "--images={large} --metrics=psnr --image-size=96"
 REPRODUCE = "--images={large} --checkpoint={net} --image-size=96 --sections=table5 --seeds=1"
@@ -92,11 +92,12 @@ MAKERS = {
     "evaluation": f"evaluate --out={{out}} --checkpoint={{net}} {EVALUATE}",
     "report": f"reproduce --out={{out}} {REPRODUCE}",
 }
+# OpenVINO is left out: processes that had run it among hundreds of cases ended by a segmentation fault later on.
 UPSCALE = "upscale {photos}/0.png -o out"
 GOOD_LINES = (
     f"{UPSCALE} --checkpoint={{net}}", "upscale {photos} -o out --checkpoint={net} --agent={agent}",
     f"{UPSCALE} --checkpoint={{fast}} --detail=0.3 --backend=onnxruntime",
-    f"{UPSCALE} --checkpoint={{fast}} --levels=12*2,6 --backend=openvino",
+    f"{UPSCALE} --checkpoint={{fast}} --levels=12*2,6",
     f"{UPSCALE} --checkpoint={{fast}} --agent={{chooser}} --map=map.png",
     f"{UPSCALE} --checkpoint={{run}}/checkpoint", f"{UPSCALE} --checkpoint={{substeps}}/checkpoint --detail=0.5",
     f"train-predictor --out=out --init={{predictor}}/checkpoint/predictor.safetensors {PREDICTOR}",
@@ -181,7 +182,7 @@ ENLARGING = (
     "--format=webp", "--format=same", "--outscale=2.5", "--size=20x", "--size=x9", "--size=30x20", "--samples=2",
     "--tile=16", "--tile=0", "--strip-metadata", "--json", "--batch-size=1", "--start=1", "--levels=4,2",
     "--overwrite", "--skip-existing", "--outscale=1e308", "--map=map.png", "--map=in", "--detail=0.5",
-    "--levels=4*2,2", "--backend=onnxruntime", "--backend=openvino", "--quality=0.5",
+    "--levels=4*2,2", "--backend=onnxruntime", "--quality=0.5",
 )  # fmt: skip
 SIDES = (1, 2, 3, 5, 8, 13, 24)
 # Pillow's formats, and the modes of pictures that they can store.
@@ -270,11 +271,20 @@ def picture(rng: Rng) -> bytes:
 
     file, kind = io.BytesIO(), pick(rng, MODES)
     shape = (pick(rng, SIDES), pick(rng, SIDES))
+<<<<<<< ours
     if kind == "TIFF" and rng.random() < 0.4:  # of a type that Pillow does not read
         values = rng.random((*shape, int(rng.integers(1, 6)))) * pick(rng, (1, 255, 65535))
+=======
+    if kind == "TIFF" and rng.random() < 0.4:  # of a kind that Pillow does not read
+        samples, planes = int(rng.integers(1, 6)), pick(rng, ("separate", "contig"))
+        values = rng.random((*shape, samples)) * pick(rng, (1, 255, 65535))
+        values = values[..., 0] if samples == 1 else values.transpose(2, 0, 1) if planes == "separate" else values
+>>>>>>> theirs
         number = pick(rng, (np.uint8, np.uint16, np.uint32, np.uint64, np.int16, np.float16, np.float32, np.float64))
-        photometric = "rgb" if values.shape[2] >= 3 else "minisblack"
-        tifffile.imwrite(file, values.astype(number), photometric=photometric, bigtiff=bool(rng.random() < 0.3))
+        tifffile.imwrite(
+            file, values.astype(number), photometric="rgb" if samples >= 3 else "minisblack",
+            planarconfig=None if samples == 1 else planes, bigtiff=bool(rng.random() < 0.3),
+        )  # fmt: skip
         return file.getvalue()
     mode = pick(rng, MODES[kind].split())
     numbers = rng.normal(0, 10.0 ** int(rng.integers(-3, 6)), shape)
@@ -289,8 +299,16 @@ def picture(rng: Rng) -> bytes:
         options |= {"icc_profile": rng.bytes(99), "xmp": rng.bytes(40)}
     if kind in ("GIF", "WEBP", "PNG", "AVIF") and rng.random() < 0.3:
         options = {"save_all": True, "append_images": [image.copy().rotate(90)], "duration": pick(rng, (0, 40))}
+<<<<<<< ours
     with suppress(Exception):  # not every mode takes every option, and Pillow raises nearly any error
         image.save(file, format=kind, **options)
+=======
+    for told in (options, {}):
+        file = io.BytesIO()
+        with suppress(Exception):  # not every mode takes every option, and Pillow raises nearly anything
+            image.save(file, format=kind, **told)
+            break
+>>>>>>> theirs
     return file.getvalue()
 
 

@@ -399,7 +399,7 @@ def test_environment_and_evaluation_see_the_same(
         for i in range(len(batch.hr)):
             conditions[batch.first + i, batch.seed] = batch.lr_up[i]
 
-    monkeypatch.setattr("agents.study.evaluation.evaluation_methods", lambda *args: ([ways.bicubic()], None))
+    monkeypatch.setattr("agents.study.evaluation.evaluation_methods", lambda *args: [ways.bicubic()])
     rows = evaluate(crops, short_checkpoint, seeds=2, metrics=["psnr"], batch_size=3, degradation=name, keep=keep)
     assert len(rows) == 8
     for (i, seed), condition in conditions.items():
