@@ -271,15 +271,10 @@ def picture(rng: Rng) -> bytes:
 
     file, kind = io.BytesIO(), pick(rng, MODES)
     shape = (pick(rng, SIDES), pick(rng, SIDES))
-<<<<<<< ours
-    if kind == "TIFF" and rng.random() < 0.4:  # of a type that Pillow does not read
-        values = rng.random((*shape, int(rng.integers(1, 6)))) * pick(rng, (1, 255, 65535))
-=======
     if kind == "TIFF" and rng.random() < 0.4:  # of a kind that Pillow does not read
         samples, planes = int(rng.integers(1, 6)), pick(rng, ("separate", "contig"))
         values = rng.random((*shape, samples)) * pick(rng, (1, 255, 65535))
         values = values[..., 0] if samples == 1 else values.transpose(2, 0, 1) if planes == "separate" else values
->>>>>>> theirs
         number = pick(rng, (np.uint8, np.uint16, np.uint32, np.uint64, np.int16, np.float16, np.float32, np.float64))
         tifffile.imwrite(
             file, values.astype(number), photometric="rgb" if samples >= 3 else "minisblack",
@@ -299,16 +294,11 @@ def picture(rng: Rng) -> bytes:
         options |= {"icc_profile": rng.bytes(99), "xmp": rng.bytes(40)}
     if kind in ("GIF", "WEBP", "PNG", "AVIF") and rng.random() < 0.3:
         options = {"save_all": True, "append_images": [image.copy().rotate(90)], "duration": pick(rng, (0, 40))}
-<<<<<<< ours
-    with suppress(Exception):  # not every mode takes every option, and Pillow raises nearly any error
-        image.save(file, format=kind, **options)
-=======
     for told in (options, {}):
         file = io.BytesIO()
         with suppress(Exception):  # not every mode takes every option, and Pillow raises nearly anything
             image.save(file, format=kind, **told)
             break
->>>>>>> theirs
     return file.getvalue()
 
 

@@ -189,9 +189,9 @@ def _scoring(ctx: click.Context, env_id: str, options: Mapping[str, Any]) -> dic
     own |= {"reward": task.metric, "paper": not jumps}
     own = {name: value for name, value in own.items() if name not in given and value is not None}
     if jumps and "levels" not in given:
-        from ddpm.checkpoints import load_unet
+        from ddpm.checkpoints import load_denoiser
 
-        unet = load_unet(own.get("checkpoint", options["checkpoint"]))
+        unet = load_denoiser(own.get("checkpoint", options["checkpoint"]))
         asked = {name: own.get(name, options.get(name)) for name in PLAN_OPTIONS}
         plan = Plan.resolve(unet.settings, **asked)
         choices: Any = make_decisions("schedule", plan, unet.substeps, None, task.schedules)
