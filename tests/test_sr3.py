@@ -193,7 +193,7 @@ def test_output_is_that_of_the_original(
     result = run(gen(state_dict), out, "--image-size", "32")
     assert result.exit_code == 0, result.output
     groups = default_norm_groups(architecture["width"])
-    assert f"norm groups: {groups} (taken by default" in result.output
+    assert f"norm groups: {groups} (the default" in result.output
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     expected = {
         "width": architecture["width"],
