@@ -62,7 +62,7 @@ def throughput(
     print("|---" * 10 + "|")
     for variant, num_envs, policy in itertools.product(variants, sizes, policies):
         envs = [made(variant, num_envs, mode, settings) for mode in ("sync", "vector_entry_point")]
-        decisions = envs[1].decisions if "Table" in variant else envs[1].task.decisions
+        decisions = envs[1].tree.longest if "Table" in variant else envs[1].task.decisions
         actions = actions_of(policy, decisions, num_envs)
         # every round has new noises, so nothing is remembered; the two take turns, so both run under the same load
         seeds = [1000 * i for i in range(rounds)]

@@ -28,6 +28,10 @@ class Action(IntEnum):
     SKIP = 1
 
 
+# Iterating over an enumeration takes longer than a step that is remembered.
+ACTIONS = tuple(Action)
+
+
 class InvalidActionError(SkipDiffError, gymnasium.error.InvalidAction):
     """An action is neither DENOISE nor SKIP."""
 
@@ -105,7 +109,7 @@ def check_actions(actions: Sequence[Any], count: int) -> None:
     if len(actions) != count:
         raise InvalidActionError(f"a policy must return an action for each of {count} pictures, got {len(actions)}")
     for action in actions:
-        if action not in tuple(Action):
+        if action not in ACTIONS:
             raise InvalidActionError(f"an action must be 0 (DENOISE) or 1 (SKIP), got {action!r}")
 
 
