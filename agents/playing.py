@@ -22,16 +22,7 @@ TOGETHER = 8
 
 
 class _Seeing:
-    """Base class of the policies of agents.
-
-    Args:
-        agent: the agent.
-        quality: 0 … 1, from few forwards to many, for an agent that observes the price of a forward; None: one half.
-        price: the price of a forward, instead of a quality.
-
-    Raises:
-        ConfigError: the agent has learnt one price, or the number is out of range.
-    """
+    """Base class of the policies of agents; arguments and errors are those of `AgentPolicy`."""
 
     def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
         self.agent = agent

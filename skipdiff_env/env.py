@@ -86,7 +86,7 @@ class SkipDiffEnv(gym.Env[Observation, np.int64]):
     then terminates; it is never truncated.
 
     `reset(options={"image": i, "noise_seed": k})` fixes either or both; `image` is an index or a uint8 array (height,
-    width, 3), of which the centre is used. `nfe_penalty` is the third option, and `crop="random"` adds the option
+    width, 3), whose centre is used. `nfe_penalty` is the third option, and `crop="random"` adds the option
     `crop`, the first row and column.
 
     `get_state()` and `set_state()` save and restore an episode, as planning algorithms need it; the environment can be

@@ -54,7 +54,7 @@ class Episode:
 
     @property
     def ended(self) -> bool:
-        """Whether the episode has ended, so that there is a result."""
+        """Whether the episode has ended."""
         return self.sr is not None
 
     def info(self) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class OutcomeTable:
 
     @property
     def restart(self) -> bool:
-        """Whether a skip goes back to the coarse latent, so that the schedules are the chains of each start."""
+        """Whether a skip goes back to the coarse latent. The schedules are then the chains of each start."""
         return bool(self.description.get("plan", {}).get("skip_mode") == "restart")
 
     def rewards(self, price: float | None = None, metric: str | None = None, reward: str | None = None) -> Array:

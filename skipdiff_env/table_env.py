@@ -83,6 +83,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         self.render_mode = None
         self._rewards = self.table.rewards(0.0, metric, "negative" if reward == "relative" else reward)
         self._relative = reward == "relative"
+        self._means, self._mean_forwards = self._rewards.mean(axis=2), self.table.forwards.mean()
         if self._relative and any(np.isnan(values).any() for values in self.table.metrics.values()):
             raise ConfigError("a metric failed for some crops of the table; make it from other photographs")
         self._set_spaces(self.tree.observation_space, self.tree.action_space)
@@ -102,8 +103,8 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         self._identity = hashlib.blake2b(parts, digest_size=16).hexdigest()
         self._begun = False
         self._state: dict[str, Array] = {
-            **{name: np.zeros(self.num_envs, np.int64) for name in ("image", "seed", "node", "nfe")},
-            "price": np.zeros(self.num_envs),
+            **{name: np.zeros(self.num_envs, np.int64) for name in ("image", "noise_seed", "node", "nfe")},
+            "nfe_penalty": np.zeros(self.num_envs),
         }
 
     def reset(
@@ -154,12 +155,12 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         ended = going & (state["node"] < 0)
         rewards, where = (
             np.zeros(self.num_envs),
-            (state["image"][ended], state["seed"][ended], -1 - state["node"][ended]),
+            (state["image"][ended], state["noise_seed"][ended], -1 - state["node"][ended]),
         )
-        rewards[ended] = self._rewards[where] - state["price"][ended] * (state["nfe"][ended] - self._coarse)
+        rewards[ended] = self._rewards[where] - state["nfe_penalty"][ended] * (state["nfe"][ended] - self._coarse)
         if self._relative:
-            rewards[ended] -= self._rewards[where[:2]].mean(axis=1)
-            rewards[ended] += state["price"][ended] * self.table.forwards.mean()
+            rewards[ended] -= self._means[where[:2]]
+            rewards[ended] += state["nfe_penalty"][ended] * self._mean_forwards
         ends = self._final_infos(ended, where) if ended.any() else {}
         infos: dict[str, Any] = {}
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
@@ -233,19 +234,15 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         count = limits["image"] * limits["noise_seed"]
         # random() is several times as fast as integers()
         drawn = (np.array([self._generator(i)[0].random() for i in envs]) * count).astype(np.int64)
-        chosen = {
-            "seed" if name == "noise_seed" else name: part
-            for name, part in zip(limits, np.divmod(drawn, limits["noise_seed"]), strict=True)
-        }
-        chosen["price"] = self._prices(envs)
+        chosen: dict[str, Array] = dict(zip(limits, np.divmod(drawn, limits["noise_seed"]), strict=True))
+        chosen["nfe_penalty"] = self._prices(envs)
         for name, column in options.items():
-            own = {"noise_seed": "seed", "nfe_penalty": "price"}.get(name, name)
             for row, i in enumerate(envs):
                 if (value := column[i]) is None:
                     continue
                 if name in limits and (not is_whole(value) or not 0 <= value < limits[name]):
                     raise ConfigError(f"{name} must be a whole number from 0 to {limits[name] - 1}, got {value!r}")
-                chosen[own][row] = value if name in limits else check_price(value, self.tree.highest_price)
+                chosen[name][row] = value if name in limits else check_price(value, self.tree.highest_price)
         for name, values in chosen.items():
             self._state[name][envs] = values
         self._state["node"][envs], self._state["nfe"][envs] = 0, self._coarse
@@ -261,14 +258,14 @@ class SkipDiffTableVectorEnv(BatchedEnv):
 
     def _observe(self) -> NDArray[np.float32]:
         state = self._state
-        return self.tree.observe(state["image"], state["seed"], state["node"], state["price"])
+        return self.tree.observe(state["image"], state["noise_seed"], state["node"], state["nfe_penalty"])
 
     def _infos(self, mask: NDArray[np.bool_]) -> dict[str, Any]:
         """Return the `info` of some environments in `step` and `reset`."""
         state = self._state
         named = {
             "diffusion_step": self.tree.steps[np.maximum(state["node"], 0)] * (state["node"] >= 0), "nfe": state["nfe"],
-            "image_index": state["image"], "noise_seed": state["seed"], "nfe_penalty": state["price"],
+            "image_index": state["image"], "noise_seed": state["noise_seed"], "nfe_penalty": state["nfe_penalty"],
         }  # fmt: skip
         infos: dict[str, Any] = {}
         for name, column in named.items():

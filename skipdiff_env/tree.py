@@ -13,8 +13,8 @@ from ddpm.util.checks import check_one_of
 from ddpm.util.errors import ConfigError
 from skipdiff_env.decisions import continuous_jumps
 from skipdiff_env.features import FEATURE_BOUNDS, FEATURES
-from skipdiff_env.outcomes import Jumps, OutcomeTable
-from skipdiff_env.rules import Action
+from skipdiff_env.outcomes import OutcomeTable
+from skipdiff_env.rules import ACTIONS, Action
 
 # Kinds of decision about one forward after the other.
 FORWARDS = ("stride", "continuous")
@@ -55,7 +55,7 @@ class Tree:
 
     def __post_init__(self) -> None:
         check_one_of(KINDS, decisions=self.kind)
-        if self.kind in FORWARDS and self.states and self.table.estimates is None:
+        if self.kind in FORWARDS and self.table.states and self.table.estimates is None:
             raise ConfigError(
                 f"decisions {self.kind} need a table with estimates, got one without; name its schedules to `skipdiff "
                 "tabulate --levels`"
@@ -75,17 +75,12 @@ class Tree:
         return self.length if plan is None else int(plan["S"] * plan["N"])
 
     @cached_property
-    def states(self) -> tuple[Jumps, ...]:
-        """The states between the forwards of schedules, as the jumps that lead to them, in the order of `estimates`."""
-        return self.table.states
-
-    @cached_property
     def actions(self) -> tuple[tuple[int, int], ...] | tuple[Schedule, ...] | tuple[Action, ...]:
         """The meaning of each action: a schedule; the next level and the substeps of a forward; or an `Action`."""
         if self.kind == "schedule":
             return self.table.schedules
         if self.kind == "skip":
-            return tuple(Action)
+            return ACTIONS
         return tuple(sorted({jump for schedule in self.table.schedules for jump in schedule.jumps()}))
 
     @cached_property
@@ -95,7 +90,7 @@ class Tree:
             return _Nodes(root, root, -1 - np.arange(len(self.table.schedules))[None])
         if self.kind == "skip":
             return self._starts() if self.table.restart else self._decisions()
-        nodes = ((), *self.states)
+        nodes = ((), *self.table.states)
         moves = np.zeros((len(nodes), len(self.actions)), np.int64)
         places: dict[tuple[int, int], int] = {jump: i for i, jump in enumerate(self.actions)}  # type: ignore[misc]
         for place, schedule in enumerate(self.table.schedules):
@@ -165,12 +160,9 @@ class Tree:
         moves = self._nodes.moves.copy()
         if self.kind == "skip":
             return np.where(moves == 0, moves[:, ::-1], moves)
-        jumps = np.array(self.actions if self.kind in FORWARDS else [(0, 1)])
-        for node, possible in enumerate(self.possible):
-            for action in np.flatnonzero(~possible):
-                level, substeps = jumps[action]
-                distances = np.abs(jumps[:, 0] - level) * FAR + np.abs(np.log(jumps[:, 1] / substeps))
-                moves[node, action] = moves[node, np.where(possible, distances, np.inf).argmin()]
+        if self.kind in FORWARDS:
+            nodes, places = np.nonzero(~self.possible)
+            moves[nodes, places] = moves[nodes, self._nearest(nodes, *np.array(self.actions)[places].T)]
         return moves
 
     @cached_property
@@ -249,7 +241,13 @@ class Tree:
         """
         if self.kind != "continuous":
             return actions
+        most = max(substeps for _, substeps in self.actions)  # type: ignore[misc]
+        return self._nearest(nodes, *continuous_jumps(self._nodes.levels[nodes], actions, most))
+
+    def _nearest(
+        self, nodes: NDArray[np.integer], levels: NDArray[np.integer], substeps: NDArray[np.integer]
+    ) -> NDArray[np.intp]:
+        """Return the places of the nearest possible jumps, (B,); see `places`."""
         jumps = np.array(self.actions)
-        to, substeps = continuous_jumps(self._nodes.levels[nodes], actions, int(jumps[:, 1].max()))
-        distances = np.abs(jumps[:, 0] - to[:, None]) * FAR + np.abs(np.log(jumps[:, 1] / substeps[:, None]))
+        distances = np.abs(jumps[:, 0] - levels[:, None]) * FAR + np.abs(np.log(jumps[:, 1] / substeps[:, None]))
         return np.where(self.possible[nodes], distances, np.inf).argmin(axis=1)

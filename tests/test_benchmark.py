@@ -58,7 +58,7 @@ def deep(crops: int = 300, seed: int = 0) -> OutcomeTable:
 
 def test_the_tree_of_decisions() -> None:
     tree = Tree(deep(), "stride")
-    assert tree.states == (((3, 2),), ((3, 4),))
+    assert tree.table.states == (((3, 2),), ((3, 4),))
     assert tree.actions == ((0, 1), (0, 2), (0, 4), (0, 8), (3, 2), (3, 4))
     np.testing.assert_array_equal(
         tree.possible.astype(int), [[1, 0, 0, 1, 1, 1], [0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0]]

@@ -284,7 +284,7 @@ def test_own_starts_beside_those_of_ddpm(reproduce: Reproduce, tmp_path: Path) -
 
 
 def test_fitted_schedules(reproduce: Reproduce, photos: Path, tmp_path: Path) -> None:
-    """Those of dynamic programming stand beside the peers where there are photographs to fit them on."""
+    """Fitted schedules stand beside the peers if there are photographs to fit them on."""
     reproduce(tmp_path, f"--train-images={photos}", limit=1, seeds=1, sections="peers")
     methods = {row["method"] for row in read(tmp_path / "rows.csv")}
     assert {"DP over the ELBO, ddpm, 3", "DP over the ELBO, ddim, 5", "DP over the trajectory, ddim, 8"} < methods
