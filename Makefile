@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs films figures screenshot format wheel sdist clean
+.PHONY: demo test slow lint docs films figures screenshot format wheel sdist clean
 
 # Torch is installed by pip, which takes the wheel for CPUs where the machine offers it; the rest by uv from the same
 # index, in a fraction of pip's time, or by pip where uv cannot be had.
@@ -29,6 +29,9 @@ demo: .venv/runs  ## enlarge scikit-image's photographs in every way, and train 
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+slow: .venv/installed  ## the tests that take a minute or start other programs, which `make test` leaves out
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -249,6 +249,7 @@ def test_scores_of_other_things() -> None:
         score(model, table=made())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [name for name in (*ALGORITHMS, *ON_TABLES) if name != "recurrent-ppo"])
 def test_every_algorithm_learns(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the hyperparameters that ship."""

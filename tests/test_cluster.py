@@ -131,6 +131,7 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed(checkpoint: str, tmp_path: Path, photo: Photo) -> None:
     """One of two is killed after the first result: the results are those of a run without a cluster.
 

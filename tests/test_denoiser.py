@@ -269,7 +269,7 @@ def test_guidance_counts_as_two_forwards(upscale_folder: Path, photo: Photo) -> 
 # --- environments ---
 
 
-@pytest.mark.parametrize("name", ["latent", "upscale", "concat", "object"])
+@pytest.mark.parametrize("name", ["latent", "upscale", pytest.param("concat", marks=pytest.mark.slow), "object"])
 def test_checks_of_environments(name: str, photo: Photo, request: pytest.FixtureRequest) -> None:
     """SkipDiff-v0 on other people's models, as the paper defines it."""
     folder = "" if name == "object" else f"{request.getfixturevalue(f'{name}_folder')}"

@@ -195,7 +195,13 @@ def run(block: Block, variables: dict[str, Any]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of the libraries, which a reader would see as well
-@pytest.mark.parametrize("page", dict.fromkeys(block.place.rpartition(":")[0] for block in BLOCKS))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow) if page == "README.md" else page
+        for page in dict.fromkeys(block.place.rpartition(":")[0] for block in BLOCKS)
+    ],
+)
 def test_blocks(page: str, workplace: pytest.MonkeyPatch) -> None:
     """Blocks run, and commands that would take too long are at least commands with options that exist."""
     variables: dict[str, Any] = {"__name__": page}

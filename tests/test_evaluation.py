@@ -309,6 +309,7 @@ def test_bad_input(checkpoint: str, photos: Path, photo: Photo) -> None:
         evaluate(crops, checkpoint, metrics=["nique"])
 
 
+@pytest.mark.slow
 def test_demo(jumping: str, short_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "tables" / Path(jumping).name
     folder.mkdir(parents=True)

@@ -61,6 +61,7 @@ def test_each_example_has_its_line() -> None:
         assert f"python examples/{name}" in page
 
 
+@pytest.mark.slow
 def test_sb3_ppo(run: Run, checkpoint: str, tmp_path: Path) -> None:
     found = run(
         "sb3_ppo", "--env-steps", 128, "--num-envs", 2, "--test-pictures", 2, "--checkpoint", checkpoint,
@@ -75,6 +76,7 @@ def test_sb3_ppo(run: Run, checkpoint: str, tmp_path: Path) -> None:
     assert float(agent[0]) == pytest.approx(-float(agent[1]) - 0.002 * float(agent[2]), abs=3e-4)
 
 
+@pytest.mark.slow
 def test_cleanrl_ppo(run: Run) -> None:
     """It learns: the agent becomes better than the best fixed schedule on photographs that it has not seen."""
     found = run("cleanrl_ppo", "--env-steps", 60_000)
@@ -114,6 +116,7 @@ def test_the_planner_finds_the_best_of_all_schedules(checkpoint: str) -> None:
     assert planner.root.visits < 100
 
 
+@pytest.mark.slow
 def test_rllib_ppo() -> None:
     """In a process of its own, since ray starts servers."""
     for name in ("ray", "tree", "lz4", "ormsgpack", "tensorboardX"):  # RLlib itself takes long to import

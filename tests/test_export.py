@@ -207,6 +207,7 @@ def test_a_graph_with_fixed_sizes_is_refused(nets: dict[str, str], monkeypatch: 
         export._check(export.build(unet), unet)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_backends_give_what_torch_gives(
     backend: str, nets: dict[str, str], photo: Photo, monkeypatch: pytest.MonkeyPatch
@@ -238,6 +239,7 @@ def test_backends_run_jumps(backend: str, nets: dict[str, str]) -> None:
         torch.testing.assert_close(out[1], out[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_cache")
 def test_graphs_are_cached(nets: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnx")

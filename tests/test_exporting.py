@@ -144,11 +144,18 @@ def test_every_algorithm_in_every_kind_of_decision(
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("skip", "ppo"), ("stride", "ppo"), ("continuous", "sac"), ("schedule", "dqn")]
+    ("kind", "name"),
+    [
+        pytest.param("skip", "ppo", marks=pytest.mark.slow),
+        ("stride", "ppo"),
+        ("continuous", "sac"),
+        ("schedule", "dqn"),
+    ],
 )
 def test_commands_take_exported_agents(kind: str, name: str, detailed: str, pictures: Path, tmp_path: Path) -> None:
     env = make(kind, detailed, pictures)
-    export_agent(train(name, env), env, tmp_path / "agent")
+    model = train(name, env)
+    export_agent(model, env, tmp_path / "agent")
     common = (f"--agent={tmp_path / 'agent'}", f"--checkpoint={detailed}")
     enlarged = run(
         "upscale", pictures / "0.png", "-o", tmp_path / "large.png", f"--map={tmp_path / 'map.png'}", *common
@@ -157,7 +164,7 @@ def test_commands_take_exported_agents(kind: str, name: str, detailed: str, pict
     with Image.open(tmp_path / "large.png") as large:
         assert large.size == (384, 384)
     printed = run("enjoy", *common, f"--images={pictures}", "-o", tmp_path / "x.gif", "--image=1", "--noise-seed=1")
-    _, reward, info = played_by_the_model(name, train(name, env), env, 1, 1)
+    _, reward, info = played_by_the_model(name, model, env, 1, 1)
     assert f"{info['nfe']} forwards, reward {reward:.4f}, psnr" in printed
     words = {"skip": "t =   6  ", "stride": "level   6  to level", "continuous": "level   6  to level"}
     assert words.get(kind, "schedule 6") in printed
@@ -173,7 +180,7 @@ def test_commands_take_exported_agents(kind: str, name: str, detailed: str, pict
         ("SkipDiffBandit-v0", "dqn"),
         ("SkipDiffStride-v0", "ppo"),
         ("SkipDiffContinuous-v0", "td3"),
-        ("SkipDiff-v0", "ppo"),
+        pytest.param("SkipDiff-v0", "ppo", marks=pytest.mark.slow),
     ],
 )
 def test_evaluation_by_an_environment(env_id: str, name: str, detailed: str, photos: Path, tmp_path: Path) -> None:

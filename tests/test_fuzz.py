@@ -21,7 +21,7 @@ from benchmarks.fuzz import (
 )
 
 
-@pytest.mark.parametrize("kind", ["pictures", "checkpoints", "command lines"])
+@pytest.mark.parametrize("kind", ["pictures", "checkpoints", pytest.param("command lines", marks=pytest.mark.slow)])
 def test_mutated_input(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = ("{agent}", "{begun}", "{chooser}", "--backend", "natural-x4", "faces-x8", "photo-x4")
     quick = ("upscale", "tabulate", "train-ddpm", "import-sr3")

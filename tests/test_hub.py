@@ -174,6 +174,7 @@ for name in ("me/nothing", "me/agent"):
 """
 
 
+@pytest.mark.slow
 def test_what_is_pushed_loads_by_its_id(hub: Hub, shared: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HOME": str(shared / "cache")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -295,6 +295,7 @@ def _work(arguments: dict[str, Any]) -> list[Any]:
     return episodes(SkipDiffEnv(**arguments))
 
 
+@pytest.mark.slow
 def test_several_processes(short_checkpoint: str, tmp_path: Path) -> None:
     """They write and read one folder at once, and leave nothing half-written."""
     arguments = {**ENV, "checkpoint": short_checkpoint, "cache_dir": str(tmp_path), "cache_mb": 0, "cache_dir_mb": 1}

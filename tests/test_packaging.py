@@ -48,6 +48,7 @@ def files_of(folder: Path) -> set[str]:
     return {str(path) for path in found if path.parts[0] != "build" and "egg-info" not in path.parts[0]}
 
 
+@pytest.mark.slow
 def test_wheel_works_without_the_repository(sources: Path, tmp_path: Path) -> None:
     wheel = build("wheel", sources, tmp_path / "dist")
     with zipfile.ZipFile(wheel) as archive:

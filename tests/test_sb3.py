@@ -64,6 +64,7 @@ def test_make_vec_env(name: str, checkpoint: str) -> None:
     assert dones.all() == (longest == 1 or "ContinuousTable" in name)
 
 
+@pytest.mark.slow
 def test_make_vec_env_with_processes(live: dict[str, Any]) -> None:
     """The same as in one process."""
     given: list[tuple[str, dict[str, Any]]] = [(TABLE, {}), (JUMP, live)]

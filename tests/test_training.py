@@ -73,6 +73,7 @@ def run_cli(*args: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_weights(photos: Path, tmp_path: Path) -> None:
     whole = run_cli(f"--images={photos}", f"--out={tmp_path / 'whole'}", *OPTIONS)
     killed = run_cli(f"--images={photos}", f"--out={tmp_path / 'killed'}", *OPTIONS)
@@ -96,6 +97,7 @@ def test_killed_and_resumed_gives_the_same_weights(photos: Path, tmp_path: Path)
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_two_processes(photos: Path, tmp_path: Path) -> None:
     def launch(*args: str) -> None:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -187,9 +189,9 @@ def test_perceptual_distance_is_of_the_pictures(prediction: str, photo: Callable
 
 def test_lpips_in_the_loss(photos: Path, tmp_path: Path) -> None:
     for name, weight in (("plain", "0"), ("lpips", "1")):
-        done = run_cli(f"--images={photos}", f"--out={tmp_path / name}", *OPTIONS, f"--perceptual-weight={weight}")
-        _, errors = done.communicate()
-        assert done.returncode == 0, errors
+        options = (f"--images={photos}", f"--out={tmp_path / name}", *OPTIONS, f"--perceptual-weight={weight}")
+        done = CliRunner().invoke(main, ["train-ddpm", *options])
+        assert done.exit_code == 0, done.output
     a, b = (weights(tmp_path / name)["last.weight"] for name in ("plain", "lpips"))
     assert not torch.equal(a, b)
 
@@ -207,12 +209,9 @@ def test_beginning_with_the_weights_of_a_checkpoint(config: DDPMConfig, checkpoi
 
 
 def test_command_line_begins_with_a_checkpoint(photos: Path, checkpoint: str, tmp_path: Path) -> None:
-    command = run_cli(
-        f"--images={photos}", f"--out={tmp_path / 'run'}", f"--init={checkpoint}", "--residual-scale=2", "--crop=32",
-        "--batch-size=2", "--iterations=1",
-    )  # fmt: skip
-    _, errors = command.communicate()
-    assert command.returncode == 0, errors
+    options = (f"--images={photos}", f"--out={tmp_path / 'run'}", f"--init={checkpoint}", "--residual-scale=2")
+    done = CliRunner().invoke(main, ["train-ddpm", *options, "--crop=32", "--batch-size=2", "--iterations=1"])
+    assert done.exit_code == 0, done.output
     unet = load_unet(tmp_path / "run" / "checkpoint")
     assert unet.residual_scale == 2
     assert unet.first.out_channels == TINY["width"]

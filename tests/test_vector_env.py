@@ -329,6 +329,7 @@ def test_returned_data_are_the_callers_own(short_checkpoint: str) -> None:
                 assert not data_shares_objects((a[0], a[-1]), (b[0], b[-1]))
 
 
+@pytest.mark.slow
 def test_worker_processes(short_checkpoint: str) -> None:
     """Spawned workers import nothing but what the specification names."""
     env = gym.make_vec(

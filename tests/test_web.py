@@ -297,6 +297,7 @@ def page(detailed: str, tmp_path: Path) -> Iterator[tuple[str, Path, "subprocess
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_uploads_above_the_limit(page: tuple[str, Path, "subprocess.Popen[str]"]) -> None:
     """Of a program that is no browser; the limit is 50 times 1024 bytes."""
 
@@ -331,6 +332,7 @@ def asked_of_others(browser: Any) -> list[str]:
     return [url for url in urls if urlparse(url).scheme in ("http", "https", "ws") and "//127.0.0.1" not in url]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Selenium
 def test_in_the_browser(
     browser: Any, page: tuple[str, Path, "subprocess.Popen[str]"], shop: Workshop, detailed: str, tmp_path: Path,
