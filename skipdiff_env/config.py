@@ -29,23 +29,21 @@ class TaskConfig:
     Attributes:
         checkpoint: name of a shipped checkpoint, a folder, or a Hub id, also of a model of diffusers.
         denoiser: another diffusion model in place of `checkpoint`: a `ddpm.nets.denoiser.Denoiser`, or any source that
-            `ddpm.checkpoints.load_denoiser` takes. With an object `spec.to_json()` raises a TypeError.
+            `ddpm.checkpoints.load_denoiser` takes. With an object, `spec.to_json()` raises a TypeError.
         images: target pictures: None, crops of the photographs in scikit-image; a folder, file or pattern; a uint8
-            array (height, width, 3); or several of them. The low-resolution input is made from the target.
+            array (height, width, 3); or several of these. The low-resolution input is made from the target.
         degradation: degradation of the low-resolution inputs: "bicubic"; "photo", like photographs that people enlarge;
-            or "photo2", the same twice. The last two may have a strength in 0 … 1, as in "photo:0.5"; without it,
-            strengths are drawn for each picture. The draw is a function of the picture's pixels and does not depend on
-            the noise seed.
+            or "photo2", the same twice. The last two may have a strength in 0 … 1, as in "photo:0.5"; without it, each
+            picture draws its strengths. The draw depends on the pixels of the picture, but not on the noise seed.
         split: "train" or "test", two separate parts of scikit-image's photographs; None: all of them.
-        image_size: side of the target in pixels, a crop of the picture.
-        crop: "center", the middle of each picture; or "random", another crop for each episode. Then the crops of
-            scikit-image's photographs may lie anywhere, and the noise of an episode belongs to its crop and noise seed
-            together, so that with `noise_seeds=1` every crop has a different noise. With "center" all pictures have the
-            same noise under one noise seed.
+        image_size: side of the target in pixels. The target is a crop of the picture.
+        crop: "center", the middle of each picture; or "random", another crop for each episode. With "random", the noise
+            of an episode depends on its crop and its noise seed, so every crop has a different noise. With "center",
+            all pictures have the same noise under one noise seed.
         scale: factor of the enlargement, which must be that of the checkpoint; None: the checkpoint's.
-        steps: (S, N), the number of coarse steps, and of diffusion steps in each; None: the checkpoint's. With
-            `skip_mode="restart"` S · N is the checkpoint's T; with "jump" it may be any number, and the schedule has S
-            · N steps.
+        steps: (S, N), the number of coarse steps, and the number of diffusion steps in each; None: the checkpoint's.
+            With `skip_mode="restart"`, S · N must be the checkpoint's T. With "jump", S · N may be any number, and the
+            schedule has S · N steps.
         coarse_sampler: sampler of the S - 1 coarse steps: "ddpm" (the paper); "ddim" or "dpmsolver++", which do not add
             noise; or "ddim:ETA" with the share ETA of ddpm's noise, 0 … 1. The noise level of the coarse latent and the
             number of forwards are the same for all. None: the checkpoint's under "restart", "ddpm" under "jump".
@@ -53,36 +51,38 @@ class TaskConfig:
             "dpmsolver++".
         skip_mode: meaning of SKIP, "restart" (the paper) or "jump".
         first_step: the diffusion step of the first decision, N … T; None: N. The coarse latent keeps the noise level of
-            step N: with T this is case 4 of the paper's Table 4, with decisions on all T steps.
+            step N. With T, there is a decision on each of the T steps, as in case 4 of the paper's Table 4.
         decisions: kind of decision in an env step: "skip", whether to perform a diffusion step (the paper); "stride",
             the number of levels that the next forward covers, and the number of steps whose work it does; "continuous",
             the same as numbers in -1 … 1; or "schedule", one of several schedules for the picture. All but the first
             need `skip_mode="jump"`; see `skipdiff_env.decisions`.
-        substeps: numbers of substeps that "stride" chooses among; None: the powers of 2 that the network has learnt.
-        schedules: schedules that "schedule" chooses among, in any form that `ddpm.schedule.as_schedule` takes; None:
-            one forward with each of these numbers of substeps, or without substeps even schedules of 1, 2, 4, 8 …
-            forwards.
-        observation: "latent"; "dict": latent, condition, step, level, and the price of a forward if it is drawn; or
-            "features", a vector: the 42 statistics of the condition (`skipdiff_env.features.features`), the level, the
-            price if it is drawn, and the statistics of the last estimate of the picture. With decisions "schedule",
-            which are made before the first forward, the level and the last statistics are left out.
+        substeps: numbers of substeps that the agent chooses among with "stride"; None: the powers of 2 that the network
+            has learnt.
+        schedules: schedules that the agent chooses among with "schedule", in any form that `ddpm.schedule.as_schedule`
+            takes; None: one forward with each number of `substeps`, or, for a network without substeps, even schedules
+            of 1, 2, 4, 8 … forwards.
+        observation: "latent"; "dict", a dictionary of latent, condition, step, level, and the price of a forward if it
+            is drawn; or "features", a vector of the 42 statistics of the condition
+            (`skipdiff_env.features.features`), the level, the price if it is drawn, and the statistics of the last
+            estimate of the picture. The decision "schedule" is made before the first forward, so its vector does not
+            contain the level and the last statistics.
         metric: the reward's metric: "niqe", "lpips", "psnr", "ssim", or any name that `skipdiff_env.make_metric` takes,
             but not the judges "dists" and "lpips-vgg"; or a `Metric`, or a function of results and targets, see
-            `skipdiff_env.metrics.as_metric`. With a metric that is not a name `spec.to_json()` raises a TypeError.
+            `skipdiff_env.metrics.as_metric`. With a metric that is not a name, `spec.to_json()` raises a TypeError.
         report_metrics: further metrics for `info`, which may include the judges.
         reward: "inverse", 1/M for a metric M that is lower for better pictures, or "negative", -M; if a higher metric
             is better, the reward is M itself in both cases.
         nfe_penalty: subtracted from the terminal reward for each fine UNet forward; or a pair (lowest, highest) above
             0, from which the price of each episode is drawn, uniformly in the logarithm.
-        noise_seeds: number of different noises of a picture: its noise seeds are 0 … noise_seeds - 1. None: no limit;
-            then an episode is hardly ever repeated, and remembering does not save time.
+        noise_seeds: number of different noises of a picture; the noise seeds are 0 … noise_seeds - 1. None: no limit.
+            Then episodes are hardly ever repeated, so remembering values saves no time.
         obs_dtype: type of latents and conditions, "float32" or "float16".
         cache_mb: memory for remembered pictures, latents and metrics, in MiB; the least recently used are dropped
             first. A latent takes 12 · image_size² bytes, and all starts of one picture and noise N · (N + 1)/2 + 1
             latents (with `first_step`, that number in place of N).
         cache_dir: folder on disk for the same values, which other environments, processes and later runs also read;
-            None: memory only. Values are stored by the net's weights, the plan, the picture and the noise; those of
-            metrics that are functions are not stored.
+            None: memory only. A value belongs to the weights of the network, the plan, the picture and the noise. The
+            values of metrics that are functions are not stored.
         cache_dir_mb: space on disk for all users of the folder, in MiB.
         device: device of the net and the metrics: "cpu", "cuda", …
         batch_size: largest number of pictures in one UNet forward and in one metric call.
