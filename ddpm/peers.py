@@ -2,7 +2,7 @@
 
 The schedule of a scheduler holds exactly the levels that its chain visits. Step k is entry k + 1 of that schedule, and
 the chain begins at pure noise and ends at the clean latent, for any number of forwards. The network runs only in
-`ddpm.sampling.predict_x0`, so that x_0 is clamped in the same way for all.
+`ddpm.sampling.estimate`, so that x_0 is clamped in the same way for all.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ddpm.nets.denoiser import Denoiser, NoiseLevelDenoiser, to_latent, x0_weights
 from ddpm.noise import Stage
 from ddpm.pictures.degradation import upsample
-from ddpm.sampling import Noise, p_sample, predict_x0
+from ddpm.sampling import Noise, estimate, p_sample
 from ddpm.schedule import FloatArray, even_steps
 from ddpm.util.errors import ConfigError
 
@@ -122,7 +122,7 @@ def peer_sample(
     for k in scheduler.timesteps:
         j = int(k) + 1
         x_t = scheduler.scale_model_input(latents, k)
-        x0 = predict_x0(unet, levels, j, x_t, lr_up)
+        x0 = estimate(unet, levels, j, x_t, lr_up)[0]
         v = (x_t * float(np.sqrt(levels[j])) - x0) / float(np.sqrt(1 - levels[j]))
         with _Given(partial(noise, Stage.FINE, int(steps[j]))):
             latents = scheduler.step(v, k, latents, return_dict=False)[0]

@@ -7,6 +7,7 @@ Each is a pure function. Latents are float32, (B, C, H, W); `lr_up` is the condi
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -49,19 +50,6 @@ def estimate(
     if np.any(np.not_equal(substeps, 1)):
         return unet.predict_substeps(x_t, alphas_cumprod[t], lr_up, alphas_cumprod[to], substeps)
     return unet.predict(x_t, alphas_cumprod[t], lr_up)
-
-
-def predict_x0(
-    unet: Denoiser,
-    alphas_cumprod: FloatArray,
-    t: Step,
-    x_t: Tensor,
-    lr_up: Tensor,
-    to: Step = 0,
-    substeps: Step = 1,
-) -> Tensor:
-    """Return the estimate of x_0 at step t; the arguments are those of `estimate`."""
-    return estimate(unet, alphas_cumprod, t, x_t, lr_up, to, substeps)[0]
 
 
 def reverse_weights(
@@ -136,15 +124,6 @@ def arrive(
     return mean if noise is None else mean.add_(noise * coefficient(sigma, x_t))
 
 
-def refine(
-    unet: Denoiser, alphas_cumprod: FloatArray, latents: Tensor, lr_up: Tensor, noise: Noise, start: int
-) -> Tensor:
-    """Run ancestral sampling from step `start` to the clean latent: D_1(D_2(… D_start(latents))). NFE: `start`."""
-    for t in range(start, 0, -1):
-        latents = p_sample(unet, alphas_cumprod, t, latents, lr_up, noise(Stage.FINE, t) if t > 1 else None)
-    return latents
-
-
 def run_levels(
     unet: Denoiser,
     alphas_cumprod: FloatArray,
@@ -153,8 +132,12 @@ def run_levels(
     noise: Noise,
     levels: Sequence[int],
     eta: float,
+    *,
+    last: int = 0,
+    stage: Stage = Stage.FINE,
+    substeps: int = 1,
 ) -> Tensor:
-    """Run a chain over chosen steps, from `latents` at the first of them to the clean latent. NFE: one for each level.
+    """Run a chain over chosen steps, from `latents` at the first of them. NFE: one for each level.
 
     Args:
         unet: the net.
@@ -162,13 +145,23 @@ def run_levels(
         latents: latents at step `levels[0]`.
         lr_up: condition.
         noise: keyed noise; the step to s takes the noise of D_{s+1}, the step of the full chain that arrives there.
-        levels: falling steps in 1 … T at which the network runs; the clean image, 0, is added.
+        levels: falling steps in 1 … T at which the network runs.
         eta: share of the posterior's standard deviation that is added as noise.
+        last: the step after the last of them; 0 is the clean latent.
+        stage: the stage to which the noise belongs.
+        substeps: number of even steps whose work each forward does; more than 1 only with an `eta` of 0.
     """
-    for level, to in zip(levels, [*levels[1:], 0], strict=True):
-        added = noise(Stage.FINE, to + 1) if to > 0 and eta > 0 else None
-        latents = p_sample(unet, alphas_cumprod, level, latents, lr_up, added, eta, to)
+    for level, to in pairwise([*levels, last]):
+        added = noise(stage, to + 1) if to > 0 and eta > 0 else None
+        latents = p_sample(unet, alphas_cumprod, level, latents, lr_up, added, eta, to, substeps)
     return latents
+
+
+def refine(
+    unet: Denoiser, alphas_cumprod: FloatArray, latents: Tensor, lr_up: Tensor, noise: Noise, start: int
+) -> Tensor:
+    """Run ancestral sampling from step `start` to the clean latent: D_1(D_2(… D_start(latents))). NFE: `start`."""
+    return run_levels(unet, alphas_cumprod, latents, lr_up, noise, range(start, 0, -1), 1.0)
 
 
 def sample(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise) -> Tensor:
@@ -194,10 +187,7 @@ def coarse_approximation(
     """
     S = len(alphas_cumprod) - 1
     latents = noise(Stage.INITIAL, S)
-    for j in range(S, 1, -1):
-        added = noise(Stage.COARSE, j) if eta > 0 else None
-        latents = p_sample(unet, alphas_cumprod, j, latents, lr_up, added, eta)
-    return latents
+    return run_levels(unet, alphas_cumprod, latents, lr_up, noise, range(S, 1, -1), eta, last=1, stage=Stage.COARSE)
 
 
 def extrapolation(alphas_cumprod: FloatArray, earlier: Step, t: Step, to: Step) -> FloatArray:
@@ -248,7 +238,7 @@ def dpmsolver_chain(alphas_cumprod: FloatArray, latents: X, estimate: Callable[[
 def dpmsolver_approximation(unet: Denoiser, alphas_cumprod: FloatArray, lr_up: Tensor, noise: Noise) -> Tensor:
     """Run the coarse stage by DPM-Solver++(2M), which only draws the initial noise; see `coarse_approximation`."""
     latents = noise(Stage.INITIAL, len(alphas_cumprod) - 1)
-    return dpmsolver_chain(alphas_cumprod, latents, lambda t, x_t: predict_x0(unet, alphas_cumprod, t, x_t, lr_up))
+    return dpmsolver_chain(alphas_cumprod, latents, lambda t, x_t: estimate(unet, alphas_cumprod, t, x_t, lr_up)[0])
 
 
 def coarse_sampler(name: str) -> Callable[[Denoiser, FloatArray, Tensor, Noise], Tensor]:

@@ -21,9 +21,9 @@ from ddpm.sampling import (
     coarse_eta,
     coarse_sampler,
     dpmsolver_chain,
+    estimate,
     extrapolation,
     p_sample,
-    predict_x0,
     reverse_weights,
 )
 from ddpm.schedule import FloatArray, Schedule, check_levels
@@ -304,7 +304,7 @@ class RefinementProcess:
     def estimate(self, state: Refinement) -> Tensor:
         """Return the picture (3, H, W) that the net estimates from the latent, by one forward that is not counted."""
         latent, lr_up = state.latent[None], state.lr_up[None]
-        x0 = predict_x0(self.unet, self.alphas_cumprod, state.level, latent, lr_up) if state.t > 0 else latent
+        x0 = estimate(self.unet, self.alphas_cumprod, state.level, latent, lr_up)[0] if state.t > 0 else latent
         return self.unet.decode(x0, lr_up)[0]
 
     def latent_bound(self) -> float:
@@ -531,15 +531,14 @@ class RefinementProcess:
         latents = _batch([s.latent for s in states])
         levels = np.array([s.level for s in states])
         arrivals = np.array([s.path[-1] for s in states])
-        x0 = predict_x0(
-            self.unet, self.alphas_cumprod, _one_if_same(levels), latents, _batch([s.lr_up for s in states])
-        )
+        lr_up = _batch([s.lr_up for s in states])
+        x0, _ = estimate(self.unet, self.alphas_cumprod, _one_if_same(levels), latents, lr_up)
         shares = np.zeros(len(states))
         begun = [i for i, s in enumerate(states) if s.before is not None]  # the others do not have an estimate yet
         if begun:
             earlier = np.array([states[i].path[-3] for i in begun])
             shares[begun] = extrapolation(self.alphas_cumprod, earlier, levels[begun], arrivals[begun])
-        before = _batch([estimate if s.before is None else s.before for s, estimate in zip(states, x0, strict=True)])
+        before = _batch([own if s.before is None else s.before for s, own in zip(states, x0, strict=True)])
         of_x0, of_x_t, _ = reverse_weights(self.alphas_cumprod, levels, 0.0, arrivals)
         share, of_estimate, of_latent = (
             torch.as_tensor(each, dtype=x0.dtype, device=x0.device)[:, None, None, None]

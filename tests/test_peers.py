@@ -14,7 +14,7 @@ from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.peers import SCHEDULERS, NullSpaceDenoiser, early_start, karras_levels, peer_sample
 from ddpm.pictures.degradation import downsample
-from ddpm.sampling import coarse_sampler, predict_x0, refine, sample
+from ddpm.sampling import coarse_sampler, estimate, refine, sample
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod, even_steps
 from ddpm.util.errors import ConfigError
 from tests.conftest import counting, tiny_unet
@@ -41,7 +41,7 @@ def through_diffusers(
     scheduler.set_timesteps(steps)
     latents = [noise]
     for k in scheduler.timesteps:
-        x0 = predict_x0(unet, alphas_cumprod, int(k) + 1, latents[-1], lr_up)
+        x0 = estimate(unet, alphas_cumprod, int(k) + 1, latents[-1], lr_up)[0]
         latents.append(scheduler.step(x0, k, latents[-1]).prev_sample)
     return latents
 

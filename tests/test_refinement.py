@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ddpm import sampling
 from ddpm.nets.denoiser import NoiseLevelDenoiser, to_image
 from ddpm.noise import MAX_NOISE, KeyedNoise, Stage, keyed_noise
 from ddpm.peers import peer_sample
@@ -19,7 +20,6 @@ from ddpm.sampling import (
     coarse_eta,
     coarse_sampler,
     p_sample,
-    predict_x0,
     refine,
     run_levels,
     sample,
@@ -83,7 +83,7 @@ def jump_by_hand(plan: Plan, actions: Sequence[int], lr_up: Tensor, seed: int) -
         if action == SKIP:
             continue
         a, b = schedule[level], schedule[t - 1]
-        x0 = estimate = predict_x0(UNET, schedule, level, u[None], lr_up[None])[0]
+        x0 = estimate = sampling.estimate(UNET, schedule, level, u[None], lr_up[None])[0][0]
         if plan.fine_sampler == "dpmsolver++":
             if before is not None and t > 1:
                 earlier, now, to = (0.5 * np.log(schedule[i] / (1 - schedule[i])) for i in (before[0], level, t - 1))
@@ -206,7 +206,7 @@ def test_nothing_but_skips_is_one_forward() -> None:
         state, sr = play(RefinementProcess(UNET, Plan(1, T, skip_mode="jump")), [SKIP] * (T - 1))
     assert forwards == [1]
     assert state.levels == (T,)
-    x0 = predict_x0(UNET, SCHEDULE, T, state.coarse_latent[None], condition()[None])
+    x0 = sampling.estimate(UNET, SCHEDULE, T, state.coarse_latent[None], condition()[None])[0]
     torch.testing.assert_close(sr, to_image(UNET, x0, condition()[None])[0], atol=1e-5, rtol=0)
 
 

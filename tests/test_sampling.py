@@ -11,7 +11,7 @@ from ddpm.nets.denoiser import NoiseLevelDenoiser, to_image, to_latent
 from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage, keyed_noise
 from ddpm.samplers import COARSE_SAMPLERS
-from ddpm.sampling import coarse_approximation, coarse_sampler, p_sample, predict_x0, refine, sample
+from ddpm.sampling import coarse_approximation, coarse_sampler, estimate, p_sample, refine, sample
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.util.errors import ConfigError
 from tests.conftest import tiny_unet
@@ -64,7 +64,7 @@ def test_reverse_step_is_the_posterior(unet: UNet, alphas_cumprod: FloatArray) -
     for t in (1, 2, 37, 100):
         a, b = alphas_cumprod[t], alphas_cumprod[t - 1]
         beta = 1 - a / b
-        x0 = predict_x0(unet, alphas_cumprod, t, x_t, lr_up).double()
+        x0 = estimate(unet, alphas_cumprod, t, x_t, lr_up)[0].double()
         mean = (np.sqrt(b) * beta * x0 + np.sqrt(a / b) * (1 - b) * x_t) / (1 - a)
         expected = mean + np.sqrt((1 - b) / (1 - a) * beta) * noise * (t > 1)
         torch.testing.assert_close(
@@ -100,7 +100,7 @@ def test_unknown_coarse_sampler(name: str) -> None:
 def test_estimate_keeps_the_picture_in_range(changes: dict[str, Any], alphas_cumprod: FloatArray) -> None:
     unet = tiny_unet(**changes)
     _, lr_up = pictures()
-    x0 = predict_x0(unet, alphas_cumprod, 100, 50 * torch.randn_like(lr_up), lr_up)
+    x0 = estimate(unet, alphas_cumprod, 100, 50 * torch.randn_like(lr_up), lr_up)[0]
     image = x0 if unet.target == "image" else lr_up + x0 / 4
     assert image.abs().max() <= 1 + 1e-5
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm.nets.denoiser import Denoiser, Estimate, NoiseLevelDenoiser, to_latent
 from ddpm.noise import Stage
-from ddpm.sampling import Noise, arrive, estimate, predict_x0, reverse_weights
+from ddpm.sampling import Noise, arrive, estimate, reverse_weights
 from ddpm.schedule import FloatArray
 from ddpm.util.errors import ConfigError
 
@@ -39,7 +39,7 @@ def x0_errors(
     for t in range(1, len(alphas_cumprod)):
         signal, sigma = float(np.sqrt(alphas_cumprod[t])), float(np.sqrt(1 - alphas_cumprod[t]))
         x_t = x_0 * signal + noise(Stage.INITIAL, t) * sigma
-        errors[t] = float((predict_x0(unet, alphas_cumprod, t, x_t, lr_up) - x_0).square().mean())
+        errors[t] = float((estimate(unet, alphas_cumprod, t, x_t, lr_up)[0] - x_0).square().mean())
     return errors
 
 
