@@ -61,7 +61,7 @@ class Denoiser(Protocol):
         """Return the default settings for sampling.
 
         They are `diffusion_steps`, `coarse_steps`, `coarse_sampler`, `start`, `levels` and `fine_sampler`, see
-        `ddpm.nets.unet.UNet`.
+        `ddpm.nets.unet.UNetConfig`.
         """
         steps = STEPS if self.alphas_cumprod is None else min(STEPS, len(self.alphas_cumprod) - 1)
         coarse = max(S for S in range(1, COARSE_STEPS + 1) if steps % S == 0)

@@ -1,6 +1,7 @@
 """SR3's conditional UNet, conditioned on a continuous noise level instead of a step number."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ddpm.nets.blocks import Block, JumpEmbedding, NoiseLevelEmbedding, Upsample
 from ddpm.nets.denoiser import NoiseLevelDenoiser
 from ddpm.nets.predictor import PREDICTOR, Predictor, load_predictor, refuse_not_finite
 from ddpm.pictures.degradation import upsample
-from ddpm.sampling import coarse_eta
+from ddpm.samplers import coarse_eta
 from ddpm.schedule import LONGEST, MOST_SUBSTEPS, as_schedule
 from ddpm.training.configs import MOST_TIMES
 from ddpm.util.checks import check_most, check_one_of, check_positive, check_whole, is_whole, shown
@@ -24,6 +25,8 @@ from ddpm.util.errors import CheckpointError, ConfigError
 WEIGHTS = "model.safetensors"
 # The add-on for substeps, beside the weights.
 ADD_ON = "substeps.safetensors"
+# Options of a download from the Hub.
+HUB = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 # Limits above those of any real net, which keep nonsense from filling the memory.
 MOST_BLOCKS, MOST_LEVELS = 64, 10
 
@@ -79,95 +82,11 @@ def _add_on(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_architecture(
-    width: Any,
-    multipliers: Any,
-    blocks: Any,
-    attention_resolutions: Any,
-    image_size: Any,
-    dropout: Any,
-    norm_groups: Any,
-    patch_size: Any,
-) -> None:
-    check_whole(width=width, blocks=blocks, image_size=image_size, norm_groups=norm_groups, patch_size=patch_size)
-    check_most(MOST_BLOCKS, blocks=blocks, patch_size=patch_size)
-    for name, numbers in (("multipliers", multipliers), ("attention_resolutions", attention_resolutions)):
-        if not isinstance(numbers, list | tuple) or not all(is_whole(number) and number >= 1 for number in numbers):
-            raise ConfigError(f"{name} must be a list of whole numbers of at least 1, got {shown(numbers)}")
-    if not 1 <= len(multipliers) <= MOST_LEVELS:
-        raise ConfigError(f"multipliers must name 1 … {MOST_LEVELS} levels, got {len(multipliers)}")
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ConfigError(f"dropout must be a number of at least 0 and below 1, got {shown(dropout)}")
-    if width % 2 or width % norm_groups:
-        raise ConfigError(
-            f"width must be even and divisible by norm_groups, got width {shown(width)} and norm_groups "
-            f"{shown(norm_groups)}"
-        )
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """The settings of a `UNet`. The defaults are the architecture of the paper.
 
-
-def _check_meaning(
-    prediction: Any,
-    target: Any,
-    residual_scale: Any,
-    predictor: Any,
-    scale: Any,
-    noise_level_scale: Any,
-    local_variance: Any,
-    substeps: Any,
-) -> None:
-    check_one_of(("eps", "v"), prediction=prediction)
-    check_one_of(("image", "residual"), target=target)
-    check_whole(scale=scale)
-    check_most(MOST_TIMES, scale=scale)
-    check_whole(substeps=substeps)
-    check_most(MOST_SUBSTEPS, substeps=substeps)
-    check_positive(noise_level_scale=noise_level_scale, residual_scale=residual_scale)
-    if substeps > 1 and prediction != "v":
-        raise ConfigError(f"substeps need a network that predicts v, got prediction {prediction!r}")
-    if not isinstance(local_variance, bool):
-        raise ConfigError(f"local_variance must be true or false, got {shown(local_variance)}")
-    if predictor is not None and not (isinstance(predictor, str) and predictor):
-        raise ConfigError(f"predictor must be the name of a file, got {shown(predictor)}")
-
-
-def _check_sampling(
-    diffusion_steps: Any,
-    coarse_steps: Any,
-    coarse_sampler: Any,
-    start: Any,
-    levels: Any,
-    fine_sampler: Any,
-    substeps: Any,
-) -> None:
-    check_whole(diffusion_steps=diffusion_steps, coarse_steps=coarse_steps)
-    check_most(LONGEST, diffusion_steps=diffusion_steps)
-    if diffusion_steps % coarse_steps:
-        raise ConfigError(f"coarse_steps must divide the {diffusion_steps} diffusion_steps, got {coarse_steps}")
-    N = diffusion_steps // coarse_steps
-    if start is not None and not (is_whole(start) and 1 <= start <= N):
-        raise ConfigError(f"start must be a whole number in 1 … {N}, got {shown(start)}")
-    if levels is not None:
-        schedule = as_schedule(levels)
-        check_most(LONGEST, levels=schedule.length)
-        check_most(substeps, **{"substeps of levels": max(schedule.substeps)})
-    for name, sampler in (("coarse_sampler", coarse_sampler), ("fine_sampler", fine_sampler)):
-        coarse_eta(sampler, name)  # refuses unknown samplers
-
-
-class UNet(
-    nn.Module,
-    NoiseLevelDenoiser,
-    PyTorchModelHubMixin,
-    library_name="skipdiff",
-    tags=["super-resolution", "diffusion"],
-    license="mit",
-):
-    """The UNet of SR3; its configuration holds everything that a sampler needs.
-
-    `UNet.from_pretrained(DIR_OR_HUB_ID)` reads `config.json` and `model.safetensors`, whose tensors must be exactly
-    those of the net; `save_pretrained(DIR)` writes them. The defaults are the architecture of the paper.
-
-    Args:
+    Attributes:
         width: channels of the first level.
         multipliers: channels of each level, as multiples of `width`; every level but the last halves the size.
         blocks: residual blocks per level on the way down (one more per level on the way up).
@@ -190,150 +109,184 @@ class UNet(
         diffusion_steps: T of the cosine schedule.
         coarse_steps: default S of the coarse stage; N = T / S. This setting and those below are defaults for sampling;
             the net itself does not depend on them, and only keeps them in `settings`.
-        coarse_sampler: default sampler of the coarse stage, see `ddpm.sampling.coarse_eta`.
+        coarse_sampler: default sampler of the coarse stage, see `ddpm.samplers.coarse_eta`.
         start: default diffusion step at which the fine chain begins, 1 … N (None: N).
         levels: default schedule for enlarging, in any form that `ddpm.schedule.as_schedule` takes; None: the coarse and
             fine stages of the paper.
-        fine_sampler: sampler of `levels`, see `ddpm.sampling.coarse_eta`.
+        fine_sampler: sampler of `levels`, see `ddpm.samplers.coarse_eta`.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    width: int = 64
+    multipliers: Sequence[int] = (1, 2, 4, 8, 8)
+    blocks: int = 2
+    attention_resolutions: Sequence[int] = (16,)
+    image_size: int = 128
+    dropout: float = 0.2
+    norm_groups: int = 32
+    patch_size: int = 1
+    noise_level_scale: float = 1.0
+    local_variance: bool = False
+    prediction: str = "eps"
+    target: str = "image"
+    residual_scale: float = 4.0
+    predictor: str | None = None
+    substeps: int = 1
+    scale: int = 4
+    diffusion_steps: int = 100
+    coarse_steps: int = 10
+    coarse_sampler: str = "ddpm"
+    start: int | None = None
+    levels: str | Sequence[int] | None = None
+    fine_sampler: str = "ddim"
+
+    def __post_init__(self) -> None:
+        # the architecture
+        whole = "width", "blocks", "image_size", "norm_groups", "patch_size"
+        check_whole(**{name: getattr(self, name) for name in whole})
+        check_most(MOST_BLOCKS, blocks=self.blocks, patch_size=self.patch_size)
+        for name in ("multipliers", "attention_resolutions"):
+            numbers = getattr(self, name)
+            if not isinstance(numbers, list | tuple) or not all(is_whole(number) and number >= 1 for number in numbers):
+                raise ConfigError(f"{name} must be a list of whole numbers of at least 1, got {shown(numbers)}")
+        if not 1 <= len(self.multipliers) <= MOST_LEVELS:
+            raise ConfigError(f"multipliers must name 1 … {MOST_LEVELS} levels, got {len(self.multipliers)}")
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be a number of at least 0 and below 1, got {shown(self.dropout)}")
+        if self.width % 2 or self.width % self.norm_groups:
+            raise ConfigError(
+                f"width must be even and divisible by norm_groups, got width {shown(self.width)} and norm_groups "
+                f"{shown(self.norm_groups)}"
+            )
+        # the meaning of input and output
+        check_one_of(("eps", "v"), prediction=self.prediction)
+        check_one_of(("image", "residual"), target=self.target)
+        check_whole(scale=self.scale, substeps=self.substeps)
+        check_most(MOST_TIMES, scale=self.scale)
+        check_most(MOST_SUBSTEPS, substeps=self.substeps)
+        check_positive(noise_level_scale=self.noise_level_scale, residual_scale=self.residual_scale)
+        if self.substeps > 1 and self.prediction != "v":
+            raise ConfigError(f"substeps need a network that predicts v, got prediction {self.prediction!r}")
+        if not isinstance(self.local_variance, bool):
+            raise ConfigError(f"local_variance must be true or false, got {shown(self.local_variance)}")
+        if self.predictor is not None and not (isinstance(self.predictor, str) and self.predictor):
+            raise ConfigError(f"predictor must be the name of a file, got {shown(self.predictor)}")
+        # the defaults for sampling
+        check_whole(diffusion_steps=self.diffusion_steps, coarse_steps=self.coarse_steps)
+        check_most(LONGEST, diffusion_steps=self.diffusion_steps)
+        N, left = divmod(self.diffusion_steps, self.coarse_steps)
+        if left:
+            raise ConfigError(
+                f"coarse_steps must divide the {self.diffusion_steps} diffusion_steps, got {self.coarse_steps}"
+            )
+        if self.start is not None and not (is_whole(self.start) and 1 <= self.start <= N):
+            raise ConfigError(f"start must be a whole number in 1 … {N}, got {shown(self.start)}")
+        if self.levels is not None:
+            schedule = as_schedule(self.levels)
+            check_most(LONGEST, levels=schedule.length)
+            check_most(self.substeps, **{"substeps of levels": max(schedule.substeps)})
+        for name in ("coarse_sampler", "fine_sampler"):
+            coarse_eta(getattr(self, name), name)  # refuses unknown samplers
+
+
+class UNet(
+    nn.Module,
+    NoiseLevelDenoiser,
+    PyTorchModelHubMixin,
+    library_name="skipdiff",
+    tags=["super-resolution", "diffusion"],
+    license="mit",
+):
+    """The UNet of SR3; its configuration holds everything that a sampler needs.
+
+    `UNet.from_pretrained(DIR_OR_HUB_ID)` reads `config.json` and `model.safetensors`, whose tensors must be exactly
+    those of the net; `save_pretrained(DIR)` writes them.
+
+    Args:
+        settings: the attributes of `UNetConfig`.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        width: int = 64,
-        multipliers: Sequence[int] = (1, 2, 4, 8, 8),
-        blocks: int = 2,
-        attention_resolutions: Sequence[int] = (16,),
-        image_size: int = 128,
-        dropout: float = 0.2,
-        norm_groups: int = 32,
-        patch_size: int = 1,
-        noise_level_scale: float = 1.0,
-        local_variance: bool = False,
-        prediction: str = "eps",
-        target: str = "image",
-        residual_scale: float = 4.0,
-        predictor: str | None = None,
-        substeps: int = 1,
-        scale: int = 4,
-        diffusion_steps: int = 100,
-        coarse_steps: int = 10,
-        coarse_sampler: str = "ddpm",
-        start: int | None = None,
-        levels: str | Sequence[int] | None = None,
-        fine_sampler: str = "ddim",
-        **unknown: Any,
-    ) -> None:
+    def __init__(self, **settings: Any) -> None:
         super().__init__()
-        if unknown:
-            known = ", ".join(sorted(set(type(self)._hub_mixin_init_parameters) - {"self", "unknown"}))
-            raise ConfigError(f"unknown UNet setting {', '.join(sorted(unknown))}; known are {known}")
-        _check_architecture(
-            width, multipliers, blocks, attention_resolutions, image_size, dropout, norm_groups, patch_size
-        )
-        _check_meaning(
-            prediction, target, residual_scale, predictor, scale, noise_level_scale, local_variance, substeps
-        )
-        _check_sampling(diffusion_steps, coarse_steps, coarse_sampler, start, levels, fine_sampler, substeps)
-        self.prediction = prediction
-        self.target = target
-        self.residual_scale = residual_scale
-        self.scale = scale
-        self.substeps = substeps
-        self.diffusion_steps = diffusion_steps
-        self.patch_size = patch_size
-        self.local_variance = local_variance
+        known = sorted(each.name for each in fields(UNetConfig))
+        if unknown := sorted(settings.keys() - set(known)):
+            raise ConfigError(f"unknown UNet setting {', '.join(unknown)}; known are {', '.join(known)}")
+        config = UNetConfig(**settings)
+        self._hub_mixin_config = {name: getattr(config, name) for name in known}
+        self.prediction = config.prediction
+        self.target = config.target
+        self.residual_scale = config.residual_scale
+        self.scale = config.scale
+        self.substeps = config.substeps
+        self.diffusion_steps = config.diffusion_steps
+        self.patch_size = config.patch_size
+        self.local_variance = config.local_variance
         # a list hides the predictor from torch: its weights are in another file, and not part of this net's state
         self._predictor: list[Predictor] = []
         self._jumps: list[UNet] = []
         # only the network of the jumps has an embedding, see `jump_network`
         self.jump: JumpEmbedding | None = None
         # Sides of an input must be multiples of this.
-        self.multiple = patch_size * 2 ** (len(multipliers) - 1)
+        self.multiple = config.patch_size * 2 ** (len(config.multipliers) - 1)
 
         try:
-            self._build(
-                width, multipliers, blocks, attention_resolutions, image_size, dropout, norm_groups, noise_level_scale
-            )
+            self._build(config)
         except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
             raise ConfigError(
                 "a net of these settings does not fit into memory "
                 f"({(str(error).splitlines() or [type(error).__name__])[0][:120]}); lower width, multipliers or blocks"
             ) from None
 
-    def _build(
-        self,
-        width: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        attention_resolutions: Sequence[int],
-        image_size: int,
-        dropout: float,
-        norm_groups: int,
-        noise_level_scale: float,
-    ) -> None:
+    def _build(self, config: UNetConfig) -> None:
         """Make the layers."""
+        width, last = config.width, len(config.multipliers) - 1
 
         def block(channels_in: int, channels_out: int, attend: bool) -> Block:
-            return Block(channels_in, channels_out, width, norm_groups, dropout, attend)
+            return Block(channels_in, channels_out, width, config.norm_groups, config.dropout, attend)
 
-        pixels = self.patch_size**2
-        resolution = image_size // self.patch_size
+        pixels = config.patch_size**2
+        resolution = config.image_size // config.patch_size
         channels = width
-        self.embedding = NoiseLevelEmbedding(width, noise_level_scale)
+        self.embedding = NoiseLevelEmbedding(width, config.noise_level_scale)
         self.first = nn.Conv2d(6 * pixels, width, 3, padding=1)
         skips = [width]
         self.down = nn.ModuleList()
-        for level, multiplier in enumerate(multipliers):
-            for _ in range(blocks):
-                self.down.append(block(channels, width * multiplier, resolution in attention_resolutions))
+        for level, multiplier in enumerate(config.multipliers):
+            for _ in range(config.blocks):
+                self.down.append(block(channels, width * multiplier, resolution in config.attention_resolutions))
                 channels = width * multiplier
                 skips.append(channels)
-            if level < len(multipliers) - 1:
+            if level < last:
                 self.down.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
                 skips.append(channels)
                 resolution //= 2
         self.middle = nn.ModuleList([block(channels, channels, True), block(channels, channels, False)])
         self.up = nn.ModuleList()
-        for level, multiplier in reversed(list(enumerate(multipliers))):
-            for _ in range(blocks + 1):
-                self.up.append(block(channels + skips.pop(), width * multiplier, resolution in attention_resolutions))
+        for level, multiplier in reversed(list(enumerate(config.multipliers))):
+            for _ in range(config.blocks + 1):
+                attend = resolution in config.attention_resolutions
+                self.up.append(block(channels + skips.pop(), width * multiplier, attend))
                 channels = width * multiplier
             if level > 0:
                 self.up.append(Upsample(channels))
                 resolution *= 2
-        self.last_norm = nn.GroupNorm(norm_groups, channels)
-        self.last = nn.Conv2d(channels, (6 if self.local_variance else 3) * pixels, 3, padding=1)
+        self.last_norm = nn.GroupNorm(config.norm_groups, channels)
+        self.last = nn.Conv2d(channels, (6 if config.local_variance else 3) * pixels, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        map_location: str = "cpu",
-        **settings: Any,
-    ) -> "UNet":
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **settings: Any) -> "UNet":
         """Build the net and load its weights; the mixin's method leaves missing weights at random values.
 
         Raises:
             CheckpointError: the file is damaged, or its tensors are not those of the configured net.
         """
-        hub = {
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "local_files_only": local_files_only,
-            "token": token,
-        }
+        hub = {name: settings.pop(name) for name in HUB}
         for name in ("proxies", "resume_download"):  # older versions of huggingface_hub pass them
             settings.pop(name, None)
         with torch.device("meta"):  # uses no memory, since the settings may be nonsense

@@ -106,7 +106,7 @@ class DDPMConfig(TrainingConfig):
 
     Attributes:
         init: Checkpoint (name, folder or Hub id) whose weights, settings and predictor training begins with.
-        unet: Settings of `ddpm.nets.unet.UNet`.
+        unet: Settings of the net, see `ddpm.nets.unet.UNetConfig`.
         predictor: Super-resolution net (any file that spandrel loads) whose picture is the condition.
         perceptual_weight: Weight of LPIPS between the estimate of the picture and the target; 0: none.
     """
