@@ -1,6 +1,7 @@
 """Statistics of a picture's gradients, which agents observe in place of pixels. This module does not need torch."""
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 FEATURES = 42
@@ -51,3 +52,19 @@ def features(condition: NDArray[np.floating]) -> NDArray[np.float32]:
         height, width = (side // 2 * 2 for side in luma.shape)
         luma = luma[:height, :width].reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3))
     return np.clip(np.array(found, dtype=np.float32), *FEATURE_BOUNDS)
+
+
+def features_space(prices: tuple[float, float] | None, whole: bool = True) -> spaces.Box:
+    """Return the space of the features.
+
+    Args:
+        prices: lowest and highest price, if the price of a forward is a feature; else None.
+        whole: whether the only decision is made before the first forward; else the level and the statistics of the last
+            estimate are features.
+    """
+    low, high = FEATURE_BOUNDS
+    level = [] if whole else [(0.0, 1.0)]
+    price = [] if prices is None else [(0.0, prices[1])]
+    bounds = [(low, high)] * FEATURES + level + price + [(min(low, 0.0), high)] * (FEATURES * len(level))
+    lows, highs = np.array(bounds, np.float32).T
+    return spaces.Box(lows, highs)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ddpm.nets.denoiser import Denoiser
 from ddpm.util.errors import ConfigError
 from skipdiff_env.config import DTYPES
-from skipdiff_env.features import FEATURE_BOUNDS, FEATURES, SMALLEST_SIDE, features
+from skipdiff_env.features import FEATURES, SMALLEST_SIDE, features, features_space
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Refinement
@@ -22,29 +22,11 @@ from skipdiff_env.refinement import Refinement
 Observation = Any
 # Bound of observed latents whose estimates do not have one, some 20 standard deviations: larger values are clipped.
 LATENT_BOUND = 20
-# Lowest and highest price of a forward if each episode draws its price.
-Prices = tuple[float, float] | None
 
 
 def one_observation(batch: Observation, i: int) -> Observation:
     """Return observation i of a batch."""
     return {name: part[i] for name, part in batch.items()} if isinstance(batch, dict) else batch[i]
-
-
-def features_space(prices: Prices, whole: bool = True) -> spaces.Box:
-    """Return the space of the features.
-
-    Args:
-        prices: lowest and highest price, if the price of a forward is a feature; else None.
-        whole: whether the only decision is made before the first forward; else the level and the statistics of the last
-            estimate are features.
-    """
-    low, high = FEATURE_BOUNDS
-    level = [] if whole else [(0.0, 1.0)]
-    price = [] if prices is None else [(0.0, prices[1])]
-    bounds = [(low, high)] * FEATURES + level + price + [(min(low, 0.0), high)] * (FEATURES * len(level))
-    lows, highs = np.array(bounds, np.float32).T
-    return spaces.Box(lows, highs)
 
 
 class Observer:
@@ -65,7 +47,7 @@ class Observer:
         self,
         kind: str,
         plan: Plan,
-        prices: Prices,
+        prices: tuple[float, float] | None,
         dtype: str = "float32",
         whole: bool = False,
         unet: Denoiser | None = None,

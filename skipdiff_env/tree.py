@@ -12,7 +12,7 @@ from ddpm.schedule import Schedule
 from ddpm.util.checks import check_one_of
 from ddpm.util.errors import ConfigError
 from skipdiff_env.decisions import continuous_jumps
-from skipdiff_env.features import FEATURE_BOUNDS, FEATURES
+from skipdiff_env.features import FEATURE_BOUNDS, FEATURES, features_space
 from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.rules import ACTIONS, Action
 
@@ -84,44 +84,40 @@ class Tree:
         return tuple(sorted({jump for schedule in self.table.schedules for jump in schedule.jumps()}))
 
     @cached_property
-    def _nodes(self) -> _Nodes:
+    def _ways(self) -> list[tuple[int, ...]]:
+        """The actions that lead to each schedule, as their indices."""
         if self.kind == "schedule":
-            root = np.full(1, self.length)
-            return _Nodes(root, root, -1 - np.arange(len(self.table.schedules))[None])
+            return [(place,) for place in range(len(self.table.schedules))]
         if self.kind == "skip":
-            return self._starts() if self.table.restart else self._decisions()
-        nodes = ((), *self.table.states)
-        moves = np.zeros((len(nodes), len(self.actions)), np.int64)
-        places: dict[tuple[int, int], int] = {jump: i for i, jump in enumerate(self.actions)}  # type: ignore[misc]
-        for place, schedule in enumerate(self.table.schedules):
-            jumps = tuple(schedule.jumps())
-            for count, jump in enumerate(jumps):
-                ahead = -1 - place if count == len(jumps) - 1 else nodes.index(jumps[: count + 1])
-                moves[nodes.index(jumps[:count]), places[jump]] = ahead
-        levels = np.array([jumps[-1][0] if jumps else self.length for jumps in nodes])
-        return _Nodes(levels, levels, moves)
+            steps = range(self.length, 1, -1)
+            return [
+                tuple(int(Action.DENOISE if t - 1 in schedule.levels else Action.SKIP) for t in steps)
+                for schedule in self.table.schedules
+            ]
+        places = {jump: place for place, jump in enumerate(self.actions)}
+        return [tuple(places[jump] for jump in schedule.jumps()) for schedule in self.table.schedules]
 
-    def _decisions(self) -> _Nodes:
-        """Return the nodes of binary decisions under "jump", where a node is the sequence of decisions so far."""
-        known: dict[tuple[int, ...], int] = {(): 0}
-        levels, moves = [self.length], [[0, 0]]
-        for place, schedule in enumerate(self.table.schedules):
-            node = 0
-            decided: tuple[int, ...] = ()
-            for t in range(self.length, 1, -1):
-                action = Action.DENOISE if t - 1 in schedule.levels else Action.SKIP
-                decided = *decided, int(action)
-                if t == 2:
-                    moves[node][action] = -1 - place
-                    break
-                if decided not in known:
-                    known[decided] = len(known)
-                    levels.append(t - 1 if action is Action.DENOISE else levels[node])
-                    moves.append([0, 0])
-                moves[node][action] = known[decided]
-                node = known[decided]
-        steps = np.array([self.length - len(decided) for decided in known])
-        return _Nodes(steps, np.array(levels), np.array(moves))
+    def _level(self, decided: tuple[int, ...]) -> int:
+        """Return the level of the latent after actions."""
+        if self.kind != "skip":
+            return self.actions[decided[-1]][0] if decided else self.length  # type: ignore[index]
+        forwards = [count for count, action in enumerate(decided, start=1) if action == Action.DENOISE]
+        return self.length - (forwards[-1] if forwards else 0)
+
+    @cached_property
+    def _nodes(self) -> _Nodes:
+        if self.kind == "skip" and self.table.restart:
+            return self._starts()
+        # a node is the sequence of actions so far; those of "stride" are in the order of the table's states
+        known = sorted({(), *(way[:count] for way in self._ways for count in range(len(way)))})
+        nodes = {decided: node for node, decided in enumerate(known)}
+        moves = np.zeros((len(nodes), len(self.actions)), np.int64)
+        for place, way in enumerate(self._ways):
+            for count, action in enumerate(way):
+                moves[nodes[way[:count]], action] = nodes.get(way[: count + 1], -1 - place)
+        levels = np.array([self._level(decided) for decided in nodes])
+        steps = np.array([self.length - len(decided) for decided in nodes]) if self.kind == "skip" else levels
+        return _Nodes(steps, levels, moves)
 
     def _starts(self) -> _Nodes:
         """Return the nodes of binary decisions under "restart", where a node is a step and a start."""
@@ -213,12 +209,9 @@ class Tree:
     @cached_property
     def observation_space(self) -> spaces.Box:
         """The space of the observations."""
-        low, high = FEATURE_BOUNDS
-        bounds = [(low, high)] * FEATURES
-        if self.kind in FORWARDS:
-            bounds += [(0.0, 1.0), *[(low, high)] * FEATURES]
-        if self.kind == "skip":
-            bounds += [(0.0, 1.0), (0.0, 1.0), (0.0, self.highest_price)]
+        if self.kind != "skip":
+            return features_space(None, whole=self.kind == "schedule")
+        bounds = [FEATURE_BOUNDS] * FEATURES + [(0.0, 1.0), (0.0, 1.0), (0.0, self.highest_price)]
         lows, highs = np.array(bounds, np.float32).T
         return spaces.Box(lows, highs)
 
