@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.training import unet as training
 from ddpm.training.configs import DDPMConfig
 from ddpm.training.runs import lock_run, start_run
-from ddpm.training.trainer import _Samples, latest_state, resumed_config
+from ddpm.training.trainer import batches, latest_state, resumed_config
 from ddpm.training.unet import train, training_loss
 from ddpm.util.errors import CheckpointError, ConfigError, ImageError
 from tests.conftest import TINY, Photo, tiny_unet
@@ -219,9 +220,9 @@ def test_command_line_begins_with_a_checkpoint(photos: Path, checkpoint: str, tm
 
 def test_crops_depend_on_seed_and_number_alone(photos: Path) -> None:
     paths = sorted(photos.iterdir())
-    one = CropDataset(paths, 32, 100, seed=1, cache_mb=0, degradation=Degradation("photo"), scale=4)
-    same = CropDataset(paths, 32, 100, seed=1, cache_mb=10, degradation=Degradation("photo"), scale=4)
-    other = CropDataset(paths, 32, 100, seed=2, cache_mb=0, degradation=Degradation("photo"), scale=4)
+    one = CropDataset(paths, 32, seed=1, cache_mb=0, degradation=Degradation("photo"), scale=4)
+    same = CropDataset(paths, 32, seed=1, cache_mb=10, degradation=Degradation("photo"), scale=4)
+    other = CropDataset(paths, 32, seed=2, cache_mb=0, degradation=Degradation("photo"), scale=4)
     for n in (17, 3, 99):
         assert all(torch.equal(a, b) for a, b in zip(one[n], same[n], strict=True))
         assert not any(torch.equal(a, b) for a, b in zip(one[n], other[n], strict=True))
@@ -462,9 +463,9 @@ def test_a_damaged_state_is_named(config: DDPMConfig, tmp_path: Path) -> None:
 
 def test_the_samples_of_any_number_of_iterations() -> None:
     """Process 1 of 2, batches of 3, from iteration 2 on; and nothing of the size of the whole is made."""
-    order = _Samples(range(2 * 2 + 1, 10**9 * 2, 2), 3)
-    assert [order[i] for i in range(7)] == [15, 16, 17, 21, 22, 23, 27]
-    assert len(order) == 3 * (10**9 - 2)
+    order = batches(2, 10**9, 3, processes=2, process=1)
+    assert list(islice(order, 3)) == [[15, 16, 17], [21, 22, 23], [27, 28, 29]]
+    assert list(batches(10**9 - 1, 10**9, 3)) == [[3 * 10**9 - 3, 3 * 10**9 - 2, 3 * 10**9 - 1]]
 
 
 def test_a_run_that_was_killed_before_its_first_state(config: DDPMConfig, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
     Args:
         paths: pictures, each at least `crop` pixels on both sides.
         crop: side of a crop, in pixels.
-        length: number of samples.
         seed: seed of order, places, flips and degradations.
         cache_mb: size of the decoded pictures kept in memory, in MiB.
         degradation: the degradation that makes the low-resolution pictures.
@@ -39,14 +38,13 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         self,
         paths: Sequence[Path],
         crop: int,
-        length: int,
         seed: int,
         cache_mb: int,
         degradation: Degradation,
         scale: int,
         turns: bool = False,
     ) -> None:
-        self.paths, self.crop, self.length, self.seed = paths, crop, length, seed
+        self.paths, self.crop, self.seed = paths, crop, seed
         self.degradation, self.scale, self.turns = degradation, scale, turns
         self.cache: dict[Path, np.ndarray] = {}
         self.cache_left = cache_mb * 2**20
@@ -65,9 +63,6 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
                 f"{len(faults)} of {len(paths)} pictures cannot be trained on: {'; '.join(faults[:NAMED])}{more}; "
                 "remove them from the folder, or lower --crop"
             )
-
-    def __len__(self) -> int:
-        return self.length
 
     def _read(self, path: Path) -> np.ndarray:
         if path in self.cache:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -114,10 +113,8 @@ def train_predictor(config: PredictorConfig, folder: str | Path, resume: bool = 
                 save_file(tensors, temporary)
 
         @torch.inference_mode()
-        def preview(averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> np.ndarray:
-            images = torch.stack([upsample(lr_image, config.scale), enlarge(averaged, lr_image).clamp(-1, 1), hr])
-            columns = images.permute(1, 3, 0, 4, 2).reshape(-1, len(images) * hr.shape[3], 3)
-            return ((columns + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+        def preview(averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> list[Tensor]:
+            return [upsample(lr_image, config.scale), enlarge(averaged, lr_image).clamp(-1, 1), hr]
 
         return Trainee(net, config.scale, loss, export, preview)
 

@@ -23,12 +23,12 @@ from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.pictures.degradation import Degradation
 from ddpm.pictures.images import find_images, read_picture, to_tensor
-from ddpm.sampling import p_sample
+from ddpm.sampling import p_sample, run_levels
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod, even_levels
 from ddpm.training import trainer
 from ddpm.training.configs import SubstepsConfig
 from ddpm.training.trainer import Trainee
-from ddpm.training.unet import sample_grid
+from ddpm.training.unet import samples
 from ddpm.util.errors import ConfigError, ImageError
 from ddpm.util.progress import say
 
@@ -160,11 +160,9 @@ def substeps_loss(
 
 def even_jumps(unet: UNet, lr_up: Tensor, noise: KeyedNoise, forwards: int, substeps: int) -> Tensor:
     """Return the clean latents after even DDIM steps (η = 0) from pure noise, each with the same substeps."""
-    alphas_cumprod = cosine_alphas_cumprod(forwards)
-    latents = noise(Stage.INITIAL, forwards)
-    for level in even_levels(forwards, forwards):
-        latents = p_sample(unet, alphas_cumprod, level, latents, lr_up, None, 0.0, level - 1, substeps)
-    return latents
+    alphas_cumprod, latents = cosine_alphas_cumprod(forwards), noise(Stage.INITIAL, forwards)
+    levels = even_levels(forwards, forwards)
+    return run_levels(unet, alphas_cumprod, latents, lr_up, noise, levels, 0.0, substeps=substeps)
 
 
 @torch.inference_mode()
@@ -239,11 +237,11 @@ def train_substeps(
             shipped.add_substeps(config.most, jumps)
             save_checkpoint(shipped, checkpoint)
 
-        def preview(averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> np.ndarray:
+        def preview(averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> list[Tensor]:
             def sample(net: UNet, lr_up: Tensor, noise: KeyedNoise) -> Tensor:
                 return even_jumps(net, lr_up, noise, 1, config.most)
 
-            return sample_grid(whole(averaged), hr, lr_image, sample)
+            return samples(whole(averaged), hr, lr_image, sample)
 
         def validate(averaged: nn.Module) -> Mapping[str, float]:
             assert perceptual is not None

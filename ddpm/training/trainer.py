@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from ddpm.pictures.crops import CropDataset
 from ddpm.pictures.degradation import Degradation
@@ -48,8 +48,8 @@ class Trainee:
             both in [-1, 1]) → scalar loss.
         export: (averaged model, folder) → None; writes a copy of the model, which it may change, into a folder that
             other commands can load.
-        preview: (averaged model in inference mode, targets, low-resolution pictures) → picture of samples, uint8
-            (H, W, 3), for TensorBoard.
+        preview: (averaged model in inference mode, targets, low-resolution pictures) → columns of pictures, each
+            (B, 3, H, W) in [-1, 1], for TensorBoard.
         multiples: name → further numbers that must divide the side of a crop, beside the scale.
         validate: (averaged model in inference mode) → name → figure, for TensorBoard; None: no validation.
     """
@@ -58,7 +58,7 @@ class Trainee:
     scale: int
     loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
     export: Callable[[nn.Module, Path], None]
-    preview: Callable[[nn.Module, Tensor, Tensor], np.ndarray]
+    preview: Callable[[Any, Tensor, Tensor], Sequence[Tensor]]
     multiples: Mapping[str, int] = field(default_factory=dict)
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None
 
@@ -126,24 +126,18 @@ def _accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
     )
 
 
-@dataclass(frozen=True)
-class _Samples(Sequence[int]):
-    """The numbers of the samples, batch by batch.
+def batches(first: int, iterations: int, size: int, processes: int = 1, process: int = 0) -> Iterator[list[int]]:
+    """Yield the numbers of the samples of each batch of a process, which takes batches `process`, + processes, ….
 
-    Attributes:
-        batches: the numbers of the batches.
+    Args:
+        first: the first iteration.
+        iterations: number of iterations in all.
         size: number of samples in a batch.
+        processes: number of processes.
+        process: index of the process.
     """
-
-    batches: range
-    size: int
-
-    def __len__(self) -> int:
-        return len(self.batches) * self.size
-
-    def __getitem__(self, place: Any) -> Any:
-        batch, sample = divmod(place, self.size)
-        return self.batches[batch] * self.size + sample
+    for batch in range(first * processes + process, iterations * processes, processes):
+        yield list(range(batch * size, (batch + 1) * size))
 
 
 class Training:
@@ -174,11 +168,9 @@ class Training:
             if config.crop % multiple:
                 raise ConfigError(f"crop must be a multiple of the net's {name} {multiple}, got {config.crop}")
         paths = find_images(config.images)
-        # every process reads other samples: process p takes batches p, p + processes, …
-        samples = config.iterations * self.accelerator.num_processes * config.batch_size
         degradation = Degradation.parse(config.degradation)
         self.dataset = CropDataset(
-            paths, config.crop, samples, config.seed, config.cache_mb, degradation, self.trainee.scale, config.turns
+            paths, config.crop, config.seed, config.cache_mb, degradation, self.trainee.scale, config.turns
         )
 
     def run(self) -> None:
@@ -233,16 +225,11 @@ class Training:
     def _batches(self) -> Iterator[Sequence[Tensor]]:
         """Return the batches of this process, targets and inputs, from the first remaining iteration on."""
         accelerator, config = self.accelerator, self.config
-        turns = range(
-            self.first * accelerator.num_processes + accelerator.process_index,
-            config.iterations * accelerator.num_processes,
-            accelerator.num_processes,
+        numbers = batches(
+            self.first, config.iterations, config.batch_size, accelerator.num_processes, accelerator.process_index
         )
-        order = _Samples(turns, config.batch_size)
         pinned = accelerator.device.type == "cuda"
-        return iter(
-            DataLoader(Subset(self.dataset, order), config.batch_size, num_workers=config.workers, pin_memory=pinned)
-        )
+        return iter(DataLoader(self.dataset, batch_sampler=numbers, num_workers=config.workers, pin_memory=pinned))
 
     def _iterate(
         self, iteration: int, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Sequence[Tensor]
@@ -284,12 +271,16 @@ class Training:
                     remove_folder(other)
             self._export(averaged)
             was_training = averaged.training
-            grid = self.trainee.preview(averaged.eval(), *preview)
+            columns = torch.stack(list(self.trainee.preview(averaged.eval(), *preview)))
+            rows = columns.permute(1, 3, 0, 4, 2).reshape(-1, len(columns) * columns.shape[4], 3)
+            grid = ((rows + 1) * 127.5).round().to(torch.uint8)
             figures = self.trainee.validate(averaged) if self.trainee.validate else {}
             averaged.train(was_training)
             self.accelerator.log(dict(figures), step=done)
             self.accelerator.get_tracker("tensorboard").log_images(
-                {"samples": grid[None]}, step=done, dataformats="NHWC"
+                {"samples": ((grid + 1) * 127.5).round().to(torch.uint8).cpu().numpy()[None]},
+                step=done,
+                dataformats="NHWC",
             )
         self.accelerator.wait_for_everyone()
 

@@ -74,10 +74,10 @@ def training_loss(
 
 
 @torch.inference_mode()
-def sample_grid(
+def samples(
     unet: UNet, hr: Tensor, lr_image: Tensor, sampler: Callable[[UNet, Tensor, KeyedNoise], Tensor] | None = None
-) -> np.ndarray:
-    """Return rows of condition, sample and target; uint8 (rows · H, 3 · W, 3).
+) -> list[Tensor]:
+    """Return condition, samples and targets, each (B, 3, H, W) in [-1, 1].
 
     Args:
         unet: the network.
@@ -91,9 +91,7 @@ def sample_grid(
         latents = sample(unet, cosine_alphas_cumprod(min(10, unet.diffusion_steps)), lr_up, noise)
     else:
         latents = sampler(unet, lr_up, noise)
-    images = torch.stack([lr_up, unet.decode(latents, lr_up), hr])
-    columns = images.permute(1, 3, 0, 4, 2).reshape(-1, len(images) * hr.shape[3], 3)
-    return ((columns + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    return [lr_up, unet.decode(latents, lr_up), hr]
 
 
 def initial_settings(checkpoint: str) -> dict[str, Any]:
@@ -169,10 +167,6 @@ def train(config: DDPMConfig, folder: str | Path, resume: bool = False, perceptu
                 unet.predictor.save(checkpoint.parent / PREDICTOR)
             save_checkpoint(shipped, checkpoint)
 
-        def preview(averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> np.ndarray:
-            assert isinstance(averaged, UNet)
-            return sample_grid(averaged, hr, lr_image)
-
-        return Trainee(unet, unet.scale, loss, export, preview, {"stride": unet.multiple})
+        return Trainee(unet, unet.scale, loss, export, samples, {"stride": unet.multiple})
 
     return trainer.fit(config, folder, resume, make, "train-ddpm")
