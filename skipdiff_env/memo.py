@@ -2,8 +2,8 @@
 
 import contextlib
 import hashlib
-import json
 import os
+import tempfile
 import threading
 import warnings
 from collections import OrderedDict
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddpm.util.errors import ConfigError
-from ddpm.util.files import atomic_path, write_json
+from ddpm.util.files import atomic_path
 
 # Bytes of an entry beside its tensor: key, dictionary slot, small values.
 OVERHEAD = 512
@@ -28,7 +28,7 @@ KEPT, LOOKED_AFTER = 0.8, 1 / 16
 # Held while entries change, because copies of an environment share them and may run in several threads.
 LOCK = threading.Lock()
 # Increased when the meaning of the files changes.
-VERSION = 2
+VERSION = 3
 # Name of the tensor with a file's digest.
 DIGEST = "#digest"
 
@@ -41,7 +41,6 @@ class Store:
 
     Args:
         folder: folder that holds the store in a subfolder; it is made if it is missing.
-        process: plain data that the values depend on beside their keys; a store with other data does not see them.
         megabytes: space for the values of all processes together, in MiB; while several write, up to a sixteenth more
             for each.
         device: device of the returned tensors.
@@ -50,21 +49,20 @@ class Store:
         ConfigError: the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, process: Mapping[str, Any], megabytes: float, device: str = "cpu") -> None:
+    def __init__(self, folder: str | Path, megabytes: float, device: str = "cpu") -> None:
         self.root = Path(folder).absolute() / f"skipdiff-{VERSION}"
         self.capacity = int(megabytes * 2**20)
         self.device = device
-        text = json.dumps(process, sort_keys=True)
-        self.folder = self.root / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         try:
-            write_json(self.folder / "process.json", process)
+            self.root.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.root).close()
         except OSError as error:
             raise ConfigError(f"cannot write into cache_dir {folder} ({error.strerror}); name another folder") from None
         self._written = self.capacity  # so that the first value checks the space
 
     def _path(self, key: Hashable) -> Path:
         name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
-        return self.folder / name[:2] / f"{name[2:]}.safetensors"
+        return self.root / name[:2] / f"{name[2:]}.safetensors"
 
     def get(self, key: Hashable) -> Any:
         """Return the value stored under a key, or None; a damaged file counts as missing."""
@@ -101,7 +99,7 @@ class Store:
     def _shrink(self) -> None:
         """Remove the least recently used files if all together exceed the capacity."""
         files = []
-        for path in self.root.glob("*/*/*"):
+        for path in self.root.glob("*/*"):
             with contextlib.suppress(OSError):  # another process has removed it
                 stat = path.stat()
                 files.append((stat.st_mtime_ns, -(-stat.st_size // BLOCK) * BLOCK, path))

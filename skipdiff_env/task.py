@@ -91,7 +91,10 @@ class Task:
         self.degradation = Degradation.parse(config.degradation)
         # the keys of the pictures when they were last read
         self._keys: dict[int, bytes] = {}
-        self.memo = Memo(config.cache_mb, self._store())
+        store = None
+        if config.cache_dir is not None:
+            store = Store(config.cache_dir, config.cache_dir_mb, config.device)
+        self.memo = Memo(config.cache_mb, store)
         decisions = make_decisions(
             config.decisions, self.plan, self.unet.substeps, config.substeps, config.schedules
         )  # fmt: skip
@@ -113,11 +116,6 @@ class Task:
     def __deepcopy__(self, memo: Any) -> "Task":
         """Return the task itself, since copies of an environment share it."""
         return self
-
-    def _store(self) -> Store | None:
-        if self.config.cache_dir is None:
-            return None
-        return Store(self.config.cache_dir, self.identity, self.config.cache_dir_mb, self.config.device)
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:

@@ -94,18 +94,16 @@ def test_several_threads() -> None:
 
 # --- on disk ---
 
-PROCESS = {"net": "a", "plan": {"S": 1}}
-
 
 def test_another_process_finds_it(tmp_path: Path) -> None:
-    """Tensors and numbers, bit by bit; and nobody else's."""
+    """Tensors and numbers, bit by bit."""
     value, numbers = torch.randn(3, 5, 5), {"lpips": 0.1, "broken": float("nan")}
-    first = Memo(1, Store(tmp_path, PROCESS, 1))
+    first = Memo(1, Store(tmp_path, 1))
     first.put(("a", 1, (4, 2)), value)
     first.put("numbers", numbers)
     first.put("fleeting", value, lasting=False)
     for megabytes in (0, 1):
-        later = Memo(megabytes, Store(tmp_path, dict(reversed(PROCESS.items())), 1))
+        later = Memo(megabytes, Store(tmp_path, 1))
         assert torch.equal(later.get(("a", 1, (4, 2))), value)
         found = later.get("numbers")
         assert found["lpips"] == 0.1
@@ -113,13 +111,12 @@ def test_another_process_finds_it(tmp_path: Path) -> None:
         assert later.get("fleeting") is None
         assert later.get(("a", 2, (4, 2))) is None
         assert len(later) == (2 if megabytes else 0), "kept in memory from then on"
-    assert Memo(1, Store(tmp_path, {**PROCESS, "net": "b"}, 1)).get("numbers") is None
 
 
 def test_a_damaged_file_is_none(tmp_path: Path) -> None:
-    store = Store(tmp_path, PROCESS, 1)
+    store = Store(tmp_path, 1)
     store.put("a", TENSOR)
-    (file,) = tmp_path.glob("*/*/*/*.safetensors")
+    (file,) = tmp_path.glob("*/*/*.safetensors")
     file.write_bytes(file.read_bytes()[:100])
     assert store.get("a") is None
     store.put("a", TENSOR)
@@ -161,9 +158,9 @@ def test_what_was_not_written_is_none(damage: str, tmp_path: Path) -> None:
     """Bit rot, a synchronised folder, a script: whole safetensors files that hold something else."""
     values: dict[str, Any] = {"tensor": torch.randn(2, 3, dtype=torch.float64), "numbers": {"lpips": 0.1, "psnr": 20.0}}
     for key, value in values.items():
-        store = Store(tmp_path / key, PROCESS, 1)
+        store = Store(tmp_path / key, 1)
         store.put(key, value)
-        (file,) = (tmp_path / key).glob("*/*/*/*.safetensors")
+        (file,) = (tmp_path / key).glob("*/*/*.safetensors")
         assert store.get(key) is not None
         DAMAGES[damage](file)
         assert store.get(key) is None
@@ -172,11 +169,11 @@ def test_what_was_not_written_is_none(damage: str, tmp_path: Path) -> None:
 
 
 def test_a_file_under_another_name_is_none(tmp_path: Path) -> None:
-    store = Store(tmp_path, PROCESS, 1)
+    store = Store(tmp_path, 1)
     store.put("a", TENSOR)
-    (file,) = tmp_path.glob("*/*/*/*.safetensors")
+    (file,) = tmp_path.glob("*/*/*.safetensors")
     store.put("b", TENSOR + 1)
-    other = next(each for each in tmp_path.glob("*/*/*/*.safetensors") if each != file)
+    other = next(each for each in tmp_path.glob("*/*/*.safetensors") if each != file)
     shutil.copyfile(file, other)
     assert store.get("a") is not None
     assert store.get("b") is None
@@ -184,27 +181,27 @@ def test_a_file_under_another_name_is_none(tmp_path: Path) -> None:
 
 def on_disk(folder: Path) -> int:
     """Bytes of blocks."""
-    return sum(-(-file.stat().st_size // BLOCK) * BLOCK for file in folder.glob("*/*/*/*"))
+    return sum(-(-file.stat().st_size // BLOCK) * BLOCK for file in folder.glob("*/*/*"))
 
 
 def test_bounded_on_disk(tmp_path: Path) -> None:
     """Whatever the number of stores and of restarts; what was not used for longest goes first."""
     capacity = 40 * (TENSOR.nbytes + 2 * BLOCK)
     for _ in range(3):
-        stores = [Store(tmp_path, {"net": name}, capacity / 2**20) for name in "ab"]
+        stores = [Store(tmp_path, capacity / 2**20) for _ in range(2)]
         for i in range(60):
-            for store in stores:
-                store.put(i, TENSOR)
+            for place, store in enumerate(stores):
+                store.put((place, i), TENSOR)
                 assert on_disk(tmp_path) <= capacity * (1 + 2 / 16) + 2 * (TENSOR.nbytes + 2 * BLOCK)
             if i == 0:
                 stores[0].put("kept", TENSOR)
             assert stores[0].get("kept") is not None, "used again and again"
-    assert stores[0].get(0) is None
-    assert stores[0].get(59) is not None
+    assert stores[0].get((0, 0)) is None
+    assert stores[0].get((0, 59)) is not None
 
 
 def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memo = Memo(1, Store(tmp_path, PROCESS, 1))
+    memo = Memo(1, Store(tmp_path, 1))
 
     def full(tensors: Any, path: Path) -> None:
         raise OSError(28, "No space left on device")
@@ -213,7 +210,7 @@ def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.warns(UserWarning, match=r"a value could not be stored in cache_dir .* \(No space left on device\)"):
         memo.put("a", TENSOR)
     assert memo.get("a") is not None, "in memory it is"
-    assert not list(tmp_path.glob("*/*/*/*")), "nothing half-written is left"
+    assert not list(tmp_path.glob("*/*/*")), "nothing half-written is left"
 
 
 def test_other_files_are_left_alone(tmp_path: Path) -> None:
@@ -221,7 +218,7 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     own = tmp_path / "checkpoints" / "mine" / "deep" / "model.safetensors"
     own.parent.mkdir(parents=True)
     own.write_bytes(bytes(10**6))
-    store = Store(tmp_path, PROCESS, 0.1)
+    store = Store(tmp_path, 0.1)
     for i in range(50):
         store.put(i, TENSOR)
     assert own.stat().st_size == 10**6
@@ -304,5 +301,5 @@ def test_several_processes(short_checkpoint: str, tmp_path: Path) -> None:
     expected = episodes(SkipDiffEnv(**{**arguments, "cache_dir": None}))
     for each in found:
         assert_same(each, expected)
-    assert list(tmp_path.glob("*/*/*/*.safetensors"))
-    assert not list(tmp_path.glob("*/*/*/.*"))
+    assert list(tmp_path.glob("*/*/*.safetensors"))
+    assert not list(tmp_path.glob("*/*/.*"))
