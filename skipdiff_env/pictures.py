@@ -88,24 +88,18 @@ class Pictures:
 
     def __init__(self, images: Any, size: int, split: str | None = None, whole: bool = False) -> None:
         self.size, self.whole = size, whole
-        # width and height of whole pictures, and decoded pictures
+        # width and height of pictures before they are cropped, and decoded pictures
         self._sides: list[tuple[int, int]] = []
         self._decoded: dict[int, Rgb] = {}
         self.names: list[str] = []
         self.splits: list[str] = []
         self._sources: list[Path | Rgb] = []
-        if images is None and whole:
-            for name, rgb in _photographs(size, split):
+        if images is None:
+            for name, rgb in (_photographs if whole else _tiles)(size, split):
                 self._sources.append(rgb)
                 self._sides.append((rgb.shape[1], rgb.shape[0]))
                 self.names.append(name)
-                self.splits.append(PHOTOGRAPHS[name])
-            return
-        if images is None:
-            for name, left, top, tile in _tiles(size, split):
-                self._sources.append(tile)
-                self.names.append(f"{name} {left},{top}")
-                self.splits.append(PHOTOGRAPHS[name])
+                self.splits.append(PHOTOGRAPHS[name.split()[0]])
             return
         given = [images] if isinstance(images, str | Path | np.ndarray) else images
         several = isinstance(given, Sequence)
@@ -192,18 +186,10 @@ def _photographs(size: int, split: str | None) -> list[tuple[str, Rgb]]:
     return large
 
 
-def _tiles(size: int, split: str | None) -> list[tuple[str, int, int, Rgb]]:
-    """Return photograph, left, top and pixels of all crops that fit side by side into the photographs of a split."""
-    from skimage import data
-
+def _tiles(size: int, split: str | None) -> list[tuple[str, Rgb]]:
+    """Return name and pixels of all crops that fit side by side into the photographs of a split."""
     tiles = []
-    for name, own in PHOTOGRAPHS.items():
-        if split not in (None, own):
-            continue
-        rgb = getattr(data, name)()
-        height, width = rgb.shape[:2]
-        rows, columns = (range(side % size // 2, side - size + 1, size) for side in (height, width))
-        tiles += [(name, x, y, rgb[y : y + size, x : x + size, :3]) for y in rows for x in columns]
-    if not tiles:
-        raise ImageError(f"scikit-image's photographs have no crop of {size} x {size}; lower image_size or give images")
+    for name, rgb in _photographs(size, split):
+        rows, columns = (range(side % size // 2, side - size + 1, size) for side in rgb.shape[:2])
+        tiles += [(f"{name} {x},{y}", rgb[y : y + size, x : x + size]) for y in rows for x in columns]
     return tiles

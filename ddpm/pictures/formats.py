@@ -1,8 +1,8 @@
-"""Picture formats: the endings that are read and written, the content that each format can hold, and saving."""
+"""Picture formats: the endings that are read and written, and the content that each format can hold."""
 
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,35 +16,10 @@ from ddpm.util.errors import ImageError
 HEIF = frozenset({".heic", ".heif", ".hif"})
 # Endings of pictures inside folders. A file that is named directly may have any ending.
 SUFFIXES = HEIF | {
-    ".png",
-    ".apng",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".mpo",
-    ".webp",
-    ".avif",
-    ".avifs",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".bmp",
-    ".dib",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".pfm",
-    ".jp2",
-    ".j2k",
-    ".j2c",
-    ".jpc",
-    ".jpf",
-    ".jpx",
-    ".tga",
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".avifs", ".tif", ".tiff", ".gif",
+    ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".tga",
     ".qoi",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,41 +67,11 @@ OUTPUTS = {
 }
 
 # Tags about the storage of the pixels in the source file, or about their places on the Earth.
-_STRUCTURE = frozenset(
-    {
-        *range(254, 260),
-        262,
-        263,
-        264,
-        265,
-        266,
-        273,
-        *range(277, 282),
-        284,
-        *range(288, 294),
-        297,
-        301,
-        *range(317, 326),
-        330,
-        *range(332, 348),
-        *range(512, 522),
-        *range(529, 533),
-        700,
-        33550,
-        33723,
-        33922,
-        34264,
-        34377,
-        34675,
-        34735,
-        34736,
-        34737,
-        42112,
-        42113,
-        50838,
-        50839,
-    }
-)
+_STRUCTURE = frozenset({
+    *range(254, 260), *range(262, 267), 273, *range(277, 282), 284, *range(288, 294), 297, 301, *range(317, 326), 330,
+    *range(332, 348), *range(512, 522), *range(529, 533), 700, 33550, 33723, 33922, 34264, 34377, 34675,
+    *range(34735, 34738), 42112, 42113, 50838, 50839,
+})  # fmt: skip
 # The largest density that a JPEG holds; the length from which texts are compressed in PNG.
 LARGEST_DPI, LONG_TEXT = 65_535, 1024
 _ORIENTATION, _EXIF_IFD, _MAKER_NOTE, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0x927C, 0xA002, 0xA003
@@ -256,7 +201,7 @@ def _sized_exif(exif: bytes, size: tuple[int, int], limit: int | None) -> bytes 
     return data if limit is None or len(data) <= limit else None
 
 
-def _suited(image: Image.Image, wanted: Format) -> tuple[Image.Image, list[str]]:
+def suited(image: Image.Image, wanted: Format) -> tuple[Image.Image, list[str]]:
     """Return the image in a mode that the format holds, and notes about what was lost."""
     notes = []
     if image.mode in ("LA", "RGBA") and "RGBA" not in wanted.modes:
@@ -287,7 +232,7 @@ def _png_chunks(xmp: bytes | None, details: Details) -> PngImagePlugin.PngInfo:
     return chunks
 
 
-def _metadata(
+def metadata(
     wanted: Format, size: tuple[int, int], exif: bytes | None, xmp: bytes | None, icc: bytes | None, details: Details
 ) -> tuple[dict[str, Any], list[str]]:
     """Return arguments of Pillow's `save` for metadata, and the names of the metadata that the format cannot hold."""
@@ -323,62 +268,3 @@ def _metadata(
     elif kept_xmp:
         arguments["xmp"] = kept_xmp
     return arguments, left_out
-
-
-def save(
-    images: Sequence[Image.Image],
-    path: Path,
-    wanted: Format,
-    *,
-    quality: int = 95,
-    exif: bytes | None = None,
-    xmp: bytes | None = None,
-    icc: bytes | None = None,
-    details: Details | None = None,
-    durations: Sequence[float] | None = None,
-    plays: int = 0,
-    still_first: bool = False,
-) -> list[str]:
-    """Save a picture, or the frames of an animation.
-
-    Args:
-        images: one image, or the frames; all L, LA, RGB or RGBA, and of one mode.
-        path: file to write, of any ending.
-        wanted: its format; if there are several images, an animated one.
-        quality: quality of JPEG, WebP and AVIF, 1 … 100.
-        exif: EXIF that `clean_exif` returned.
-        xmp: an XMP packet.
-        icc: a colour profile.
-        details: other metadata of a PNG or JPEG.
-        durations: duration of each frame, in milliseconds.
-        plays: number of times that the animation is played; 0: without end.
-        still_first: whether the first image is only shown by programs that do not support animations (APNG).
-
-    Returns:
-        One sentence for each thing that the format could not hold.
-    """
-    suited = [_suited(image, wanted) for image in images]
-    notes = list(dict.fromkeys(note for _, notes in suited for note in notes))
-    frames = [frame for frame, _ in suited]
-    arguments, left_out = _metadata(wanted, frames[0].size, exif, xmp, icc, details or Details())
-    if left_out:
-        notes.append(f"{wanted.name} has no place for {' and '.join(left_out)} (of this size): left out")
-    if wanted.name == "GIF":  # whose transparency is all or nothing
-        for frame in frames:
-            if frame.mode == "RGBA":
-                frame.putalpha(frame.getchannel("A").point(lambda value: 255 * (value >= 128)))
-    if len(frames) > 1:
-        times = [round(t) for t in durations or [0] * len(frames)]
-        arguments |= {"save_all": True, "append_images": frames[1:], "duration": times}
-        if wanted.name == "GIF":
-            arguments |= {"disposal": 2 if frames[0].mode == "RGBA" else 1}
-            if plays != 1:
-                arguments["loop"] = plays - 1 if plays else 0
-        elif wanted.name in ("PNG", "WEBP"):
-            arguments["loop"] = plays
-        if wanted.name == "PNG":
-            arguments |= {"default_image": still_first, "blend": 0, "disposal": 0}
-            if still_first:  # it is not a frame, so it has no duration
-                arguments["duration"] = times[1:]
-    frames[0].save(path, format=wanted.name, quality=quality, **arguments)
-    return notes

@@ -4,7 +4,7 @@ import glob
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,12 +20,14 @@ from ddpm.pictures.formats import (
     HEIF,
     SUFFIXES,
     Details,
+    Format,
     clean_exif,
     clean_xmp,
     details_of,
+    metadata,
     output_format,
     register_heif,
-    save,
+    suited,
 )
 from ddpm.util.errors import ImageError
 from ddpm.util.files import atomic_path
@@ -425,24 +427,41 @@ def write_picture(picture: Picture | Animation, path: str | Path, quality: int =
     path = Path(path)
     wanted = output_format(path)
     animation = picture if isinstance(picture, Animation) else Animation([picture], [0.0])
-    frames: Sequence[Picture] = animation.frames if wanted.animated else animation.frames[:1]
-    first = frames[0]
+    if not wanted.animated:
+        animation = replace(animation, frames=animation.frames[:1])
     try:
         with atomic_path(path) as temporary:
-            return save(
-                [to_pil(frame) for frame in frames],
-                temporary,
-                wanted,
-                quality=quality,
-                exif=first.exif,
-                xmp=first.xmp,
-                icc=first.icc_profile,
-                details=first.details,
-                durations=animation.durations,
-                plays=animation.plays,
-                still_first=animation.still_first,
-            )
+            return _save(animation, temporary, wanted, quality)
     except Exception as error:  # Pillow's encoders raise nearly anything
         raise ImageError(
             f"cannot write {path}: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
         ) from None
+
+
+def _save(animation: Animation, path: Path, wanted: Format, quality: int) -> list[str]:
+    """Save an animation, or a picture as one of a single frame; see `write_picture`."""
+    images = [suited(to_pil(frame), wanted) for frame in animation.frames]
+    notes = list(dict.fromkeys(note for _, notes in images for note in notes))
+    frames, first = [image for image, _ in images], animation.frames[0]
+    arguments, left_out = metadata(wanted, frames[0].size, first.exif, first.xmp, first.icc_profile, first.details)
+    if left_out:
+        notes.append(f"{wanted.name} has no place for {' and '.join(left_out)} (of this size): left out")
+    if wanted.name == "GIF":  # whose transparency is all or nothing
+        for frame in frames:
+            if frame.mode == "RGBA":
+                frame.putalpha(frame.getchannel("A").point(lambda value: 255 * (value >= 128)))
+    if len(frames) > 1:
+        times, plays = [round(t) for t in animation.durations], animation.plays
+        arguments |= {"save_all": True, "append_images": frames[1:], "duration": times}
+        if wanted.name == "GIF":
+            arguments |= {"disposal": 2 if frames[0].mode == "RGBA" else 1}
+            if plays != 1:
+                arguments["loop"] = plays - 1 if plays else 0
+        elif wanted.name in ("PNG", "WEBP"):
+            arguments["loop"] = plays
+        if wanted.name == "PNG":
+            arguments |= {"default_image": animation.still_first, "blend": 0, "disposal": 0}
+            if animation.still_first:  # it is not a frame, so it has no duration
+                arguments["duration"] = times[1:]
+    frames[0].save(path, format=wanted.name, quality=quality, **arguments)
+    return notes
