@@ -85,11 +85,6 @@ class BatchedEnv(VectorEnv[Any, Array, Array]):
         """The seeds of the generators."""
         return tuple(self._generator(i)[1] for i in range(self.num_envs))
 
-    def action_masks(self) -> NDArray[np.bool_]:
-        """Return which actions are possible, bool (num_envs, actions): all of them."""
-        assert isinstance(self.single_action_space, gym.spaces.Discrete)
-        return np.ones((self.num_envs, int(self.single_action_space.n)), dtype=np.bool_)
-
     def _prepare_reset(
         self, seed: int | Sequence[int | None] | None, options: Mapping[str, Any] | None
     ) -> tuple[list[int], dict[str, list[Any]]]:

@@ -52,12 +52,13 @@ class Decisions(ABC):
     def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
         """Return the jumps of an action at a state, in their order."""
 
-    @abstractmethod
     def masks(self, state: "Refinement") -> NDArray[np.bool_]:
         """Return for each action whether it is possible at a state; the parts of an action follow one another.
 
-        An action that is not possible acts as the nearest possible one.
+        An action that is not possible acts as the nearest possible one. By default all are possible.
         """
+        size: Any = self.space.n if isinstance(self.space, spaces.Discrete) else self.space.shape
+        return np.ones(size, dtype=np.bool_)
 
     @abstractmethod
     def describe(self) -> str:
@@ -77,10 +78,6 @@ class Skip(Decisions):
     def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
         """Return one step to t - 1 for DENOISE, and an empty list for SKIP."""
         return [(state.t - 1, 1)] if action == Action.DENOISE else []
-
-    def masks(self, state: "Refinement") -> NDArray[np.bool_]:
-        """Return True for both actions."""
-        return np.ones(2, dtype=np.bool_)
 
     def describe(self) -> str:
         """See `Decisions`."""
@@ -163,10 +160,6 @@ class Continuous(Decisions):
         to, substeps = continuous_jumps(np.array([state.level]), np.asarray(action)[None], self.most)
         return [(int(to[0]), int(substeps[0]))]
 
-    def masks(self, state: "Refinement") -> NDArray[np.bool_]:
-        """Return True for each part of the action."""
-        return np.ones(self.space.shape or (1,), dtype=np.bool_)
-
     def describe(self) -> str:
         """See `Decisions`."""
         return f"a float32 array {self.space.shape} of numbers in -1 … 1"
@@ -195,10 +188,6 @@ class Choice(Decisions):
     def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
         """Return the jumps of the chosen schedule."""
         return list(self.schedules[int(action)].jumps())
-
-    def masks(self, state: "Refinement") -> NDArray[np.bool_]:
-        """Return True for every schedule."""
-        return np.ones(len(self.schedules), dtype=np.bool_)
 
     def describe(self) -> str:
         """See `Decisions`."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.util.errors import ConfigError
+from ddpm.util.files import cache_folder
 from ddpm.util.torchvision_ops import ensure_torchvision
 
 JUDGES = ("dists", "lpips-vgg")
@@ -26,10 +27,7 @@ PAGE = "docs/results.md"
 def judge_file() -> Path:
     """Return the expected path of the weights: SKIPDIFF_JUDGE, or skipdiff/judge.safetensors in the cache folder."""
     given = os.environ.get(VARIABLE)
-    if given:
-        return Path(given).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "skipdiff" / "judge.safetensors"
+    return Path(given).expanduser() if given else cache_folder() / "judge.safetensors"
 
 
 def refuse_judge(metric: object) -> None:

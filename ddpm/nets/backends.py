@@ -1,11 +1,9 @@
 """ONNX Runtime and OpenVINO as programs that run a UNet, its jumps and its predictor on the CPU instead of torch."""
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ from ddpm.nets.export import package, traced
 from ddpm.nets.unet import UNet
 from ddpm.util.checks import check_one_of
 from ddpm.util.errors import ConfigError
-from ddpm.util.files import atomic_path
+from ddpm.util.files import atomic_path, cache_folder
 
 # Largest difference from torch's output, relative to the largest number in that output.
 TOLERANCE = 1e-3
@@ -47,11 +45,6 @@ def _openvino(graph: bytes) -> Run:
 
 PROGRAMS: Mapping[str, Callable[[bytes], Run]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
 BACKENDS = ("torch", *PROGRAMS)
-
-
-def cache_folder() -> Path:
-    """Return the folder of the stored graphs: skipdiff in $XDG_CACHE_HOME, or in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "skipdiff"
 
 
 def _graph(network: nn.Module, inputs: Mapping[str, Tensor]) -> bytes:

@@ -82,6 +82,11 @@ def stamp(path: str | Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
+def cache_folder() -> Path:
+    """Return the user's folder for graphs and weights: skipdiff in $XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "skipdiff"
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON under a temporary name and rename it."""
     with atomic_path(path) as temporary:
