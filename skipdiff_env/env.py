@@ -28,152 +28,28 @@ UNLIMITED = 2**31 - 1
 class SkipDiffEnv(gym.Env[Observation, np.int64]):
     """A diffusion model for super-resolution whose denoising steps can be skipped.
 
-    ## Description
     A conditional DDPM enlarges a picture. In `reset`, S - 1 coarse steps bring Gaussian noise down to the noise level
     of diffusion step N (coarse skip approximation, Eq. 8-12 of SkipDiff, AAAI 2024). The agent then decides on the fine
     steps N, N - 1, …, 2 one by one (fine skip refinement, Eq. 13-15): each env step either performs a reverse diffusion
-    step or skips it. The last step, to the clean latent, is always performed and yields the result. With `first_step`
-    the decisions begin earlier than at N, up to T.
+    step, DENOISE (0), or skips it, SKIP (1). The last step, to the clean latent, is always performed and yields the
+    result. With `first_step` the decisions begin earlier than at N, up to T. Other kinds of decision are those of
+    `skipdiff_env.decisions`.
 
-    An *env step* is one decision; a *diffusion step* `t` counts noise levels, from T (noise) down to 0 (the picture).
+    Observations are the latent, a dictionary or features, see `skipdiff_env.observations.Observer`. The reward is 0
+    until the last env step, then that of `skipdiff_env.rules.qualities`, minus `nfe_penalty` for each fine forward.
+    Every episode terminates; it is never truncated. The pages of the environments in the documentation describe all of
+    this, the entries of `info`, and worked traces.
 
     All noise is a function of (noise seed, stage, t). A picture and a noise seed therefore determine every
     transition: the environment is deterministic given both, and computed latents are remembered (`cache_mb`).
 
-    ## Action space
-    `Discrete(2)`, see `skipdiff_env.Action`.
-
-    | Num | Action  | `skip_mode="restart"` (the paper)      | `skip_mode="jump"`                              | UNet forwards |
-    |-----|---------|----------------------------------------|-------------------------------------------------|---------------|
-    | 0   | DENOISE | u ← D_t(u), the reverse diffusion step | from the level l that u stands at, straight to  | 1             |
-    |     |         |                                        | t - 1; l ← t - 1                                |               |
-    | 1   | SKIP    | u ← x_S1, back to the coarse latent    | u and l stay; the next step that is performed   | 0             |
-    |     |         |                                        | covers what was skipped                         |               |
-
-    Under "jump" latent and noise level always match, and the decisions of an episode form a schedule: the levels at
-    which the net runs. The last step goes from l to the clean latent.
-
-    ## Observation space
-    `observation="latent"`, the default: the latent u, `Box(-b, b, (3, image_size, image_size))`, float32 or float16. It
-    starts as the coarse latent x_S1, noisy by about √(1 - ᾱ_N); at the end of an episode it is the clean latent. Its
-    meaning, the picture or the scaled difference from the bicubic enlargement, is the `target` of the checkpoint. The
-    bound b follows from the clamped estimates and the bounded noise of the process, so that no latent can exceed it and
-    observations are not clipped.
-
-    A latent alone does not determine the step: with "restart", an episode of SKIPs has the same observation N - 1
-    times. An agent that needs the step can count its observations (by stacked frames, as in `train-agent`, or by a
-    recurrent policy), use a wrapper such as `gymnasium.wrappers.TimeAwareObservation(env)`, or observe the dictionary:
-
-    `observation="dict"`:
-
-    | Key         | Space                                     | What                                                         |
-    |-------------|-------------------------------------------|--------------------------------------------------------------|
-    | `latent`    | `Box(-b, b, (3, image_size, image_size))` | the latent u                                                 |
-    | `condition` | `Box(-1, 1, (3, image_size, image_size))` | the condition of the net: predictor's picture, or bicubic    |
-    | `step`      | `Box(0, 1, (1,))`                         | t / (S · N), the step of the next decision                   |
-    | `level`     | `Box(0, 1, (1,))`                         | l / (S · N), the level of the latent                         |
-    | `price`     | `Box(0, highest, (1,))`                   | price of a forward; only if each episode draws its price     |
-
-    ## Reward
-    0 until the last env step, then 1/M of the result if a lower metric M is better (NIQE, LPIPS), or -M with
-    `reward="negative"`; M itself if a higher one is better. `nfe_penalty` is subtracted for each fine UNet forward of
-    the episode, discarded or not. If the metric fails (a flat picture does not have a NIQE), the reward is 0 instead of
-    1/M or M, or -100 instead of -M, and `reward_failures` increases by one. In 1/M, M counts as at least 0.001.
-    `env.unwrapped.sr` and `env.unwrapped.hr` hold result and target, so that a wrapper can define any other reward.
-
-    ## Episode start and end
-    `reset` draws a picture and a noise seed. Every episode has N - 1 env steps (`first_step` - 1, if that is given) and
-    then terminates; it is never truncated.
-
-    `reset(options={"image": i, "noise_seed": k})` fixes either or both; `image` is an index or a uint8 array (height,
-    width, 3), whose centre is used. `nfe_penalty` is the third option, and `crop="random"` adds the option
-    `crop`, the first row and column.
-
-    `get_state()` and `set_state()` save and restore an episode, as planning algorithms need it; the environment can be
-    pickled and copied.
-
-    ## Info
-    | Key               | When   | What                                                                                  |
-    |-------------------|--------|---------------------------------------------------------------------------------------|
-    | `diffusion_step`  | always | step t of the next decision; 0 at the end                                             |
-    | `nfe`             | always | UNet forwards of this episode, coarse and fine (whether computed or remembered)       |
-    | `image_index`     | always | place of the picture, -1 for an array                                                 |
-    | `noise_seed`      | always | noise seed of the episode                                                             |
-    | `crop`            | always | first row and column of the crop; only with `crop="random"`                           |
-    | `metrics`         | at end | name → value: the reward's metric and those of `report_metrics`; NaN if one failed    |
-    | `nfe_penalty`     | always | price of each fine forward                                                            |
-    | `degradation`     | always | strengths of "blur", "shrink", "noise" and "jpeg"; missing for "bicubic"              |
-    | `start`           | at end | diffusion step at which the surviving chain began                                     |
-    | `levels`          | at end | diffusion steps at which the network ran on the surviving chain                       |
-    | `substeps`        | at end | number of even steps whose work each of these forwards did                            |
-    | `reward_failures` | at end | number of episodes of this environment so far in which the reward's metric failed     |
-
-    The result is in `env.unwrapped.sr` until the next episode ends.
-
-    ## Rendering
-    `render_mode="rgb_array"`: the input, the coarse estimate, the net's estimate from the current latent, and at the
-    end the result, above a strip of the decisions. `gymnasium.wrappers.RecordVideo` records a video of an episode (`pip
-    install "skipdiff[video]"`).
-
-    ## Worked traces
-    N = 4, "restart", actions (1, 0, 0):
-
-    | env step | t | action   | u afterwards        | fine forwards |
-    |----------|---|----------|---------------------|---------------|
-    | 1        | 4 | SKIP     | x_S1                | 0             |
-    | 2        | 3 | DENOISE  | D_3(x_S1)           | 1             |
-    | 3        | 2 | DENOISE  | D_2(D_3(x_S1))      | 2             |
-    |          | 1 | (always) | D_1(D_2(D_3(x_S1))) | 3             |
-
-    Actions (0, 1, 0), which discard the first step:
-
-    | env step | t | action   | u afterwards        | fine forwards |
-    |----------|---|----------|---------------------|---------------|
-    | 1        | 4 | DENOISE  | D_4(x_S1)           | 1             |
-    | 2        | 3 | SKIP     | x_S1                | 1             |
-    | 3        | 2 | DENOISE  | D_2(x_S1)           | 2             |
-    |          | 1 | (always) | D_1(D_2(x_S1))      | 3             |
-
-    Under "jump", actions (1, 0, 1), the schedule 4 → 2 → 0:
-
-    | env step | t | action   | level of u afterwards  | fine forwards |
-    |----------|---|----------|------------------------|---------------|
-    | 1        | 4 | SKIP     | level 4                | 0             |
-    | 2        | 3 | DENOISE  | level 2                | 1             |
-    | 3        | 2 | SKIP     | level 2                | 1             |
-    |          |   | (always) | level 0, the result    | 2             |
-
-    With "restart" the result depends only on the place of the last SKIP: a picture and a noise seed have exactly N
-    possible results, which `schedule_outcomes` tabulates. With "jump" it takes any schedules, for example fixed ones as
-    baselines of an agent.
-
-    ## Example
-    ```python
-    import gymnasium as gym
-    import skipdiff_env
-
-    env = gym.make("SkipDiff-v0", report_metrics=["psnr", "lpips"])
-    observation, info = env.reset(seed=0)
-    terminated = False
-    while not terminated:
-        observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
-    print(reward, info["start"], info["metrics"])
-    ```
-    `gym.make_vec("SkipDiff-v0", num_envs=16)` makes the batched environment,
-    `skipdiff_env.vector_env.SkipDiffVectorEnv`.
-
-    ## Arguments
-    `gym.make` takes the attributes of `skipdiff_env.config.TaskConfig` as keywords: `checkpoint`, `denoiser`, `images`,
-    `degradation`, `split`, `image_size`, `crop`, `scale`, `steps`, `coarse_sampler`, `fine_sampler`, `skip_mode`,
-    `first_step`, `observation`, `metric`, `report_metrics`, `reward`, `nfe_penalty`, `noise_seeds`, `obs_dtype`,
-    `cache_mb`, `cache_dir`, `cache_dir_mb`, `device` and `batch_size`. They are explained there.
-
-    ## Version history
-    * v0: initial version
+    `env.unwrapped.sr` and `env.unwrapped.hr` hold result and target, `schedule_outcomes` tabulates the results of
+    schedules, and `get_state()` and `set_state()` save and restore an episode, as planning algorithms need it. The
+    environment can be pickled and copied. `skipdiff_env.vector_env.SkipDiffVectorEnv` is its batched form.
 
     Args:
         render_mode: "rgb_array", or None.
-        settings: the arguments above.
+        settings: the attributes of `skipdiff_env.config.TaskConfig`.
 
     Raises:
         SkipDiffError: an argument is wrong: `ConfigError`, `CheckpointError` or `ImageError`.

@@ -82,11 +82,15 @@ def draw_episode(
     rng: np.random.Generator, pictures: int, noise_seeds: int, price: float | Sequence[float]
 ) -> tuple[int, int, float]:
     """Draw picture, noise seed and price of a new episode, always all of them and in this order."""
-    image, noise_seed = int(rng.integers(pictures)), int(rng.integers(noise_seeds))
+    return int(rng.integers(pictures)), int(rng.integers(noise_seeds)), draw_price(rng, price)
+
+
+def draw_price(rng: np.random.Generator, price: float | Sequence[float]) -> float:
+    """Draw the price of a forward from a range, uniformly in the logarithm; a fixed price is returned unchanged."""
     prices = price_range(price)
     if prices is None:
-        return image, noise_seed, float(price)  # type: ignore[arg-type]
-    return image, noise_seed, min(float(np.exp(rng.uniform(*np.log(prices)))), prices[1])
+        return float(price)  # type: ignore[arg-type]
+    return min(float(np.exp(rng.uniform(*np.log(prices)))), prices[1])
 
 
 def check_price(price: Any, highest: float = math.inf) -> float:

@@ -15,7 +15,15 @@ from ddpm.util.checks import check_one_of, is_whole
 from ddpm.util.errors import ConfigError
 from skipdiff_env.batches import Array, BatchedEnv, set_generators
 from skipdiff_env.outcomes import OutcomeTable
-from skipdiff_env.rules import REWARDS, FixedPrice, InvalidActionError, ResetNeededError, check_price, price_range
+from skipdiff_env.rules import (
+    REWARDS,
+    FixedPrice,
+    InvalidActionError,
+    ResetNeededError,
+    check_price,
+    draw_price,
+    price_range,
+)
 from skipdiff_env.tree import Tree
 
 # The price of a forward in the environments' rewards.
@@ -235,7 +243,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         # random() is several times as fast as integers()
         drawn = (np.array([self._generator(i)[0].random() for i in envs]) * count).astype(np.int64)
         chosen: dict[str, Array] = dict(zip(limits, np.divmod(drawn, limits["noise_seed"]), strict=True))
-        chosen["nfe_penalty"] = self._prices(envs)
+        chosen["nfe_penalty"] = np.array([draw_price(self._generator(i)[0], self._price) for i in envs])
         for name, column in options.items():
             for row, i in enumerate(envs):
                 if (value := column[i]) is None:
@@ -247,14 +255,6 @@ class SkipDiffTableVectorEnv(BatchedEnv):
             self._state[name][envs] = values
         self._state["node"][envs], self._state["nfe"][envs] = 0, self._coarse
         self._begun = True
-
-    def _prices(self, envs: Sequence[int]) -> NDArray[np.float64]:
-        """Return the price of a new episode in each of some environments."""
-        prices = price_range(self._price)
-        if prices is None:
-            return np.full(len(envs), float(self._price))  # type: ignore[arg-type]
-        lowest, highest = np.log(prices)
-        return np.minimum(np.exp([self._generator(i)[0].uniform(lowest, highest) for i in envs]), prices[1])
 
     def _observe(self) -> NDArray[np.float32]:
         state = self._state
@@ -288,64 +288,20 @@ class SkipDiffTableVectorEnv(BatchedEnv):
 
 
 class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
-    """SkipDiffTable-v0: the decisions of `SkipDiffJump-v0` from a table of outcomes, without a network.
+    """One environment with a table of outcomes: the decisions of `SkipDiffEnv`, without a network.
 
-    ## Description
-    `skipdiff tabulate` computes the results of schedules for pictures under several noises once. This environment uses
-    such a table, so an algorithm can be tried, or a thousand seeds of it compared, in seconds: its batched form makes
-    some 10⁵ env steps per second. Instead of latents, agents observe statistics of the picture's gradients. Decisions,
-    levels, forwards and rewards are those of the live environment, `skipdiff_env.env.SkipDiffEnv`, with the table's
-    settings.
-
-    The shipped table, "natural-x4-skip", holds crops of 64 x 64 pixels of scikit-image's photographs, the checkpoint
-    natural-x4 with `steps=(1, 8)` and `skip_mode="jump"`, and all 128 schedules. Its photographs are few; algorithms
-    are compared on `SkipDiffBanditTable-v0`.
-
-    ## Action space
-    `Discrete(2)`: 0 DENOISE, 1 SKIP. A table of more than 10 levels holds only some schedules. There, an action that
-    does not lead to one of them counts as the other action, and `action_masks()`, which sb3-contrib's `MaskablePPO`
-    calls, returns the possible actions.
-
-    ## Observation space
-    `Box`, float32, (45,):
-
-    | Index  | Meaning                                                                                         |
-    |--------|-------------------------------------------------------------------------------------------------|
-    | 0 … 41 | statistics of the condition's gradients, see `skipdiff_env.features.features`, each in -3 … 1 |
-    | 42     | t / (S · N), the step of the next decision                                                      |
-    | 43     | l / (S · N), the level of the latent                                                            |
-    | 44     | the price of a forward                                                                          |
-
-    ## Reward
-    0 until the last env step, then -M of the table's first metric (or of `metric`), LPIPS in the shipped table, or the
-    reward named by `reward`, minus `nfe_penalty` for each fine forward.
-
-    ## Episode start and end
-    `reset` draws picture, noise seed and price; `options={"image": i, "noise_seed": k, "nfe_penalty": p}` fixes any of
-    them. Every episode has N - 1 env steps and then terminates; it is never truncated.
-
-    ## Info
-    As in the live environment: `diffusion_step`, `nfe`, `image_index`, `noise_seed`, `nfe_penalty`, and at the end
-    `metrics`, `start`, `levels` and `substeps`.
+    `skipdiff tabulate` computes the results of schedules for pictures under several noises once. With such a table an
+    algorithm can be tried, or a thousand seeds of it compared, in seconds. Instead of latents, agents observe
+    statistics of the picture's gradients, see `skipdiff_env.tree.Tree.observe`. Decisions, levels, forwards, rewards
+    and `info` are those of the live environment with the table's settings. `get_state()` and `set_state()` save and
+    restore an episode.
 
     `env.unwrapped.table.rewards(price)` returns the rewards of all schedules for every picture and noise, from which
     the best fixed schedule and the oracle follow.
 
-    ## Example
-    ```python
-    env = gym.make_vec("skipdiff_env:SkipDiffTable-v0", num_envs=64, split="train", nfe_penalty=(0.0005, 0.008))
-    ```
-
-    ## Arguments
-    `table`, `split` ("train" or "test" in the shipped table; None: all pictures), `metric`, `reward`, `nfe_penalty`:
-    see `SkipDiffTableVectorEnv`.
-
-    ## Version history
-    * v0: initial version
-
     Args:
         render_mode: None, or "rgb_array", which counts as None, since a table does not have pictures.
-        settings: the arguments above.
+        settings: the arguments of `SkipDiffTableVectorEnv`.
 
     Raises:
         ConfigError: the table does not exist, or an argument is wrong.
@@ -353,14 +309,10 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
     nfe_penalty = FixedPrice()
-    id = "SkipDiffTable-v0"
 
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
-        from skipdiff_env import VARIANTS
-
         # Stable-Baselines3 passes "rgb_array" to every environment; Gymnasium warns of it
         inner = None if render_mode == "rgb_array" else render_mode
-        settings = {**VARIANTS[self.id][2], **settings}
         self._batch = SkipDiffTableVectorEnv(1, autoreset_mode="Disabled", render_mode=inner, **settings)
         self.render_mode = None
         self._price = self._batch.nfe_penalty
@@ -419,124 +371,6 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
         """
         self._batch._generators = [(self.np_random, self.np_random_seed)]
         return self._batch.set_state(state)[0]
-
-
-class SkipDiffBanditTableEnv(SkipDiffTableEnv):
-    """SkipDiffBanditTable-v0: `SkipDiffBandit-v0` from a table, without a network. The benchmark for algorithms.
-
-    ## Description
-    The agent makes one decision for each picture: it chooses one of several schedules. `skipdiff tabulate --levels` has
-    computed the outcomes for 1,252 crops of 64 x 64 pixels of 901 photographs, which are not training photographs of
-    the networks, under two noises each. An episode takes microseconds, so an algorithm can be tried in seconds.
-    `skipdiff benchmark` and `skipdiff_env.score` score a policy; "The benchmark" in the documentation explains the
-    score.
-
-    ## Action space
-    `Discrete(6)`: one forward with 1, 2, 4, 8, 12 or 16 substeps. In another table: the index of the schedule.
-
-    ## Observation space
-    `Box(-3, 1, (42,))`: the statistics of the network's condition, the enlarged picture, see
-    `skipdiff_env.features.features`.
-
-    ## Reward
-    -LPIPS - 0.002 · forwards, minus the mean of that over all schedules for the same crop and noise. The best schedule
-    of a crop does not change, and easy and hard pictures have the same weight. `reward="negative"` is the reward of
-    `SkipDiffBandit-v0`, without the mean.
-
-    ## Episode start and end
-    `reset` draws a crop and one of its noises; `options={"image": i, "noise_seed": k}` fixes either. Every episode has
-    one env step and then terminates; it is never truncated.
-
-    ## Info
-    As in the live environment: `diffusion_step` (the level), `nfe`, `image_index`, `noise_seed`, `nfe_penalty`, and at
-    the end `metrics`, `levels` and `substeps`.
-
-    ## Arguments
-    `table` ("natural-x4", "photo-x4", or a folder), `split` ("train", "validation" or "test", each with different
-    photographs), `reward`, `nfe_penalty`: see `SkipDiffTableVectorEnv`.
-
-    ## Example
-    ```python
-    env = gym.make("skipdiff_env:SkipDiffBanditTable-v0", split="train")
-    ```
-
-    ## Version history
-    * v0: initial version
-
-    Args:
-        render_mode: None, or "rgb_array", which counts as None, since a table does not have pictures.
-        settings: the arguments above.
-
-    Raises:
-        ConfigError: the table does not exist, or an argument is wrong.
-    """
-
-    id = "SkipDiffBanditTable-v0"
-
-
-class SkipDiffStrideTableEnv(SkipDiffTableEnv):
-    """SkipDiffStrideTable-v0: a decision before each forward, from a table, without a network.
-
-    ## Description
-    As in `SkipDiffStride-v0`, one env step is one forward, so the second decision can use the estimate of the first
-    forward. The table has the outcomes of 18 schedules for the crops and noises of `SkipDiffBanditTable-v0`: the six of
-    one forward, and twelve of two forwards, which first go to level 10 of 20 with 1, 4 or 8 substeps, and from there to
-    the clean picture with 1, 2, 4 or 8.
-
-    ## Action space
-    `Discrete(9)`: pairs of the next level and the substeps of the forward, in ascending order: (0, 1), (0, 2), (0, 4),
-    (0, 8), (0, 12), (0, 16), (10, 1), (10, 4), (10, 8); `env.unwrapped.tree.actions` lists them. `action_masks()`
-    returns the possible actions at this state. An action that is not possible acts as the nearest possible one.
-
-    ## Observation space
-    `Box((85,))`, as in `SkipDiffStride-v0`: 42 statistics of the network's condition, the enlarged picture, the level
-    (as a part of 20), and the same statistics of the network's last estimate, 0 before the first forward and at the
-    end.
-
-    ## Reward
-    0 until the last env step, then -LPIPS - 0.002 · forwards, minus the mean of that over all schedules for the same
-    crop and noise; with `reward="negative"` the mean is not subtracted.
-
-    ## Episode start, info, arguments
-    As in `SkipDiffBanditTable-v0`; an episode has one or two env steps. `table` is "natural-x4-stride".
-
-    ## Example
-    ```python
-    env = gym.make("skipdiff_env:SkipDiffStrideTable-v0", split="train")
-    ```
-
-    ## Version history
-    * v0: initial version
-    """
-
-    id = "SkipDiffStrideTable-v0"
-
-
-class SkipDiffContinuousTableEnv(SkipDiffTableEnv):
-    """SkipDiffContinuousTable-v0: a decision before each forward, as two numbers, from a table, without a network.
-
-    ## Description
-    The episodes are those of `SkipDiffStrideTable-v0`, for algorithms with continuous actions, such as SAC and TD3. The
-    table has the outcomes of 18 schedules, so an action acts as the nearest jump in the table.
-
-    ## Action space
-    `Box(-1, 1, (2,))`, as in `SkipDiffContinuous-v0`: with (share, amount) = (action + 1) / 2 the forward covers the
-    share of the remaining levels, at least one, and does the work of 16**amount steps. The nearest jump of the table is
-    the one with the nearest level (0 or 10 of 20), and among these the one with the nearest logarithm of substeps.
-
-    ## Observation space, reward, episode start, info, arguments
-    As in `SkipDiffStrideTable-v0`.
-
-    ## Example
-    ```python
-    env = gym.make("skipdiff_env:SkipDiffContinuousTable-v0", split="train")
-    ```
-
-    ## Version history
-    * v0: initial version
-    """
-
-    id = "SkipDiffContinuousTable-v0"
 
 
 def _of_one(infos: Mapping[str, Any]) -> dict[str, Any]:

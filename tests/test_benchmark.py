@@ -26,7 +26,7 @@ from agents.training.baselines import fit, random_policy
 from ddpm.pictures.images import find_images, read_picture
 from ddpm.schedule import Schedule
 from ddpm.util.errors import ConfigError
-from skipdiff_env import OutcomeTable, SkipDiffBanditTableEnv, SkipDiffEnv, SkipDiffTableVectorEnv, score
+from skipdiff_env import OutcomeTable, SkipDiffEnv, SkipDiffTableEnv, SkipDiffTableVectorEnv, score
 from skipdiff_env.outcomes import SPLITS, TABLES, split_of
 from skipdiff_env.rules import InvalidActionError, ResetNeededError
 from skipdiff_env.scoring import play, tree_of
@@ -94,9 +94,7 @@ def test_tables_play_as_the_network_does(kind: str, jumping: str, photos: Path, 
     live = SkipDiffEnv(
         **{**given, "observation": "features", "decisions": kind, "reward": "negative", "nfe_penalty": 0.01, **counts}
     )
-    env = SkipDiffBanditTableEnv(
-        table=tmp_path / "table", decisions=kind, split=split, reward="negative", nfe_penalty=0.01
-    )
+    env = SkipDiffTableEnv(table=tmp_path / "table", decisions=kind, split=split, reward="negative", nfe_penalty=0.01)
     path = find_images([str(photos)])[rows[0]]
     rng = np.random.default_rng([0, rows[0]])
     left, top = (int(rng.integers(128 - 32 + 1)) for _ in range(2))
@@ -133,7 +131,7 @@ def test_tables_play_as_the_network_does(kind: str, jumping: str, photos: Path, 
 def test_a_batch_is_as_single_environments(kind: str, mode: str) -> None:
     settings: dict[str, Any] = {"table": deep(), "decisions": kind, "split": "train"}
     batch: Any = SkipDiffTableVectorEnv(3, autoreset_mode=mode, **settings)
-    single: Any = SyncVectorEnv([lambda: SkipDiffBanditTableEnv(**settings)] * 3, autoreset_mode=AutoresetMode(mode))
+    single: Any = SyncVectorEnv([lambda: SkipDiffTableEnv(**settings)] * 3, autoreset_mode=AutoresetMode(mode))
     assert_same(batch.reset(seed=5), single.reset(seed=5))
     for seed in range(12):
         batch.action_space.seed(seed)
@@ -163,7 +161,7 @@ def test_the_registered_ones(name: str) -> None:
 def test_rewards_are_relative_or_not() -> None:
     table = made()
     for reward in ("relative", "negative"):
-        env = SkipDiffBanditTableEnv(table=table, reward=reward, nfe_penalty=0.01)
+        env = SkipDiffTableEnv(table=table, reward=reward, nfe_penalty=0.01)
         env.reset(options={"image": 3, "noise_seed": 1})
         own = -table.split("train").metrics["lpips"][3, 1].astype(float) - 0.01
         assert env.step(2)[1] == pytest.approx(own[2] - own.mean() * (reward == "relative"), abs=1e-6)
@@ -182,11 +180,11 @@ def test_rewards_are_relative_or_not() -> None:
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        SkipDiffBanditTableEnv(**arguments)
+        SkipDiffTableEnv(**arguments)
 
 
 def test_wrong_calls() -> None:
-    env = SkipDiffBanditTableEnv(table=made())
+    env = SkipDiffTableEnv(table=made())
     with pytest.raises(ResetNeededError, match="has not begun"):
         env.step(0)
     for options, message in (({"image": 999}, "image must be a whole number from 0"), ({"size": 1}, "unknown reset")):

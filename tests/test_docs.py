@@ -10,11 +10,10 @@ README has no such comments: its Python is run as it is, and gives the score tha
 """
 
 import configparser
-import inspect
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
@@ -28,14 +27,16 @@ from click.testing import CliRunner
 from PIL import Image
 
 from agents.cli import main
-from benchmarks.environment_pages import pages
+from benchmarks.environment_pages import arguments
 from skipdiff_env import VARIANTS
 from skipdiff_env.plan import Plan
 from tests.conftest import Photo, tiny_unet
 from tests.untrained import untrained
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES += sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))
+PAGES += sorted(f"docs/environments/{page.name}" for page in (ROOT / "docs/environments").glob("*.md"))
 # Not code: what commands print, and changes to files.
 NO_CODE = {"text", "diff"}
 # Programs of blocks that are not run, whose arguments are not checked.
@@ -86,16 +87,7 @@ def blocks_of(text: str, page: str) -> list[Block]:
     return found
 
 
-def docstring_blocks() -> Iterator[Block]:
-    """Those of the environments' docstrings, which are pages of the site."""
-    for name, (entry, *_) in VARIANTS.items():
-        module, kind = entry.split(":")
-        page = inspect.getdoc(getattr(import_module(f"skipdiff_env.{module}"), kind))
-        yield from blocks_of(page or "", f"docstring of {name}")
-
-
 BLOCKS = [block for page in PAGES for block in blocks_of((ROOT / page).read_text(encoding="utf-8"), page)]
-BLOCKS += docstring_blocks()
 
 
 def commands_of(code: str) -> list[list[str]]:
@@ -184,14 +176,14 @@ def run(block: Block, variables: dict[str, Any]) -> None:
     if block.language == "python":
         exec(compile(block.runnable, block.place, "exec"), variables)
         return
-    for program, *arguments in commands_of(block.runnable):
+    for program, *words in commands_of(block.runnable):
         if program == "cp":
-            _, source, target = arguments
+            _, source, target = words
             shutil.copytree(source, target)
             continue
         assert program == "skipdiff", f"{block.place}: {program} is not run in tests; mark the block as not run"
-        result = CliRunner().invoke(main, arguments)
-        assert result.exit_code == 0, (block.place, arguments, result.output, result.exception)
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, (block.place, words, result.output, result.exception)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the libraries, which a reader would see as well
@@ -205,7 +197,7 @@ def run(block: Block, variables: dict[str, Any]) -> None:
 def test_blocks(page: str, workplace: pytest.MonkeyPatch) -> None:
     """Blocks run, and commands that would take too long are at least commands with options that exist."""
     variables: dict[str, Any] = {"__name__": page}
-    if page.startswith("docstring"):
+    if page.startswith("docs/environments/"):
         exec("import gymnasium as gym\nimport skipdiff_env", variables)
     for block in BLOCKS:
         if block.place.rpartition(":")[0] != page or block.language in NO_CODE:
@@ -233,12 +225,21 @@ def test_notes_say_why() -> None:
         assert not block.note or block.note.startswith(("not run: ", "in the test: ")), f"{block.place}: {block.note}"
 
 
-def test_every_environment_has_its_page() -> None:
-    """The pages are those that `python -m benchmarks.environment_pages` writes."""
-    overview = (ROOT / "docs/environments.md").read_text(encoding="utf-8")
-    for name, text in pages().items():
-        assert (ROOT / "docs/environments" / name).read_text(encoding="utf-8") == text, f"write {name} again"
-        assert f"(environments/{name})" in overview
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_environment_has_its_page(name: str) -> None:
+    page = (ROOT / "docs/environments" / f"{name}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {name}\n")
+    for heading in ("## Description", "## Version history"):
+        assert heading in page
+    assert f"(environments/{name}.md)" in (ROOT / "docs/environments.md").read_text(encoding="utf-8")
+    assert f"environments/{name}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+
+
+def test_the_page_of_arguments() -> None:
+    """It is the one that `python -m benchmarks.environment_pages` writes."""
+    page = (ROOT / "docs/environments/arguments.md").read_text(encoding="utf-8")
+    assert page == arguments(), "write it again"
+    assert "(environments/arguments.md)" in (ROOT / "docs/environments.md").read_text(encoding="utf-8")
 
 
 def test_pages_read_the_same_on_github() -> None:

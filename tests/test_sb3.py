@@ -112,7 +112,7 @@ def test_masks_of_a_sampled_table(checkpoint: str, photos: Path, tmp_path: Path)
     }  # fmt: skip
     tabulate(config, tmp_path / "table", noises=1, count=60)
     venv = batched(TABLE, table=str(tmp_path / "table"))
-    scalar = [SkipDiffTableEnv(table=str(tmp_path / "table")) for _ in range(3)]
+    scalar = [SkipDiffTableEnv(**{**VARIANTS["SkipDiffTable-v0"], "table": str(tmp_path / "table")}) for _ in range(3)]
     venv.reset()
     for env in scalar:
         env.reset()

@@ -37,7 +37,7 @@ from tests.test_vector_env import assert_same
 
 quick = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LIVE: dict[str, Any] = {"image_size": 32, "metric": "colour", "report_metrics": ["psnr"]}
-SKIP = VARIANTS["SkipDiffTable-v0"][2]
+SKIP = VARIANTS["SkipDiffTable-v0"]
 SHIPPED = TABLES / "natural-x4-skip"
 # name → steps, skip mode, number of sampled schedules
 KINDS: dict[str, tuple[tuple[int, int], str, int]] = {
@@ -46,6 +46,11 @@ KINDS: dict[str, tuple[tuple[int, int], str, int]] = {
     "restart": ((3, 4), "restart", 0),
     "sampled": ((1, 12), "jump", 20),
 }
+
+
+def skip_env(**arguments: Any) -> SkipDiffTableEnv:
+    """`SkipDiffTable-v0`."""
+    return SkipDiffTableEnv(**{**SKIP, **arguments})
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +129,7 @@ def test_table_is_live(data: st.DataObject, tables: dict[str, tuple[Path, dict[s
     reward = data.draw(st.sampled_from(["negative", "inverse"]), label="reward")
     price = data.draw(st.sampled_from([0.0, 0.25, (0.001, 0.5)]), label="price")
     own: dict[str, Any] = {"reward": reward, "nfe_penalty": price}
-    live, played = SkipDiffEnv(**{**arguments, **own}), SkipDiffTableEnv(table=folder, **own)
+    live, played = SkipDiffEnv(**{**arguments, **own}), skip_env(table=folder, **own)
     observation, info = played.reset(seed=data.draw(st.integers(0, 99), label="seed"))
     # each crop has its own noises
     noise_seed = 2 * info["image_index"] + info["noise_seed"]
@@ -163,7 +168,7 @@ def test_batched_is_scalar(
 ) -> None:
     arguments: dict[str, Any] = {"table": tables[name][0], "nfe_penalty": (0.001, 0.1)}
     ours = SkipDiffTableVectorEnv(num_envs, autoreset_mode=mode.value, **{**SKIP, **arguments})
-    theirs = SyncVectorEnv([lambda: SkipDiffTableEnv(**arguments)] * num_envs, autoreset_mode=mode)
+    theirs = SyncVectorEnv([lambda: skip_env(**arguments)] * num_envs, autoreset_mode=mode)
     for part in ("observation_space", "action_space", "single_observation_space", "single_action_space", "metadata"):
         assert getattr(ours, part) == getattr(theirs, part)
     assert_same(ours.reset(seed=11), theirs.reset(seed=11), "reset")
@@ -193,7 +198,7 @@ def test_batched_is_scalar(
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_sampled_table_is_never_left(tables: dict[str, tuple[Path, dict[str, Any]]], masked: bool) -> None:
-    env = SkipDiffTableEnv(table=tables["sampled"][0], nfe_penalty=0.1)
+    env = skip_env(table=tables["sampled"][0], nfe_penalty=0.1)
     table, rng, seen = env.table, np.random.default_rng(0), set()
     for episode in range(100):
         _, info = env.reset(seed=episode)
@@ -223,7 +228,7 @@ def test_a_complete_table_forbids_nothing(tables: dict[str, tuple[Path, dict[str
 @pytest.mark.parametrize("name", ["jump", "sampled"])
 def test_rewards_are_those_of_episodes(tables: dict[str, tuple[Path, dict[str, Any]]], name: str) -> None:
     table = OutcomeTable.load(tables[name][0])
-    env = SkipDiffTableEnv(table=table, metric="psnr", reward="inverse", nfe_penalty=0.5)
+    env = skip_env(table=table, metric="psnr", reward="inverse", nfe_penalty=0.5)
     rewards = table.rewards(0.5, metric="psnr", reward="inverse")
     assert rewards.shape == (3, 2, len(table.schedules))
     for place in range(0, len(table.schedules), 5):
@@ -254,13 +259,13 @@ def test_rewards_of_a_split() -> None:
 def test_failed_metrics(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     table = OutcomeTable.load(tables["jump"][0])
     broken = {name: np.full_like(values, np.nan) for name, values in table.metrics.items()}
-    env = SkipDiffTableEnv(table=replace(table, metrics=broken), nfe_penalty=0)
+    env = skip_env(table=replace(table, metrics=broken), nfe_penalty=0)
     env.reset(seed=0)
     for _ in range(4):
         _, reward, *_ = env.step(Action.SKIP)
     assert reward == quality(float("nan"), True, "negative")
     with pytest.raises(ConfigError, match="a metric failed for some crops"):
-        SkipDiffTableEnv(table=replace(table, metrics=broken), reward="relative")
+        skip_env(table=replace(table, metrics=broken), reward="relative")
 
 
 # --- made by Gymnasium ---
@@ -277,7 +282,7 @@ def test_the_shipped_table() -> None:
     psnr = table.metrics["psnr"].mean(axis=(0, 1))
     assert psnr[table.schedules.index(Schedule((8,)))] > psnr[table.schedules.index(Schedule.even(8))]
     assert len(np.unique(table.metrics["lpips"].mean(axis=1).argmin(axis=1))) > 3
-    parts = [len(SkipDiffTableEnv(split=split).table.features) for split in ("train", "test", None)]
+    parts = [len(skip_env(split=split).table.features) for split in ("train", "test", None)]
     assert parts[0] + parts[1] == parts[2]
 
 
@@ -309,7 +314,7 @@ assert "torch" not in sys.modules
 
 
 def test_copies_share_the_table(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
-    env = SkipDiffTableEnv(table=tables["jump"][0])
+    env = skip_env(table=tables["jump"][0])
     env.reset(seed=0)
     env.step(0)
     copies = [deepcopy(env), pickle.loads(pickle.dumps(env))]
@@ -396,7 +401,7 @@ def test_the_first_metric_stays_the_first(
         tabulate(swapped, tmp_path / "table")
     assert list(tabulate(known, tmp_path / "table").metrics) == ["colour", "psnr"]
     assert list(tabulate(swapped, tmp_path / "other").metrics) == ["psnr", "colour"]
-    env = SkipDiffTableEnv(table=tmp_path / "other", nfe_penalty=0)
+    env = skip_env(table=tmp_path / "other", nfe_penalty=0)
     env.reset(seed=0)
     for _ in range(4):
         _, reward, *_, info = env.step(0)
@@ -435,11 +440,11 @@ def test_wrong_arguments(
 )
 def test_wrong_options(tables: dict[str, tuple[Path, dict[str, Any]]], options: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        SkipDiffTableEnv(table=tables["jump"][0]).reset(options=options)
+        skip_env(table=tables["jump"][0]).reset(options=options)
 
 
 def test_wrong_steps(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
-    env = SkipDiffTableEnv(table=tables["jump"][0])
+    env = skip_env(table=tables["jump"][0])
     with pytest.raises(ResetNeededError, match="not begun"):
         env.step(0)
     env.reset()
@@ -474,7 +479,7 @@ def test_planning_goes_through_gymnasiums_wrappers() -> None:
 
 def test_states_of_other_tables(tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     def make(name: str, **arguments: Any) -> SkipDiffTableEnv:
-        env = SkipDiffTableEnv(table=tables[name][0], **arguments)
+        env = skip_env(table=tables[name][0], **arguments)
         env.reset(seed=0)
         return env
 
@@ -484,7 +489,7 @@ def test_states_of_other_tables(tables: dict[str, tuple[Path, dict[str, Any]]]) 
         with pytest.raises(ConfigError, match="taken with another table, split or nfe_penalty"):
             env.set_state(other.get_state())
     np.testing.assert_array_equal(env._batch._observe()[0], seen)
-    splits = [SkipDiffTableEnv(split=split) for split in ("train", "test")]
+    splits = [skip_env(split=split) for split in ("train", "test")]
     splits[0].reset(seed=0)
     with pytest.raises(ConfigError, match="another table, split"):
         splits[1].set_state(splits[0].get_state())

@@ -1,8 +1,6 @@
 """The registered environments, each as a user makes it."""
 
-import inspect
 import warnings
-from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
@@ -19,12 +17,6 @@ def test_registered(name: str) -> None:
     spec = gym.spec(name)
     spec.to_json()
     assert spec.max_episode_steps is None
-    module, entry = VARIANTS[name][0].split(":")
-    page = inspect.getdoc(getattr(import_module(f"skipdiff_env.{module}"), entry))
-    assert page is not None
-    for heading in ("## Description", "## Version history"):
-        assert heading in page
-    assert name.removesuffix("-v0") in page
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "SkipDiff-v0" and "Table" not in name])
