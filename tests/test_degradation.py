@@ -370,8 +370,8 @@ def test_crops_come_with_their_inputs(photos: Path) -> None:
     dataset = CropDataset(sorted(photos.iterdir()), 32, 5, 10, degradation, 4)
     hr, lr = dataset[42]
     assert (hr.shape, lr.shape) == ((3, 32, 32), (3, 8, 8))
-    assert torch.equal(degradation(hr[None], 4, [dataset.degradation_key(42)])[0], lr)
-    recipes = [degradation.recipe(dataset.degradation_key(n)) for n in range(8)]
+    assert torch.equal(degradation(hr[None], 4, [(5, 2, 42)])[0], lr)
+    recipes = [degradation.recipe((5, 2, n)) for n in range(8)]
     assert len({str(recipe) for recipe in recipes}) == 8
     hr, lr = CropDataset(sorted(photos.iterdir()), 32, 5, 10, PLAIN, 4)[42]
     assert torch.equal(downsample(hr[None], 4)[0], lr)

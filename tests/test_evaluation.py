@@ -27,7 +27,7 @@ from ddpm.nets.denoiser import to_image
 from ddpm.nets.predictor import PREDICTOR, load_predictor
 from ddpm.nets.unet import ADD_ON, WEIGHTS, UNet
 from ddpm.noise import KeyedNoise
-from ddpm.pictures.degradation import degrade
+from ddpm.pictures.degradation import downsample, upsample
 from ddpm.sampling import coarse_approximation, refine, sample
 from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.util.errors import ConfigError, ImageError
@@ -53,7 +53,7 @@ def test_methods_against_the_plain_samplers(unet: UNet, alphas_cumprod: FloatArr
     Runner(unet, []).run(
         methods, list(hr), [3], keep=lambda batch, method, result: results.update({method.name: result})
     )
-    lr_up = degrade(hr, 4)
+    lr_up = upsample(downsample(hr, 4), 4)
     assert sum(forwards) == 2 * (100 + 9 + 1 + sum(range(1, 11)))
     assert {name: r.nfe[0] for name, r in results.items() if "FSR" not in name} == {
         "bicubic": 0,
@@ -83,7 +83,9 @@ def test_figures_are_those_of_the_pictures(short_checkpoint: str, photos: Path) 
     rows = evaluate(crops, short_checkpoint, seeds=2, metrics=["psnr"], batch_size=1)
     assert len(rows) == 2 * 2 * (3 + 4)
     bicubic = next(row for row in rows if row.method == "bicubic" and row.image == 1 and row.seed == 0)
-    a, b = (np.round((x.double().numpy() + 1) * 127.5) for x in (crops[1], degrade(crops[1][None], 4)[0]))
+    a, b = (
+        np.round((x.double().numpy() + 1) * 127.5) for x in (crops[1], upsample(downsample(crops[1][None], 4), 4)[0])
+    )
     luma = np.array([65.481, 128.553, 24.966]) / 255
     mse = np.mean(np.tensordot(luma, a - b, 1) ** 2)
     assert bicubic.metrics["psnr"] == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-2)
@@ -217,7 +219,9 @@ def test_dists_is_shown_where_its_weights_are(
     assert "DISTS" not in result.stderr
     first, *_, last = json.loads((out / "table.json").read_text(encoding="utf-8"))
     (hr,) = load_crops([photos], 96, limit=1)
-    assert first["dists"] == pytest.approx(make_metric("dists")(degrade(hr[None], 4), hr[None])[0], rel=1e-4)
+    assert first["dists"] == pytest.approx(
+        make_metric("dists")(upsample(downsample(hr[None], 4), 4), hr[None])[0], rel=1e-4
+    )
     assert last["method"] == "originals"
     assert "dists" not in last
     drawn = CliRunner().invoke(main, ["plot", f"--evaluation={out}", f"--out={tmp_path / 'plots'}"])

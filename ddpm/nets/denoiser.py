@@ -176,19 +176,12 @@ class NetworkDenoiser(Denoiser):
 # --- networks whose input is the noise level ---
 
 
-class Target(Protocol):
-    """The meaning of x_0: the picture, or the scaled residual."""
-
-    target: str
-    residual_scale: float
-
-
-def to_latent(net: Target, hr: Tensor, lr_up: Tensor) -> Tensor:
+def to_latent(net: "NoiseLevelDenoiser", hr: Tensor, lr_up: Tensor) -> Tensor:
     """Return the clean latent x_0 of a target picture: hr itself or `residual_scale`·(hr - lr_up)."""
     return hr if net.target == "image" else net.residual_scale * (hr - lr_up)
 
 
-def to_image(net: Target, x_0: Tensor, lr_up: Tensor) -> Tensor:
+def to_image(net: "NoiseLevelDenoiser", x_0: Tensor, lr_up: Tensor) -> Tensor:
     """Return the picture of a latent, (B, 3, H, W) clamped to [-1, 1]; inverse of `to_latent`."""
     return (x_0 if net.target == "image" else x_0 / net.residual_scale + lr_up).clamp(-1, 1)
 

@@ -86,8 +86,4 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
             rgb = rgb[::-1] if rng.random() < 0.5 else rgb
             rgb = rgb.transpose(1, 0, 2) if rng.random() < 0.5 else rgb
         hr = to_tensor(rgb)
-        return hr, self.degradation(hr[None], self.scale, [self.degradation_key(n)])[0]
-
-    def degradation_key(self, n: int) -> tuple[int, int, int]:
-        """Return the key of crop n; `Degradation.recipe` returns the draw for it."""
-        return self.seed, 2, n
+        return hr, self.degradation(hr[None], self.scale, [(self.seed, 2, n)])[0]

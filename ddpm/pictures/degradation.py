@@ -49,11 +49,6 @@ def downsample(hr: Tensor, scale: int) -> Tensor:
     return _to_8_bits(_resize(hr, _lr_size(hr, scale), "bicubic"))
 
 
-def degrade(hr: Tensor, scale: int) -> Tensor:
-    """Return the condition `lr_up` of a target `hr`: down, to 8 bits, and up again; shape and range as `hr`."""
-    return upsample(downsample(hr, scale), scale)
-
-
 def _lr_size(hr: Tensor, scale: int) -> tuple[int, int]:
     height, width = hr.shape[-2:]
     if height % scale or width % scale:
