@@ -1,6 +1,6 @@
-"""Agents that decide which denoising steps to skip: training, saving, playing, comparing.
+"""Agents that decide which denoising steps to skip: training, saving, playing, and comparison.
 
-The names below are imported when they are first used, so that importing this package is cheap.
+The names below are imported when they are first used, so importing this package is cheap.
 """
 
 from importlib import import_module

@@ -324,7 +324,7 @@ def load_agent(path: str | Path, device: str = "cpu") -> Agent:
     """Load an agent.
 
     Args:
-        path: as `find_agent`.
+        path: see `find_agent`.
         device: device of the agent.
 
     Raises:

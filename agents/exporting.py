@@ -26,12 +26,12 @@ NO_LATENT = 1.0
 
 
 def export_agent(model: Any, env: Any, folder: str | Path, /, **training: Any) -> Agent:
-    """Write a model as an agent, which commands take as --agent. The files hold no pickle.
+    """Write a model as an agent, which commands take as --agent. The files do not contain pickles.
 
     Args:
         model: model of Stable-Baselines3 or sb3-contrib, of one of the algorithms in `agents.algorithms.EXPORTED`.
-        env: the environment that it was trained in: a Gymnasium environment, a `SkipDiffVecEnv`, or another `VecEnv`
-            of them, where latents may be resized, and stacked by `VecFrameStack(…, channels_order="first")`; or
+        env: the environment in which it was trained: a Gymnasium environment, a `SkipDiffVecEnv`, or another `VecEnv`;
+            latents may be resized, and stacked by `VecFrameStack(…, channels_order="first")`. Or
             `SkipDiffBanditTable-v0`, or its table.
         folder: folder for config.json and model.safetensors.
         training: a record of the training.

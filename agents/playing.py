@@ -157,11 +157,11 @@ def AgentPolicy(  # noqa: N802  # to its callers it is the class of what it retu
 
     Args:
         agent: the agent.
-        quality: 0 … 1, from few forwards to many, for an agent that observes the price of a forward; None: one half.
+        quality: 0 … 1, from few forwards to many, for an agent that observes the price of a forward; None: 0.5.
         price: the price of a forward, instead of a quality.
 
     Raises:
-        ConfigError: the agent has learnt one price, or the number is out of range.
+        ConfigError: the agent does not observe the price, or the number is out of range.
     """
     kind = SchedulePolicy if agent.config.kind == "schedule" else ObservationPolicy
     return kind(agent, quality, price)

@@ -179,18 +179,19 @@ def as_metric(given: MetricLike, device: str = "cpu") -> Metric:
 
 
 def make_metric(name: str, device: str = "cpu") -> Metric:
-    """Return a metric; each is made once for a device.
+    """Return a metric. Each metric is made once for a device.
 
-    NIQE, PIQE, LPIPS, PSNR, SSIM and the colour error do not need a download or a file; DISTS and LPIPS-VGG need a file
-    (`skipdiff_env.judges`); others may download weights at first use. "psnr" and "ssim" are measured on Y, "lpips" is
-    v0.1 with AlexNet, "lpips-vgg" v0.1 with VGG16, "niqe" and "piqe" are as in pyiqa.
+    NIQE, PIQE, LPIPS, PSNR, SSIM and the colour error do not need a download or a file. DISTS and LPIPS-VGG need a file
+    (`skipdiff_env.judges`). Other metrics may download weights at their first use. "psnr" and "ssim" are measured on
+    luma. "lpips" is version 0.1 with AlexNet, and "lpips-vgg" is version 0.1 with VGG16. "niqe" and "piqe" are those of
+    pyiqa.
 
-    "piqe" (Venkatanath et al. 2015) does not need a target. It checks the blocks of 16 x 16 pixels that have structure
-    by rules, without a trained model: a block is distorted if a stretch of its border is flat (blur, blocks of JPEG),
-    or if it resembles white noise. 0 … 100, the lower the better; a flat picture has 100.
+    "piqe" (Venkatanath et al. 2015) does not need a target or a trained model. It checks the blocks of 16 x 16 pixels
+    that have structure: a block is distorted if a stretch of its border is flat (blur, blocks of JPEG), or if it
+    resembles white noise. Its range is 0 … 100, and lower is better; a flat picture has 100.
 
-    "colour" is the difference between the two pictures' mean colours in grey levels, 0 … 255, averaged over the
-    channels; it measures colour casts.
+    "colour" is the difference between the mean colours of result and target in grey levels, 0 … 255, averaged over the
+    channels. It measures colour casts.
 
     Args:
         name: "niqe", "piqe", "lpips", "lpips-vgg", "dists", "psnr", "ssim", "colour" or any name in

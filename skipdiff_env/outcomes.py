@@ -51,7 +51,7 @@ def states_of(schedules: Iterable[Schedule]) -> tuple[Jumps, ...]:
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a policy: 0 is that of the best fixed schedule, 1 that of the best one under the other noises.
+    """The score of a policy. The best fixed schedule has the score 0, and the best one under the other noises has 1.
 
     Attributes:
         value: the score.
@@ -83,8 +83,8 @@ class Score:
 class OutcomeTable:
     """Metrics of the results of several schedules, for pictures under several noises, without the pictures.
 
-    A picture is a crop of a photograph. `skipdiff_env.tabulate.tabulate` writes tables, and the environments return
-    them from `schedule_outcomes`.
+    A picture is a crop of a photograph. `skipdiff_env.tabulate.tabulate` writes tables, and `schedule_outcomes` of the
+    environments returns them.
 
     Attributes:
         schedules: the schedules; under "restart", the chains of each start.
@@ -106,7 +106,7 @@ class OutcomeTable:
 
     @classmethod
     def load(cls, table: str | Path = "natural-x4") -> "OutcomeTable":
-        """Read a table that `skipdiff tabulate` has written.
+        """Read a table that `skipdiff tabulate` wrote.
 
         Args:
             table: its folder, or the name of a shipped one: "natural-x4", "photo-x4", "natural-x4-stride" or

@@ -33,7 +33,7 @@ ACTIONS = tuple(Action)
 
 
 class InvalidActionError(SkipDiffError, gymnasium.error.InvalidAction):
-    """An action is neither DENOISE nor SKIP."""
+    """An action is not in the action space."""
 
 
 class ResetNeededError(SkipDiffError, gymnasium.error.ResetNeeded):

@@ -44,10 +44,10 @@ def score(
     table: str | OutcomeTable | None = None,
     nfe_penalty: float = PRICE,
 ) -> Score:
-    """Return the score of a policy: 0 is the best fixed schedule, 1 the best one under each crop's other noises.
+    """Return the score of a policy. The best fixed schedule has the score 0.
 
-    Every crop of the split is played once with each of its noises. The best fixed schedule is that of the training
-    photographs.
+    The schedule that is best for each crop under its other noises has the score 1. The policy plays every crop of the
+    split once with each of its noises. The best fixed schedule is chosen on the training photographs.
 
     Args:
         policy: a model of Stable-Baselines3, or a function of observations (B, …) that returns actions (B,); or a list

@@ -98,7 +98,7 @@ def detail_schedule(detail: float, most: int) -> Schedule:
     """Return the schedule of one forward for an amount of detail.
 
     Args:
-        detail: 0 … 1, for 1 substep to `most` in equal factors.
+        detail: 0 … 1, for 1 to `most` substeps on a logarithmic scale.
         most: the most substeps that the network has learnt.
 
     Raises:
@@ -128,23 +128,24 @@ class Upscaler:
             20/20 of the way (pure noise), at 13/20, 6/20 and 2/20; with "even:1*8" it runs once and does the work of 8
             steps. Without `levels`, `detail`, `start`, `steps` and a policy, the checkpoint's schedule, or else its
             start, is used.
-        detail: 0 … 1, the amount of invented detail: one forward does the work of 1 step up to the most that the
-            checkpoint has learnt, in equal factors.
+        detail: the amount of invented detail, 0 … 1. One forward has 1 substep for 0, the most that the checkpoint has
+            learnt for 1, and a number between them on a logarithmic scale for other values.
         coarse_sampler: sampler of the coarse stage, "ddpm", "ddim", "ddim:ETA" with ETA in 0 … 1, or "dpmsolver++";
             None: the checkpoint's.
         fine_sampler: sampler of the fine steps, "ddpm", "ddim", "ddim:ETA", or for `levels` also "dpmsolver++"; None:
             the checkpoint's for `levels`, else "ddpm".
         first_step: the diffusion step of the first decision, N … T; None: N.
-        policy: a policy that decides step by step, or chooses schedules, instead of `start` or `levels`, on the
-            episodes of `plan`. Under "jump" it decides for each tile of a picture that is larger than `tile`; the tiles
-            use the picture's noise, and their results are blended. Else it decides for the whole picture.
+        policy: a policy that decides step by step or chooses schedules, in place of `start` or `levels`, on the
+            episodes of `plan`. Under "jump", it decides for each tile of a picture that is larger than `tile`; the
+            tiles use the noise of the picture, and their results are blended. Under "restart", it decides for the whole
+            picture.
         plan: plan of the policy's episodes; None: that of the arguments above.
         device: device of the computation.
-        backend: program that runs the networks, one of `BACKENDS`; all but torch need the device cpu.
-        tile: side of the overlapping tiles of larger pictures, in pixels of the result; 0: no tiles. None: 256, or if a
-            policy decides for each tile, its attribute `tile`, if it has one.
-        batch_size: largest number of pictures of one size that are enlarged together, and of tiles in one forward;
-            fewer pictures if memory does not suffice.
+        backend: library that runs the networks, one of `BACKENDS`; all but torch need the device cpu.
+        tile: side of the overlapping tiles of larger pictures, in pixels of the result; 0: no tiles. None: 256, or the
+            attribute `tile` of a policy that decides for each tile.
+        batch_size: largest number of pictures of one size that are enlarged together, and of tiles in one forward. It
+            is lowered if memory is short.
 
     Raises:
         CheckpointError: the checkpoint is unknown or damaged.
@@ -241,7 +242,7 @@ class Upscaler:
             progress: function that is called after each forward with its share of one step of one picture.
 
         Returns:
-            The result of each picture, (3, scale·h, scale·w).
+            The result of each picture, whose `sr` is (3, scale·h, scale·w).
 
         Raises:
             ImageError: the result of a single picture would not fit into memory.

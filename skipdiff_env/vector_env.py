@@ -24,18 +24,18 @@ from skipdiff_env.task import Task
 class SkipDiffVectorEnv(BatchedEnv):
     """`num_envs` environments like `skipdiff_env.env.SkipDiffEnv`, computed together.
 
-    One UNet forward serves all environments that denoise at an env step, and does not run for those that skip. New
-    episodes share their coarse stage, and results share one call of each metric. All environments share one net and one
-    memory (`cache_mb`). With the same seeds, observations, rewards and `info` are those of Gymnasium's `SyncVectorEnv`
-    over scalar environments, up to float rounding.
+    All environments that denoise at an env step share one UNet forward. New episodes share their coarse stage, and
+    results share one call of each metric. All environments share one network and one memory (`cache_mb`). With the same
+    seeds, observations, rewards and `info` are those of Gymnasium's `SyncVectorEnv` over scalar environments, up to
+    float rounding.
 
-    `reset(seed=s)` seeds environment i with s + i; a list holds one seed for each. `reset(options={"image": …,
-    "noise_seed": …, "reset_mask": …})`: each of the first two is one value for all environments or a list with one for
-    each (None: draw it); the mask (bool array) selects the environments to reset.
+    `reset(seed=s)` seeds environment i with s + i; a list contains one seed for each environment. The options "image"
+    and "noise_seed" of `reset` are one value for all environments, or a list with one value for each (None: draw it).
+    The option "reset_mask", a bool array, selects the environments to reset.
 
     Episodes with decisions "skip" have the same number of env steps, so environments that are reset together also end
-    together. The results, as arrays (3, H, W), are in the list `sr` and their targets in `hr`, where each stays until
-    the next episode of its environment has ended.
+    together. The list `sr` contains the results as arrays (3, H, W), and `hr` contains their targets. They stay there
+    until the next episode of their environment ends.
 
     Args:
         num_envs: number of environments.
