@@ -1,15 +1,15 @@
-"""Your own diffusion model: a network that someone trained with their own code, and an agent that is trained on it.
+"""Your own diffusion model: a network that was trained with other code, and an agent that is trained on it.
 
 `Theirs` is a small network that predicts the noise from x_t, the enlarged picture and a discrete t of 60, with a linear
-schedule of betas. `train` is how its owner trained it; nothing there knows of this project. `Wrapped` makes it a
-`Denoiser`, and that is all that the environments, the samplers, `Upscaler` and the commands need of it.
+schedule of betas. `train` trains it and does not use this project. `Wrapped` makes the network a `Denoiser`. The
+environments, the samplers, `Upscaler` and the commands need nothing else.
 
-PPO of Stable-Baselines3 then learns on SkipDiffBandit-v0, for crops of photographs that scikit-image carries, which of
-some schedules each crop gets. It prints the mean reward of each schedule and of the agent on crops that neither the
-network nor the agent has seen.
+PPO of Stable-Baselines3 then learns on SkipDiffBandit-v0 which of several schedules each crop of scikit-image's
+photographs gets. The program prints the mean reward of each schedule and of the agent on crops that neither the network
+nor the agent has seen.
 
-The defaults take a few minutes on one CPU core, in which such a network learns little; --iterations 3000 gives it a
-chance.
+With the defaults, it takes a few minutes on one CPU core. The network learns little in this time; pass --iterations
+3000 for a better one.
 """
 
 from typing import Any
@@ -113,11 +113,15 @@ def environment(denoiser: Denoiser, split: str, size: int, count: int) -> SkipDi
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
-@click.option("--iterations", default=300, type=click.IntRange(min=1), help="Of the training of the network.")
-@click.option("--env-steps", default=2048, type=click.IntRange(min=1), help="Decisions of the agent's training.")
-@click.option("--image-size", default=64, type=click.IntRange(min=16), help="Side of the crops.")
-@click.option("--pictures", default=32, type=click.IntRange(min=1), help="Crops of the comparison.")
-@click.option("--num-envs", default=16, type=click.IntRange(min=2), help="Environments that play at once.")
+@click.option(
+    "--iterations", default=300, type=click.IntRange(min=1), help="Number of iterations in the training of the network."
+)
+@click.option(
+    "--env-steps", default=2048, type=click.IntRange(min=1), help="Number of decisions in the training of the agent."
+)
+@click.option("--image-size", default=64, type=click.IntRange(min=16), help="Side of the crops in pixels.")
+@click.option("--pictures", default=32, type=click.IntRange(min=1), help="Number of crops in the comparison.")
+@click.option("--num-envs", default=16, type=click.IntRange(min=2), help="Number of environments in a batch.")
 def main(iterations: int, env_steps: int, image_size: int, pictures: int, num_envs: int) -> None:
     """Trains the network and the agent, and compares."""
     torch.manual_seed(0)

@@ -1,12 +1,12 @@
 """PPO in one file, in the style of CleanRL, on SkipDiffBanditTable-v0, the benchmark.
 
-The environment plays from a table of outcomes, without a network: some hundred thousand decisions a second. The policy
-sees statistics of a picture's gradients and chooses the schedule of the picture. It learns on training photographs, and
-`skipdiff_env.score` says how good it is on validation and test photographs: 0 is the best fixed schedule, 1 the best
-one under each picture's other noises.
+The environment plays from a table of outcomes, without a network, and makes more than a hundred thousand decisions per
+second. The policy observes statistics of the gradients of a picture and chooses the schedule of the picture. It learns
+on training photographs. `skipdiff_env.score` computes its score on validation and test photographs: the best fixed
+schedule has the score 0, and the best one under each picture's other noises has the score 1.
 
-It prints a learning curve, with a bar that is full at a score of 1, and the score on test photographs with its
-interval. It takes a few seconds on one CPU core.
+The program prints a learning curve, with a bar that is full at a score of 1, and the score on test photographs with its
+interval. It takes less than a minute on one CPU core.
 """
 
 import time
@@ -103,11 +103,13 @@ def update(
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
-@click.option("--env-steps", default=120_000, type=click.IntRange(min=1), help="Decisions to learn from.")
-@click.option("--num-envs", default=256, type=click.IntRange(min=1), help="Environments that are played together.")
+@click.option("--env-steps", default=120_000, type=click.IntRange(min=1), help="Number of decisions in the training.")
+@click.option("--num-envs", default=256, type=click.IntRange(min=1), help="Number of environments in a batch.")
 @click.option("--learning-rate", default=1e-2)
-@click.option("--entropy-weight", default=0.3, help="Of the entropy in the loss.")
-@click.option("--table", default="natural-x4", help="Folder that `skipdiff tabulate` wrote, or a table that ships.")
+@click.option("--entropy-weight", default=0.3, help="Weight of the entropy in the loss.")
+@click.option(
+    "--table", default="natural-x4", help="Folder that `skipdiff tabulate` wrote, or name of a shipped table."
+)
 @click.option("--seed", default=0)
 def main(env_steps: int, num_envs: int, learning_rate: float, entropy_weight: float, table: str, seed: int) -> None:
     """Train and score."""

@@ -1,13 +1,13 @@
 """Planning: a tree search finds the schedule of one picture, with get_state() and set_state().
 
-The planner may play an episode as often as it likes and sees the reward, for which the original picture is needed: so
-this is no way to enlarge a picture, but shows how much there is to gain from a good schedule. It searches the 2^19
-sequences of decisions of SkipDiffJump-v0 with Monte Carlo tree search. The environment is deterministic once picture
-and noise are chosen, so a node is worth the best reward that was found below it.
+The planner plays an episode many times and observes the reward. The reward needs the original picture, so planning
+cannot be used to enlarge pictures, but it shows how much a good schedule can gain. The planner searches the 2^19
+sequences of decisions of SkipDiffJump-v0 with Monte Carlo tree search. Given a picture and a noise, the environment is
+deterministic, so the value of a node is the best reward that was found below it.
 
-It prints the schedule that was found beside those of even steps: the levels at which the net is asked, LPIPS, forwards,
-the reward, and the mean reward of the same schedule under other noises. What is gained under the planner's own noise
-alone is luck. It takes about a minute on one CPU core.
+The program compares the schedule that it found with even schedules. It prints the levels at which the network runs,
+LPIPS, forwards, the reward, and the mean reward of the same schedule under other noises. A gain that exists only under
+the noise of the planner is luck. The program takes about a minute on one CPU core.
 """
 
 import math
@@ -107,12 +107,21 @@ class Planner:
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
-@click.option("--picture", default=3, type=click.IntRange(min=0), help="Place among the crops of the test split.")
+@click.option(
+    "--picture", default=3, type=click.IntRange(min=0), help="Index of the picture among the crops of the test split."
+)
 @click.option("--noise-seed", default=0, type=click.IntRange(min=0))
-@click.option("--other-noises", default=3, type=click.IntRange(min=1), help="Noises that the planner does not see.")
-@click.option("--episodes", default=300, type=click.IntRange(min=1), help="Episodes that the planner plays.")
-@click.option("--exploration", default=1.0, help="How much a decision gains from having been tried seldom.")
-@click.option("--levels", default=20, type=click.IntRange(min=2), help="Noise levels, one decision at each but one.")
+@click.option(
+    "--other-noises", default=3, type=click.IntRange(min=1), help="Number of noises that the planner does not use."
+)
+@click.option("--episodes", default=300, type=click.IntRange(min=1), help="Number of episodes that the planner plays.")
+@click.option("--exploration", default=1.0, help="Weight of decisions that were tried seldom.")
+@click.option(
+    "--levels",
+    default=20,
+    type=click.IntRange(min=2),
+    help="Number of noise levels; there is a decision at each but one.",
+)
 @click.option("--checkpoint", default="natural-x4", help="The diffusion model.")
 @click.option("--seed", default=0)
 def main(

@@ -1,11 +1,12 @@
-"""RLlib's PPO on SkipDiffBanditTable-v0, the benchmark.
+"""PPO of RLlib on SkipDiffBanditTable-v0, the benchmark.
 
-The environment plays from a table of outcomes, without a network. The policy sees statistics of a picture's gradients
-and chooses the schedule of the picture. It learns on training photographs; `skipdiff_env.score` scores it on test
-photographs, where 0 is the best fixed schedule, and 1 the best one under each picture's other noises.
+The environment plays from a table of outcomes, without a network. The policy observes statistics of the gradients of a
+picture and chooses the schedule of the picture. It learns on training photographs. `skipdiff_env.score` computes its
+score on test photographs: the best fixed schedule has the score 0, and the best one under each picture's other noises
+has the score 1.
 
-It needs `pip install "skipdiff[rllib]"`. It prints the mean reward of each iteration, and the score. It takes about two
-minutes on one CPU core.
+The program needs `pip install "skipdiff[rllib]"`. It prints the mean reward of each iteration, and the score. It takes
+about two minutes on one CPU core.
 """
 
 import os
@@ -55,8 +56,13 @@ def train(iterations: int, num_envs: int, learning_rate: float, seed: int) -> PP
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
-@click.option("--iterations", default=60, type=click.IntRange(min=1), help="Of 16 episodes in each environment.")
-@click.option("--num-envs", default=64, type=click.IntRange(min=1), help="Environments that are played together.")
+@click.option(
+    "--iterations",
+    default=60,
+    type=click.IntRange(min=1),
+    help="Number of iterations, each of 16 episodes per environment.",
+)
+@click.option("--num-envs", default=64, type=click.IntRange(min=1), help="Number of environments in a batch.")
 @click.option("--learning-rate", default=1e-3)
 @click.option("--seed", default=0)
 def main(iterations: int, num_envs: int, learning_rate: float, seed: int) -> None:

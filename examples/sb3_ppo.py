@@ -1,17 +1,16 @@
-"""Stable-Baselines3 as it comes learns how many steps a picture needs, and the commands use what it has learnt.
+"""PPO of Stable-Baselines3 learns how many steps a picture needs, and the commands use the trained agent.
 
-PPO with MlpPolicy plays SkipDiffBandit-v0: an action is the number of even steps that a picture gets, and the
-observation is 42 statistics of the condition. It trains on random crops of --images, or of two of scikit-image's
-photographs, and is then played on crops of --test-images, or of the two other photographs.
+PPO with MlpPolicy plays SkipDiffBandit-v0. An action is the number of even steps that a picture gets, and the
+observation is 42 statistics of the condition. The agent trains on random crops of --images, or of two photographs of
+scikit-image, and then plays on crops of --test-images, or of the two other photographs.
 
-Beside it stand fixed numbers of even steps on the same crops. Its rival is the number that is best on crops of its
-training photographs, since that is chosen from what the agent has seen, and from no more. The number that is best on
-the very crops of the comparison, and the best number for each picture and noise, look at the results, which no agent
-can.
+The table compares the agent with fixed numbers of even steps on the same crops. The fair comparison is with the number
+that is best on crops of the training photographs. The number that is best on the crops of the comparison, and the best
+number for each picture and noise, are chosen by their results, which an agent does not know.
 
-It prints a table of means: reward, LPIPS (lower is better), forwards of the network. The agent is written to --out, so
-that `skipdiff upscale --agent OUT` uses it. On one CPU core the training takes --minutes, and the comparison a few
-more. --minutes 3 --test-pictures 16 is a quick look.
+The program prints a table of means: reward, LPIPS (lower is better), and forwards of the network. It writes the agent
+to --out, so that `skipdiff upscale --agent OUT` uses it. On one CPU core, the training takes --minutes, and the
+comparison takes a few minutes more. For a quick run, pass --minutes 3 --test-pictures 16.
 """
 
 import time
@@ -83,13 +82,17 @@ def tabulate(env: gym.Env[Any, Any], count: int, noises: list[int]) -> tuple[lis
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
-@click.option("--minutes", default=12.0, type=click.FloatRange(min=0, min_open=True), help="Of training.")
-@click.option("--env-steps", default=10**6, type=click.IntRange(min=1), help="Of training, if it has not ended before.")
+@click.option(
+    "--minutes", default=12.0, type=click.FloatRange(min=0, min_open=True), help="Time limit of the training."
+)
+@click.option(
+    "--env-steps", default=10**6, type=click.IntRange(min=1), help="Largest number of decisions in the training."
+)
 @click.option("--images", multiple=True, help="Photographs to train on.  [default: two of scikit-image's]")
-@click.option("--test-images", multiple=True, help="Others to play.  [default: the two others]")
-@click.option("--test-pictures", default=100, type=click.IntRange(min=1), help="Crops of these, at most.")
-@click.option("--test-noises", default=2, type=click.IntRange(min=1), help="Noises of each.")
-@click.option("--num-envs", default=32, type=click.IntRange(min=1), help="Environments in a batch.")
+@click.option("--test-images", multiple=True, help="Photographs to test on.  [default: the two others]")
+@click.option("--test-pictures", default=100, type=click.IntRange(min=1), help="Largest number of test crops.")
+@click.option("--test-noises", default=2, type=click.IntRange(min=1), help="Number of noises of each test crop.")
+@click.option("--num-envs", default=32, type=click.IntRange(min=1), help="Number of environments in a batch.")
 @click.option("--nfe-penalty", default=0.002, help="Price of a forward of the network.")
 @click.option("--checkpoint", default="natural-x4", help="The diffusion model.")
 @click.option("--seed", default=0)
