@@ -9,9 +9,14 @@ from agents.cli.options import TRUST_PICKLE
 
 @click.command()
 @click.argument("agents", nargs=-1, required=True, metavar="AGENT…")
-@click.option("--env", "env_id", default="SkipDiffBanditTable-v0", help="Or SkipDiffStrideTable-v0.")
 @click.option(
-    "--table", help="Folder that `tabulate --levels` wrote, or the name of a table.  [default: the environment's]"
+    "--env",
+    "env_id",
+    default="SkipDiffBanditTable-v0",
+    help="SkipDiffBanditTable-v0, SkipDiffStrideTable-v0 or SkipDiffContinuousTable-v0.",
+)
+@click.option(
+    "--table", help="Folder that `tabulate --levels` wrote, or name of a shipped table.  [default: the environment's]"
 )
 @click.option("--split", default="test", help="train, validation or test.")
 @click.option("--nfe-penalty", type=click.FloatRange(min=0), default=0.002, help="Price of a forward.")
@@ -22,8 +27,8 @@ def benchmark(
     """Print the score of agents: 0 is the best fixed schedule, 1 the best one under each crop's other noises.
 
     AGENT is the folder of an agent or of a run, a .zip of Stable-Baselines3 (with --trust-pickle), or MODULE:FUNCTION,
-    a function that returns one action for each row of an array of observations. Several agents count as seeds of one
-    algorithm: their mean has an interval too.
+    a function that returns one action for each row of an array of observations. Several agents count as training seeds
+    of one algorithm, and the command also prints the interval of their mean.
     """
     from agents.benchmark import load_policy
     from agents.study.tables import markdown

@@ -34,7 +34,7 @@ def _settled(options: dict[str, Any]) -> dict[str, Any]:
 
 RUN = (
     click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."),
-    click.option("--resume", is_flag=True, help="Go on with the run in --out."),
+    click.option("--resume", is_flag=True, help="Continue the run in --out."),
 )
 
 
@@ -79,7 +79,7 @@ UNET_OPTIONS = (
 @click.option(
     "--local-variance/--no-local-variance",
     default=True,
-    help="Predict a variance for each value too, and add the linear estimate under it (paper: no).",
+    help="Also predict a variance for each value, and add the linear estimate under it (paper: no).",
 )
 @click.option(
     "--prediction",
@@ -99,8 +99,8 @@ UNET_OPTIONS = (
 def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
     """Train the conditional DDPM on a folder of photographs.
 
-    The weights are written to OUT/checkpoint, which every other command takes as --checkpoint. On several GPUs, run
-    accelerate launch -m agents.cli train-ddpm …; torchrun works as well.
+    The weights are written to OUT/checkpoint, which other commands take as --checkpoint. On several GPUs, run
+    `accelerate launch -m agents.cli train-ddpm …`, or use torchrun.
     """
     from ddpm.training.trainer import resumed_config
     from ddpm.training.unet import initial_settings, train
@@ -128,7 +128,7 @@ def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> N
 @options_of(PredictorConfig)
 @click.pass_context
 def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
-    """Train a predictor (SPAN), the small network whose picture `train-ddpm --predictor` starts from.
+    """Train a predictor (SPAN), the small network whose result `train-ddpm --predictor` takes as the condition.
 
     The weights are written to OUT/checkpoint/predictor.safetensors.
     """
@@ -150,8 +150,8 @@ def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any)
 def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
     """Train one forward of a checkpoint's network to do the work of many steps.
 
-    OUT/checkpoint is the checkpoint with the add-on. With --eval-images each save prints a table of forwards and
-    substeps against LPIPS and PSNR.
+    OUT/checkpoint is the checkpoint with the additional file substeps.safetensors. With --eval-images, each save prints
+    a table of LPIPS and PSNR for several numbers of forwards and substeps.
     """
     from ddpm.training.substeps import train_substeps as train
     from ddpm.training.trainer import resumed_config
@@ -171,20 +171,20 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 
 @click.command("train-agent")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out.")
 @click.option(
     "--env",
     "env_id",
     default="SkipDiffBanditTable-v0",
-    help="SkipDiffBanditTable-v0, SkipDiffStrideTable-v0 and SkipDiffContinuousTable-v0 need neither photographs nor a "
-    "network; SkipDiff-v0, SkipDiffJump-v0, SkipDiffBandit-v0 … need both.",
+    help="Environment. SkipDiffBanditTable-v0, SkipDiffStrideTable-v0 and SkipDiffContinuousTable-v0 need neither "
+    "photographs nor a network; SkipDiff-v0, SkipDiffJump-v0, SkipDiffBandit-v0 … need both.",
 )
 @click.option(
     "--algo",
     default="ppo",
-    help="ppo, a2c, dqn, qrdqn or trpo; on a table also maskable-ppo, or sac and td3 for SkipDiffContinuousTable-v0, "
-    "and elsewhere recurrent-ppo. "
-    "For other algorithms, train with Stable-Baselines3, and write the agent with `agents.export_agent`.",
+    help="Algorithm: ppo, a2c, dqn, qrdqn or trpo; on a table also maskable-ppo; with a network also recurrent-ppo; on "
+    "SkipDiffContinuousTable-v0 also sac and td3. For other algorithms, train with Stable-Baselines3, and write the "
+    "agent with `agents.export_agent`.",
 )
 @click.option(
     "--table",
@@ -224,8 +224,7 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 @click.option(
     "--oracle/--no-oracle",
     default=True,
-    help="Run the fixed schedules that the agent is compared with for every picture of the evaluation, which takes "
-    "many forwards with --first-step.",
+    help="Compare the agent with fixed schedules in each evaluation, which takes many forwards with --first-step.",
 )
 @click.option("--cache-mb", type=click.FloatRange(min=0), help="Memory for latents.  [default: as much as they need]")
 @click.option("--cache-dir", help="Folder for latents and metrics, which later runs read as well.")
@@ -236,11 +235,11 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 def train_agent(ctx: click.Context, out: Path, resume: bool, table: str | None, **options: Any) -> None:
     """Train an agent that decides which diffusion steps to skip, or how much work a forward does.
 
-    Without --env it learns on the table of SkipDiffBanditTable-v0 in about a minute, is chosen on validation
-    photographs, and its score on test photographs is printed. OUT/best is the agent with the highest score or reward
-    in an evaluation; other commands take OUT or OUT/best as --agent.
+    Without --env, the agent learns on the table of SkipDiffBanditTable-v0 in about a minute. The command chooses it on
+    validation photographs and prints its score on test photographs. OUT/best is the agent with the highest score or
+    reward in an evaluation. Other commands take OUT or OUT/best as --agent.
 
-    Press Ctrl-C to stop; --resume continues the run.
+    Press Ctrl-C to stop the training; --resume continues it.
     """
     from agents.training.hyperparameters import load_hyperparameters, parse_overrides
 
@@ -317,8 +316,8 @@ def _train_on_table(out: Path, resume: bool, env_id: str, table: str | None, giv
 @click.option(
     "--norm-groups",
     type=click.IntRange(min=1),
-    help="Groups of every GroupNorm: norm_groups in the model's JSON, which the file does not hold. "
-    "[default: 32 where it divides the width, else what fits best]",
+    help="Groups of every GroupNorm: norm_groups in the JSON file of the model. GEN.pth does not contain it.  "
+    "[default: 32 if it divides the width, else the best fit]",
 )
 @click.option(
     "--image-size", type=click.IntRange(min=1), default=128, help="Side of the pictures that the model was trained on."
@@ -332,7 +331,8 @@ def _train_on_table(out: Path, resume: bool, env_id: str, table: str | None, giv
 def import_sr3(file: Path, out: Path, overwrite: bool, **options: Any) -> None:
     """Turn a checkpoint of SR3 (I…_E…_gen.pth) into the folder OUT, which every other command takes as --checkpoint.
 
-    The network predicts the same as the original for a noise level; it is sampled with the 100-step cosine schedule.
+    The network has the same predictions as the original at each noise level. It is sampled with the cosine schedule of
+    100 steps.
     """
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise ConfigError(f"the folder {out} is not empty; name another one or pass --overwrite")
