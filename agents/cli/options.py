@@ -147,7 +147,8 @@ DENOISER = click.option(
 STEPS = click.option(
     "--steps",
     callback=numbers(2),
-    help="S,N: coarse steps, and diffusion steps each spans.  [default: the agent's, or the checkpoint's]",
+    help="S,N: the number of coarse steps, and of diffusion steps in each.  [default: those of the agent, the "
+    "environment or the checkpoint]",
 )
 
 
@@ -155,8 +156,8 @@ COARSE = click.option(
     "--coarse-sampler",
     callback=sampler,
     metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
-    help="Sampler of the coarse stage; ETA, 0 … 1, is the share of ddpm's noise.  [default: the agent's, or the "
-    "checkpoint's]",
+    help="Sampler of the coarse stage; ETA, 0 … 1, is the share of ddpm's noise.  [default: that of the agent, the "
+    "environment or the checkpoint]",
 )
 
 
@@ -164,14 +165,15 @@ FINE_SAMPLER = click.option(
     "--fine-sampler",
     callback=sampler,
     metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
-    help="Sampler of the fine stage; dpmsolver++ with --skip-mode jump.  [default: the agent's, or ddpm]",
+    help="Sampler of the fine stage; dpmsolver++ is for jumps and schedules.  [default: that of the agent, the "
+    "environment or the schedule, or ddpm]",
 )
 
 
 FIRST_STEP = click.option(
     "--first-step",
     type=click.IntRange(min=1),
-    help="Diffusion step of the first decision, N … T.  [default: the agent's, or N]",
+    help="Diffusion step of the first decision, N … T.  [default: that of the agent or the environment, or N]",
 )
 
 
@@ -186,13 +188,15 @@ RAY = click.option(
     metavar="[ADDRESS]",
     is_flag=False,
     flag_value="",
-    help="Spread the work over a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; without an address, a cluster is "
-    "started on this machine.",
+    help="Enlarge on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; without an address, start a cluster on this "
+    "machine.",
 )
 
 
 WORKERS = click.option(
-    "--workers", type=click.IntRange(min=1), help="Workers on the cluster.  [default: one for each CPU, or GPU]"
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Number of workers on the cluster.  [default: one for each CPU, or GPU]",
 )
 
 
@@ -231,9 +235,9 @@ LEVELS = click.option(
     "--levels",
     multiple=True,
     metavar="[SAMPLER/]LEVELS",
-    help="Also run a fixed schedule: the falling levels at which the network runs, as in 20,13,6,2, or even:8 for 8 "
-    "even steps; "
-    "a sampler may stand before it, as in ddim:0.5/even:8; may be repeated.",
+    help="Also run a fixed schedule: the falling levels at which the network runs, as in 20,13,6,2; even:8 means 8 "
+    "even steps, and even:1*8 one forward of 8 substeps. A sampler may stand before it, as in ddim:0.5/even:8. May be "
+    "repeated.",
 )
 
 
@@ -281,16 +285,14 @@ EPISODES = (
     click.option(
         "--split",
         type=click.Choice(["train", "test"]),
-        help="Part of scikit-image's photographs, where --images is not given.  [default: all]",
+        help="Part of scikit-image's photographs, without --images.  [default: all]",
     ),
-    click.option(
-        "--image-size", type=click.IntRange(min=1), help="Side of the pictures' centre crops.  [default: --env's]"
-    ),
+    click.option("--image-size", type=click.IntRange(min=1), help="Side of the crops in pixels.  [default: --env's]"),
     click.option("--metric", help="The reward's metric: niqe, lpips, psnr, ssim, or any of pyiqa.  [default: --env's]"),
     click.option(
         "--skip-mode",
         type=click.Choice(["restart", "jump"]),
-        help="Effect of SKIP.  [default: the agent's, or restart]",
+        help="Effect of SKIP.  [default: that of the agent or the environment]",
     ),
     click.option(
         "--nfe-penalty",

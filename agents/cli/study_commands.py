@@ -51,9 +51,9 @@ def _hint_at_judge(names: Iterable[str]) -> None:
     "--env",
     "env_id",
     metavar="ID",
-    help="Score by this environment, such as SkipDiffBandit-v0: it sets the checkpoint, the size of the crops, the "
-    "degradation, the plan, the metric, the reward and the price unless other options change them, and its schedules "
-    "are compared as well.",
+    help="Score by this environment, such as SkipDiffBandit-v0. It sets the checkpoint, the size of the crops, the "
+    "degradation, the plan, the metric, the reward and the price, unless other options change them. Its schedules are "
+    "compared as well.",
 )
 @IMAGES
 @DENOISER
@@ -78,17 +78,16 @@ def _hint_at_judge(names: Iterable[str]) -> None:
 @TRUST_PICKLE
 @click.option("--reward", help="Metric of rewards and regrets.  [default: the first agent's, or niqe if measured]")
 @click.option(
-    "--train-images", multiple=True, help="Photographs to choose the best fixed start on.  [default: --images]"
+    "--train-images", multiple=True, help="Photographs on which the best fixed start is chosen.  [default: --images]"
 )
 @click.option(
     "--paper/--no-paper",
     default=True,
-    help="Run DDPM-100 and the paper's two stages from every start as well.  [default: paper; no-paper with an --env "
+    show_default=False,
+    help="Also run the full chain and the paper's stages from every start.  [default: paper; no-paper with an --env "
     "of jumps]",
 )
-@click.option(
-    "--reference", help="Method that the others are compared with, as the table names it; adds bootstrap intervals."
-)
+@click.option("--reference", help="Method of the table that the others are compared with; adds bootstrap intervals.")
 @SOURCES
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables, rows.csv and pictures.")
 @click.option(
@@ -113,13 +112,13 @@ def evaluate(
 ) -> None:
     """Compare bicubic, the full DDPM, the coarse chain, coarse + fine from every start, schedules, and agents.
 
-    Each picture's centre crop is shrunk and enlarged again. Quality is that of 8-bit results; PSNR and SSIM are on
-    luma; the colour error is the difference of the mean colours in grey levels. The last row holds the values of
-    metrics without a reference for the originals. The oracle takes the start with the highest reward for each picture
-    and noise. Every agent decides under the plan it was trained for; the fixed starts are those of the first agent's
-    plan, unless options change it. With --env the column of rewards holds the mean reward of the environment's
-    episodes on these pictures under the noise seeds 0, 1 … With --out, finished results are kept: the same command
-    continues after an interruption, and takes further agents and schedules.
+    The centre crop of each picture is shrunk and enlarged again. Metrics are computed on 8-bit results. PSNR and SSIM
+    are those of luma, and the colour error is the difference of the mean colours in grey levels. The last row contains
+    the metrics that need no reference, measured on the originals. The oracle takes the start with the highest reward
+    for each picture and noise. Every agent decides under the plan of its training. The fixed starts are those of the
+    first agent's plan, unless options change it. With --env, the column of rewards contains the mean reward of the
+    environment's episodes on these pictures under the noise seeds 0, 1 … With --out, finished results are kept: the
+    same command continues after an interruption, and takes further agents and schedules.
     """
     from agents.agent import load_agent
     from agents.study import default_metrics, default_reward, load_crops, save_pictures, to_markdown, write_report
@@ -206,7 +205,7 @@ def _scoring(ctx: click.Context, env_id: str, options: Mapping[str, Any]) -> dic
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise and of the training.")
 @DEVICE
 def demo(out: Path, agent: bool, **options: Any) -> None:
-    """Shrink scikit-image's photographs, enlarge them in every way, and train an agent that chooses the detail."""
+    """Shrink scikit-image's photographs, enlarge them by several methods, and train an agent for the detail."""
     from agents.cli.demo import demo as run
     from agents.cli.demo import demo_agent
 
@@ -219,7 +218,7 @@ def demo(out: Path, agent: bool, **options: Any) -> None:
 @click.option(
     "--env",
     "env_id",
-    help="Environment that the episode belongs to.  [default: that of the agent's training, or SkipDiff-v0]",
+    help="Environment of the episode.  [default: that of the agent's training, or SkipDiff-v0]",
 )
 @click.option("--agent", required=True, help="Folder of an agent or of a run, or a checkpoint that has one.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="episode.png", help=".png, .gif, .webp or .mp4.")
@@ -240,7 +239,7 @@ def enjoy(
     quality: float | None,
     **options: Any,
 ) -> None:
-    """Play one episode of an agent, and draw it with the decisions."""
+    """Play one episode with an agent, and draw it with the decisions."""
     from agents.agent import load_agent
     from agents.cli.enjoy import FORMATS, write_film
     from agents.cli.enjoy import enjoy as play
@@ -269,9 +268,9 @@ def enjoy(
 def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
     """Draw figures of evaluations and training runs.
 
-    For an evaluation: the perception-distortion plane, quality against forwards and against seconds, the quality of
-    every start with the agents' choices, a contact sheet of the saved pictures, and report.md, which shows the figures
-    above the tables. For runs: learning curves.
+    For an evaluation, the figures are the perception-distortion plane, quality against forwards and against seconds,
+    the quality of every start with the agents' choices, and a contact sheet of the saved pictures. report.md shows
+    them above the tables. For runs, the figures are learning curves.
     """
     if evaluation is None and not runs:
         raise click.UsageError("nothing to draw; give --evaluation, --run, or both")
@@ -332,9 +331,9 @@ def reproduce(
 ) -> None:
     """Compute the paper's tables and figures on your pictures, with other samplers beside them, as one report.
 
-    OUT/report.md shows the figures, the paper's tables, and the table and the intervals of evaluate for all methods;
-    rows.csv has every single result. Finished results are kept: the same command continues after an interruption, and
-    takes further sections and agents.
+    OUT/report.md contains the figures, the paper's tables, and the table and the intervals of `evaluate` for all
+    methods. rows.csv contains every single result. Finished results are kept: the same command continues after an
+    interruption, and takes further sections and agents.
     """
     from agents.agent import has_agent, load_agent
     from agents.study import default_metrics, load_crops
@@ -369,13 +368,18 @@ def reproduce(
     metavar="LEVELS",
     help="A schedule, as in 20*8 or 20*4,10*4; may be repeated.  [default: all that --steps allows]",
 )
-@click.option("--steps", callback=numbers(2), default="1,8", help="S,N of the steps, without --levels.")
+@click.option(
+    "--steps",
+    callback=numbers(2),
+    default="1,8",
+    help="S,N: the number of coarse steps, and of steps in each, without --levels.",
+)
 @click.option("--skip-mode", type=click.Choice(["restart", "jump"]), default="jump", help="Effect of SKIP.")
 @click.option(
     "--schedules",
     type=click.IntRange(min=1),
     default=512,
-    help="Number of schedules, where there are more than 10 levels.",
+    help="Number of schedules, if there are more than 10 levels.",
 )
 @COARSE
 @click.option(
@@ -396,7 +400,7 @@ def reproduce(
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many photographs, evenly spread.")
 @click.option("--degradation", default="bicubic", **DEGRADATION)
-@click.option("--metrics", default="lpips,psnr", help="Metrics, comma-separated; the first is the reward's.")
+@click.option("--metrics", default="lpips,psnr", help="Metrics, separated by commas; the first is that of the reward.")
 @click.option("--noise-seeds", type=click.IntRange(min=1), default=2, help="Number of noises of each crop.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, help="Number of processes.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32)
@@ -406,10 +410,9 @@ def reproduce(
     "--env",
     "env_id",
     type=click.Choice(["SkipDiffBanditTable-v0", "SkipDiffStrideTable-v0", "SkipDiffTable-v0"]),
-    help="With --minari: the environment.  [default: SkipDiffBanditTable-v0; SkipDiffTable-v0 for --out without "
-    "--levels]",
+    help="Environment, with --minari.  [default: SkipDiffBanditTable-v0; SkipDiffTable-v0 for --out without --levels]",
 )
-@click.option("--split", help="With --minari: train, validation or test.  [default: train; all for SkipDiffTable-v0]")
+@click.option("--split", help="train, validation or test, with --minari.  [default: train; all for SkipDiffTable-v0]")
 @click.option("--episodes", type=click.IntRange(min=1), default=1000, help="Number of episodes in the dataset.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the crops and of these episodes.")
 def tabulate(
@@ -425,10 +428,10 @@ def tabulate(
 ) -> None:
     """Compute the outcomes of schedules for crops of photographs, so that episodes can be played without a network.
 
-    With --levels, the table is for SkipDiffBanditTable-v0 and SkipDiffStrideTable-v0. Without, it is for
-    SkipDiffTable-v0: with --skip-mode restart it holds all starts, and with jump all schedules of up to 10 levels, or,
-    of more levels, the even schedules and random ones. The same command continues after an interruption. --minari
-    without --out plays from a table that ships.
+    With --levels, the table is for SkipDiffBanditTable-v0 and SkipDiffStrideTable-v0. Without --levels, it is for
+    SkipDiffTable-v0. With --skip-mode restart, it contains all starts. With jump, it contains all schedules of up to 10
+    levels; for more levels, it contains the even schedules and random ones. The same command continues after an
+    interruption. --minari without --out plays from a shipped table.
     """
     from skipdiff_env.offline import check_minari, write_minari
 
@@ -467,13 +470,13 @@ def tabulate(
 @DENOISER
 @click.option(
     "--forwards", "counts", type=click.IntRange(min=1), multiple=True, required=True,
-    help="Number of forwards; may be repeated, for one line each.",
+    help="Number of forwards; may be repeated, and prints one line for each.",
 )  # fmt: skip
 @click.option(
     "--steps",
     type=click.IntRange(min=2),
     default=40,
-    help="Number of steps of the chain that it is compared with, and so of its levels.",
+    help="Number of steps of the chain, and of the levels among which the schedule chooses.",
 )
 @click.option("--image-size", type=click.IntRange(min=16), default=128, help="Side of the pictures' centre crops.")
 @click.option("--degradation", default="bicubic", **DEGRADATION)
@@ -493,9 +496,9 @@ def schedule(
 ) -> None:
     """Print the schedule of a number of forwards that stays nearest to a chain of many steps.
 
-    For every jump between two of the --steps levels, its distance from the chain is computed on your pictures. Dynamic
-    programming then finds the best schedule. Other commands take the printed schedule as --levels. Use other pictures
-    to evaluate it.
+    The command computes the distance from the chain for every jump between two of its --steps levels, on your pictures.
+    Dynamic programming then finds the schedule with the smallest sum. Other commands take it as --levels. Use other
+    pictures to evaluate it.
     """
     from agents.study import load_crops
     from agents.study.methods import trajectory_costs

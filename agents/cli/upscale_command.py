@@ -26,7 +26,7 @@ from agents.cli.options import (
 @DENOISER
 @STEPS
 @click.option(
-    "--start", type=int, help="Diffusion step where the fine chain begins, 1 … N.  [default: the checkpoint's]"
+    "--start", type=int, help="Diffusion step at which the fine chain begins, 1 … N.  [default: the checkpoint's]"
 )
 @click.option(
     "--detail",
@@ -36,8 +36,8 @@ from agents.cli.options import (
 )
 @click.option(
     "--levels",
-    help="Schedule: the falling levels at which the network runs, as in 20,13,6,2, or even:8; *M after a level means "
-    "M substeps, as in even:1*12.  [default: the checkpoint's]",
+    help="Schedule: the falling levels at which the network runs, as in 20,13,6,2; even:8 means 8 even steps, and *M "
+    "after a level means M substeps, as in even:1*12.  [default: the checkpoint's]",
 )
 @COARSE
 @FINE_SAMPLER
@@ -67,21 +67,25 @@ from agents.cli.options import (
 @click.option(
     "--format",
     type=click.Choice(["png", "jpg", "webp", "avif", "tiff", "same"]),
-    help="Format of the results; same: that of the source where it can be written.  [default: png; for animations, "
-    "that of the source]",
+    help="Format of the results; same: that of the source, if it can be written.  [default: png; for animations, that "
+    "of the source]",
 )
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), default=95, help="Quality of JPEG, WebP and AVIF.")
 @click.option("--strip-metadata", is_flag=True, help="Leave EXIF, XMP and texts out of the results.")
-@click.option("--outscale", type=float, help="Factor of enlargement: with the network, then by Lanczos' filter.")
+@click.option(
+    "--outscale", type=float, help="Factor of enlargement: resizes the network's result with the Lanczos filter."
+)
 @click.option(
     "--size",
     metavar="[W]x[H]",
-    help="Size of the results, as 1920x, x1080, or 1920x1080 with other proportions: with the network, then by "
-    "Lanczos' filter.",
+    help="Size of the results, as 1920x, x1080, or 1920x1080 with other proportions: resizes the network's result with "
+    "the Lanczos filter.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.option("--skip-existing", is_flag=True, help="Keep results that exist, and make the others.")
-@click.option("--json", is_flag=True, help="Print a JSON object for each result, one on each line, and one for all.")
+@click.option(
+    "--json", is_flag=True, help="Print one JSON object per line for each result, and a last one for the whole run."
+)
 @click.option(
     "--agent",
     help="Agent that decides instead of --detail, --start or --levels.  [default: the checkpoint's, if it has one]",
@@ -94,7 +98,7 @@ from agents.cli.options import (
 @click.option(
     "--map",
     type=click.Path(),
-    help="Also write this picture, which shows the number of steps done in each tile; for one still picture.",
+    help="Picture to draw, with the number of steps in each tile; needs a single still picture.",
 )
 @TRUST_PICKLE
 @RAY
@@ -103,11 +107,11 @@ def upscale(ray: str | None, workers: int | None, **options: Any) -> None:
     """Enlarge photographs: files, folders and patterns.
 
     Results are named <stem>_x4.png, and pictures in subfolders keep their subfolder. Pictures below --out are not
-    taken as input. All frames of an animation (GIF, WebP, APNG, AVIF) are enlarged, with the same noise, so that it
-    does not flicker. An agent that was trained with --skip-mode jump decides for each tile of a large picture.
+    taken as input. All frames of an animation (GIF, WebP, APNG, AVIF) are enlarged with the same noise, so that it does
+    not flicker. An agent that was trained with --skip-mode jump decides for each tile of a large picture.
 
-    With --ray the workers of a cluster enlarge the pictures; they must see the same files. After the loss of a worker
-    the others continue; after any other interruption, --skip-existing makes the missing results.
+    With --ray, the workers of a cluster enlarge the pictures; they must see the same files. If a worker is lost, the
+    others continue. After any other interruption, --skip-existing makes the missing results.
     """
     from dataclasses import asdict, fields
 
