@@ -69,6 +69,31 @@ def draw_frame(
     return np.asarray(image)
 
 
+def draw_outcomes(rewards: NDArray[np.float64], names: Sequence[str], chosen: int | None) -> NDArray[np.uint8]:
+    """Draw the rewards of several schedules for one crop and noise as bars; a higher bar is a higher reward.
+
+    Args:
+        rewards: rewards (schedules,).
+        names: the text form of each schedule.
+        chosen: index of the schedule that the episode followed; None: it has not ended.
+
+    Returns:
+        uint8 (height, width, 3); both sides are even, as video codecs require.
+    """
+    side = 2 * PANEL
+    image = Image.new("RGB", (2 * side, side + 2 * HEADING), BACKGROUND)
+    draw = ImageDraw.Draw(image)
+    draw.text((MARGIN, MARGIN // 2), f"rewards, {rewards.min():.3f} to {rewards.max():.3f}", fill=TEXT)
+    edges = np.linspace(MARGIN, image.width - MARGIN, len(rewards) + 1).round().astype(int).tolist()
+    heights = (rewards - rewards.min()) / max(float(np.ptp(rewards)), 1e-12) * (side - 2 * MARGIN) + 2
+    for i, (left, right) in enumerate(pairwise(edges)):
+        box = (left, HEADING + side - int(heights[i]), max(left, right - 2), HEADING + side)
+        draw.rectangle(box, fill=COLOURS[Action.DENOISE if i == chosen else Action.SKIP])
+        if draw.textlength(names[i]) < right - left:
+            draw.text((left, HEADING + side + 2), names[i], fill=TEXT)
+    return np.asarray(image)
+
+
 def draw_map(picture: NDArray[np.uint8], tiles: Sequence["Tile"]) -> NDArray[np.uint8]:
     """Draw the number of steps whose work was done for each tile as colours over the grey picture, with a legend.
 

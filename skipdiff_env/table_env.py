@@ -15,6 +15,7 @@ from ddpm.util.checks import check_one_of, is_whole
 from ddpm.util.errors import ConfigError
 from skipdiff_env.batches import Array, BatchedEnv, set_generators
 from skipdiff_env.outcomes import OutcomeTable
+from skipdiff_env.rendering import METADATA, check_render_mode, draw_outcomes
 from skipdiff_env.rules import (
     REWARDS,
     FixedPrice,
@@ -49,7 +50,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         nfe_penalty: subtracted from the terminal reward for each forward; or, for the decisions "skip", a pair (lowest,
             highest), from which the price of each episode is drawn.
         autoreset_mode: "NextStep", "SameStep" or "Disabled".
-        render_mode: None, since a table does not have pictures.
+        render_mode: None; `SkipDiffTableEnv` draws the rewards.
         max_episode_steps: the env steps of an episode or more, since episodes are never truncated; or None.
 
     Raises:
@@ -75,7 +76,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
     ) -> None:
         super().__init__(num_envs, autoreset_mode)
         if render_mode is not None:
-            raise ConfigError(f"render_mode must be None, since a table has no pictures, got {render_mode!r}")
+            raise ConfigError(f"render_mode must be None for a batch with a table, got {render_mode!r}")
         check_one_of((*REWARDS, "relative"), reward=reward)
         whole = table if isinstance(table, OutcomeTable) else OutcomeTable.load(table)
         self.table = whole if split is None else whole.split(split)
@@ -300,21 +301,20 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
     the best fixed schedule and the oracle follow.
 
     Args:
-        render_mode: None, or "rgb_array", which counts as None, since a table does not have pictures.
+        render_mode: None or "rgb_array".
         settings: the arguments of `SkipDiffTableVectorEnv`.
 
     Raises:
         ConfigError: the table does not exist, or an argument is wrong.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    metadata = METADATA
     nfe_penalty = FixedPrice()
 
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
-        # Stable-Baselines3 passes "rgb_array" to every environment; Gymnasium warns of it
-        inner = None if render_mode == "rgb_array" else render_mode
-        self._batch = SkipDiffTableVectorEnv(1, autoreset_mode="Disabled", render_mode=inner, **settings)
-        self.render_mode = None
+        check_render_mode(render_mode)
+        self._batch = SkipDiffTableVectorEnv(1, autoreset_mode="Disabled", **settings)
+        self.render_mode = render_mode
         self._price = self._batch.nfe_penalty
         self.table, self.tree = self._batch.table, self._batch.tree
         self.observation_space = self._batch.single_observation_space
@@ -354,6 +354,18 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
             raise ResetNeededError(f"the episode has {'ended' if begun else 'not begun'}; call reset() before step()")
         observations, rewards, terminations, _, infos = self._batch.step(np.asarray(action)[None])
         return observations[0], float(rewards[0]), bool(terminations[0]), False, _of_one(infos)
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """Return a frame (height, width, 3) with the rewards of all schedules for the crop and noise, as bars.
+
+        The schedule of the episode is green after its end. Without a `render_mode` the result is None.
+        """
+        if self.render_mode is None:
+            return None
+        self._batch._check_begun("render")
+        image, seed, node = (int(self._batch._state[name][0]) for name in ("image", "noise_seed", "node"))
+        rewards = self._batch._rewards[image, seed] - self._batch._state["nfe_penalty"][0] * self.table.forwards
+        return draw_outcomes(rewards, [*map(str, self.table.schedules)], -1 - node if node < 0 else None)
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return for each action whether it is possible now."""

@@ -28,7 +28,8 @@ from ddpm.schedule import Schedule
 from ddpm.util.errors import ConfigError
 from skipdiff_env import OutcomeTable, SkipDiffEnv, SkipDiffTableEnv, SkipDiffTableVectorEnv, score
 from skipdiff_env.outcomes import SPLITS, TABLES, split_of
-from skipdiff_env.rules import InvalidActionError, ResetNeededError
+from skipdiff_env.rendering import COLOURS
+from skipdiff_env.rules import Action, InvalidActionError, ResetNeededError
 from skipdiff_env.scoring import play, tree_of
 from skipdiff_env.tabulate import tabulate
 from skipdiff_env.tree import Tree
@@ -139,7 +140,6 @@ def test_a_batch_is_as_single_environments(kind: str, mode: str) -> None:
         assert_same(batch.step(actions), single.step(actions))
 
 
-@pytest.mark.filterwarnings("ignore:.*render_mode='rgb_array' that is not in the possible render_modes")
 @pytest.mark.parametrize("name", ["SkipDiffBanditTable-v0", "SkipDiffStrideTable-v0", "SkipDiffContinuousTable-v0"])
 def test_the_registered_ones(name: str) -> None:
     with warnings.catch_warnings():
@@ -156,6 +156,26 @@ def test_the_registered_ones(name: str) -> None:
         SAC("MlpPolicy", make_vec_env(name, 2), learning_starts=4, batch_size=8).learn(16)
     else:
         MaskablePPO("MlpPolicy", make_vec_env(name, 2), n_steps=8, batch_size=8, n_epochs=1).learn(16)
+
+
+def test_frames_show_the_rewards_of_all_schedules() -> None:
+    """The highest bar is the best schedule; the bar of the schedule that was followed is green."""
+    env = SkipDiffTableEnv(table=made(), render_mode="rgb_array")
+    with pytest.raises(ResetNeededError, match="before render"):
+        env.render()
+    env.reset(options={"image": 3, "noise_seed": 1})
+    rewards = env.table.rewards(0.002)[3, 1]
+    frame = env.render()
+    assert frame is not None
+    heights = [np.sum((frame == colour).all(axis=2), axis=0) for colour in COLOURS.values()]
+    columns = np.array_split(np.arange(frame.shape[1]), len(rewards))
+    assert [int(heights[Action.SKIP][part].max()) for part in columns].index(heights[1].max()) == rewards.argmax()
+    assert not heights[Action.DENOISE].any()
+    env.step(2)
+    after = env.render()
+    assert after is not None
+    assert np.flatnonzero((after == COLOURS[Action.DENOISE]).all(axis=2).any(axis=0)).min() >= columns[2][0] - 8
+    assert SkipDiffTableEnv(table=made()).render() is None
 
 
 def test_rewards_are_relative_or_not() -> None:
@@ -175,7 +195,7 @@ def test_rewards_are_relative_or_not() -> None:
         ({"reward": "other"}, "reward must be one of inverse, negative, relative, got 'other'"),
         ({"nfe_penalty": -1}, "nfe_penalty must be a number of at least 0"),
         ({"nfe_penalty": (0.1, 0.2)}, "a range of prices is for decisions skip"),
-        ({"render_mode": "human"}, "a table has no pictures, got 'human'"),
+        ({"render_mode": "human"}, "render_mode must be rgb_array or None, got 'human'"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -1,7 +1,6 @@
 """Agents that plain Stable-Baselines3 has trained: exported, loaded, and used by the commands."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -266,9 +265,7 @@ def test_what_environments_may_be_given(detailed: str, pictures: Path, tmp_path:
 
 def test_the_benchmark_trains_agents(tmp_path: Path) -> None:
     """A model of the table of outcomes is an agent that chooses among the schedules of the table."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*render_mode='rgb_array' that is not in the possible render_modes")
-        given: list[Any] = [gym.make("SkipDiffBanditTable-v0"), make_vec_env("SkipDiffBanditTable-v0", 2)]
+    given: list[Any] = [gym.make("SkipDiffBanditTable-v0"), make_vec_env("SkipDiffBanditTable-v0", 2)]
     for i, env in enumerate(given):
         model = train("ppo", env)
         export_agent(model, env, tmp_path / str(i))
