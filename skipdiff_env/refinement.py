@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.nets.denoiser import Denoiser, geometry
+from ddpm.nets.denoiser import Denoiser, coefficient, geometry
 from ddpm.noise import MAX_NOISE, KeyedNoise, Stage
 from ddpm.pictures.tiling import Box
 from ddpm.sampling import (
@@ -540,10 +540,7 @@ class RefinementProcess:
             shares[begun] = extrapolation(self.alphas_cumprod, earlier, levels[begun], arrivals[begun])
         before = _batch([own if s.before is None else s.before for s, own in zip(states, x0, strict=True)])
         of_x0, of_x_t, _ = reverse_weights(self.alphas_cumprod, levels, 0.0, arrivals)
-        share, of_estimate, of_latent = (
-            torch.as_tensor(each, dtype=x0.dtype, device=x0.device)[:, None, None, None]
-            for each in (shares, of_x0, of_x_t)
-        )
+        share, of_estimate, of_latent = (coefficient(each, x0) for each in (shares, of_x0, of_x_t))
         moved = (x0 + share * (x0 - before)) * of_estimate + latents * of_latent
         return torch.cat([moved, x0], dim=1)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ddpm.checkpoints import load_unet, save_checkpoint
-from ddpm.nets.denoiser import to_latent
+from ddpm.nets.denoiser import per_member, to_latent
 from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.pictures.degradation import Degradation
@@ -125,7 +125,7 @@ def substeps_loss(
         most: largest number of substeps.
         distance: (prediction, truth) → scalar.
     """
-    count, device = len(hr), hr.device
+    count = len(hr)
     # seeded by torch's generator, which the trainer seeds for each iteration
     rng = np.random.default_rng(int(torch.randint(2**31, ())))
     begin, end, substeps = draw_jumps(rng, count, most)
@@ -138,10 +138,7 @@ def substeps_loss(
     # a table of all levels, so that the sampler can refer to them by number
     table, numbers = levels.ravel() ** 2, np.arange(levels.size).reshape(levels.shape)
 
-    def per_member(values: NDArray[np.floating] | NDArray[np.integer]) -> Tensor:
-        return torch.as_tensor(values, dtype=hr.dtype, device=device)
-
-    noise_level, to_level = per_member(levels[0]), per_member(levels[-1])
+    noise_level, to_level = per_member(levels[0], hr), per_member(levels[-1], hr)
     with torch.no_grad():
         lr_up = unet.condition(lr_image)
         x_0 = to_latent(unet, hr, lr_up)
@@ -155,7 +152,7 @@ def substeps_loss(
                 x_s[left] = p_sample(unet, table, now, x_s[left], lr_up[left], None, 0.0, to)
         angle = (noise_level.arccos() - to_level.arccos())[:, None, None, None]
         truth = (angle.cos() * x_l - x_s) / angle.sin()
-    return distance(model(lr_up, x_l, noise_level, to_level, per_member(substeps)), truth)
+    return distance(model(lr_up, x_l, noise_level, to_level, per_member(substeps, hr)), truth)
 
 
 def even_jumps(unet: UNet, lr_up: Tensor, noise: KeyedNoise, forwards: int, substeps: int) -> Tensor:
