@@ -1,8 +1,8 @@
-"""Write the page of the environments' arguments, docs/environments/arguments.md, from the docstring of `TaskConfig`.
+"""Write docs/environments/SkipDiff-v0.md from the docstring of `SkipDiffEnv`, and arguments.md from `TaskConfig`'s.
 
 python -m benchmarks.environment_pages
 
-The page is plain Markdown, so that it reads the same on GitHub and on the site.
+The pages are plain Markdown, so that they read the same on GitHub and on the site.
 """
 
 import inspect
@@ -14,8 +14,9 @@ import click
 from agents.cli.command import Command
 from ddpm.util.files import atomic_path
 from skipdiff_env.config import TaskConfig
+from skipdiff_env.env import SkipDiffEnv
 
-PAGE = Path(__file__).parents[1] / "docs" / "environments" / "arguments.md"
+FOLDER = Path(__file__).parents[1] / "docs" / "environments"
 # The attributes in a Google style docstring, and an entry of one.
 ATTRIBUTES = re.compile(r"^Attributes:\n((?:(?: {4}.*)?(?:\n|$))*)", re.MULTILINE)
 ENTRY = re.compile(r"^ {4}(\w+): ", re.MULTILINE)
@@ -29,12 +30,20 @@ def arguments() -> str:
     return f"# Arguments of the environments\n\nThe defaults are those of `SkipDiff-v0`.\n\n{entries}\n"
 
 
+def pages() -> dict[str, str]:
+    """Return the name of each page → its text."""
+    page = (inspect.getdoc(SkipDiffEnv) or "").partition("\n\nArgs:")[0]
+    film = "![An episode, drawn by `make films`](../generated/SkipDiff-v0.webp)"
+    return {"SkipDiff-v0.md": f"# SkipDiff-v0\n\n{film}\n\n{page}\n", "arguments.md": arguments()}
+
+
 @click.command(cls=Command)
 def main() -> None:
-    """Write the page and print its path."""
-    with atomic_path(PAGE) as temporary:
-        temporary.write_text(arguments(), encoding="utf-8")
-    click.echo(PAGE)
+    """Write the pages and print their paths."""
+    for name, text in pages().items():
+        with atomic_path(FOLDER / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        click.echo(FOLDER / name)
 
 
 if __name__ == "__main__":

@@ -28,24 +28,146 @@ UNLIMITED = 2**31 - 1
 class SkipDiffEnv(gym.Env[Observation, np.int64]):
     """A diffusion model for super-resolution whose denoising steps can be skipped.
 
+    ## Description
     A conditional DDPM enlarges a picture. In `reset`, S - 1 coarse steps bring Gaussian noise down to the noise level
     of diffusion step N (coarse skip approximation, Eq. 8-12 of SkipDiff, AAAI 2024). The agent then decides on the fine
     steps N, N - 1, …, 2 one by one (fine skip refinement, Eq. 13-15): each env step either performs a reverse diffusion
-    step, DENOISE (0), or skips it, SKIP (1). The last step, to the clean latent, is always performed and yields the
-    result. With `first_step` the decisions begin earlier than at N, up to T. Other kinds of decision are those of
-    `skipdiff_env.decisions`.
+    step or skips it. The last step, to the clean latent, is always performed and returns the result. With `first_step`,
+    the decisions begin before step N, at most at T.
 
-    Observations are the latent, a dictionary or features, see `skipdiff_env.observations.Observer`. The reward is 0
-    until the last env step, then that of `skipdiff_env.rules.qualities`, minus `nfe_penalty` for each fine forward.
-    Every episode terminates; it is never truncated. The pages of the environments in the documentation describe all of
-    this, the entries of `info`, and worked traces.
+    An *env step* is one decision. A *diffusion step* `t` counts noise levels, from T (noise) down to 0 (the picture).
 
-    All noise is a function of (noise seed, stage, t). A picture and a noise seed therefore determine every
-    transition: the environment is deterministic given both, and computed latents are remembered (`cache_mb`).
+    All noise is a function of (noise seed, stage, t). Given a picture and a noise seed, the environment is therefore
+    deterministic, and computed latents are remembered (`cache_mb`).
 
-    `env.unwrapped.sr` and `env.unwrapped.hr` hold result and target, `schedule_outcomes` tabulates the results of
-    schedules, and `get_state()` and `set_state()` save and restore an episode, as planning algorithms need it. The
-    environment can be pickled and copied. `skipdiff_env.vector_env.SkipDiffVectorEnv` is its batched form.
+    ## Action space
+    `Discrete(2)`, see `skipdiff_env.Action`.
+
+    | Num | Action  | `skip_mode="restart"` (the paper)      | `skip_mode="jump"`                              | UNet forwards |
+    |-----|---------|----------------------------------------|-------------------------------------------------|---------------|
+    | 0   | DENOISE | u ← D_t(u), the reverse diffusion step | from the level l that u stands at, straight to  | 1             |
+    |     |         |                                        | t - 1; l ← t - 1                                |               |
+    | 1   | SKIP    | u ← x_S1, back to the coarse latent    | u and l stay; the next step that is performed   | 0             |
+    |     |         |                                        | covers what was skipped                         |               |
+
+    Under "jump", the latent and its noise level always match, and the decisions of an episode form a schedule: the levels
+    at which the network runs. The last step goes from l to the clean latent.
+
+    ## Observation space
+    `observation="latent"`, the default: the latent u, `Box(-b, b, (3, image_size, image_size))`, float32 or float16. It
+    starts as the coarse latent x_S1, whose noise has a standard deviation of about √(1 - ᾱ_N). At the end of an episode
+    it is the clean latent. The `target` of the checkpoint determines its meaning: the picture, or the scaled difference
+    between the picture and the condition. The bound b follows from the clamped estimates and the bounded noise of the
+    process. No latent exceeds it, so observations are not clipped.
+
+    A latent does not determine the step: with "restart", an episode of SKIPs has the same observation N - 1 times. An
+    agent that needs the step can count its observations (by stacked frames, as in `train-agent`, or by a recurrent
+    policy), use a wrapper such as `gymnasium.wrappers.TimeAwareObservation(env)`, or observe the dictionary:
+
+    `observation="dict"`:
+
+    | Key         | Space                                     | Meaning                                                      |
+    |-------------|-------------------------------------------|--------------------------------------------------------------|
+    | `latent`    | `Box(-b, b, (3, image_size, image_size))` | the latent u                                                 |
+    | `condition` | `Box(-1, 1, (3, image_size, image_size))` | the condition: the predictor's picture, or the bicubic one   |
+    | `step`      | `Box(0, 1, (1,))`                         | t / (S · N), the step of the next decision                   |
+    | `level`     | `Box(0, 1, (1,))`                         | l / (S · N), the level of the latent                         |
+    | `price`     | `Box(0, highest, (1,))`                   | price of a forward; only if each episode draws its price     |
+
+    ## Reward
+    The reward is 0 until the last env step. Then it is 1/M of the result, or -M with `reward="negative"`, for a metric M
+    for which lower is better (NIQE, LPIPS); in 1/M, M counts as at least 0.001. For a metric for which higher is
+    better, it is M. `nfe_penalty` is subtracted for each fine UNet forward of the episode, also for those whose result
+    was discarded. If the metric fails (a flat picture does not have a NIQE), the reward is 0 instead of 1/M or M, or
+    -100 instead of -M, and `reward_failures` increases by one. `env.unwrapped.sr` and `env.unwrapped.hr` hold the
+    result and the target, so a wrapper can define any other reward.
+
+    ## Episode start and end
+    `reset` draws a picture and a noise seed. Every episode has N - 1 env steps (`first_step` - 1, if that is given) and
+    then terminates; it is never truncated.
+
+    `reset(options={"image": i, "noise_seed": k})` sets either or both. `image` is an index, or a uint8 array (height,
+    width, 3) whose centre is used. The option `nfe_penalty` sets the price. With `crop="random"`, the option `crop` sets
+    the first row and column.
+
+    `get_state()` and `set_state()` save and restore an episode for planning algorithms. The environment can be pickled
+    and copied.
+
+    ## Info
+    | Key               | When   | Meaning                                                                               |
+    |-------------------|--------|---------------------------------------------------------------------------------------|
+    | `diffusion_step`  | always | step t of the next decision; 0 at the end                                             |
+    | `nfe`             | always | UNet forwards of this episode, coarse and fine (whether computed or remembered)       |
+    | `image_index`     | always | index of the picture, -1 for an array                                                 |
+    | `noise_seed`      | always | noise seed of the episode                                                             |
+    | `crop`            | always | first row and column of the crop; only with `crop="random"`                           |
+    | `metrics`         | at end | name → value: the reward's metric and those of `report_metrics`; NaN if one failed    |
+    | `nfe_penalty`     | always | price of each fine forward                                                            |
+    | `degradation`     | always | strengths of "blur", "shrink", "noise" and "jpeg"; missing for "bicubic"              |
+    | `start`           | at end | diffusion step at which the surviving chain began                                     |
+    | `levels`          | at end | diffusion steps at which the network ran on the surviving chain                       |
+    | `substeps`        | at end | number of even steps whose work each of these forwards did                            |
+    | `reward_failures` | at end | number of earlier and present episodes in which the reward's metric failed            |
+
+    The result is in `env.unwrapped.sr` until the next episode ends.
+
+    ## Rendering
+    `render_mode="rgb_array"` shows the input, the coarse estimate, the network's estimate from the current latent, and at
+    the end the result, above a strip of the decisions. `gymnasium.wrappers.RecordVideo` records a video of an episode
+    (`pip install "skipdiff[video]"`).
+
+    ## Worked traces
+    N = 4, "restart", actions (1, 0, 0):
+
+    | env step | t | action   | u afterwards        | fine forwards |
+    |----------|---|----------|---------------------|---------------|
+    | 1        | 4 | SKIP     | x_S1                | 0             |
+    | 2        | 3 | DENOISE  | D_3(x_S1)           | 1             |
+    | 3        | 2 | DENOISE  | D_2(D_3(x_S1))      | 2             |
+    |          | 1 | (always) | D_1(D_2(D_3(x_S1))) | 3             |
+
+    Actions (0, 1, 0), which discard the first step:
+
+    | env step | t | action   | u afterwards        | fine forwards |
+    |----------|---|----------|---------------------|---------------|
+    | 1        | 4 | DENOISE  | D_4(x_S1)           | 1             |
+    | 2        | 3 | SKIP     | x_S1                | 1             |
+    | 3        | 2 | DENOISE  | D_2(x_S1)           | 2             |
+    |          | 1 | (always) | D_1(D_2(x_S1))      | 3             |
+
+    Under "jump", actions (1, 0, 1), the schedule 4 → 2 → 0:
+
+    | env step | t | action   | level of u afterwards  | fine forwards |
+    |----------|---|----------|------------------------|---------------|
+    | 1        | 4 | SKIP     | level 4                | 0             |
+    | 2        | 3 | DENOISE  | level 2                | 1             |
+    | 3        | 2 | SKIP     | level 2                | 1             |
+    |          |   | (always) | level 0, the result    | 2             |
+
+    With "restart", the result depends only on the place of the last SKIP. A picture and a noise seed have exactly N
+    possible results, and `schedule_outcomes` computes all of them. With "jump", `schedule_outcomes` takes a list of
+    schedules, for example fixed ones as baselines for an agent.
+
+    ## Example
+    ```python
+    import gymnasium as gym
+    import skipdiff_env
+
+    env = gym.make("SkipDiff-v0", report_metrics=["psnr", "lpips"])
+    observation, info = env.reset(seed=0)
+    terminated = False
+    while not terminated:
+        observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+    print(reward, info["start"], info["metrics"])
+    ```
+    `gym.make_vec("SkipDiff-v0", num_envs=16)` makes the batched environment,
+    `skipdiff_env.vector_env.SkipDiffVectorEnv`.
+
+    ## Arguments
+    `gym.make` takes the [arguments of the environments](arguments.md) as keywords.
+
+    ## Version history
+    * v0: initial version
 
     Args:
         render_mode: "rgb_array", or None.

@@ -27,7 +27,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from agents.cli import main
-from benchmarks.environment_pages import arguments
+from benchmarks.environment_pages import pages
 from skipdiff_env import VARIANTS
 from skipdiff_env.plan import Plan
 from tests.conftest import Photo, tiny_unet
@@ -235,10 +235,10 @@ def test_every_environment_has_its_page(name: str) -> None:
     assert f"environments/{name}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 
-def test_the_page_of_arguments() -> None:
-    """It is the one that `python -m benchmarks.environment_pages` writes."""
-    page = (ROOT / "docs/environments/arguments.md").read_text(encoding="utf-8")
-    assert page == arguments(), "write it again"
+def test_pages_of_docstrings() -> None:
+    """They are those that `python -m benchmarks.environment_pages` writes."""
+    for name, text in pages().items():
+        assert (ROOT / "docs/environments" / name).read_text(encoding="utf-8") == text, f"write {name} again"
     assert "(environments/arguments.md)" in (ROOT / "docs/environments.md").read_text(encoding="utf-8")
 
 
