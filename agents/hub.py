@@ -17,8 +17,25 @@ CARD = "README.md"
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 # Text of the card that huggingface_hub writes by default, which does not describe the network.
 EMPTY_CARD = "PyTorchModelHubMixin"
-TAGS = {"checkpoint": ["super-resolution", "diffusion"], "agent": ["reinforcement-learning", "super-resolution"]}
-PIPELINES = {"checkpoint": "image-to-image", "agent": "reinforcement-learning"}
+# Files of every checkpoint and every agent.
+OWN = (CONFIG, WEIGHTS)
+# kind → task and tags on the Hub, and for a new card what it is, and an example of use in the shell and in Python.
+KINDS = {
+    "checkpoint": (
+        "image-to-image",
+        ["super-resolution", "diffusion"],
+        "A diffusion network that enlarges pictures, for the Python package `skipdiff`.",
+        "skipdiff upscale photo.jpg -o large/ --checkpoint REPOSITORY",
+        'from skipdiff_env import Upscaler\n\nUpscaler("REPOSITORY").upscale_file("photo.jpg", "large.png")',
+    ),
+    "agent": (
+        "reinforcement-learning",
+        ["reinforcement-learning", "super-resolution"],
+        "An agent that decides, picture by picture, which steps of a super-resolution diffusion model are skipped.",
+        "skipdiff upscale photo.jpg -o large/ --agent REPOSITORY",
+        'from agents import load_agent\n\nagent = load_agent("REPOSITORY")',
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -52,17 +69,17 @@ def find_shared(path: str | Path) -> Shared:
     if not folder.is_dir():
         raise CheckpointError(f"no such folder: {path}; name a checkpoint, an agent, or the run that made it")
     if (folder / "checkpoint" / WEIGHTS).is_file():
-        return _checkpoint(folder / "checkpoint")
-    whole = (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
-    settings = read_json(folder / CONFIG) if whole else None
-    if whole and not (isinstance(settings, dict) and "algorithm" in settings):
-        return _checkpoint(folder)
-    return _agent(find_agent(folder))
+        folder /= "checkpoint"
+    settings = read_json(folder / CONFIG) if all((folder / name).is_file() for name in OWN) else {"algorithm": None}
+    is_agent = isinstance(settings, dict) and "algorithm" in settings
+    shared = _agent(find_agent(folder)) if is_agent else _checkpoint(folder)
+    pictures = [file for file in sorted(shared.folder.iterdir()) if file.suffix.lower() in PICTURES]
+    shared.files.update({name: shared.folder / name for name in OWN}, **{file.name: file for file in pictures})
+    return shared
 
 
 def _checkpoint(folder: Path) -> Shared:
-    unet = load_unet(folder)
-    files = {name: folder / name for name in (CONFIG, WEIGHTS)}
+    unet, files = load_unet(folder), {}
     predictor = read_json(folder / CONFIG).get("predictor")
     if predictor is not None and predictor.count("/") != 2:  # OWNER/NAME/FILE is on the Hub already
         if not (folder / predictor).is_file():
@@ -71,39 +88,27 @@ def _checkpoint(folder: Path) -> Shared:
     if unet.substeps > 1:
         files[ADD_ON] = folder / ADD_ON
     if has_agent(folder / "agent"):
-        files |= {f"agent/{file.name}": file for file in (folder / "agent").iterdir() if _belongs(file)}
+        files |= {f"agent/{file.name}": file for file in (folder / "agent").iterdir() if file.name in (*OWN, CARD)}
     facts: dict[str, Mapping[str, Any]] = {"Settings": unet.settings}
     run = folder.parent / CONFIG
     training = read_json(run) if folder.name == "checkpoint" and run.is_file() else {}
     if isinstance(training, dict) and training:
         facts["Training"] = {name: value for name, value in training.items() if name not in ("images", "unet")}
-    return Shared("checkpoint", folder, files | _pictures(folder), facts)
+    return Shared("checkpoint", folder, files, facts)
 
 
 def _agent(folder: Path) -> Shared:
     config = load_agent(folder).config
-    facts: dict[str, Mapping[str, Any]] = {
-        "Settings": {
-            "algorithm": config.algorithm,
-            "episodes": config.plan.describe(),
-            "observation": config.observation,
-            "pictures in training": f"{config.image_size} x {config.image_size} pixels",
-            "price of a forward": "one" if config.price_range is None else " … ".join(map(str, config.price_range)),
-        }
+    settings = {
+        "algorithm": config.algorithm,
+        "episodes": config.plan.describe(),
+        "observation": config.observation,
+        "pictures in training": f"{config.image_size} x {config.image_size} pixels",
+        "price of a forward": "one" if config.price_range is None else " … ".join(map(str, config.price_range)),
     }
-    for heading, name in (("Environment", "env"), ("Evaluation in training", "evaluation")):
-        if isinstance(config.training.get(name), Mapping):
-            facts[heading] = config.training[name]
-    files = {name: folder / name for name in (CONFIG, WEIGHTS)}
-    return Shared("agent", folder, files | _pictures(folder), facts)
-
-
-def _belongs(file: Path) -> bool:
-    return file.name in (CONFIG, WEIGHTS, CARD)
-
-
-def _pictures(folder: Path) -> dict[str, Path]:
-    return {file.name: file for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES}
+    told = {"Environment": config.training.get("env"), "Evaluation in training": config.training.get("evaluation")}
+    facts = {name: values for name, values in told.items() if isinstance(values, Mapping)}
+    return Shared("agent", folder, {}, {"Settings": settings, **facts})
 
 
 def card_of(shared: Shared, repo_id: str, license: str, evaluation: Path | None, pictures: Iterable[str]) -> str:
@@ -122,7 +127,7 @@ def card_of(shared: Shared, repo_id: str, license: str, evaluation: Path | None,
     own = shared.folder / CARD
     text = own.read_text(encoding="utf-8") if own.is_file() else EMPTY_CARD
     if EMPTY_CARD in text:
-        text = _metadata(shared, repo_id, license) + _description(shared, repo_id)
+        text = _new_card(shared, repo_id, license)
     if evaluation is not None:
         table = evaluation / "table.md"
         if not table.is_file():
@@ -134,43 +139,21 @@ def card_of(shared: Shared, repo_id: str, license: str, evaluation: Path | None,
     return text
 
 
-def _metadata(shared: Shared, repo_id: str, license: str) -> str:
-    """Return the metadata at the top of a card, which the Hub reads."""
+def _new_card(shared: Shared, repo_id: str, license: str) -> str:
+    """Return a new card: the metadata, which the Hub reads, an example of use, and the facts."""
     from huggingface_hub import EvalResult, ModelCardData
 
     name = repo_id.partition("/")[2]
+    task, tags, what, use, code = KINDS[shared.kind]
     reward = shared.facts.get("Evaluation in training", {}).get("reward")
-    results = []
+    data = ModelCardData(library_name="skipdiff", license=license, tags=tags, pipeline_tag=task)
     if reward is not None:
-        task = PIPELINES["agent"]
-        results = [
-            EvalResult(
-                task_type=task, dataset_type="skipdiff", dataset_name="photographs of the evaluation",
-                metric_type="mean_reward", metric_value=float(reward),
-            )
-        ]  # fmt: skip
-    data = ModelCardData(
-        library_name="skipdiff", license=license, tags=TAGS[shared.kind], pipeline_tag=PIPELINES[shared.kind],
-        model_name=name if results else None, eval_results=results or None,
-    )  # fmt: skip
-    return f"---\n{data.to_yaml()}\n---\n\n"
-
-
-def _description(shared: Shared, repo_id: str) -> str:
-    """Return the text of a new card."""
-    name = repo_id.partition("/")[2]
-    if shared.kind == "checkpoint":
-        scale = shared.facts["Settings"]["scale"]
-        what = f"A diffusion network that enlarges pictures {scale} times, for the Python package `skipdiff`."
-        use = f"skipdiff upscale photo.jpg -o large/ --checkpoint {repo_id}"
-        code = f'from skipdiff_env import Upscaler\n\nUpscaler("{repo_id}").upscale_file("photo.jpg", "large.png")'
-    else:
-        what = (
-            "An agent that decides, picture by picture, which steps of a super-resolution diffusion model are skipped."
-        )
-        use = f"skipdiff upscale photo.jpg -o large/ --agent {repo_id}"
-        code = f'from agents import load_agent\n\nagent = load_agent("{repo_id}")'
-    text = f"# {name}\n\n{what}\n\n```shell\n{use}\n```\n\n```python\n{code}\n```\n"
+        data.model_name = name
+        data.eval_results = [
+            EvalResult(task, "skipdiff", "photographs of the evaluation", "mean_reward", float(reward)),
+        ]
+    text = f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n"
+    text += f"{what}\n\n```shell\n{use}\n```\n\n```python\n{code}\n```\n".replace("REPOSITORY", repo_id)
     for heading, values in shared.facts.items():
         rows = ((key, f"{value:.4g}" if isinstance(value, float) else value) for key, value in values.items())
         text += f"\n## {heading}\n\n{markdown(('', ''), rows)}\n"
