@@ -1,16 +1,13 @@
 """Work whose parts are independent, spread over a pool of workers on a Ray cluster."""
 
-import io
-import json
 import logging
 import os
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 from ddpm.util.checks import check_whole
 from ddpm.util.errors import ConfigError, SkipDiffError
@@ -20,8 +17,8 @@ from ddpm.util.progress import orderly_end
 STORE = 80 * 2**20
 # Attempts to start a cluster on this machine: Ray waits half a minute for it, and a busy machine takes longer.
 STARTS = 3
-# The work on one chunk, from plain data to plain data.
-Work = Callable[[list[Any]], Any]
+# The work on one chunk. Its argument and its result are pickled.
+Work = Callable[[Any], Any]
 
 
 class ClusterError(SkipDiffError):
@@ -55,19 +52,18 @@ class Cluster:
         if self.workers is not None:
             check_whole(workers=self.workers)
         try:
-            import ray.data  # noqa: F401
+            import ray.util  # noqa: F401
         except ImportError as error:
             raise ConfigError(f"Ray is not installed ({error}); pip install 'skipdiff[ray]'") from None
 
-    def spread(
-        self, make: Callable[..., Work], arguments: Mapping[str, Any], chunks: Sequence[list[Any]]
-    ) -> Iterator[Any]:
+    def spread(self, make: Callable[..., Work], arguments: Mapping[str, Any], chunks: Sequence[Any]) -> Iterator[Any]:
         """Do the work on every chunk, in any order. The unfinished chunks of a lost worker are done again.
 
         Args:
             make: function that makes the work, once in each worker; its module must be importable on all nodes.
-            arguments: arguments of `make`, plain data; their paths must mean the same on all nodes.
-            chunks: arguments of the work, plain data, one for each call.
+            arguments: arguments of `make`, which are pickled; their paths must mean the same on all nodes. Relative
+                paths begin at the working folder of this process.
+            chunks: arguments of the work, one for each call, which are pickled as well.
 
         Yields:
             The result of the work for each chunk.
@@ -76,36 +72,28 @@ class Cluster:
             ClusterError: the cluster cannot be reached, or a worker fails, other than by being lost.
         """
         with self._connected() as ray:
-            count = min(self.workers or self._units(ray), len(chunks))
-            items = [{"chunk": json.dumps(chunk)} for chunk in chunks]
-            results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-                _Worker,
-                fn_constructor_kwargs={"make": make, "arguments": dict(arguments)},
-                batch_size=None,  # a block, which is one chunk
-                compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
-                num_gpus=int(self._on_gpu) or None,
-                num_cpus=None if self._on_gpu else 1,
-            )
+            units = "GPU" if self.device.startswith("cuda") else "CPU"
+            room = max(1, int(ray.cluster_resources().get(units, 1)))
+            count = min(self.workers or room, len(chunks))
+            options: dict[str, Any] = {"num_gpus": 1} if units == "GPU" else {"num_cpus": 1}
+            kind = ray.remote(**options, max_restarts=-1, max_task_retries=-1)(_Worker)
+            pool = ray.util.ActorPool([kind.remote(make, arguments, os.getcwd()) for _ in range(count)])
+            results = pool.map_unordered(lambda worker, chunk: worker.work.remote(chunk), chunks)
             try:
-                for row in results.iter_rows():
-                    yield json.loads(row["result"])
+                for _ in chunks:
+                    with redirect_stdout(sys.stderr):  # Ray prints notes, such as the loss of a worker
+                        result = next(results)
+                    yield result
             except ray.exceptions.RayError as error:
                 raise ClusterError(f"a worker of the cluster failed: {_cause(error)}") from None
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self.device.startswith("cuda")
-
-    def _units(self, ray: Any) -> int:
-        """Return the number of workers for which the cluster has room."""
-        return max(1, int(ray.cluster_resources().get("GPU" if self._on_gpu else "CPU", 1)))
 
     @contextmanager
     def _connected(self) -> Iterator[Any]:
         """Yield Ray, connected. At the end, leave the cluster, and stop it if it was started here."""
-        import ray.data
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        import ray.util
 
-        _quiet(ray)
         options: dict[str, Any] = {"address": self.address}
         if not self.address:
             cpus = self.workers or len(os.sched_getaffinity(0))
@@ -122,53 +110,26 @@ class Cluster:
                     where = f"at {self.address}" if self.address else "on this machine"
                     raise ClusterError(f"no Ray cluster {where} ({_cause(error)})") from None
         try:
-            with orderly_end(), redirect_stdout(_OneThread(sys.stdout)):  # in place of Ray's own handler
+            with orderly_end():  # in place of Ray's own handler
                 yield ray
         finally:
             with redirect_stdout(sys.stderr):  # Ray may print its pending messages here
                 ray.shutdown()
 
 
-class _OneThread(io.TextIOBase):
-    """Standard output for the thread that creates it; other threads, such as Ray's, print to standard error."""
-
-    def __init__(self, out: TextIO) -> None:
-        self.out, self.owner = out, threading.get_ident()
-
-    def write(self, text: str) -> int:
-        """Write to the stream of the thread."""
-        return (self.out if threading.get_ident() == self.owner else sys.stderr).write(text)
-
-    def flush(self) -> None:
-        """Flush standard output."""
-        self.out.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.out, name)
-
-
 class _Worker:
     """The actor that does the work in a worker of the pool."""
 
-    def __init__(self, make: Callable[..., Work], arguments: dict[str, Any]) -> None:
+    def __init__(self, make: Callable[..., Work], arguments: Mapping[str, Any], folder: str) -> None:
         import torch
 
+        os.chdir(folder)
         torch.set_num_threads(1)  # since there is a worker for each CPU
-        self.work = make(**arguments)
+        self._work = make(**arguments)
 
-    def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
-        return {"result": [json.dumps(self.work(json.loads(chunk))) for chunk in block["chunk"]]}
-
-
-def _quiet(ray: Any) -> None:
-    """Switch off Ray's usage statistics, progress bars and notes; the command prints its own."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    for handler in logging.getLogger("ray.data").handlers:
-        if not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.CRITICAL)
+    def work(self, chunk: Any) -> Any:
+        """Do the work on one chunk."""
+        return self._work(chunk)
 
 
 def _cause(error: BaseException) -> str:

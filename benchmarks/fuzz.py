@@ -49,8 +49,8 @@ Mutation = Callable[[Rng, "Stock"], list[str]]
 MEMORY, MAX_PIXELS = 12 * 2**30, 2**14
 # Imported before the first case, since an interrupted import breaks the later cases.
 LATE = (
-    "accelerate", "agents.benchmark", "agents.cli.demo", "agents.cli.enjoy", "agents.study",
-    "agents.study.intervals", "onnx", "onnxruntime", "agents.training.bandit", "agents.training.sb3",
+    "accelerate", "agents.benchmark", "agents.cli.demo", "agents.cli.enjoy", "agents.study.paper",
+    "onnx", "onnxruntime", "agents.training.bandit", "agents.training.sb3",
     "ddpm.training.predictor", "ddpm.nets.sr3", "diffusers", "openvino", "pyiqa", "sb3_contrib", "spandrel",
     "tensorboard", "tifffile", "torch._dynamo",
 )  # fmt: skip

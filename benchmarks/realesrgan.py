@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from agents.cli.command import Command
-from agents.cli.options import DegradationName, numbers
+from agents.cli.options import degradation as degradation_option
+from agents.cli.options import numbers
 from agents.study.intervals import comparisons, comparisons_markdown
 from agents.study.realesrgan import NAME, SCALE, Rgb, missing, realesrgan
 from agents.study.rows import BICUBIC, OTHER_NET, PREDICTOR, SCHEDULE, Row, to_markdown
@@ -132,7 +133,7 @@ def compare_pictures(images: Sequence[str], degradation: str, checkpoint: str, q
 @click.option("--large", "large_side", default=1024, help="Side of the large picture; 0: none.")
 @click.option("--large-both", is_flag=True, help="Give the large picture to Real-ESRGAN as well.")
 @click.option("--images", multiple=True, help="Whole pictures on which results are compared, instead of the time.")
-@click.option("--degradation", type=DegradationName(), default="bicubic", help="Degradation of the small pictures.")
+@degradation_option()
 @click.option("--alone", "alone_name", hidden=True)
 def main(
     checkpoint: str,

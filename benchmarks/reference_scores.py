@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from agents.algorithms import algorithm_class
 from agents.cli.command import Command
-from agents.plots import save
+from agents.study.figures import save
 from agents.study.intervals import interval
 from agents.study.tables import markdown, write_csv
 from agents.training.bandit import CURVE, MODEL, TableTrainingConfig, read_curve, train_on_table

@@ -2,11 +2,11 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,18 @@ def small(tmp_path: Path, photo: Photo) -> Path:
 def test_the_work_of_a_worker_is_that_of_the_command(
     checkpoint: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without Ray: what is spread is plain data, and a chunk that a lost worker had half done is not done again."""
+    """Without Ray: what is spread can be pickled, and a chunk that a lost worker had half done is not done again."""
     upscaler = make_upscaler(**settings(checkpoint))
     told = {}
     for name in ("here", "there", "again"):
-        options = UpscaleOptions((str(small),), str(tmp_path / name), samples=2, json=True).absolute()
-        work = make_worker(settings(checkpoint), asdict(options))
+        options = UpscaleOptions((str(small),), str(tmp_path / name), samples=2, json=True)
+        work = make_worker(settings(checkpoint), pickle.loads(pickle.dumps(options)))
 
-        def spread(parts: Sequence[list[Any]], work: Any = work, twice: bool = name == "again") -> Any:
-            for part in json.loads(json.dumps(parts)):
+        def spread(parts: Sequence[list[Job]], work: Any = work, twice: bool = name == "again") -> Any:
+            for part in pickle.loads(pickle.dumps(parts)):
                 if twice:
                     work(part[:1])
-                yield json.loads(json.dumps(work(part)))
+                yield pickle.loads(pickle.dumps(work(part)))
 
         assert not upscale_files(upscaler, options, None if name == "here" else spread)
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -124,7 +124,7 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
     found = []
     for child in process.children(recursive=True):
         try:
-            if "MapWorker" in " ".join(child.cmdline()):
+            if "ray::_Worker" in " ".join(child.cmdline()):
                 found.append(child)
         except psutil.Error:  # it has ended meanwhile
             continue
@@ -134,6 +134,8 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
 @pytest.mark.slow
 def test_a_worker_is_killed(checkpoint: str, tmp_path: Path, photo: Photo) -> None:
     """One of two is killed after the first result: the results are those of a run without a cluster.
+
+    Relative paths begin at the working folder of the command.
 
     Most of the time goes into the start of Ray's processes; --workers=1 spares one of three starts of a worker.
     """
@@ -149,14 +151,13 @@ def test_a_worker_is_killed(checkpoint: str, tmp_path: Path, photo: Photo) -> No
         "-m",
         "agents.cli",
         *command,
-        f"--out={tmp_path / 'there'}",
+        "--out=there",
         "--json",
         "--workers=2",
         "--ray",
     ]
-    with subprocess.Popen(
-        there, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    ) as process:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(there, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline()]
         pool = workers_of(psutil.Process(process.pid))

@@ -19,10 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from agents.cli import main
-from agents.study import evaluate, load_crops
 from agents.study import methods as ways
 from agents.study.methods import Batch
-from agents.study.running import Runner
+from agents.study.running import Runner, load_crops
+from ddpm.checkpoints import load_denoiser
 from ddpm.pictures.crops import CropDataset
 from ddpm.pictures.degradation import (
     KERNELS,
@@ -381,9 +381,7 @@ def test_crops_come_with_their_inputs(photos: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["photo", "photo:0.5"])
-def test_environment_and_evaluation_see_the_same(
-    name: str, short_checkpoint: str, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_and_evaluation_see_the_same(name: str, short_checkpoint: str, photos: Path) -> None:
     """Whatever the noise seed, the index, the batch, or whether the picture is named or given as an array."""
     settings: dict[str, Any] = {
         "checkpoint": short_checkpoint,
@@ -399,8 +397,8 @@ def test_environment_and_evaluation_see_the_same(
         for i in range(len(batch.hr)):
             conditions[batch.first + i, batch.seed] = batch.lr_up[i]
 
-    monkeypatch.setattr("agents.study.evaluation.evaluation_methods", lambda *args: [ways.bicubic()])
-    rows = evaluate(crops, short_checkpoint, seeds=2, metrics=["psnr"], batch_size=3, degradation=name, keep=keep)
+    unet = load_denoiser(short_checkpoint)
+    rows = Runner(unet, ["psnr"], batch_size=3, degradation=name).run([ways.bicubic()], crops, range(2), keep=keep)
     assert len(rows) == 8
     for (i, seed), condition in conditions.items():
         rgb = to_uint8(crops[i])
@@ -412,7 +410,7 @@ def test_environment_and_evaluation_see_the_same(
     observation, info = plain.reset(options={"image": 0})
     assert "degradation" not in info
     assert not np.array_equal(observation["condition"], conditions[0, 0].numpy())
-    assert evaluate(crops, short_checkpoint, metrics=["psnr"])[0].metrics != rows[0].metrics
+    assert Runner(unet, ["psnr"]).run([ways.bicubic()], crops)[0].metrics != rows[0].metrics
 
 
 def test_the_variant(checkpoint: str) -> None:
@@ -483,5 +481,5 @@ def test_reports_run_on_the_degraded_pictures(photos: Path) -> None:
     degraded, plain = Runner(tiny_unet(), [], degradation="photo:1"), Runner(tiny_unet(), [])
     assert degraded.settings(crops, 1)["pictures"] == f"{plain.settings(crops, 1)['pictures']}, photo:1"
     hr = crops[0][None]
-    assert torch.equal(degraded.batch(hr).lr_image, Degradation("photo", 1.0)(hr, 4))
-    assert torch.equal(plain.batch(hr).lr_image, downsample(hr, 4))
+    assert torch.equal(next(degraded.batches(crops)).lr_image, Degradation("photo", 1.0)(hr, 4))
+    assert torch.equal(next(plain.batches(crops)).lr_image, downsample(hr, 4))

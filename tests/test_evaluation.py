@@ -17,12 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from agents.cli import main
-from agents.study import evaluate, load_crops, to_markdown
 from agents.study import methods as ways
+from agents.study.evaluation import evaluate
 from agents.study.methods import Method
-from agents.study.rows import ORIGINALS, START, Row, summarise, with_rewards
-from agents.study.running import Runner
-from ddpm.checkpoints import save_checkpoint, shipped_checkpoints
+from agents.study.rows import ORIGINALS, START, Row, summarise, to_markdown, with_rewards
+from agents.study.running import Runner, load_crops
+from ddpm.checkpoints import load_denoiser, save_checkpoint, shipped_checkpoints
 from ddpm.nets.denoiser import to_image
 from ddpm.nets.predictor import PREDICTOR, load_predictor
 from ddpm.nets.unet import ADD_ON, WEIGHTS, UNet
@@ -78,9 +78,14 @@ def test_methods_against_the_plain_samplers(unet: UNet, alphas_cumprod: FloatArr
         torch.testing.assert_close(results[name].sr, sr, atol=1e-5, rtol=0)
 
 
+def runner_of(checkpoint: str, *metrics: str, batch_size: int = 16) -> Runner:
+    """A runner with the network of a checkpoint."""
+    return Runner(load_denoiser(checkpoint), metrics, batch_size=batch_size)
+
+
 def test_figures_are_those_of_the_pictures(short_checkpoint: str, photos: Path) -> None:
     crops = load_crops([photos], 96, limit=2)
-    rows = evaluate(crops, short_checkpoint, seeds=2, metrics=["psnr"], batch_size=1)
+    rows = evaluate(runner_of(short_checkpoint, "psnr", batch_size=1), crops, seeds=2)
     assert len(rows) == 2 * 2 * (3 + 4)
     bicubic = next(row for row in rows if row.method == "bicubic" and row.image == 1 and row.seed == 0)
     a, b = (
@@ -100,7 +105,8 @@ def test_figures_are_those_of_the_pictures(short_checkpoint: str, photos: Path) 
 def test_originals(short_checkpoint: str, photos: Path) -> None:
     """The last row holds what metrics without reference say of the targets; the others have nothing to compare with."""
     crops = load_crops([photos], 96, limit=3)
-    rows = evaluate(crops, short_checkpoint, seeds=2, metrics=["psnr", "niqe", "piqe"], reward="psnr", batch_size=2)
+    runner = runner_of(short_checkpoint, "psnr", "niqe", "piqe", batch_size=2)
+    rows = evaluate(runner, crops, seeds=2, reward="psnr")
     own = [row for row in rows if row.family == ORIGINALS]
     assert own == rows[-3:]
     assert [(row.image, row.seed) for row in own] == [(0, 0), (1, 0), (2, 0)]
@@ -113,7 +119,7 @@ def test_originals(short_checkpoint: str, photos: Path) -> None:
     assert "psnr" not in entry
     line = to_markdown(rows).splitlines()[-1]
     assert line.startswith(f"| originals | – | {entry['niqe']:.2f} | {entry['piqe']:.2f} | – | – |")
-    assert not [row for row in evaluate(crops[:1], short_checkpoint, metrics=["psnr"]) if row.method == "originals"]
+    assert not [row for row in evaluate(runner_of(short_checkpoint, "psnr"), crops[:1]) if row.method == "originals"]
 
 
 def untimed(rows: Sequence[Row]) -> list[str]:
@@ -125,13 +131,14 @@ def test_going_on(short_checkpoint: str, photos: Path, tmp_path: Path, monkeypat
     """What an interrupted evaluation has finished is not computed again, and others may be added."""
     crops = load_crops([photos], 96, limit=2)
 
-    def run(seeds: int = 2, **changes: Any) -> list[Row]:
-        settings = {"metrics": ["psnr"], "batch_size": 1, "asked": {"steps": (3, 4)}, "folder": tmp_path / "out"}
-        return evaluate(crops, short_checkpoint, seeds=seeds, **{**settings, **changes})
+    def run(*metrics: str, batch_size: int = 1, seeds: int = 2, **changes: Any) -> list[Row]:
+        settings: dict[str, Any] = {"asked": {"steps": (3, 4)}, "folder": tmp_path / "out"}
+        runner = runner_of(short_checkpoint, *(metrics or ["psnr"]), batch_size=batch_size)
+        return evaluate(runner, crops, seeds=seeds, **{**settings, **changes})
 
     whole = run(folder=None)
     ran: list[str] = []
-    original = Runner._run
+    original = Runner.measure
 
     def interrupted(self: Runner, method: Method, *rest: Any) -> list[Row]:
         if len(ran) == 9:
@@ -139,7 +146,7 @@ def test_going_on(short_checkpoint: str, photos: Path, tmp_path: Path, monkeypat
         ran.append(method.name)
         return original(self, method, *rest)
 
-    monkeypatch.setattr(Runner, "_run", interrupted)
+    monkeypatch.setattr(Runner, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run()
     ran += ["the interruption"]
@@ -150,10 +157,11 @@ def test_going_on(short_checkpoint: str, photos: Path, tmp_path: Path, monkeypat
     more = run(levels=["even:2"])
     assert ran == ["ddim, 2 even steps"] * 4
     assert len(more) == len(whole) + 4
-    other: dict[str, Any] = {"seeds": 1, "batch_size": 2, "metrics": ["psnr", "ssim"]}
-    for name, value in other.items():
+    for name in ("seeds", "batch_size"):
         with pytest.raises(ConfigError, match=f"holds results with {name}"):
-            run(**{name: value})
+            run(**{name: 3})
+    with pytest.raises(ConfigError, match="holds results with metrics"):
+        run("psnr", "ssim")
     with pytest.raises(ConfigError, match="holds results with plan"):
         run(asked={"steps": (2, 6)})
 
@@ -178,8 +186,8 @@ def test_rows_of_others_are_no_part_of_it(
     kept = {file: file.read_bytes() for file in (*net.iterdir(), judge, photos / "0.png")}
 
     def run() -> list[Row]:
-        settings: dict[str, Any] = {"metrics": ["psnr", "dists"], "asked": {"steps": (3, 4)}}
-        return evaluate(load_crops([photos], 32, limit=1), str(net), **settings, folder=tmp_path / "out")
+        crops = load_crops([photos], 32, limit=1)
+        return evaluate(runner_of(str(net), "psnr", "dists"), crops, asked={"steps": (3, 4)}, folder=tmp_path / "out")
 
     def change(file: Path) -> None:
         """Writes tensors that differ a little."""
@@ -306,11 +314,11 @@ def test_bad_input(checkpoint: str, photos: Path, photo: Photo) -> None:
         load_crops([photos], 128)
     crops = load_crops([photos / "0.png"], 94)
     with pytest.raises(ConfigError, match="multiple of 4 for this checkpoint, got 94"):
-        evaluate(crops, checkpoint)
+        evaluate(runner_of(checkpoint, "niqe"), crops)
     with pytest.raises(ConfigError, match="at least 96 pixels"):
-        evaluate(load_crops([photos / "0.png"], 64), checkpoint)
+        evaluate(runner_of(checkpoint, "niqe"), load_crops([photos / "0.png"], 64))
     with pytest.raises(ConfigError, match="unknown metric 'nique'"):
-        evaluate(crops, checkpoint, metrics=["nique"])
+        runner_of(checkpoint, "nique")
 
 
 @pytest.mark.slow

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from agents.agent import AgentConfig
 from agents.study import methods as ways
-from agents.study.gains import gains, gains_markdown
-from agents.study.methods import QUALITIES, Batch, skipping_policy
+from agents.study.methods import Batch, skipping_policy
+from agents.study.peers import early
 from agents.study.rows import (
     AGENT,
     BICUBIC,
@@ -25,6 +24,7 @@ from agents.study.rows import (
     dominators,
     read_rows,
     summarise,
+    with_rewards,
 )
 from agents.study.running import Runner, settle
 from agents.study.tables import markdown, markdown_table
@@ -36,6 +36,7 @@ from ddpm.pictures.degradation import downsample, upsample
 from ddpm.sampling import run_levels
 from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.util.errors import ConfigError
+from skipdiff_env.metrics import make_metric
 from skipdiff_env.plan import Plan
 from tests.conftest import counting, tiny_unet
 
@@ -83,7 +84,7 @@ def test_a_schedule_against_the_plain_chain(unet: UNet, hr: torch.Tensor) -> Non
 
 def test_even_steps_with_all_noise_are_the_ancestral_chain(unet: UNet, hr: torch.Tensor) -> None:
     batch = Batch(unet, hr, seed=1)
-    even = ways.parse_schedule("ddpm/even:7", "ddim")
+    even = ways.schedule("ddpm/even:7")
     assert even.name == "ddpm, 7 even steps"
     torch.testing.assert_close(even.run(batch).sr, ways.chain(100, 7).run(batch).sr, atol=1e-5, rtol=0)
 
@@ -93,7 +94,7 @@ def test_the_predictor_alone(hr: torch.Tensor) -> None:
     unet = tiny_unet()
     assert [method.name for method in ways.without_forwards(unet)] == ["bicubic"]
     unet.start_from(Predictor(nn.Upsample(scale_factor=4), 4, Path("nearest")))
-    methods = [*ways.without_forwards(unet), ways.chain(100, 4), ways.early(100, 30, 2, predicted=True)]
+    methods = [*ways.without_forwards(unet), ways.chain(100, 4), early(100, 30, 2, predicted=True)]
     assert [method.name for method in methods] == ["bicubic", "predictor", "CSA(4)", "predictor's picture from 30, 2"]
     pictures: dict[str, torch.Tensor] = {}
     rows = Runner(unet, ["psnr"]).run(
@@ -139,7 +140,7 @@ def test_parts_stay(unet: UNet, hr: torch.Tensor, tmp_path: Path) -> None:
     with counting(unet) as sizes:
         assert str(runner.run([start, random], list(hr), [0, 1], tmp_path)) == str(both)
     assert not sizes
-    damaged = next(tmp_path.glob("*/0-0.json"))
+    damaged = next(tmp_path.glob("parts/*/0-0.json"))
     (row,) = json.loads(damaged.read_text(encoding="utf-8"))
     for content in (
         [{"method": "x"}],
@@ -212,18 +213,6 @@ def test_tables() -> None:
     ]
 
 
-class Told:
-    """An agent of jumps as `gains` looks at it: five qualities, from the price 0.1 down to 0.001."""
-
-    def __init__(self, **changes: Any) -> None:
-        settings: dict[str, Any] = {
-            "algorithm": "ppo", "policy": {}, "image_size": 32, "latent_bound": 9.0, "observation": "dict",
-            "plan": Plan(1, 6, fine_sampler="ddim", skip_mode="jump"), "price_range": (0.001, 0.1),
-            "training": {"env": {"metric": "lpips", "reward": "negative"}},
-        }  # fmt: skip
-        self.config = AgentConfig(**{**settings, **changes})
-
-
 def paying_rows(method: str, family: str, lpips: list[list[float]], nfe: list[list[int]], **more: Any) -> list[Row]:
     """Rows of a method, whose values are given as [picture][seed]."""
     return [
@@ -233,49 +222,33 @@ def paying_rows(method: str, family: str, lpips: list[list[float]], nfe: list[li
     ]
 
 
-def test_gains() -> None:
+def rewards_of(rows: list[Row], price: float, train: list[Row] | None = None) -> dict[str, float]:
+    """The mean reward of each method, where the metric is LPIPS."""
+    rows = with_rewards(rows, make_metric("lpips"), train or [], "negative", price)
+    return {entry["method"]: entry["reward"] for entry in summarise(rows)}
+
+
+def test_what_there_is_to_gain_among_schedules() -> None:
     """Two pictures under two noises: one wants 1 step, the other 2; the agent gives 2 to both."""
-    one = [[0.2, 0.2], [0.6, 0.6]]
-    two = [[0.4, 0.4], [0.3, 0.3]]
     ones, twos = [[1, 1]] * 2, [[2, 2]] * 2
-    agent = Told()
-    rows = paying_rows("ddim, 1 even steps", SCHEDULE, one, ones, levels=(1,))
-    rows += paying_rows("ddim, 2 even steps", SCHEDULE, two, twos, levels=(2, 1))
-    rows += paying_rows("ddim, levels 6,1", SCHEDULE, [[0.0, 0.0]] * 2, twos, levels=(6, 1))  # these are not even
-    rows += paying_rows("ddpm, 1 even steps", SCHEDULE, [[0.0, 0.0]] * 2, ones, levels=(1,))  # another sampler
-    for quality in QUALITIES:
-        lpips = [[0.3, 0.3], [0.3, 0.3]] if quality == 1 else two
-        rows += paying_rows(ways.agent_name("a", quality), AGENT, lpips, twos)
-    found = gains(rows, {"a": agent})  # type: ignore[dict-item]
-    assert [entry["method"] for entry in found] == [f"agent a, quality {quality:g}" for quality in QUALITIES]
-    last = found[-1]
-    assert last["price"] == pytest.approx(0.001)
-    assert last["fixed"] == 2
-    assert last["fixed_pays"] == pytest.approx(0.35 + 0.002)
-    assert last["others_pay"] == pytest.approx((0.2 + 0.001 + 0.3 + 0.002) / 2)
-    assert last["agent_pays"] == pytest.approx(0.3 + 0.002)
-    assert last["share"] == pytest.approx((0.352 - 0.302) / (0.352 - 0.2515))
-    assert found[-2]["share"] == pytest.approx(0)
-    assert "| agent a, quality 1 | 0.0010 | 2 | 0.3520 | 0.3020 | 0.2515 | 0.50 |" in gains_markdown(found)
+    rows = paying_rows("ddim, 1 even steps", SCHEDULE, [[0.2, 0.2], [0.6, 0.6]], ones, levels=(1,))
+    rows += paying_rows("ddim, 2 even steps", SCHEDULE, [[0.4, 0.4], [0.3, 0.3]], twos, levels=(2, 1))
+    rows += paying_rows("agent a", AGENT, [[0.3, 0.3], [0.3, 0.3]], twos)
+    found = rewards_of(rows, 0.001)
+    assert found["best fixed schedule (ddim, 2 even steps)"] == pytest.approx(-0.35 - 0.002)
+    assert found["each picture's best schedule"] == pytest.approx(-(0.2 + 0.001 + 0.3 + 0.002) / 2)
+    assert found["oracle"] == found["each picture's best schedule"]
+    assert found["agent a"] == pytest.approx(-0.3 - 0.002)
+    other = paying_rows("ddim, 1 even steps", SCHEDULE, [[0.2]], [[1]])
+    other += paying_rows("ddim, 2 even steps", SCHEDULE, [[0.4]], [[2]])
+    assert "best fixed schedule (ddim, 1 even steps)" in rewards_of(rows, 0.001, other)
 
 
 def test_the_choice_by_the_other_noises_knows_no_luck() -> None:
     """What is best under one noise and not under the other is chosen for the wrong one."""
     rows = paying_rows("ddim, 1 even steps", SCHEDULE, [[0.1, 0.5]], [[1, 1]], levels=(1,))
     rows += paying_rows("ddim, 2 even steps", SCHEDULE, [[0.5, 0.1]], [[2, 2]], levels=(2, 1))
-    for quality in QUALITIES:
-        rows += paying_rows(ways.agent_name("a", quality), AGENT, [[0.1, 0.1]], [[1, 1]])
-    last = gains(rows, {"a": Told()})[-1]  # type: ignore[dict-item]
-    assert last["others_pay"] == pytest.approx(0.5 + 0.0015)
-    assert np.isnan(last["share"]), "there is nothing to gain"
-
-
-def test_no_gains_where_they_cannot_be_told() -> None:
-    rows = paying_rows("ddim, 1 even steps", SCHEDULE, [[0.1, 0.5]], [[1, 1]], levels=(1,))
-    assert gains(rows, {"a": Told()}) == []  # type: ignore[dict-item]  # one schedule
-    rows += paying_rows("ddim, 2 even steps", SCHEDULE, [[0.5, 0.1]], [[2, 2]], levels=(2, 1))
-    inverse = Told(training={"env": {"metric": "niqe", "reward": "inverse"}})
-    assert gains(rows, {"a": inverse}) == []  # type: ignore[dict-item]
-    assert gains(rows, {"a": Told(plan=Plan(10, 10))}) == []  # type: ignore[dict-item]
-    single = [row for row in rows if row.seed == 0]
-    assert gains(single, {"a": Told()}) == []  # type: ignore[dict-item]
+    found = rewards_of(rows, 0.001)
+    assert found["each picture's best schedule"] == pytest.approx(-0.5 - 0.0015)
+    assert found["oracle"] == pytest.approx(-0.1 - 0.0015)
+    assert "each picture's best schedule" not in rewards_of([row for row in rows if row.seed == 0], 0.001)

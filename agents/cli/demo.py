@@ -9,11 +9,12 @@ import torch
 from matplotlib.figure import Figure
 from skimage import data
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from agents.agent import Agent, load_agent
 from agents.playing import AgentPolicy
-from agents.plots import contact_sheet, save
 from agents.study import methods as ways
+from agents.study.figures import contact_sheet, save
 from agents.study.methods import Batch, Method, Result
 from agents.study.rows import OTHER_NET, to_markdown
 from agents.study.running import Runner
@@ -23,12 +24,16 @@ from ddpm.pictures.degradation import downsample
 from ddpm.pictures.images import to_tensor, to_uint8
 from ddpm.util.files import check_ending
 from skipdiff_env.outcomes import TABLES
+from skipdiff_env.pictures import Rgb
 from skipdiff_env.plan import Plan
 from skipdiff_env.rendering import draw_map
 from skipdiff_env.upscaler import Upscaler
 
-# Photographs in the wheel of scikit-image, and the top left corner of the crop that is shown.
-PHOTOGRAPHS = {"astronaut": (0, 128), "chelsea": (20, 110), "coffee": (60, 170), "rocket": (100, 180)}
+# Photographs in the wheel of scikit-image: the top left corner of the crop that is shown, and the row and the column,
+# out of three, of its part with the most contrast.
+PHOTOGRAPHS = {
+    "astronaut": (0, 128, 2, 0), "chelsea": (20, 110, 1, 1), "coffee": (60, 170, 2, 1), "rocket": (100, 180, 2, 2),
+}  # fmt: skip
 SIZE = 192
 # Formats of the picture.
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
@@ -40,27 +45,20 @@ TILED = ("chelsea", "rocket")
 
 def photographs() -> Tensor:
     """Return the demonstration's targets, (4, 3, 192, 192) in [-1, 1]."""
-    crops = []
-    for name, (top, left) in PHOTOGRAPHS.items():
-        crops.append(to_tensor(getattr(data, name)()[top : top + SIZE, left : left + SIZE, :3]))
-    return torch.stack(crops)
+    return torch.stack([
+        to_tensor(getattr(data, name)()[top : top + SIZE, left : left + SIZE, :3])
+        for name, (top, left, *_) in PHOTOGRAPHS.items()
+    ])  # fmt: skip
 
 
-def _places(hr: Tensor) -> list[tuple[int, int]]:
-    """Return the row and the column, out of three, of the part with the most contrast in each picture (B, 3, H, H)."""
-    side = hr.shape[-1] // 3
-    contrast = hr.mean(1).unfold(1, side, side).unfold(2, side, side).std(dim=(-2, -1)).flatten(1)
-    return [(int(best) // 3, int(best) % 3) for best in contrast.argmax(1)]
-
-
-def _with_details(pictures: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
-    """Return pictures (B, 3, H, H), followed by one ninth of each, enlarged to the same size."""
+def _with_details(pictures: Tensor) -> list[Rgb]:
+    """Return the results for the photographs, (4, 3, H, H), followed by one ninth of each, as large as they are."""
     side = pictures.shape[-1] // 3
     details = torch.stack([
         picture[:, row * side : (row + 1) * side, column * side : (column + 1) * side]
-        for picture, (row, column) in zip(pictures, places, strict=True)
+        for picture, (_, _, row, column) in zip(pictures, PHOTOGRAPHS.values(), strict=True)
     ])  # fmt: skip
-    return torch.cat([pictures, torch.nn.functional.interpolate(details, size=pictures.shape[-2:], mode="nearest")])
+    return [*map(to_uint8, pictures), *map(to_uint8, interpolate(details, size=pictures.shape[-2:], mode="nearest"))]
 
 
 def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str = "cpu") -> str:
@@ -84,26 +82,20 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
     check_ending(out, FORMATS)
     unet = load_unet(checkpoint, device)
     plan = Plan.resolve(unet.settings)
-    methods = [
-        *ways.without_forwards(unet),
-        *ways.other_nets(unet.scale),
-        ways.chain(unet.diffusion_steps),
-        ways.coarse_chain(plan),
-        ways.from_start(plan, unet.settings["start"] or plan.N),
-    ]
+    methods = [*ways.without_forwards(unet), *ways.other_nets(unet.scale), ways.chain(unet.diffusion_steps)]
+    methods += [ways.coarse_chain(plan), ways.from_start(plan, unet.settings["start"] or plan.N)]
     methods += ways.shipped_schedule(unet)
     hr = photographs().to(device)
-    places = _places(hr)
-    small = torch.nn.functional.interpolate(downsample(hr, unet.scale), scale_factor=unet.scale, mode="nearest")
-    sheet = {f"input ({SIZE // unet.scale} px)": _with_details(small, places)}
+    small = interpolate(downsample(hr, unet.scale), scale_factor=unet.scale, mode="nearest")
+    sheet = {f"input ({SIZE // unet.scale} px)": _with_details(small)}
 
     def keep(batch: Batch, method: Method, result: Result) -> None:
         forwards = "" if method.family == OTHER_NET else f"\n{result.nfe[0]} forwards"
-        sheet[f"{method.name}{forwards}"] = _with_details(result.sr, places)
+        sheet[f"{method.name}{forwards}"] = _with_details(result.sr)
 
     rows = Runner(unet, METRICS, device).run(methods, list(hr), [seed], keep=keep, title="demo")
-    sheet["original"] = _with_details(hr, places)
-    save(contact_sheet({title: [to_uint8(image) for image in images] for title, images in sheet.items()}), out)
+    sheet["original"] = _with_details(hr)
+    save(contact_sheet(sheet), out)
     return f"{to_markdown(rows)}\n\npicture: {out}"
 
 

@@ -1,7 +1,7 @@
 """Drawing of an agent's episode as a picture or a film, with the probabilities of its actions."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from agents.agent import Agent
+from agents.cli.options import episode_settings
 from agents.playing import AgentPolicy, SchedulePolicy
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, check_ending
 from ddpm.util.progress import say
+from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import Episode
 from skipdiff_env.refinement import Action
 from skipdiff_env.rendering import BACKGROUND, COLOURS, EMPTY, MARGIN, METADATA, TEXT
 from skipdiff_env.task import Task
 
-FORMATS = (".png", ".gif", ".webp", ".mp4")
+FORMATS = (".png", ".gif", ".webp")
 # Quality of a .webp film, which is lossy.
 WEBP_QUALITY = 80
 # Height of the bars of probabilities.
@@ -46,6 +48,25 @@ class Played:
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in self.episode.metrics.items())
         outcome = f"start {state.start}, {state.nfe} forwards, reward {self.episode.reward:.4f}, {metrics}"
         return "\n".join([*self.decided, outcome])
+
+
+def task_of(agent: Agent, env: Mapping[str, Any] | None, options: dict[str, Any]) -> Task:
+    """Return the task of an agent's episodes: its plan, and its kinds of decision and observation.
+
+    Args:
+        agent: the agent.
+        env: arguments of an environment; None: those of the agent's training, with the centres of pictures.
+        options: options of the command, which take precedence.
+    """
+    config = agent.config
+    if env is None:
+        trained = {"image_size": config.image_size, **config.training.get("env", {})}
+        known = {each.name for each in fields(TaskConfig)} - {"split", "crop"}
+        env = {name: value for name, value in trained.items() if name in known and value is not None}
+    plan = config.plan.settings()
+    own = {"steps": (plan.pop("S"), plan.pop("N")), **plan, "decisions": config.kind, "observation": config.observation}
+    own |= {"schedules": config.schedules, "substeps": config.substeps if config.kind == "stride" else None}
+    return Task(TaskConfig.of({**env, **episode_settings(options), **own, "device": options["device"]}))
 
 
 def enjoy(
@@ -130,38 +151,21 @@ def _with_bars(frame: NDArray[np.uint8], skips: Sequence[float], decisions: int)
 
 
 def write_film(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
-    """Write frames as .gif, .webp or .mp4, or the last one as .png.
+    """Write frames as .gif or .webp, or the last one as .png.
 
     Raises:
         ConfigError: the ending is another one, or the file cannot be written.
     """
     check_ending(path, FORMATS)
-    fps = METADATA["render_fps"]
+    images = [Image.fromarray(frame) for frame in frames]
+    still = path.suffix.lower() == ".png"
+    durations = [1000 // METADATA["render_fps"]] * (len(images) - 1) + [3000]
+    film: dict[str, Any] = {"save_all": True, "append_images": images[1:], "duration": durations, "loop": 0}
     try:
         with atomic_path(path) as temporary:
-            if path.suffix.lower() == ".mp4":
-                _write_mp4(frames, temporary, fps)
+            if still:
+                images[-1].save(temporary)
             else:
-                images = [Image.fromarray(frame) for frame in frames]
-                if path.suffix.lower() == ".png":
-                    images[-1].save(temporary)
-                else:
-                    durations = [1000 // fps] * (len(images) - 1) + [3000]
-                    images[0].save(
-                        temporary, save_all=True, append_images=images[1:], duration=durations, loop=0,
-                        quality=WEBP_QUALITY,
-                    )  # fmt: skip
+                images[0].save(temporary, quality=WEBP_QUALITY, **film)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def _write_mp4(frames: Sequence[NDArray[np.uint8]], path: Path, fps: int) -> None:
-    import cv2
-
-    height, width = (side - side % 2 for side in frames[0].shape[:2])
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
-    if not writer.isOpened():
-        raise OSError("OpenCV has no encoder for MP4 here; write a .gif instead")
-    for frame in [*frames, *[frames[-1]] * (2 * fps)]:
-        writer.write(np.ascontiguousarray(frame[:height, :width, ::-1]))
-    writer.release()

@@ -10,31 +10,24 @@ from click.core import ParameterSource
 from agents.cli.options import (
     CHECKPOINT,
     COARSE,
-    DEGRADATION,
     DENOISER,
     DEVICE,
-    FINE_SAMPLER,
-    FIRST_STEP,
+    EPISODES,
     IMAGES,
     LEVELS,
+    PLAN,
     PLAN_OPTIONS,
-    STEPS,
+    QUALITY,
+    SOURCES,
     TRUST_PICKLE,
-    agents_episodes,
+    batch_size,
+    degradation,
     environment,
-    environment_of,
-    episode_settings,
-    episodes,
+    image_size,
+    limit,
     named_agents,
     numbers,
     sampler,
-)
-
-SOURCES = click.option(
-    "--sources",
-    type=click.Path(path_type=Path),
-    help="Tab-separated file whose second column names the photograph that a picture is cut from, which is the unit of "
-    "the intervals.  [default: each picture is a photograph]",
 )
 
 
@@ -57,17 +50,14 @@ def _hint_at_judge(names: Iterable[str]) -> None:
 )
 @IMAGES
 @DENOISER
-@STEPS
-@COARSE
-@FINE_SAMPLER
-@FIRST_STEP
+@PLAN
 @LEVELS
-@click.option("--image-size", type=click.IntRange(min=16), default=128, help="Side of the centre crops.")
-@click.option("--degradation", default="bicubic", **DEGRADATION)
+@image_size(128)
+@degradation()
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, help="Number of noise seeds; figures are mean ± std over them."
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
+@limit()
 @click.option(
     "--metrics",
     help="Metrics, separated by commas.  [default: psnr,ssim,niqe,lpips,colour, and dists if its weights exist]",
@@ -94,7 +84,7 @@ def _hint_at_judge(names: Iterable[str]) -> None:
     "--pictures", type=click.IntRange(min=0), default=4, help="Also save the first pictures, if --out is given."
 )
 @DEVICE
-@click.option("--batch-size", type=click.IntRange(min=1), default=16)
+@batch_size(16)
 @click.pass_context
 def evaluate(
     ctx: click.Context,
@@ -114,21 +104,26 @@ def evaluate(
 
     The centre crop of each picture is shrunk and enlarged again. Metrics are computed on 8-bit results. PSNR and SSIM
     are those of luma, and the colour error is the difference of the mean colours in grey levels. The last row contains
-    the metrics that need no reference, measured on the originals. The oracle takes the start with the highest reward
-    for each picture and noise. Every agent decides under the plan of its training. The fixed starts are those of the
-    first agent's plan, unless options change it. With --env, the column of rewards contains the mean reward of the
-    environment's episodes on these pictures under the noise seeds 0, 1 … With --out, finished results are kept: the
-    same command continues after an interruption, and takes further agents and schedules.
+    the metrics that need no reference, measured on the originals. The oracle takes the start (or, with an --env of
+    jumps, the schedule) with the highest reward for each picture and noise. Every agent decides under the plan of its
+    training. The fixed starts are those of the first agent's plan, unless options change it. With --env, the column of
+    rewards contains the mean reward of the environment's episodes on these pictures under the noise seeds 0, 1 … With
+    --out, finished results are kept: the same command continues after an interruption, and takes further agents and
+    schedules.
     """
     from agents.agent import load_agent
-    from agents.study import default_metrics, default_reward, load_crops, save_pictures, to_markdown, write_report
-    from agents.study import evaluate as run
-    from agents.study.gains import gains, gains_markdown
+    from agents.study.evaluation import default_reward
+    from agents.study.evaluation import evaluate as run
     from agents.study.intervals import comparisons, comparisons_markdown
-    from agents.study.tables import write_csv
+    from agents.study.rows import to_markdown, write_report
+    from agents.study.running import Runner, default_metrics, load_crops, save_pictures
+    from ddpm.checkpoints import load_denoiser
+    from ddpm.util.progress import say
+    from skipdiff_env.judges import refuse_judge
     from skipdiff_env.pictures import photographs_of
 
     options |= {} if env_id is None else _scoring(ctx, env_id, options)
+    refuse_judge(options["reward"])
     names = default_metrics() if metrics is None else metrics.split(",")
     if env_id is not None and metrics is None:  # NIQE needs larger pictures
         names = list(
@@ -147,29 +142,20 @@ def evaluate(
     crops = load_crops(images, size, options.pop("limit"))
     photographs = photographs_of(crops.names, sources)
     train_crops = load_crops(train_images, size) if train_images else None
+    checkpoint, device = options.pop("checkpoint"), options.pop("device")
+    unet = load_denoiser(checkpoint, device, trust_pickle)
+    runner = Runner(unet, names, device, options.pop("batch_size"), options.pop("degradation"))
+    for agent in loaded.values():
+        if note := agent.told_of(checkpoint):
+            say(f"Note: {note}")
     keep = None if out is None else save_pictures(out / "pictures", pictures)
-    rows = run(
-        crops,
-        asked=asked,
-        metrics=names,
-        agents=loaded,
-        train_crops=train_crops,
-        keep=keep,
-        folder=out,
-        trust_pickle=trust_pickle,
-        **options,
-    )
+    rows = run(runner, crops, loaded, asked, train_crops=train_crops, keep=keep, folder=out, **options)
     sections = [to_markdown(rows)]
     if reference is not None:
         sections.append(comparisons_markdown(comparisons(rows, reference, photographs), reference, photographs))
-    shares = gains(rows, loaded)
-    if shares:
-        sections.append(gains_markdown(shares))
     click.echo("\n\n".join(sections))
     if out is not None:
         write_report(out, rows, sections)
-        if shares:
-            write_csv(out / "gains.csv", shares)
 
 
 def _scoring(ctx: click.Context, env_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,39 +207,24 @@ def demo(out: Path, agent: bool, **options: Any) -> None:
     help="Environment of the episode.  [default: that of the agent's training, or SkipDiff-v0]",
 )
 @click.option("--agent", required=True, help="Folder of an agent or of a run, or a checkpoint that has one.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default="episode.png", help=".png, .gif, .webp or .mp4.")
-@episodes
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="episode.png", help=".png, .gif or .webp.")
+@EPISODES
 @click.option("--image", type=click.IntRange(min=0), default=0, help="Number of the picture, from 0.")
 @click.option("--noise-seed", type=click.IntRange(min=0), default=0)
-@click.option(
-    "--quality",
-    type=click.FloatRange(0, 1),
-    help="From few forwards to many, for an agent that observes their price.  [default: 0.5]",
-)
+@QUALITY
 def enjoy(
-    env_id: str | None,
-    agent: str,
-    out: Path,
-    image: int,
-    noise_seed: int,
-    quality: float | None,
-    **options: Any,
+    env_id: str | None, agent: str, out: Path, image: int, noise_seed: int, quality: float | None, **options: Any
 ) -> None:
     """Play one episode with an agent, and draw it with the decisions."""
     from agents.agent import load_agent
-    from agents.cli.enjoy import FORMATS, write_film
+    from agents.cli.enjoy import FORMATS, task_of, write_film
     from agents.cli.enjoy import enjoy as play
     from ddpm.util.files import check_ending
-    from skipdiff_env.config import TaskConfig
-    from skipdiff_env.task import Task
 
     check_ending(out, FORMATS)
-    given = None if env_id is None else environment(env_id)
+    env = None if env_id is None else environment(env_id)
     loaded = load_agent(agent, options["device"])
-    env = given or environment_of(loaded)
-    options["checkpoint"] = options["checkpoint"] or env.get("checkpoint")
-    options = agents_episodes(options, loaded)
-    task = Task(TaskConfig.of({**env, **episode_settings(options), **options}))
+    task = task_of(loaded, env, options)
     played = play(loaded, task, image, noise_seed, film=out.suffix.lower() != ".png", quality=quality)
     write_film(played.frames, out)
     click.echo(f"{played.describe()}\npicture: {out}")
@@ -274,8 +245,7 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
     """
     if evaluation is None and not runs:
         raise click.UsageError("nothing to draw; give --evaluation, --run, or both")
-    from agents.plots import plot_runs
-    from agents.study import plot_evaluation
+    from agents.study.figures import plot_evaluation, plot_runs
 
     written = plot_runs(runs, out) if runs else []
     written += plot_evaluation(evaluation, out) if evaluation is not None else []
@@ -303,31 +273,18 @@ def plot(evaluation: Path | None, runs: tuple[Path, ...], out: Path) -> None:
     help="Photographs for fitting schedules by dynamic programming.  [default: no schedule is fitted]",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="Number of noise seeds.")
-@click.option("--limit", type=click.IntRange(min=1), help="Take only so many pictures, evenly spread.")
-@click.option("--image-size", type=click.IntRange(min=96), default=128, help="Side of the centre crops.")
-@click.option("--degradation", default="bicubic", **DEGRADATION)
+@limit()
+@image_size(128, least=96)
+@degradation()
 @click.option(
     "--sections",
     help="Sections, separated by commas: fig1, tables12, table3, table4, table5, table6, fig5, peers.  [default: all]",
 )
 @SOURCES
-@click.option("--batch-size", type=click.IntRange(min=1), default=16)
+@batch_size(16)
 @DEVICE
 def reproduce(
-    out: Path,
-    images: tuple[str, ...],
-    checkpoint: str,
-    agents: tuple[str, ...],
-    levels: tuple[str, ...],
-    train_images: tuple[str, ...],
-    seeds: int,
-    limit: int | None,
-    image_size: int,
-    degradation: str,
-    sections: str | None,
-    sources: Path | None,
-    batch_size: int,
-    device: str,
+    out: Path, checkpoint: str, agents: tuple[str, ...], sections: str | None, device: str, seeds: int, **options: Any
 ) -> None:
     """Compute the paper's tables and figures on your pictures, with other samplers beside them, as one report.
 
@@ -336,9 +293,8 @@ def reproduce(
     interruption, and takes further sections and agents.
     """
     from agents.agent import has_agent, load_agent
-    from agents.study import default_metrics, load_crops
     from agents.study.paper import MAIN, TRAIN_LIMIT, Paper
-    from agents.study.running import Runner
+    from agents.study.running import Runner, default_metrics, load_crops
     from ddpm.checkpoints import load_unet, resolve_checkpoint
     from skipdiff_env.pictures import photographs_of
 
@@ -347,13 +303,14 @@ def reproduce(
     if MAIN not in named and has_agent(own):
         named[MAIN] = str(own)
     loaded = {name: load_agent(path, device) for name, path in named.items()}
-    runner = Runner(load_unet(checkpoint, device), default_metrics(), device, batch_size, degradation)
-    runner.check_size(image_size)
+    unet, size, train = load_unet(checkpoint, device), options["image_size"], options["train_images"]
+    runner = Runner(unet, default_metrics(), device, options["batch_size"], options["degradation"])
+    runner.check_size(size)
     _hint_at_judge(runner.metrics)
-    train_crops = load_crops(train_images, image_size, TRAIN_LIMIT) if train_images else ()
-    paper = Paper(runner, loaded, levels, train_crops, sections.split(",") if sections else ())
-    crops = load_crops(images, image_size, limit)
-    photographs = photographs_of(crops.names, sources)
+    train_crops = load_crops(train, size, TRAIN_LIMIT) if train else ()
+    paper = Paper(runner, loaded, options["levels"], train_crops, sections.split(",") if sections else ())
+    crops = load_crops(options["images"], size, options["limit"])
+    photographs = photographs_of(crops.names, options["sources"])
     rows = paper.run(crops, seeds, out)
     click.echo(f"report: {paper.write(rows, crops, photographs, out)}")
 
@@ -382,28 +339,18 @@ def reproduce(
     help="Number of schedules, if there are more than 10 levels.",
 )
 @COARSE
-@click.option(
-    "--fine-sampler",
-    callback=sampler,
-    default="ddim",
-    metavar="[ddpm|ddim|ddim:ETA|dpmsolver++]",
-    help="Sampler of the fine stage.",
-)
-@click.option("--image-size", type=click.IntRange(min=16), default=64, help="Side of the crops.")
+@sampler("fine", "ddim", ".")
+@image_size(64)
 @click.option(
     "--crops", type=click.IntRange(min=1), help="Number of random crops of each photograph.  [default: its centre]"
 )
-@click.option(
-    "--sources",
-    type=click.Path(path_type=Path),
-    help="Tab-separated file whose second column names the photograph that a file is cut from.",
-)
-@click.option("--limit", type=click.IntRange(min=1), help="Take only so many photographs, evenly spread.")
-@click.option("--degradation", default="bicubic", **DEGRADATION)
+@SOURCES
+@limit()
+@degradation()
 @click.option("--metrics", default="lpips,psnr", help="Metrics, separated by commas; the first is that of the reward.")
 @click.option("--noise-seeds", type=click.IntRange(min=1), default=2, help="Number of noises of each crop.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, help="Number of processes.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32)
+@batch_size(32)
 @DEVICE
 @click.option("--minari", metavar="NAME", help="Also play episodes and write them as this Minari dataset.")
 @click.option(
@@ -478,42 +425,30 @@ def tabulate(
     default=40,
     help="Number of steps of the chain, and of the levels among which the schedule chooses.",
 )
-@click.option("--image-size", type=click.IntRange(min=16), default=128, help="Side of the pictures' centre crops.")
-@click.option("--degradation", default="bicubic", **DEGRADATION)
-@click.option("--limit", type=click.IntRange(min=1), default=32, help="Take only so many pictures, evenly spread.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8)
+@image_size(128)
+@degradation()
+@limit(32)
+@batch_size(8)
 @DEVICE
-def schedule(
-    images: tuple[str, ...],
-    checkpoint: str,
-    counts: tuple[int, ...],
-    steps: int,
-    image_size: int,
-    degradation: str,
-    limit: int,
-    batch_size: int,
-    device: str,
-) -> None:
+def schedule(checkpoint: str, counts: tuple[int, ...], steps: int, device: str, **options: Any) -> None:
     """Print the schedule of a number of forwards that stays nearest to a chain of many steps.
 
     The command computes the distance from the chain for every jump between two of its --steps levels, on your pictures.
     Dynamic programming then finds the schedule with the smallest sum. Other commands take it as --levels. Use other
     pictures to evaluate it.
     """
-    from agents.study import load_crops
-    from agents.study.methods import trajectory_costs
-    from agents.study.running import Runner
+    from agents.study.peers import trajectory_costs
+    from agents.study.running import Runner, load_crops
     from ddpm.checkpoints import load_denoiser
     from ddpm.schedule import Schedule
     from ddpm.training.best_schedule import best_levels
     from ddpm.util.errors import ConfigError
-    from ddpm.util.progress import progress
 
     if max(counts) > steps:
         raise ConfigError(f"--forwards must be at most --steps, {steps}, got {max(counts)}")
-    runner = Runner(load_denoiser(checkpoint, device), [], device, batch_size, degradation)
-    runner.check_size(image_size)
-    batches = runner.batches(load_crops(images, image_size, limit))
-    costs = trajectory_costs(progress(batches, desc="schedule", unit="batch", leave=False), steps)
+    runner = Runner(load_denoiser(checkpoint, device), [], device, options["batch_size"], options["degradation"])
+    runner.check_size(options["image_size"])
+    crops = load_crops(options["images"], options["image_size"], options["limit"])
+    costs = trajectory_costs(list(runner.batches(crops)), steps)
     for forwards in counts:
         click.echo(Schedule(best_levels(costs, forwards)))

@@ -6,25 +6,21 @@ from typing import Any
 import click
 
 from agents.cli.options import (
-    COARSE,
     DENOISER,
     DEVICE,
-    FINE_SAMPLER,
-    FIRST_STEP,
-    RAY,
-    STEPS,
+    PLAN,
+    QUALITY,
     TRUST_PICKLE,
-    WORKERS,
-    absolute_paths,
-    make_cluster,
+    options_of,
 )
+from agents.upscaling.options import UpscaleOptions
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATHS...")
 @click.option("-o", "--out", type=click.Path(), required=True, help="Folder (or, for one picture, file).")
 @DENOISER
-@STEPS
+@PLAN
 @click.option(
     "--start", type=int, help="Diffusion step at which the fine chain begins, 1 … N.  [default: the checkpoint's]"
 )
@@ -39,11 +35,12 @@ from agents.cli.options import (
     help="Schedule: the falling levels at which the network runs, as in 20,13,6,2; even:8 means 8 even steps, and *M "
     "after a level means M substeps, as in even:1*12.  [default: the checkpoint's]",
 )
-@COARSE
-@FINE_SAMPLER
-@FIRST_STEP
-@click.option("--seed", type=int, default=0, help="Seed of the noise, 0 … 2**64 - samples.")
-@click.option("--samples", type=click.IntRange(min=1), default=1, help="Number of different results for each picture.")
+@click.option(
+    "--agent",
+    help="Agent that decides instead of --detail, --start or --levels.  [default: the checkpoint's, if it has one]",
+)
+@QUALITY
+@options_of(UpscaleOptions, leave_out=["paths", "out"])
 @DEVICE
 @click.option(
     "--backend",
@@ -64,45 +61,20 @@ from agents.cli.options import (
     help="Side of a tile in pixels of the result; 0: no tiles.  [default: 256; for an agent of jumps, the size "
     "that it was trained on]",
 )
-@click.option(
-    "--format",
-    type=click.Choice(["png", "jpg", "webp", "avif", "tiff", "same"]),
-    help="Format of the results; same: that of the source, if it can be written.  [default: png; for animations, that "
-    "of the source]",
-)
-@click.option("--jpeg-quality", type=click.IntRange(1, 100), default=95, help="Quality of JPEG, WebP and AVIF.")
-@click.option("--strip-metadata", is_flag=True, help="Leave EXIF, XMP and texts out of the results.")
-@click.option(
-    "--outscale", type=float, help="Factor of enlargement: resizes the network's result with the Lanczos filter."
-)
-@click.option(
-    "--size",
-    metavar="[W]x[H]",
-    help="Size of the results, as 1920x, x1080, or 1920x1080 with other proportions: resizes the network's result with "
-    "the Lanczos filter.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
-@click.option("--skip-existing", is_flag=True, help="Keep results that exist, and make the others.")
-@click.option(
-    "--json", is_flag=True, help="Print one JSON object per line for each result, and a last one for the whole run."
-)
-@click.option(
-    "--agent",
-    help="Agent that decides instead of --detail, --start or --levels.  [default: the checkpoint's, if it has one]",
-)
-@click.option(
-    "--quality",
-    type=click.FloatRange(0, 1),
-    help="From few forwards (0) to many (1), for an agent that was trained for a range of prices.  [default: 0.5]",
-)
-@click.option(
-    "--map",
-    type=click.Path(),
-    help="Picture to draw, with the number of steps in each tile; needs a single still picture.",
-)
 @TRUST_PICKLE
-@RAY
-@WORKERS
+@click.option(
+    "--ray",
+    metavar="[ADDRESS]",
+    is_flag=False,
+    flag_value="",
+    help="Enlarge on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; without an address, start a cluster on this "
+    "machine.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Number of workers on the cluster.  [default: one for each CPU, or GPU]",
+)
 def upscale(ray: str | None, workers: int | None, **options: Any) -> None:
     """Enlarge photographs: files, folders and patterns.
 
@@ -113,17 +85,19 @@ def upscale(ray: str | None, workers: int | None, **options: Any) -> None:
     With --ray, the workers of a cluster enlarge the pictures; they must see the same files. If a worker is lost, the
     others continue. After any other interruption, --skip-existing makes the missing results.
     """
-    from dataclasses import asdict, fields
+    from dataclasses import fields
 
     from agents.upscaling.jobs import make_upscaler, make_worker
-    from agents.upscaling.options import UpscaleOptions
     from agents.upscaling.run import upscale_files
+    from ddpm.util.errors import ConfigError
 
-    cluster = make_cluster(ray, workers, options["device"])
-    what = UpscaleOptions(**{each.name: options.pop(each.name) for each in fields(UpscaleOptions)})
-    spread = None
-    if cluster is not None:
-        what, options = what.absolute(), options | absolute_paths(options, "checkpoint", "agent")
-        spread = partial(cluster.spread, make_worker, {"upscaler": options, "options": asdict(what)})
+    what, spread = UpscaleOptions(**{each.name: options.pop(each.name) for each in fields(UpscaleOptions)}), None
+    if ray is not None:
+        from agents.cluster import Cluster
+
+        cluster = Cluster(ray, workers, options["device"])
+        spread = partial(cluster.spread, make_worker, {"upscaler": options, "options": what})
+    elif workers is not None:
+        raise ConfigError("--workers is for --ray; give --ray as well, or leave --workers out")
     if not upscale_files(make_upscaler(**options), what, spread):
         raise click.exceptions.Exit(2)

@@ -1,6 +1,5 @@
-"""`skipdiff reproduce`: the paper's tables, made of the rows of `agents.study.evaluation.compare`."""
+"""`skipdiff reproduce`: the paper's tables, made of the rows of the same runner as those of `evaluate`."""
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,16 +13,17 @@ from torch import Tensor
 from agents.agent import Agent
 from agents.study import methods as ways
 from agents.study import reported
-from agents.study.evaluation import compare, settings_of, training_of
+from agents.study.evaluation import settings_of, training_of
 from agents.study.figures import plot_evaluation
 from agents.study.intervals import comparisons, comparisons_markdown
-from agents.study.methods import PEERS, Method
+from agents.study.methods import Method
+from agents.study.peers import peers
 from agents.study.rows import (
     BEST_FIXED,
     BICUBIC,
     ORACLE,
     OTHER_START,
-    PICTURE_START,
+    PICTURE_BEST,
     START,
     Row,
     by_method,
@@ -37,15 +37,12 @@ from agents.study.tables import COLUMNS, markdown_table
 from ddpm.pictures.degradation import PLAIN
 from ddpm.samplers import COARSE_SAMPLERS
 from ddpm.util.errors import ConfigError
-from ddpm.util.progress import progress, say
 from skipdiff_env.metrics import Metric
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import quality
 
 # Values of S, of which those that divide T are used: chains (Fig. 1), and pairs with a few starts each (Fig. 5).
 CHAINS, PAIRS = (2, 4, 5, 10, 20, 25, 50, 100), (4, 5, 10, 20, 25)
-# Numbers of forwards of the peers, as far as T allows; and the steps of the early start, in shares of T.
-BUDGETS, EARLY_STARTS = (3, 5, 8, 12, 20), (0.3, 0.6)
 # Fixed starts for cases 3 (shares of T) and 4 (multiples of N) of Table 4, if there is no agent for them.
 CASE_3, CASE_4 = (0.9, 0.7), (2, 4)
 NO_AGENT = "no agent: the best fixed start on these pictures"
@@ -69,7 +66,7 @@ class Paper:
     Args:
         runner: runner with the network and the metrics.
         agents: name → agent. The agent named "SkipDiff" is the paper's method; without it, a fixed start is.
-        levels: fixed schedules, as `agents.study.methods.parse_schedule` takes them.
+        levels: fixed schedules, as `agents.study.methods.schedule` takes them.
         train_crops: photographs for fitting schedules by dynamic programming; empty: no schedule is fitted.
         sections: names in `SECTIONS`; empty: all.
 
@@ -94,7 +91,6 @@ class Paper:
         main = agents[MAIN].config.plan if MAIN in agents else None
         restarts = main is not None and main.skip_mode == "restart"
         self.plan = replace(Plan.resolve(self.unet.settings, main if restarts else None), first_step=None)
-        self.own = {name: agent.config.plan or self.plan for name, agent in agents.items()}
         if main is not None and self.case(MAIN) not in (5, JUMPS):
             raise ConfigError(
                 f"the agent that stands for {MAIN} decides from diffusion step {self.T} on, expected {self.plan.N}; "
@@ -106,16 +102,20 @@ class Paper:
         self.ours = self.agent(MAIN) if MAIN in agents else ways.from_start(self.plan, start)
         self.label = f"{MAIN} (agent)" if MAIN in agents else f"{MAIN} (fixed start {start})"
         self.full, self.coarse = ways.chain(self.T), ways.coarse_chain(self.plan)
+        # of the tables, which `write` sets
+        self.rows: dict[str, list[Row]] = {}
+        self.entries: dict[str, Entry] = {}
+        self.side = 0
 
     # --- methods ---
 
     def agent(self, name: str) -> Method:
         """Return a coarse and a fine stage that an agent decides, under the agent's plan."""
-        return ways.by_agent(name, self.agents[name], self.own[name])
+        return ways.by_agent(name, self.agents[name])
 
     def case(self, name: str) -> int:
         """Return the case of Table 4 that an agent stands for, 3, 4 or 5, or `JUMPS`."""
-        plan = self.own[name]
+        plan = self.agents[name].config.plan
         if plan.skip_mode == "jump":
             return JUMPS
         return 3 if (plan.S, plan.N) == (1, self.T) else 4 if plan.first == self.T else 5
@@ -129,23 +129,21 @@ class Paper:
         sampler = self.unet.settings["fine_sampler"]
         found = [*ways.without_forwards(self.unet), *ways.other_nets(self.unet.scale), self.full, self.coarse]
         found += [self.ours, *ways.shipped_schedule(self.unet)]
-        found += [ways.parse_schedule(text, sampler) for text in self.levels]
+        found += [ways.schedule(text, sampler) for text in self.levels]
         for name, agent in self.agents.items():
-            found += ways.agent_curve(name, agent, self.own[name])
-        adds: dict[str, Callable[[], Iterable[Method]]] = {
-            "fig1": self.chains,
-            "table4": lambda: [method for case in (3, 4) if not self.agents_of(case) for method in self.tried(case)],
-            "table5": lambda: ways.all_starts(self.plan),
-            "table6": lambda: ways.all_starts(self.plan),
-            "fig5": self.pairs,
-            "peers": self.peers,
-        }
-        found += [method for name in self.sections if name in adds for method in adds[name]()]
+            found += ways.agent_curve(name, agent)
+        for name in self.sections:
+            if name == "fig1":
+                found += [ways.chain(self.T, S) for S in sorted({S for S in CHAINS if self.T % S == 0} | {self.T})]
+            elif name == "table4":
+                found += [method for case in (3, 4) if not self.agents_of(case) for method in self.tried(case)]
+            elif name in ("table5", "table6"):
+                found += ways.all_starts(self.plan)
+            elif name == "fig5":
+                found += self.pairs()
+            elif name == "peers":
+                found += peers(self.unet, list(self.runner.batches(self.train_crops)))
         return [*found, ways.originals()]
-
-    def chains(self) -> list[Method]:
-        """Return the chain of S steps for each S that divides T (Fig. 1)."""
-        return [ways.chain(self.T, S) for S in sorted({S for S in CHAINS if self.T % S == 0} | {self.T})]
 
     def pairs(self) -> list[Method]:
         """Return a few starts of other pairs (S, N), and of the plan's pair with other coarse samplers (Fig. 5)."""
@@ -163,27 +161,6 @@ class Paper:
         above = [times * self.plan.N for times in CASE_4 if times * self.plan.N <= self.T]
         return [*(_other_start(self.plan, start) for start in above), *ways.all_starts(self.plan)]
 
-    def peers(self) -> list[Method]:
-        """Return other samplers at several budgets; without diffusers only chains and fitted schedules."""
-        budgets = [forwards for forwards in BUDGETS if forwards <= self.T]
-        found = [ways.chain(self.T, forwards) for forwards in budgets]
-        if importlib.util.find_spec("diffusers") is None:
-            say('Note: samplers of diffusers are left out, since it is not installed; pip install "skipdiff[peers]"')
-        else:
-            predicted = ways.has_predictor(self.unet)
-            found += [ways.peer(self.T, name, forwards) for name in PEERS for forwards in budgets]
-            for t in dict.fromkeys(max(1, round(share * self.T)) for share in EARLY_STARTS):
-                found += [ways.early(self.T, t, forwards, predicted) for forwards in budgets if forwards <= t]
-            found += [ways.null_space(self.T, forwards) for forwards in budgets]
-        if self.train_crops:
-            batches = self.runner.batches(self.train_crops)
-            elbo = ways.elbo_costs(progress(batches, desc="ELBO", unit="batch", leave=False), self.T)
-            errors = ways.trajectory_costs(progress(batches, desc="trajectory", unit="batch", leave=False), self.T)
-            fits = [(elbo, sampler, ways.elbo_name(sampler)) for sampler in ("ddpm", "ddim")]
-            fits.append((errors, "ddim", ways.TRAJECTORY))
-            found += [ways.best_schedule(costs, n, sampler, title) for costs, sampler, title in fits for n in budgets]
-        return found
-
     # --- the run and the report ---
 
     def run(self, crops: Crops, seeds: int, out: Path) -> list[Row]:
@@ -193,22 +170,23 @@ class Paper:
             ConfigError: the folder holds results with other settings.
         """
         shown = [*ways.without_forwards(self.unet), self.full, self.coarse, self.ours, ways.originals()]
-        told = {**settings_of(self.plan, self.agents, self.own), "train_pictures": tensor_digest(self.train_crops)}
+        told = {**settings_of(self.plan, self.agents), "train_pictures": tensor_digest(self.train_crops)}
         keep = save_pictures(out / "pictures", PICTURES, shown)
-        rows = compare(self.runner, self.methods(), crops, seeds, told, out, keep)
+        rows = self.runner.run(self.methods(), crops, range(seeds), out, told, keep)
         starts = {row.start for row in rows if row.family == START}
         return with_rewards(rows, self.reward) if len(starts) == self.plan.N else rows
 
     def write(self, rows: Sequence[Row], crops: Crops, photographs: Sequence[str], out: Path) -> Path:
         """Write the report, its tables and figures, and return the path of report.md."""
-        tables = Tables(self, rows, int(crops[0].shape[-1]))
+        self.rows, self.side = by_method(rows), int(crops[0].shape[-1])
+        self.entries = {str(entry["method"]): entry for entry in summarise(rows)}
         made = self.runner.degradation
         header = (
-            f"{len(crops)} pictures of {crops[0].shape[-1]} px, shrunk and enlarged {self.unet.scale} times"
+            f"{len(crops)} pictures of {self.side} px, shrunk and enlarged {self.unet.scale} times"
             f"{'' if made == PLAIN else f' (degradation {made})'}; T = {self.T}, S = {self.plan.S}, N = {self.plan.N}, "
             f"coarse stage by {self.plan.coarse_sampler}. All methods have the same network, pictures and noise."
         )
-        texts = [text for name in self.sections if (text := SECTIONS[name](tables))]
+        texts = [make(self) for name in self.sections if (make := SECTIONS[name]) is not None]
         if texts:
             header += (
                 ' **Columns named "paper" hold the paper\'s own figures, on other networks and other pictures** '
@@ -220,31 +198,13 @@ class Paper:
         plot_evaluation(out, out)
         return out / "report.md"
 
-
-def _other_start(plan: Plan, start: int) -> Method:
-    """Return a fixed start as a method that the oracle does not choose from."""
-    return replace(ways.from_start(plan, max(1, start)), family=OTHER_START)
-
-
-class Tables:
-    """The paper's tables of rows, as Markdown, beside the paper's own figures.
-
-    Args:
-        paper: the methods.
-        rows: rows of all methods.
-        side: side of the pictures, in pixels.
-    """
-
-    def __init__(self, paper: Paper, rows: Sequence[Row], side: int) -> None:
-        self.paper, self.rows, self.side = paper, by_method(rows), side
-        self.entries = {str(entry["method"]): entry for entry in summarise(rows)}
-        self.quality = [*paper.metrics, "nfe"]
+    # --- the tables ---
 
     def line(
         self, method: Method, label: str | None = None, theirs: Sequence[float] | None = None, **more: Any
     ) -> Entry:
         """Return the entry of a method with the paper's figures."""
-        name = self.paper.label if method.name == self.paper.ours.name else method.name
+        name = self.label if method.name == self.ours.name else method.name
         return {**self.entries[method.name], "method": label or name, **reported.columns(theirs), **more}
 
     def best(self, methods: Iterable[Method], metric: Metric) -> Method:
@@ -258,24 +218,23 @@ class Tables:
 
     def tables12(self) -> str:
         """Return the table of bicubic enlargement, the full DDPM and SkipDiff."""
-        paper, unet = self.paper, self.paper.unet
-        figures = reported.RESULTS.get(unet.scale, {})
-        keys = {BICUBIC: "bicubic", paper.full.name: "DDPM", paper.ours.name: MAIN}
-        shown = [*ways.without_forwards(unet), *ways.other_nets(unet.scale), paper.full, paper.ours, ways.originals()]
+        figures = reported.RESULTS.get(self.unet.scale, {})
+        keys = {BICUBIC: "bicubic", self.full.name: "DDPM", self.ours.name: MAIN}
+        shown = [*ways.without_forwards(self.unet), *ways.other_nets(self.unet.scale)]
+        shown += [self.full, self.ours, ways.originals()]
         lines = [self.line(method, None, figures.get(keys.get(method.name, ""))) for method in shown]
         if "DDRM" in figures:
             lines.insert(1, {"method": "DDRM (not run here)", **reported.columns(figures["DDRM"])})
-        columns = ["method", *self.quality, *(f"paper_{name}" for name in reported.NAMES if figures)]
+        columns = ["method", *self.metrics, "nfe", *(f"paper_{name}" for name in reported.NAMES if figures)]
         return f"## Tables 1 and 2: bicubic, DDPM, SkipDiff\n\n{markdown_table(lines, columns, HEADINGS)}"
 
     def table3(self) -> str:
         """Return the table of seconds and FLOPs of the full DDPM and of SkipDiff."""
-        paper, device = self.paper, self.paper.runner.device
-        image = torch.zeros((1, 3, self.side, self.side), device=device)
+        image = torch.zeros((1, 3, self.side, self.side), device=self.runner.device)
         lines: list[Entry] = []
-        forward = count_flops(lambda: paper.unet.predict(image, 0.5, image)) / 1e9
+        forward = count_flops(lambda: self.unet.predict(image, 0.5, image)) / 1e9
         slowest, most = reported.SPEED["DDPM"]
-        for key, method in (("DDPM", paper.full), (MAIN, paper.ours)):
+        for key, method in (("DDPM", self.full), (MAIN, self.ours)):
             seconds, gflops = reported.SPEED[key]
             deciding = float(np.mean([row.policy_seconds for row in self.rows[method.name]]))
             entry = self.line(
@@ -286,27 +245,27 @@ class Tables:
             lines.append(entry)
             entry |= {"faster": lines[0]["seconds"] / entry["seconds"], "fewer": lines[0]["gflops"] / entry["gflops"]}
         columns = ["method", "nfe", "seconds", "policy_seconds", "gflops", "faster", "fewer"]
+        columns += ["paper_seconds", "paper_gflops", "paper_seconds_ratio", "paper_flops_ratio"]
         return (
             "## Table 3: seconds and FLOPs for a picture\n\nSeconds are wall time of a batch over its pictures without "
             "the metrics. FLOPs are those of the forwards; a multiplication and an addition are two. The paper's are "
-            "at 256 px.\n\n" + markdown_table(lines, [*columns, *PAPERS], HEADINGS)
+            "at 256 px.\n\n" + markdown_table(lines, columns, HEADINGS)
         )
 
     def table4(self) -> str:
         """Return the table of the ablation, cases 1 to 5."""
-        paper = self.paper
         lines = [
-            self.line(paper.full, None, reported.CASES[1], case="1"),
-            self.line(paper.coarse, None, reported.CASES[2], case="2, CSA only"),
+            self.line(self.full, None, reported.CASES[1], case="1"),
+            self.line(self.coarse, None, reported.CASES[2], case="2, CSA only"),
         ]
         for case, what in ((3, "FSR only"), (4, "CSA + FSR")):
-            found: list[tuple[Method, str | None]] = [(paper.agent(name), None) for name in paper.agents_of(case)]
+            found: list[tuple[Method, str | None]] = [(self.agent(name), None) for name in self.agents_of(case)]
             if not found:
-                best = self.best(paper.tried(case), paper.reward)
+                best = self.best(self.tried(case), self.reward)
                 found = [(best, f"{best.name} ({NO_AGENT})")]
-            lines += [self.line(method, label, case=f"{case}, {what}, {paper.T} steps") for method, label in found]
-        lines.append(self.line(paper.ours, None, reported.CASES[5], case=f"5, CSA + FSR({paper.plan.N})"))
-        columns = ["method", "case", *self.quality, "seconds", *(f"paper_{name}" for name in reported.NAMES)]
+            lines += [self.line(method, label, case=f"{case}, {what}, {self.T} steps") for method, label in found]
+        lines.append(self.line(self.ours, None, reported.CASES[5], case=f"5, CSA + FSR({self.plan.N})"))
+        columns = ["method", "case", *self.metrics, "nfe", "seconds", *(f"paper_{name}" for name in reported.NAMES)]
         return (
             f"## Table 4: what the two stages are worth\n\nThe paper's columns are on {reported.DATA[8]}.\n\n"
             + markdown_table(lines, columns, HEADINGS)
@@ -314,21 +273,20 @@ class Tables:
 
     def table5(self) -> str:
         """Return the table of every fixed start, the agents and the oracles, with the oracles' gain by both rewards."""
-        paper = self.paper
-        known = paper.plan.N == 10  # as in the paper
-        names = dict.fromkeys(method.name for method in ways.all_starts(paper.plan))
-        names |= dict.fromkeys(paper.agent(name).name for name in paper.agents_of(5))
+        known = self.plan.N == 10  # as in the paper
+        names = dict.fromkeys(method.name for method in ways.all_starts(self.plan))
+        names |= dict.fromkeys(self.agent(name).name for name in self.agents_of(5))
         rows = [row for name in names for row in self.rows[name]]
         lines: list[Entry] = []
-        for entry in summarise(with_rewards(rows, paper.reward)):
+        for entry in summarise(with_rewards(rows, self.reward)):
             niqe, lpips = reported.STARTS.get(round(entry["start"]), (math.nan, math.nan))
             theirs = {"paper_niqe": niqe, "paper_lpips": lpips} if known and entry["family"] == START else {}
             lines.append({**entry, **theirs})
         gained: list[Entry] = []
-        for metric in (paper.metrics["niqe"], paper.metrics["lpips"]):
+        for metric in (self.metrics["niqe"], self.metrics["lpips"]):
             chosen = {entry["family"]: entry for entry in summarise(with_rewards(rows, metric))}
             fixed, oracle = chosen[BEST_FIXED]["reward"], chosen[ORACLE]["reward"]
-            for family in (BEST_FIXED, PICTURE_START, ORACLE):
+            for family in (BEST_FIXED, PICTURE_BEST, ORACLE):
                 if family in chosen:
                     own, gap = chosen[family], oracle - fixed
                     share = (own["reward"] - fixed) / gap if gap > 0 else math.nan
@@ -337,7 +295,7 @@ class Tables:
         columns = ["method", "niqe", "lpips", "psnr", "reward", "regret", "nfe"]
         return (
             "## Table 5: every fixed start, the agents, and the oracle\n\n"
-            f"The reward is 1/{COLUMNS[paper.reward.name][0]}. The best fixed start was chosen on these pictures. The "
+            f"The reward is 1/{COLUMNS[self.reward.name][0]}. The best fixed start was chosen on these pictures. The "
             "oracle takes the best start for each picture and noise; each picture's best start is the one that is best "
             "under its other noises. Its share of the oracle's gain over the best fixed start is the picture's; the "
             "rest is the noise's."
@@ -350,37 +308,41 @@ class Tables:
 
     def table6(self) -> str:
         """Return the table of the agents with the lowest price, or of the best fixed start, for each reward."""
-        paper, lines = self.paper, []
+        lines = []
         for name in ("niqe", "lpips"):
             title = f"reward 1/{COLUMNS[name][0]}"
             prices = {
-                agent: _price(paper.agents[agent])
-                for agent in paper.agents_of(5)
-                if training_of(paper.agents[agent]).get("metric", "niqe") == name
+                agent: _price(self.agents[agent])
+                for agent in self.agents_of(5)
+                if training_of(self.agents[agent]).get("metric", "niqe") == name
             }
             for agent, price in prices.items():
                 if price == min(prices.values()):
                     paid = f", less {price} a forward" if price else ""
-                    lines.append(self.line(paper.agent(agent), f"{title}{paid}: agent {agent}"))
+                    lines.append(self.line(self.agent(agent), f"{title}{paid}: agent {agent}"))
             if not prices:
-                best = self.best(ways.all_starts(paper.plan), paper.metrics[name])
+                best = self.best(ways.all_starts(self.plan), self.metrics[name])
                 lines.append(self.line(best, f"{title}: {best.name} ({NO_AGENT})"))
-        table = markdown_table(lines, ["method", *self.quality, "start"], HEADINGS)
+        table = markdown_table(lines, ["method", *self.metrics, "nfe", "start"], HEADINGS)
         return f"## Table 6: NIQE against LPIPS as reward\n\n{table}"
 
 
 # In the order of the report. Sections without a table add methods to the figures.
-SECTIONS: dict[str, Callable[[Tables], str]] = {
-    "fig1": lambda tables: "",
-    "tables12": Tables.tables12,
-    "table3": Tables.table3,
-    "table4": Tables.table4,
-    "table5": Tables.table5,
-    "table6": Tables.table6,
-    "fig5": lambda tables: "",
-    "peers": lambda tables: "",
+SECTIONS: dict[str, Callable[[Paper], str] | None] = {
+    "fig1": None,
+    "tables12": Paper.tables12,
+    "table3": Paper.table3,
+    "table4": Paper.table4,
+    "table5": Paper.table5,
+    "table6": Paper.table6,
+    "fig5": None,
+    "peers": None,
 }
-PAPERS = ("paper_seconds", "paper_gflops", "paper_seconds_ratio", "paper_flops_ratio")
+
+
+def _other_start(plan: Plan, start: int) -> Method:
+    """Return a fixed start as a method that the oracle does not choose from."""
+    return replace(ways.from_start(plan, max(1, start)), family=OTHER_START)
 
 
 def _price(agent: Agent) -> float:

@@ -27,10 +27,10 @@ OTHER_START = "other start"
 AGENT, RANDOM = "agent", "random skipping"
 PEER, EARLY = "peer", "early start"
 OTHER_NET = "another net"
-# Rows that are chosen from those of the fixed starts. The first choice knows the target; the second knows the target
-# under other noises, so that its gain over the third is due to the picture and not to the noise.
-ORACLE, PICTURE_START, BEST_FIXED = "oracle", "each picture's best start", "best fixed start"
-CHOSEN = (ORACLE, PICTURE_START, BEST_FIXED)
+# Rows that are chosen from those of the fixed starts or schedules. The first choice knows the target; the second knows
+# the target under other noises, so that its gain over the third is due to the picture and not to the noise.
+ORACLE, PICTURE_BEST, BEST_FIXED = "oracle", "each picture's best", "best fixed"
+CHOSEN = (ORACLE, PICTURE_BEST, BEST_FIXED)
 
 # Metrics in which a method must be at least as good to dominate another. The last counts only if it was measured.
 JUDGED = ("psnr", "lpips", "dists")
@@ -104,25 +104,32 @@ def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return found
 
 
+def candidates(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that the oracle chooses from: those of the fixed starts or, without any, of the schedules."""
+    starts = sorted((row for row in rows if row.family == START), key=lambda row: row.start or 0)
+    return starts or [row for row in rows if row.family == SCHEDULE]
+
+
 def with_rewards(
     rows: Sequence[Row],
     metric: Metric,
-    best_start: int | None = None,
+    train: Sequence[Row] = (),
     kind: str = "inverse",
     price: float = 0.0,
     coarse: Mapping[str, int] | None = None,
 ) -> list[Row]:
-    """Add rewards; with fixed starts, also regrets and the rows of the starts that are chosen from them.
+    """Add rewards; with fixed starts or schedules, also regrets and the rows that are chosen from them.
 
-    These are the best fixed start, the oracle and, with several noise seeds, each picture's best start: the start that
-    is best on average under the picture's *other* seeds. With fewer seeds, noise disturbs that choice more. On average,
-    the part of the oracle's gain that is due to the picture is at least the gain of this row.
+    These are the best fixed start (or schedule), the oracle and, with several noise seeds, each picture's best start:
+    the start that is best on average under the picture's *other* seeds. With fewer seeds, noise disturbs that choice
+    more. On average, the part of the oracle's gain that is due to the picture is at least the gain of this row.
 
     Args:
         rows: rows with every start of the fine chain, or without any start; those of the originals, which have no
             reward, are moved to the end.
         metric: metric of the reward; must be among the rows' metrics.
-        best_start: the best fixed start, chosen on other pictures; None: the best on these pictures.
+        train: rows of the starts or schedules on other pictures, on which the best fixed one is chosen; empty: the best
+            on these pictures.
         kind: kind of the reward, one of `skipdiff_env.rules.REWARDS`.
         price: price of a fine forward.
         coarse: method → forwards of its coarse stage, which cost nothing.
@@ -140,50 +147,26 @@ def with_rewards(
         return quality(row.metrics[metric.name], metric.lower_better, kind) - paid
 
     rows = [replace(row, reward=reward(row)) for row in rows]
-    fixed = [row for row in rows if row.family == START]
+    fixed = by_method(candidates(rows))
     if not fixed:
         return rows + originals
-    oracle: dict[tuple[int, int], Row] = {}
-    by_start: dict[int, list[float]] = {}
-    by_picture: dict[int, list[Row]] = {}
-    for row in fixed:
-        assert row.start is not None
-        place = row.image, row.seed
-        if place not in oracle or row.reward > oracle[place].reward:
-            oracle[place] = row
-        by_start.setdefault(row.start, []).append(row.reward)
-        by_picture.setdefault(row.image, []).append(row)
-    if best_start is None:
-        best_start = max(by_start, key=lambda start: float(np.mean(by_start[start])))
-
-    def chosen(own: Iterable[Row], family: str, name: str) -> list[Row]:
-        return [replace(row, family=family, method=name) for row in own]
-
-    rows += chosen((row for row in fixed if row.start == best_start), BEST_FIXED, f"{BEST_FIXED} ({best_start})")
-    rows += chosen(
-        (row for own in by_picture.values() for row in _best_of_others(own)), PICTURE_START, PICTURE_START
-    )  # fmt: skip
-    rows += chosen(oracle.values(), ORACLE, ORACLE)
-    rows = [replace(row, regret=oracle[row.image, row.seed].reward - row.reward) for row in rows]
-    return rows + originals
-
-
-def best_of_other_noises(rewards: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return the index of the best start on average under the other noises, for each noise of a picture.
-
-    The shapes are (K, N) → (K,).
-    """
-    return (rewards.sum(axis=0) - rewards).argmax(axis=1)
-
-
-def _best_of_others(rows: Sequence[Row]) -> list[Row]:
-    """Return those of a picture's rows that `best_of_other_noises` chooses, if there are several noises."""
-    starts, seeds = (sorted({getattr(row, name) for row in rows}) for name in ("start", "seed"))
-    if len(seeds) < 2:
-        return []
-    by_place = {(row.seed, row.start): row for row in rows}
-    rewards = np.array([[by_place[seed, start].reward for start in starts] for seed in seeds])
-    return [by_place[seed, starts[i]] for seed, i in zip(seeds, best_of_other_noises(rewards), strict=True)]
+    chosen_on = by_method(candidates(train) or candidates(rows))
+    best = max(chosen_on, key=lambda name: float(np.mean([reward(row) for row in chosen_on[name]])))
+    table = [*zip(*fixed.values(), strict=True)]  # for each picture and noise, the rows of all starts
+    rewards = np.array([[row.reward for row in own] for own in table])
+    _, pictures = np.unique([own[0].image for own in table], return_inverse=True)
+    totals = np.zeros((pictures.max() + 1, len(fixed)))
+    np.add.at(totals, pictures, rewards)
+    of_starts = fixed[best][0].family == START
+    what, known = ("start", fixed[best][0].start) if of_starts else ("schedule", best)
+    choices = [(BEST_FIXED, f"{BEST_FIXED} {what} ({known})", np.full(len(table), [*fixed].index(best)))]
+    if len({own[0].seed for own in table}) > 1:
+        choices.append((PICTURE_BEST, f"{PICTURE_BEST} {what}", (totals[pictures] - rewards).argmax(axis=1)))
+    choices.append((ORACLE, ORACLE, rewards.argmax(axis=1)))
+    for family, name, places in choices:
+        rows += [replace(own[i], family=family, method=name) for own, i in zip(table, places, strict=True)]
+    highest = {(own[0].image, own[0].seed): value for own, value in zip(table, rewards.max(axis=1), strict=True)}
+    return [replace(row, regret=float(highest[row.image, row.seed]) - row.reward) for row in rows] + originals
 
 
 def _figures(rows: Sequence[Row]) -> list[str]:
@@ -232,12 +215,6 @@ def judged(names: Iterable[str]) -> list[str]:
     return known if {"psnr", "lpips"} <= set(known) else []
 
 
-def _losses(entry: Mapping[str, Any], figures: Iterable[str]) -> NDArray[np.float64]:
-    """Return the values of an entry, where lower is better; NaN for a missing value."""
-    values = {name: entry.get(name, math.nan) for name in figures}
-    return np.array([value if name == "nfe" or name in LOWER_BETTER else -value for name, value in values.items()])
-
-
 def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
     """Return the method that dominates each method, or None.
 
@@ -251,23 +228,19 @@ def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
     methods = [entry for entry in summary if entry["family"] not in (ORIGINALS, OTHER_NET, *CHOSEN)]
 
     def losses(entry: Mapping[str, Any]) -> NDArray[np.float64]:
-        return _losses(entry, judged(entry))
+        return np.array([entry[name] if name in LOWER_BETTER else -entry[name] for name in judged(entry)])
 
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for entry in methods:
-        own = losses(entry)
-        found[entry["method"]] = [
-            other
-            for other in methods
-            if other["nfe"] <= entry["nfe"] and (losses(other) <= own).all() and (losses(other) < own).any()
-        ]
-    best = {
+    def better(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        own, cheaper = losses(entry), [other for other in methods if other["nfe"] <= entry["nfe"]]
+        return [other for other in cheaper if (losses(other) <= own).all() and (losses(other) < own).any()]
+
+    found = {entry["method"]: better(entry) for entry in methods}
+    return {
         method: min(
             (other for other in others if not found[other["method"]]), key=lambda other: other["lpips"], default={}
-        )
+        ).get("method")
         for method, others in found.items()
     }
-    return {method: other.get("method") for method, other in best.items()}
 
 
 def domination_note(names: Iterable[str]) -> str:

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from agents.study.methods import Batch, Method, Result
 from agents.study.rows import BICUBIC, ORIGINALS, OTHER_NET, Row, read_rows, write_rows
-from ddpm.nets.denoiser import Denoiser, fingerprint, image_multiple, watching
+from ddpm.nets.denoiser import Denoiser, fingerprint, image_multiple
 from ddpm.pictures.degradation import PLAIN, Degradation
 from ddpm.pictures.images import Picture, to_tensor, to_uint8, write_picture
 from ddpm.util.errors import ConfigError
@@ -97,15 +96,11 @@ class Runner:
         self.degradation = Degradation.parse(degradation)
         self.metrics = {name: make_metric(name, device) for name in metrics}
 
-    def batch(self, hr: Tensor, seed: int = 0, first: int = 0) -> Batch:
-        """Return targets (B, 3, H, W) under one noise seed as a batch; `first` is the index of the first picture."""
-        return Batch(self.unet, hr, seed, first, self.batch_size, self.degradation)
-
-    def batches(self, crops: Sequence[Tensor]) -> list[Batch]:
-        """Return targets under noise seed 0, in batches."""
-        starts = range(0, len(crops), self.batch_size)
-        groups = [torch.stack(list(crops[first : first + self.batch_size])).to(self.device) for first in starts]
-        return [self.batch(group) for group in groups]
+    def batches(self, crops: Sequence[Tensor], seed: int = 0) -> Iterator[Batch]:
+        """Iterate over targets under a noise seed, in batches."""
+        for first in range(0, len(crops), self.batch_size):
+            hr = torch.stack(list(crops[first : first + self.batch_size])).to(self.device)
+            yield Batch(self.unet, hr, seed, first, self.batch_size, self.degradation)
 
     def check_size(self, size: int) -> None:
         """Check the side of the pictures.
@@ -127,23 +122,25 @@ class Runner:
             seeds: number of noise seeds.
         """
         made = "" if self.degradation == PLAIN else f", {self.degradation}"
-        judged = not self.metrics.keys().isdisjoint(JUDGES)
-        return {
+        settings = {
             "weights": fingerprint(self.unet),
             "pictures": f"{len(crops)} of {crops[0].shape[-1]} px, {tensor_digest(crops)}{made}",
             "seeds": seeds,
             "batch_size": self.batch_size,
             "device": self.device,
             "metrics": list(self.metrics),
-            **({"judge": digest([judge_file().read_bytes()])} if judged else {}),
         }
+        if not self.metrics.keys().isdisjoint(JUDGES):
+            settings["judge"] = hashlib.blake2b(judge_file().read_bytes(), digest_size=6).hexdigest()
+        return settings
 
     def run(
         self,
         methods: Sequence[Method],
         crops: Sequence[Tensor],
         seeds: Iterable[int] = (0,),
-        parts: Path | None = None,
+        folder: Path | None = None,
+        told: Mapping[str, Any] | None = None,
         keep: Keep | None = None,
         title: str = "evaluate",
     ) -> list[Row]:
@@ -153,46 +150,43 @@ class Runner:
             methods: methods in the order in which they run; of several with the same name the first is taken.
             crops: targets, each (3, H, W) in [-1, 1], of one size.
             seeds: noise seeds; each picture under seed k has the noise of key k.
-            parts: folder for the rows of each method and batch, from which a run that was stopped continues; None: they
-                are kept only in memory.
+            folder: folder for the rows of each method and batch, from which a run that was stopped continues; None:
+                they are kept only in memory.
+            told: settings that the rows of the folder must share, in addition to those of the runner.
             keep: function that is called with each result.
             title: title of the progress bar.
 
         Returns:
             One row for each method, picture and seed, by method; for the originals, which have no noise, one for each
             picture if a metric needs no reference.
+
+        Raises:
+            ConfigError: the folder holds results with other settings.
         """
         methods = list({method.name: method for method in reversed(methods)}.values())[::-1]
         rows: dict[str, list[Row]] = {method.name: [] for method in methods}
         seeds = list(seeds)
-        todo = {
-            (seed, first): _todo(_under(seed, seeds, methods), parts, seed, first)
-            for seed in seeds
-            for first in range(0, len(crops), self.batch_size)
-        }
-        sizes = {job: min(self.batch_size, len(crops) - job[1]) for job in todo}
-        left = sum(_forwards(own) * sizes[job] for job, own in todo.items())
-        with self._bar(title, left) as bar:
-            for job, own_todo in todo.items():
-                seed, first = job
-                hr = torch.stack(list(crops[first : first + self.batch_size])).to(self.device)
-                batch = self.batch(hr, seed, first)
-                for method in _under(seed, seeds, methods):
-                    path = None if parts is None else part_path(parts, method.name, seed, first)
-                    if method in own_todo:
-                        bar.set_postfix_str(method.name, refresh=False)
-                        own = self._run(method, batch, path, keep)
-                    else:
-                        assert path is not None
-                        own = read_rows(path)
-                    rows[method.name] += own
-                    batch.forwards[method.name] = float(np.mean([row.nfe for row in own] or [0]))
-                left -= _forwards(own_todo) * sizes[job]
-                bar.total = bar.n + left * self.unet.forwards_per_call  # agents may take fewer forwards
+        if folder is not None:
+            settle(folder / SETTINGS, {**self.settings(crops, len(seeds)), "agents": {}, **(told or {})})
+        count = len(seeds) * math.ceil(len(crops) / self.batch_size)
+        with progress(total=count * len(methods), desc=title, unit="method") as bar:
+            for batch in (batch for seed in seeds for batch in self.batches(crops, seed)):
+                for method in methods:
+                    bar.set_postfix_str(method.name, refresh=False)
+                    if batch.seed == seeds[0] or method.family != ORIGINALS:  # the originals have no noise
+                        own = self._rows(method, batch, folder, keep)
+                        rows[method.name] += own
+                        batch.forwards[method.name] = float(np.mean([row.nfe for row in own] or [0]))
+                    bar.update()
         return [row for own in rows.values() for row in own]
 
-    def _run(self, method: Method, batch: Batch, path: Path | None, keep: Keep | None) -> list[Row]:
-        """Run one method on one batch, and write its rows into the folder, if there is one."""
+    def _rows(self, method: Method, batch: Batch, folder: Path | None, keep: Keep | None) -> list[Row]:
+        """Return the rows of a method for a batch: those in the folder, or new ones, which are written into it."""
+        path = None
+        if folder is not None:
+            path = folder / PARTS / file_name(method.name) / f"{batch.seed}-{batch.first}.json"
+            if path.exists():
+                return read_rows(path)
         result = method.run(batch)
         rows = self.measure(method, batch, result)
         if keep is not None:
@@ -222,49 +216,13 @@ class Runner:
             for i, state in enumerate(states)
         ]  # fmt: skip
 
-    @contextmanager
-    def _bar(self, title: str, forwards: int) -> Iterator["tqdm[Any]"]:
-        """Yield a progress bar that counts the network's forwards of pictures."""
-        with (
-            progress(total=forwards * self.unet.forwards_per_call, desc=title, unit="forward") as bar,
-            watching(self.unet, lambda pictures, values: bar.update(pictures)),
-        ):
-            yield bar
-
-
-def _under(seed: int, seeds: Sequence[int], methods: Sequence[Method]) -> list[Method]:
-    """Return the methods that run under a noise seed: the originals, which have no noise, only under the first."""
-    return [method for method in methods if seed == seeds[0] or method.family != ORIGINALS]
-
-
-def _todo(methods: Sequence[Method], parts: Path | None, seed: int, first: int) -> list[Method]:
-    """Return the methods of a batch that have not run."""
-    return [method for method in methods if parts is None or not part_path(parts, method.name, seed, first).exists()]
-
-
-def _forwards(methods: Sequence[Method]) -> int:
-    """Return the largest number of forwards of one picture by several methods, which share their coarse stages."""
-    coarse = {method.plan.coarse: method.plan.coarse_forwards for method in methods if method.plan is not None}
-    return sum(method.forwards for method in methods) + sum(coarse.values())
-
-
-def part_path(parts: Path, method: str, seed: int, first: int) -> Path:
-    """Return the path of the rows of a method for one batch."""
-    return parts / file_name(method) / f"{seed}-{first}.json"
-
-
-def digest(contents: Iterable[bytes]) -> str:
-    """Return a short digest of the contents."""
-    found = hashlib.blake2b(digest_size=6)
-    for content in contents:
-        found.update(content)
-    return found.hexdigest()
-
 
 def tensor_digest(tensors: Iterable[Tensor], settings: Mapping[str, Any] | None = None) -> str:
     """Return a short digest of tensors and their settings."""
-    told = [] if settings is None else [json.dumps(settings, sort_keys=True).encode()]
-    return digest([*told, *(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in tensors)])
+    found = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode() if settings else b"", digest_size=6)
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def settle(path: Path, settings: Mapping[str, Any]) -> None:

@@ -1,16 +1,18 @@
 """The work of `skipdiff upscale` on each picture, in this process or in workers of a cluster."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agents.cli.options import PLAN_OPTIONS
 from agents.upscaling.options import UpscaleOptions
-from agents.upscaling.report import Recorder, Report
+from agents.upscaling.report import Event, Recorder, Report
 from ddpm.checkpoints import load_denoiser, resolve_checkpoint
 from ddpm.pictures.formats import check_output
 from ddpm.pictures.images import (
+    Header,
     Picture,
     check_folder,
     read_animation,
@@ -72,28 +74,75 @@ class Run:
 
     def add(self, job: Job) -> None:
         """Read a source. It is enlarged as soon as there are enough pictures of its size."""
-        if job.frames > 1:
-            self.flush()
-            self._animation(job)
-            return
-        try:
+        with self._reporting(job.source):
             header = read_header(job.source)
+            if job.frames > 1:
+                self._animation(job, header)
+                return
             picture = read_picture(job.source)
             height, width = picture.rgb.shape[:2]
             largest = self.upscaler.largest_batch(height * self.upscaler.scale, width * self.upscaler.scale)
             self._check(job.targets[0][0], width, height)
-        except SkipDiffError as error:
-            self.report.fail(job.source, _naming(job.source, error))
-            return
-        notes = []
-        if header.frames > 1:
-            notes = [f"the first of {header.frames} pictures in {job.source} is taken"]
+            notes = [f"the first of {header.frames} pictures in {job.source} is taken"] if header.frames > 1 else []
+            for target, seed in job.targets:
+                other = self.waiting and self.waiting[0].picture.rgb.shape != picture.rgb.shape
+                if other or len(self.waiting) >= largest:
+                    self.flush()
+                self.waiting.append(_Waiting(job.source, target, seed, picture, notes))
+
+    def _animation(self, job: Job, header: Header) -> None:
+        """Read, enlarge and write all frames of an animation."""
+        self.flush()
+        self._check(job.targets[0][0], header.width, header.height)
+        # before the frames are decoded, since all of them are kept in memory
+        check_room(header.frames, header.width * self.upscaler.scale, header.height * self.upscaler.scale)
+        animation = read_animation(job.source)
         for target, seed in job.targets:
-            if self.waiting and (
-                len(self.waiting) >= largest or self.waiting[0].picture.rgb.shape != picture.rgb.shape
-            ):
-                self.flush()
-            self.waiting.append(_Waiting(job.source, target, seed, picture, notes))
+            with self._reporting(job.source, target):
+                check_folder(target.parent)
+                large, result = self.upscaler.enlarge_animation(animation, seed, self.advance)
+                frames = [
+                    self._finished(frame, small) for frame, small in zip(large.frames, animation.frames, strict=True)
+                ]
+                notes = write_picture(replace(large, frames=frames), target, self.options.jpeg_quality)
+                self.report.finish(job.source, target, frames[0].rgb.shape, len(frames), result, notes)
+
+    def flush(self) -> None:
+        """Enlarge and write the waiting pictures."""
+        batch, self.waiting = self.waiting, []
+        ready = []
+        for item in batch:
+            with self._reporting(item.source, item.target):
+                check_folder(item.target.parent)
+                ready.append(item)
+        if not ready:
+            return
+        try:
+            results = self.upscaler.enlarge([i.picture for i in ready], [i.seed for i in ready], self.advance)
+        except SkipDiffError as error:
+            for item in ready:
+                self._fail(error, item.source, item.target)
+            return
+        for item, (large, result) in zip(ready, results, strict=True):
+            with self._reporting(item.source, item.target):
+                large = self._finished(large, item.picture)
+                notes = item.notes + write_picture(large, item.target, self.options.jpeg_quality)
+                if self.options.map is not None:
+                    write_picture(Picture(draw_map(to_uint8(result.sr), result.tiles)), self.options.map)
+                self.report.finish(item.source, item.target, large.rgb.shape, 1, result, notes)
+
+    @contextmanager
+    def _reporting(self, source: Path, target: Path | None = None) -> Iterator[None]:
+        """Report an error of the project as the failure of a picture."""
+        try:
+            yield
+        except SkipDiffError as error:
+            self._fail(error, source, target)
+
+    def _fail(self, error: SkipDiffError, source: Path, target: Path | None) -> None:
+        """Report the failure of a picture, with the name of its file."""
+        message = str(error)
+        self.report.fail(source, message if str(source) in message else f"{source}: {message}", target)
 
     def _check(self, target: Path, width: int, height: int) -> None:
         """Raise ImageError if the result of a picture of this size, or the map, could not be written.
@@ -107,61 +156,6 @@ class Run:
             check_output(Path(self.options.map), *map_size(width * scale, height * scale))
         check_room(1, *size)
 
-    def _animation(self, job: Job) -> None:
-        """Read, enlarge and write all frames of an animation."""
-        try:
-            header = read_header(job.source)
-            self._check(job.targets[0][0], header.width, header.height)
-            # before the frames are decoded, since all of them are kept in memory
-            check_room(header.frames, header.width * self.upscaler.scale, header.height * self.upscaler.scale)
-            animation = read_animation(job.source)
-        except SkipDiffError as error:
-            self.report.fail(job.source, _naming(job.source, error))
-            return
-        for target, seed in job.targets:
-            try:
-                check_folder(target.parent)
-                large, result = self.upscaler.enlarge_animation(animation, seed, self.advance)
-                frames = [
-                    self._finished(frame, small) for frame, small in zip(large.frames, animation.frames, strict=True)
-                ]
-                notes = write_picture(replace(large, frames=frames), target, self.options.jpeg_quality)
-            except SkipDiffError as error:
-                self.report.fail(job.source, _naming(job.source, error), target)
-                continue
-            height, width = frames[0].rgb.shape[:2]
-            self.report.finish(job.source, target, (width, height), len(frames), result, notes)
-
-    def flush(self) -> None:
-        """Enlarge and write the waiting pictures."""
-        batch, self.waiting = self.waiting, []
-        ready = []
-        for item in batch:
-            try:
-                check_folder(item.target.parent)
-                ready.append(item)
-            except SkipDiffError as error:
-                self.report.fail(item.source, _naming(item.source, error), item.target)
-        if not ready:
-            return
-        try:
-            results = self.upscaler.enlarge([i.picture for i in ready], [i.seed for i in ready], self.advance)
-        except SkipDiffError as error:
-            for item in ready:
-                self.report.fail(item.source, _naming(item.source, error), item.target)
-            return
-        for item, (large, result) in zip(ready, results, strict=True):
-            try:
-                large = self._finished(large, item.picture)
-                notes = item.notes + write_picture(large, item.target, self.options.jpeg_quality)
-                if self.options.map is not None:
-                    write_picture(Picture(draw_map(to_uint8(result.sr), result.tiles)), self.options.map)
-            except SkipDiffError as error:
-                self.report.fail(item.source, _naming(item.source, error), item.target)
-                continue
-            height, width = large.rgb.shape[:2]
-            self.report.finish(item.source, item.target, (width, height), 1, result, notes)
-
     def _finished(self, large: Picture, small: Picture) -> Picture:
         """Return the enlarged picture with the size and the metadata that the options set."""
         height, width = small.rgb.shape[:2]
@@ -173,43 +167,38 @@ class Run:
         return replace(large, exif=None, xmp=None, details=replace(large.details, texts={}))
 
 
-def _naming(source: Path, error: SkipDiffError) -> str:
-    """Return the message of an error, with the name of the file."""
-    return str(error) if str(source) in str(error) else f"{source}: {error}"
-
-
 # --- on a cluster ---
 
 
-def chunks(jobs: Sequence[Job], batch_size: int) -> list[list[Any]]:
-    """Return the jobs as plain data, in chunks of a batch, or of fewer jobs if there would be few chunks."""
+def chunks(jobs: Sequence[Job], batch_size: int) -> list[list[Job]]:
+    """Return the jobs in chunks of a batch, or of fewer jobs if there would be few chunks."""
     size = min(batch_size, max(1, len(jobs) // LEAST_CHUNKS))
-    plain = [(str(job.source), [(str(path), seed) for path, seed in job.targets], job.frames) for job in jobs]
-    return [list(plain[i : i + size]) for i in range(0, len(plain), size)]
+    return [list(jobs[i : i + size]) for i in range(0, len(jobs), size)]
 
 
-def make_worker(upscaler: Mapping[str, Any], options: Mapping[str, Any]) -> Callable[[list[Any]], dict[str, Any]]:
+def make_worker(
+    upscaler: Mapping[str, Any], options: UpscaleOptions
+) -> Callable[[Sequence[Job]], tuple[list[Event], int]]:
     """Return a function that enlarges the pictures of a chunk.
 
     Args:
         upscaler: arguments of `make_upscaler`.
-        options: arguments of `UpscaleOptions`.
+        options: options for sources and results.
 
     Returns:
-        A function of an element of `chunks`. It returns "events" for a report, and "results", their expected number.
+        A function of an element of `chunks`. It returns the events for a report, and the expected number of results.
     """
-    made, what = make_upscaler(**upscaler), UpscaleOptions(**options)
+    made = make_upscaler(**upscaler)
 
-    def work(chunk: list[Any]) -> dict[str, Any]:
+    def work(jobs: Sequence[Job]) -> tuple[list[Event], int]:
         recorder = Recorder()
-        run = Run(made, what, recorder, lambda part: None)
-        jobs = [Job(Path(source), [(Path(path), seed) for path, seed in targets], n) for source, targets, n in chunk]
+        run = Run(made, options, recorder, lambda part: None)
         for job in jobs:
-            left = job if what.overwrite else replace(job, targets=_left(job, recorder))
+            left = job if options.overwrite else replace(job, targets=_left(job, recorder))
             if left.targets:
                 run.add(left)
         run.flush()
-        return {"events": recorder.events, "results": sum(job.results for job in jobs)}
+        return recorder.events, sum(job.results for job in jobs)
 
     return work
 
@@ -220,7 +209,7 @@ def _left(job: Job, report: Report) -> list[tuple[Path, int]]:
     for target, seed in job.targets:
         if target.exists() and target.stat().st_size:
             header = read_header(target)
-            report.finish(job.source, target, (header.width, header.height), header.frames, None, [])
+            report.finish(job.source, target, (header.height, header.width), header.frames, None, [])
         else:
             left.append((target, seed))
     return left

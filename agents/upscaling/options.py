@@ -1,15 +1,13 @@
 """The options of `skipdiff upscale` for sources and results."""
 
-import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ddpm.pictures.formats import OUTPUTS, SUFFIXES, Format, output_format
+from ddpm.util.checks import check_whole
 from ddpm.util.errors import ConfigError
-from skipdiff_env.upscaler import MAX_SEED
-
-FORMATS = ("png", "jpg", "webp", "avif", "tiff", "same")
 
 
 @dataclass(frozen=True)
@@ -17,19 +15,21 @@ class UpscaleOptions:
     """The options of `skipdiff upscale` for sources and results.
 
     Attributes:
-        paths: files, folders and patterns.
-        out: folder of the results; for one picture also a file.
-        seed: noise seed of the first sample of every picture, 0 … 2⁶⁴ - `samples`.
-        samples: number of different results for each picture, with consecutive seeds.
-        overwrite: replace results that exist.
-        skip_existing: keep results that exist, and make the others.
-        format: one of `FORMATS`; None: PNG, or for animations the format of the source.
-        jpeg_quality: quality of JPEG, WebP and AVIF, 1 … 100.
-        strip_metadata: leave out EXIF, XMP and texts.
-        outscale: factor by which results are larger than their source; None: the factor of the network.
-        size: size of the results, "1920x", "x1080" or "1920x1080"; None: the size of the network's result.
-        json: print a JSON object for each result, and one for all.
-        map: file for a picture of the number of steps in each tile, for one still picture; None: no map.
+        paths: Files, folders and patterns.
+        out: Folder of the results; for one picture also a file.
+        seed: Seed of the noise, 0 … 2⁶⁴ - samples; further samples have the seeds that follow.
+        samples: Number of different results for each picture.
+        overwrite: Replace results that exist.
+        skip_existing: Keep results that exist, and make the others.
+        format: Format of the results; same: that of the source, if it can be written.  [default: png; for animations,
+            that of the source]
+        jpeg_quality: Quality of JPEG, WebP and AVIF, 1 … 100.
+        strip_metadata: Leave EXIF, XMP and texts out of the results.
+        outscale: Factor of enlargement: resizes the network's result with the Lanczos filter.
+        size: Size of the results, as 1920x, x1080, or 1920x1080 with other proportions: resizes the network's result
+            with the Lanczos filter.
+        json: Print one JSON object per line for each result, and a last one for the whole run.
+        map: Picture to draw, with the number of steps in each tile; needs a single still picture.
 
     Raises:
         ConfigError: a value lies outside its range, or two contradict each other.
@@ -42,7 +42,7 @@ class UpscaleOptions:
     samples: int = 1
     overwrite: bool = False
     skip_existing: bool = False
-    format: str | None = None
+    format: Literal["png", "jpg", "webp", "avif", "tiff", "same"] | None = None
     jpeg_quality: int = 95
     strip_metadata: bool = False
     outscale: float | None = None
@@ -51,7 +51,10 @@ class UpscaleOptions:
     map: str | None = None
 
     def __post_init__(self) -> None:
-        largest = MAX_SEED + 1 - self.samples
+        check_whole(samples=self.samples)
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ConfigError(f"--jpeg-quality must lie in 1 … 100, got {self.jpeg_quality}")
+        largest = 2**64 - self.samples  # the noise has keys of 64 bits
         if not 0 <= self.seed <= largest:
             samples = "" if self.samples == 1 else f" with {self.samples} samples"
             raise ConfigError(f"the seed must lie in 0 … {largest}{samples}, got {self.seed}")
@@ -88,15 +91,6 @@ class UpscaleOptions:
                 f"cannot write {self.out}: unknown file extension {ending!r}; known are {', '.join(sorted(OUTPUTS))}; "
                 "if a folder is meant, end its name with a slash"
             )
-
-    def absolute(self) -> "UpscaleOptions":
-        """Return the same options with absolute paths, which are valid in another process."""
-
-        def place(path: str) -> str:  # a slash at the end and an empty path are kept
-            return os.path.join(os.getcwd(), path) if path.strip() else path
-
-        paths = tuple(place(path) for path in self.paths)
-        return replace(self, paths=paths, out=place(self.out), map=None if self.map is None else place(self.map))
 
     @property
     def to_file(self) -> bool:

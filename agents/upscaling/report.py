@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,14 @@ class Report:
         self,
         source: Path,
         target: Path,
-        size: tuple[int, int],
+        shape: Sequence[int],
         frames: int,
         result: Upscaled | None,
         notes: list[str],
     ) -> None:
-        """Report a result that was written. For a result of a lost worker, nothing else is known."""
+        """Report a result of this shape, (H, W, …). For a result of a lost worker, nothing else is known."""
         event: Event = {
-            "status": "done", "source": str(source), "target": str(target), "width": size[0], "height": size[1],
+            "status": "done", "source": str(source), "target": str(target), "width": shape[1], "height": shape[0],
             "frames": frames,
         }  # fmt: skip
         if result is not None:

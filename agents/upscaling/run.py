@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from agents.upscaling.jobs import Job, Run, chunks
 from agents.upscaling.options import UpscaleOptions
-from agents.upscaling.report import Report
+from agents.upscaling.report import Event, Report
 from ddpm.pictures.formats import OUTPUTS, output_format
 from ddpm.pictures.images import check_folder, expand, read_header
 from ddpm.util.errors import ConfigError, SkipDiffError
@@ -16,7 +16,7 @@ from ddpm.util.progress import progress
 from skipdiff_env.upscaler import Upscaler
 
 # A function that runs chunks of jobs elsewhere, and yields the result of `agents.upscaling.jobs.make_worker` for each.
-Spread = Callable[[list[list[Any]]], Iterator[dict[str, Any]]]
+Spread = Callable[[list[list[Job]]], Iterator[tuple[list[Event], int]]]
 # The end of a result's name: _x4, _x2.5, _1920x, _x1080 or _1920x1080, and the number of the sample.
 _RESULT = re.compile(r"_(x\d+(\.\d+)?|\d+x\d*)(_\d+)?$")
 # Smaller tiles show too little to the network.
@@ -26,14 +26,8 @@ _MAY_MOVE = frozenset({".gif", ".png", ".apng", ".webp", ".avif", ".avifs"})
 
 def _sources(options: UpscaleOptions, report: Report) -> list[tuple[Path, Path]]:
     """Return the pictures to enlarge, each with its folder below `out`, without the results of earlier runs."""
-    out = options.folder.resolve()
-    resolved: dict[Path, Path] = {}
-
-    def place(path: Path) -> Path:
-        if path.parent not in resolved:
-            resolved[path.parent] = path.parent.resolve()
-        return resolved[path.parent]
-
+    out, resolve = options.folder.resolve(), cache(Path.resolve)
+    # the place of a picture → its path, its folder below `out`, and whether a folder or pattern led to it below `out`
     found: dict[Path, tuple[Path, Path, bool]] = {}
     for given in options.paths:
         try:
@@ -46,11 +40,10 @@ def _sources(options: UpscaleOptions, report: Report) -> list[tuple[Path, Path]]
         root = Path(given).resolve() if Path(given).is_dir() else _literal_root(given).resolve()
         inside = not options.to_file and out != root and out.is_relative_to(root)
         for path, named in pairs:
-            below_out = place(path).is_relative_to(out)
-            if not outright and inside and below_out:
-                continue
-            key = place(path) / path.name
-            found.setdefault(key, (path, path.relative_to(named).parent, not outright and below_out))
+            place = resolve(path.parent)
+            suspect = not outright and place.is_relative_to(out)
+            if not (inside and suspect):
+                found.setdefault(place / path.name, (path, path.relative_to(named).parent, suspect))
     # folder → stems of the sources with results there: a file <stem>_x4.png is then a result
     goes_to: dict[Path, set[str]] = {}
     for path, folder, _ in found.values():
@@ -113,10 +106,7 @@ def _plan(options: UpscaleOptions, scale: int, report: Report) -> list[Job]:
                     f"another picture of this run, {taken[target]}, is written to {target} already; give --format same "
                     "where their endings differ, or enlarge it in another run"
                 )
-            elif trouble is None and exists and options.skip_existing:
-                report.skip(source, target)
-                continue
-            elif trouble is None and exists and not options.overwrite:
+            elif trouble is None and exists and not (options.skip_existing or options.overwrite):
                 trouble = (
                     f"{target} exists; replace it with --overwrite, keep it with --skip-existing, or give another --out"
                 )
@@ -124,7 +114,10 @@ def _plan(options: UpscaleOptions, scale: int, report: Report) -> list[Job]:
                 report.fail(source, f"{source}: {trouble}", target)
                 targets = []
                 break
-            targets.append((target, options.seed + k))
+            if exists and options.skip_existing:
+                report.skip(source, target)
+            else:
+                targets.append((target, options.seed + k))
         if targets:
             jobs.append(Job(source, targets, frames))
             taken.update((target, source) for target, _ in targets)
@@ -181,10 +174,10 @@ def upscale_files(upscaler: Upscaler, options: UpscaleOptions, spread: Spread | 
                 run.add(job)
             run.flush()
         else:
-            for chunk in spread(chunks(jobs, upscaler.batch_size)):
-                for event in chunk["events"]:
+            for events, results in spread(chunks(jobs, upscaler.batch_size)):
+                for event in events:
                     report.tell(event)
-                advance(upscaler.expected_nfe * chunk["results"])
+                advance(upscaler.expected_nfe * results)
     report.close()
     return not report.failures
 
