@@ -1,4 +1,4 @@
-"""Work on a Ray cluster: nothing is lost and nothing done twice, also where a worker is killed."""
+"""Work on a Ray cluster: nothing is lost and no result differs, also where a worker is killed."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def small(tmp_path: Path, photo: Photo) -> Path:
 def test_the_work_of_a_worker_is_that_of_the_command(
     checkpoint: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without Ray: what is spread can be pickled, and a chunk that a lost worker had half done is not done again."""
+    """Without Ray: what is spread can be pickled, and a chunk that a lost worker had half done gives the same again."""
     upscaler = make_upscaler(**settings(checkpoint))
     told = {}
     for name in ("here", "there", "again"):

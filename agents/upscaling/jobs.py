@@ -194,25 +194,11 @@ def make_worker(
         recorder = Recorder()
         run = Run(made, options, recorder, lambda part: None)
         for job in jobs:
-            left = job if options.overwrite else replace(job, targets=_left(job, recorder))
-            if left.targets:
-                run.add(left)
+            run.add(job)
         run.flush()
         return recorder.events, sum(job.results for job in jobs)
 
     return work
-
-
-def _left(job: Job, report: Report) -> list[tuple[Path, int]]:
-    """Return the results that a lost worker of this chunk has not written, and report the others."""
-    left = []
-    for target, seed in job.targets:
-        if target.exists() and target.stat().st_size:
-            header = read_header(target)
-            report.finish(job.source, target, (header.height, header.width), header.frames, None, [])
-        else:
-            left.append((target, seed))
-    return left
 
 
 def make_upscaler(

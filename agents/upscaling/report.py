@@ -49,24 +49,15 @@ class Report:
         self.tell({"status": "skipped", "source": str(source), "target": str(target)})
 
     def finish(
-        self,
-        source: Path,
-        target: Path,
-        shape: Sequence[int],
-        frames: int,
-        result: Upscaled | None,
-        notes: list[str],
+        self, source: Path, target: Path, shape: Sequence[int], frames: int, result: Upscaled, notes: list[str]
     ) -> None:
-        """Report a result of this shape, (H, W, …). For a result of a lost worker, nothing else is known."""
+        """Report a result of this shape, (H, W, 3), that was written."""
         event: Event = {
             "status": "done", "source": str(source), "target": str(target), "width": shape[1], "height": shape[0],
-            "frames": frames,
+            "frames": frames, "start": result.start, "forwards": round(result.nfe, 3),
+            "seconds": round(result.seconds, 3), "notes": notes,
         }  # fmt: skip
-        if result is not None:
-            event |= {
-                "start": result.start, "forwards": round(result.nfe, 3), "seconds": round(result.seconds, 3),
-            }  # fmt: skip
-        self.tell(event | {"notes": notes})
+        self.tell(event)
 
     def tell(self, event: Event) -> None:
         """Count an event and print it."""
@@ -81,7 +72,7 @@ class Report:
             self.skipped += 1
         elif status == "done":
             self.done += 1
-            self.forwards += event.get("forwards", 0)
+            self.forwards += event["forwards"]
             for note in event["notes"]:
                 self.note(f"{event['target']}: {note}")
         if self.as_json:
