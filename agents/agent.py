@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from agents.policies import acting_part, build_policy, check_outputs
 from ddpm.checkpoints import check_device, hub_folder, is_hub_id, shipped_checkpoints
 from ddpm.util.checks import check_one_of, check_types, shown
 from ddpm.util.errors import CheckpointError, ConfigError
-from ddpm.util.files import atomic_path, read_json, stamp, write_json
+from ddpm.util.files import atomic_path, read_json, write_json
 from skipdiff_env.config import OBSERVATIONS
 from skipdiff_env.decisions import KINDS, Decisions, make_decisions
 from skipdiff_env.plan import Plan
@@ -353,20 +352,3 @@ def load_agent(path: str | Path, device: str = "cpu") -> Agent:
         raise CheckpointError(f"{found / WEIGHTS} is damaged or does not fit {CONFIG} ({error})") from None
     agent.policy.set_training_mode(False)
     return agent
-
-
-def own_agent(folder: str, device: str, name: str = "agent") -> Agent | None:
-    """Return the agent of that name that comes with a checkpoint, or None.
-
-    It is loaded once, and again after one of its files was replaced.
-    """
-    agent = Path(folder) / name
-    if not agent.is_dir() or not has_agent(agent):
-        return None
-    return _load_once(agent, device, tuple(stamp(file) for file in sorted(find_agent(agent).iterdir())))
-
-
-@lru_cache(maxsize=8)
-def _load_once(agent: Path, device: str, files: tuple[tuple[int, ...], ...]) -> Agent:
-    """Return an agent as `load_agent` does; `files` changes when the agent is replaced."""
-    return load_agent(agent, device)
