@@ -20,14 +20,14 @@ class Command(click.Command):
             with orderly_end():
                 return super().invoke(ctx)
         except SkipDiffError as error:
-            raise click.UsageError(_one_line(error)) from None
+            raise click.UsageError(one_line(error)) from None
         except click.ClickException as error:
-            vars(error)["message"] = _one_line(error.message)
+            vars(error)["message"] = one_line(error.message)
             raise
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of the output has closed it
                 raise
-            raise click.ClickException(_one_line(_of_system(error))) from None
+            raise click.ClickException(one_line(_of_system(error))) from None
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -40,7 +40,8 @@ class Group(Command, click.Group):
     """A group of commands that reports errors as `Command` does."""
 
 
-def _one_line(message: object) -> str:
+def one_line(message: object) -> str:
+    """Return a message without line breaks."""
     return " ".join(str(message).split())
 
 

@@ -290,8 +290,6 @@ def plot_runs(runs: Sequence[Path], out: Path) -> list[Path]:
 
 def save_all(figures: Mapping[str, Figure], out: Path) -> list[Path]:
     """Write figures as OUT/<name>.webp and return their paths."""
-    paths = []
     for name, figure in figures.items():
-        paths.append(out / f"{name}.webp")
-        save(figure, paths[-1])
-    return paths
+        save(figure, out / f"{name}.webp")
+    return [out / f"{name}.webp" for name in figures]

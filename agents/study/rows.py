@@ -4,7 +4,7 @@ import math
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,8 @@ class Row:
     policy_seconds: float = 0.0
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as JSON."""
-    write_json(path, [asdict(row) for row in rows])
-
-
 def read_rows(path: Path) -> list[Row]:
-    """Read rows that `write_rows` wrote.
+    """Read the rows of a method for a batch, as a `Runner` writes them.
 
     Raises:
         ConfigError: the file is missing or damaged.
@@ -263,11 +258,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 def flat(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """Return rows with one column for each metric, and levels as text."""
-    every = []
-    for row in rows:
-        columns = asdict(row) | {"levels": " ".join(map(str, row.levels))}
-        every.append(columns | columns.pop("metrics"))
-    return every
+    plain = (vars(row) | {"levels": " ".join(map(str, row.levels))} for row in rows)
+    return [columns | columns.pop("metrics") for columns in plain]
 
 
 def write_report(folder: Path, rows: Sequence[Row], sections: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agents.study.methods import Batch, Method, Result
-from agents.study.rows import BICUBIC, ORIGINALS, OTHER_NET, Row, read_rows, write_rows
+from agents.study.rows import BICUBIC, ORIGINALS, OTHER_NET, Row, read_rows
 from ddpm.nets.denoiser import Denoiser, fingerprint, image_multiple
 from ddpm.pictures.degradation import PLAIN, Degradation
 from ddpm.pictures.images import Picture, to_tensor, to_uint8, write_picture
@@ -192,7 +192,7 @@ class Runner:
         if keep is not None:
             keep(batch, method, result)
         if path is not None:
-            write_rows(path, rows)
+            write_json(path, [asdict(row) for row in rows])
         return rows
 
     def measure(self, method: Method, batch: Batch, result: Result) -> list[Row]:

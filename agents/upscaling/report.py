@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from agents.cli.command import one_line
 from ddpm.util.progress import say
 from skipdiff_env.upscaler import Upscaled
 
@@ -113,8 +114,3 @@ class Recorder(Report):
     def tell(self, event: Event) -> None:
         """Keep an event."""
         self.events.append(event)
-
-
-def one_line(message: object) -> str:
-    """Return a message without line breaks."""
-    return " ".join(str(message).split())
