@@ -1,6 +1,7 @@
 """The command that shares checkpoints and agents."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,9 +17,7 @@ import click
 )
 @click.option("--picture", type=click.Path(path_type=Path), help="Picture or film that the card shows.")
 @click.option("--license", default="mit", help="License in a new card.")
-def push_to_hub(
-    folder: str, repo_id: str, private: bool, evaluation: Path | None, picture: Path | None, license: str
-) -> None:
+def push_to_hub(folder: str, repo_id: str, **options: Any) -> None:
     """Upload a checkpoint or an agent to the Hugging Face Hub, with a card.
 
     FOLDER is a checkpoint, an agent, the run of either, or the name of a shipped checkpoint. An agent in the folder of
@@ -27,5 +26,4 @@ def push_to_hub(
     """
     from agents.hub import push_to_hub as push
 
-    address = push(folder, repo_id, private=private, evaluation=evaluation, picture=picture, license=license)
-    click.echo(f"repository: {address}")
+    click.echo(f"repository: {push(folder, repo_id, **options)}")

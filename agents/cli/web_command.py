@@ -1,5 +1,7 @@
 """The command that serves the web page."""
 
+from typing import Any
+
 import click
 
 from agents.cli.options import DEVICE
@@ -23,15 +25,7 @@ from agents.cli.options import DEVICE
 )
 @click.option("--browser", is_flag=True, help="Open the page in the browser.")
 @DEVICE
-def web(
-    checkpoints: tuple[str, ...],
-    host: str,
-    port: int | None,
-    max_mb: float,
-    max_pixels: int,
-    browser: bool,
-    device: str,
-) -> None:
+def web(checkpoints: tuple[str, ...], device: str, max_pixels: int, **served: Any) -> None:
     """Serve a web page that enlarges photographs.
 
     Without --host, only this machine can reach it. Nothing is sent to other machines, and uploads and results are
@@ -42,4 +36,4 @@ def web(
     from ddpm.checkpoints import shipped_checkpoints
 
     names = list(dict.fromkeys([*checkpoints, *sorted(shipped_checkpoints(), key="natural-x4".__ne__)]))
-    run(Workshop(names, device, max_pixels), host, port, max_mb, browser)
+    run(Workshop(names, device, max_pixels), **served)
