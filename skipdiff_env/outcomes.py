@@ -271,16 +271,9 @@ class OutcomeTable:
         parts = [self.per_photograph(self.chosen(own, price)) for own in every]
         *rewards, base, best = (float(part.mean()) for part in parts)
         gain = best - base if best > base else np.nan
-        mean = np.mean(parts[: len(each)], axis=0)  # over the seeds
-        rng = np.random.default_rng(seed)
-        rows = rng.integers(0, len(mean), (RESAMPLES, len(mean)))
-        resampled = [part[rows].mean(axis=1) for part in (mean, *parts[-2:])]
-        with np.errstate(divide="ignore", invalid="ignore"):  # a few photographs may all have the same best schedule
-            shares = (resampled[0] - resampled[1]) / (resampled[2] - resampled[1])
-            low, high = [np.nan] * 2 if np.isnan(gain) else np.nanquantile(shares, [0.025, 0.975])
+        value, low, high = share_of_gain(np.mean(parts[: len(each)], axis=0), *parts[-2:], seed)
         values = tuple((reward - base) / gain for reward in rewards)
-        reward = float(np.mean(rewards))
-        return Score((reward - base) / gain, float(low), float(high), reward, base, best, values)
+        return Score(value, low, high, float(np.mean(rewards)), base, best, values)
 
     def check_score(self, fixed: int, price: float | None = None) -> None:
         """Check that a policy can be better than the best fixed schedule, which a score needs.
@@ -293,6 +286,28 @@ class OutcomeTable:
                 f"none of these {len(set(self.photographs))} photographs gains by another schedule at the price "
                 f"{price or 0:g}, so there is no score; take another price, or a table of more photographs"
             )
+
+
+def share_of_gain(own: Array, fixed: Array, best: Array, seed: int = 0) -> tuple[float, float, float]:
+    """Return a gain over the best fixed schedule as a share of the gain of the best choice, with its interval.
+
+    Args:
+        own: reward of the policy for each photograph, (photographs,).
+        fixed: that of the best fixed schedule.
+        best: that of the schedules that are best under the other noises.
+        seed: seed of the resampling.
+
+    Returns:
+        (share, low, high) with the 95 % bootstrap interval over photographs; NaN if the best choice has no gain.
+    """
+    if not best.mean() > fixed.mean():
+        return (np.nan,) * 3
+    rows = np.random.default_rng(seed).integers(0, len(own), (RESAMPLES, len(own)))
+    means = [(part.mean(), part[rows].mean(axis=1)) for part in (own, fixed, best)]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a few photographs may all have the same best schedule
+        share, shares = [(means[0][i] - means[1][i]) / (means[2][i] - means[1][i]) for i in range(2)]
+        low, high = np.nanquantile(shares, [0.025, 0.975])
+    return float(share), float(low), float(high)
 
 
 def _check_names(description: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from agents.study import methods as ways
+from agents.study.intervals import shares_markdown
 from agents.study.methods import Batch, skipping_policy
 from agents.study.peers import early
 from agents.study.rows import (
@@ -239,6 +240,13 @@ def test_what_there_is_to_gain_among_schedules() -> None:
     assert found["each picture's best schedule"] == pytest.approx(-(0.2 + 0.001 + 0.3 + 0.002) / 2)
     assert found["oracle"] == found["each picture's best schedule"]
     assert found["agent a"] == pytest.approx(-0.3 - 0.002)
+    shown = shares_markdown(with_rewards(rows, make_metric("lpips"), [], "negative", 0.001), ["a.png", "b.png"])
+    assert (
+        "0 is the reward of best fixed schedule (ddim, 2 even steps), 1 that of each picture's best schedule" in shown
+    )
+    share = (found["agent a"] + 0.352) / (found["each picture's best schedule"] + 0.352)
+    assert f"| agent a | {share:.2f} [" in shown
+    assert not shares_markdown(rows, ["a.png", "b.png"])
     other = paying_rows("ddim, 1 even steps", SCHEDULE, [[0.2]], [[1]])
     other += paying_rows("ddim, 2 even steps", SCHEDULE, [[0.4]], [[2]])
     assert "best fixed schedule (ddim, 1 even steps)" in rewards_of(rows, 0.001, other)

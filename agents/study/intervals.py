@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from agents.study.rows import LOWER_BETTER, ORIGINALS, Row, by_method
+from agents.study.rows import AGENT, BEST_FIXED, LOWER_BETTER, ORIGINALS, PICTURE_BEST, Row, by_method
 from agents.study.tables import COLUMNS, markdown
 from ddpm.util.errors import ConfigError
+from skipdiff_env.outcomes import share_of_gain
 
 RESAMPLES = 10_000
 # Fewer photographs than this make an interval unreliable.
@@ -66,6 +67,31 @@ def comparisons(rows: Sequence[Row], reference: str, photographs: Sequence[str])
                 entry[metric] = (float(differences.mean()), low, high, 1 if better else -1 if worse else 0)
         entries.append(entry)
     return entries
+
+
+def shares_markdown(rows: Sequence[Row], photographs: Sequence[str]) -> str:
+    """Return a table of each agent's share of the possible gain, with intervals; empty if it cannot be computed.
+
+    The gain is that over the best fixed start or schedule in the reward. The possible gain is that of each picture's
+    best start or schedule, which needs several noise seeds.
+    """
+    rewards: dict[str, dict[str, list[float]]] = {}
+    families = {row.method: row.family for row in rows}
+    for row in rows:
+        rewards.setdefault(row.method, {}).setdefault(photographs[row.image], []).append(row.reward)
+    means = {method: np.array([np.mean(own[name]) for name in sorted(own)]) for method, own in rewards.items()}
+    bounds = [method for family in (BEST_FIXED, PICTURE_BEST) for method in means if families[method] == family]
+    agents = [method for method, family in families.items() if family == AGENT]
+    if len(bounds) < 2 or not agents:
+        return ""
+    found = {name: share_of_gain(means[name], means[bounds[0]], means[bounds[1]]) for name in agents}
+    return (
+        f"Share of the gain: 0 is the reward of {bounds[0]}, 1 that of {bounds[1]}, with 95 % bootstrap intervals over "
+        f"{len(set(photographs))} photographs.\n\n"
+        + markdown(
+            ["method", "share of the gain"], [[n, f"{s:.2f} [{a:.2f}, {b:.2f}]"] for n, (s, a, b) in found.items()]
+        )
+    )
 
 
 def comparisons_markdown(entries: Sequence[Mapping[str, Any]], reference: str, photographs: Sequence[str]) -> str:

@@ -155,12 +155,14 @@ class Method:
         family: kind of method, one of the constants in `agents.study.rows`.
         plan: plan of its coarse stage; None: it has no coarse stage.
         run: function that enlarges a batch.
+        forwards: largest number of forwards of a picture, in which progress is counted.
     """
 
     name: str
     family: str
     plan: Plan | None
     run: Callable[[Batch], Result]
+    forwards: int = 0
 
 
 # --- methods without forwards ---
@@ -206,7 +208,7 @@ def other_nets(scale: int) -> list[Method]:
 # --- chains ---
 
 
-def sampled(name: str, family: str, sampler: Callable[[Batch], tuple[Tensor, int]]) -> Method:
+def sampled(name: str, family: str, forwards: int, sampler: Callable[[Batch], tuple[Tensor, int]]) -> Method:
     """Return a method from a function of a batch that returns latents x_0 and the number of its predictions."""
 
     def run(batch: Batch) -> Result:
@@ -214,7 +216,7 @@ def sampled(name: str, family: str, sampler: Callable[[Batch], tuple[Tensor, int
         nfe = calls * batch.unet.forwards_per_call
         return Result(batch.unet.decode(latents, batch.lr_up), [nfe] * len(batch.hr), seconds)
 
-    return Method(name, family, None, run)
+    return Method(name, family, None, run, forwards)
 
 
 def chain(T: int, S: int | None = None) -> Method:
@@ -225,6 +227,7 @@ def chain(T: int, S: int | None = None) -> Method:
     return sampled(
         f"DDPM-{steps}",
         CHAIN,
+        steps,
         lambda batch: (sample(batch.unet, batch.unet.schedule(steps), batch.lr_up, batch.noise), steps),
     )
 
@@ -247,7 +250,7 @@ def coarse_chain(plan: Plan) -> Method:
         nfe = plan.S * batch.unet.forwards_per_call
         return Result(batch.unet.decode(x_0, batch.lr_up), [nfe] * len(states), seconds + last)
 
-    return Method(coarse_name(plan), COARSE, plan, run)
+    return Method(coarse_name(plan), COARSE, plan, run, plan.S)
 
 
 # --- fine stages that a policy decides ---
@@ -277,7 +280,7 @@ def from_start(plan: Plan, start: int) -> Method:
     """Return a coarse stage and a fine chain from a fixed start, which may lie above N."""
     own = replace(plan, first_step=max(start, plan.N))
     name = f"{coarse_name(plan)} + FSR({start})"
-    return Method(name, START, own, lambda batch: decided(batch, own, fixed_start(start)))
+    return Method(name, START, own, lambda batch: decided(batch, own, fixed_start(start)), start)
 
 
 def all_starts(plan: Plan) -> list[Method]:
@@ -298,7 +301,7 @@ def by_agent(name: str, agent: Agent, quality: float | None = None) -> Method:
     """
     policy, plan = AgentPolicy(agent, quality), agent.config.plan
     title = f"agent {name}" if quality is None else f"agent {name}, quality {quality:g}"
-    return Method(title, AGENT, plan, lambda batch: decided(batch, plan, policy))
+    return Method(title, AGENT, plan, lambda batch: decided(batch, plan, policy), plan.first)
 
 
 def agent_curve(name: str, agent: Agent) -> list[Method]:
@@ -327,7 +330,7 @@ def random_skipping(like: Method) -> Method:
         rng = np.random.default_rng([batch.first, *batch.seeds])
         return decided(batch, plan, skipping_policy(forwards, plan.first, rng))
 
-    return Method(RANDOM, RANDOM, plan, run)
+    return Method(RANDOM, RANDOM, plan, run, plan.first)
 
 
 def schedule(levels: Schedule | str | Sequence[int], sampler: str = "ddim") -> Method:
@@ -354,7 +357,7 @@ def schedule(levels: Schedule | str | Sequence[int], sampler: str = "ddim") -> M
     else:
         many = "1 forward" if way.forwards == 1 else f"{way.forwards} even forwards"
         name = f"{many} of {way.substeps[0]} substeps"
-    return Method(name, SCHEDULE, plan, lambda batch: decided(batch, plan, Fixed(way)))
+    return Method(name, SCHEDULE, plan, lambda batch: decided(batch, plan, Fixed(way)), way.forwards)
 
 
 def shipped_schedule(unet: Denoiser) -> list[Method]:

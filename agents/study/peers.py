@@ -57,6 +57,7 @@ def scheduler(T: int, name: str, forwards: int) -> Method:
     return sampled(
         f"{PEERS[name]}, {forwards}",
         PEER,
+        forwards,
         lambda batch: peer_sample(name, batch.unet, alphas_cumprod, batch.lr_up, batch.noise, forwards),
     )
 
@@ -72,6 +73,7 @@ def early(T: int, t: int, forwards: int, predicted: bool = False) -> Method:
     return sampled(
         f"predictor's picture from {t}, {forwards}" if predicted else f"CCDF from {t}, {forwards}",
         EARLY,
+        forwards,
         lambda b: (early_start(_network(b), alphas_cumprod, b.lr_up, b.noise, t, forwards), forwards),
     )
 
@@ -87,7 +89,7 @@ def null_space(T: int, forwards: int) -> Method:
         start = noise(Stage.INITIAL, T)
         return run_levels(unet, alphas_cumprod, start, batch.lr_up, noise, levels, 0.0), forwards
 
-    return sampled(f"DDNM, {forwards}", PEER, latents)
+    return sampled(f"DDNM, {forwards}", PEER, forwards, latents)
 
 
 def fitted(train: Sequence[Batch], T: int, budgets: Sequence[int]) -> list[Method]:

@@ -168,8 +168,8 @@ class Runner:
         seeds = list(seeds)
         if folder is not None:
             settle(folder / SETTINGS, {**self.settings(crops, len(seeds)), "agents": {}, **(told or {})})
-        count = len(seeds) * math.ceil(len(crops) / self.batch_size)
-        with progress(total=count * len(methods), desc=title, unit="method") as bar:
+        count, forwards = math.ceil(len(crops) / self.batch_size), sum(method.forwards for method in methods)
+        with progress(total=len(seeds) * count * forwards, desc=title, unit="forward") as bar:
             for batch in (batch for seed in seeds for batch in self.batches(crops, seed)):
                 for method in methods:
                     bar.set_postfix_str(method.name, refresh=False)
@@ -177,7 +177,7 @@ class Runner:
                         own = self._rows(method, batch, folder, keep)
                         rows[method.name] += own
                         batch.forwards[method.name] = float(np.mean([row.nfe for row in own] or [0]))
-                    bar.update()
+                    bar.update(method.forwards)
         return [row for own in rows.values() for row in own]
 
     def _rows(self, method: Method, batch: Batch, folder: Path | None, keep: Keep | None) -> list[Row]:
