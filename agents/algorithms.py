@@ -1,4 +1,4 @@
-"""The names of the algorithms that train agents."""
+"""The names of the algorithms of agents."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from ddpm.util.errors import ConfigError
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-# name → module and class; `skipdiff train-agent` has hyperparameters for the first ones
+# name → module and class; `agents/training/hyperparams` has the hyperparameters of most of them
 ALGORITHMS = {
     "ppo": ("stable_baselines3", "PPO"),
     "a2c": ("stable_baselines3", "A2C"),
@@ -16,17 +16,9 @@ ALGORITHMS = {
     "qrdqn": ("sb3_contrib", "QRDQN"),
     "trpo": ("sb3_contrib", "TRPO"),
     "recurrent-ppo": ("sb3_contrib", "RecurrentPPO"),
-}
-# Algorithms that learn only on tables of outcomes.
-ON_TABLES = {
     "maskable-ppo": ("sb3_contrib", "MaskablePPO"),
     "sac": ("stable_baselines3", "SAC"),
     "td3": ("stable_baselines3", "TD3"),
-}
-# Algorithms whose agents can be exported.
-EXPORTED = {
-    **ALGORITHMS,
-    **ON_TABLES,
     "ddpg": ("stable_baselines3", "DDPG"),
     "tqc": ("sb3_contrib", "TQC"),
     "crossq": ("sb3_contrib", "CrossQ"),
@@ -41,9 +33,9 @@ def algorithm_class(name: str) -> "type[BaseAlgorithm]":
     Raises:
         ConfigError: the algorithm is unknown.
     """
-    if name not in EXPORTED:
-        raise ConfigError(f"unknown algorithm {name!r}; known are {', '.join(EXPORTED)}")
-    module, attribute = EXPORTED[name]
+    if name not in ALGORITHMS:
+        raise ConfigError(f"unknown algorithm {name!r}; known are {', '.join(ALGORITHMS)}")
+    module, attribute = ALGORITHMS[name]
     return getattr(import_module(module), attribute)
 
 
@@ -51,23 +43,10 @@ def algorithm_name(kind: type) -> str:
     """Return the name of an algorithm, given its class in Stable-Baselines3.
 
     Raises:
-        ConfigError: the class is not in `EXPORTED`.
+        ConfigError: the class is not in `ALGORITHMS`.
     """
-    for name, (_, attribute) in EXPORTED.items():
+    for name, (_, attribute) in ALGORITHMS.items():
         if kind.__name__ == attribute:
             return name
-    raise ConfigError(f"{kind.__name__} is none of the algorithms {', '.join(EXPORTED)}, whose agents can be exported")
-
-
-def policy_alias(algorithm: str, observation: str = "latent") -> str:
-    """Return the name of an algorithm's policy for an observation, "latent" or "dict"."""
-    kind = {"latent": "Cnn", "features": "Mlp"}.get(observation, "MultiInput")
-    return f"{kind}LstmPolicy" if algorithm == RECURRENT else f"{kind}Policy"
-
-
-def frame_stacked(algorithm: str, observation: str = "latent") -> bool:
-    """Return whether an algorithm observes the latents of the whole episode.
-
-    RecurrentPPO has a state, and a dictionary observation is complete without the earlier latents.
-    """
-    return algorithm != RECURRENT and observation == "latent"
+    known = ", ".join(ALGORITHMS)
+    raise ConfigError(f"{kind.__name__} is none of the algorithms {known}, whose agents can be exported")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.agent import Agent, find_agent, load_agent
-from agents.algorithms import EXPORTED, RECURRENT, algorithm_class
+from agents.algorithms import ALGORITHMS, RECURRENT, algorithm_class
 from ddpm.util.errors import CheckpointError, ConfigError
 from skipdiff_env.tree import Tree
 
@@ -66,7 +66,7 @@ def load_zip(path: Path, trust_pickle: bool) -> Any:
 def _zip_algorithm(settings: Mapping[str, Any]) -> str:
     """Return the algorithm that wrote the `data` of a .zip; the settings differ between the algorithms."""
     policy = json.dumps(settings.get("policy_class", ""))
-    for name in EXPORTED:  # the policies of most algorithms are defined in a module of the algorithm
+    for name in ALGORITHMS:  # the policies of most algorithms are defined in a module of the algorithm
         if f".{name}." in policy:
             return name
     if "_last_lstm_states" in settings:

@@ -29,7 +29,7 @@ def export_agent(model: Any, env: Any, folder: str | Path, /, **training: Any) -
     """Write a model as an agent, which commands take as --agent. The files do not contain pickles.
 
     Args:
-        model: model of Stable-Baselines3 or sb3-contrib, of one of the algorithms in `agents.algorithms.EXPORTED`.
+        model: model of Stable-Baselines3 or sb3-contrib, of one of the algorithms in `agents.algorithms.ALGORITHMS`.
         env: the environment in which it was trained: a Gymnasium environment, a `SkipDiffVecEnv`, or another `VecEnv`;
             latents may be resized, and stacked by `VecFrameStack(…, channels_order="first")`. Or
             `SkipDiffBanditTable-v0`, or its table.

@@ -50,7 +50,7 @@ MEMORY, MAX_PIXELS = 12 * 2**30, 2**14
 # Imported before the first case, since an interrupted import breaks the later cases.
 LATE = (
     "accelerate", "agents.benchmark", "agents.cli.demo", "agents.cli.enjoy", "agents.study.paper",
-    "onnx", "onnxruntime", "agents.training.bandit", "agents.training.sb3",
+    "onnx", "onnxruntime", "agents.training.sb3",
     "ddpm.training.predictor", "ddpm.nets.sr3", "diffusers", "openvino", "pyiqa", "sb3_contrib", "spandrel",
     "tensorboard", "tifffile", "torch._dynamo",
 )  # fmt: skip
@@ -70,7 +70,7 @@ SUBSTEPS = f"{QUICK} --most=4 --rank=2"
 PREDICTOR = "--images={photos} --channels=4 --crop=16 --batch-size=1 --iterations=1 --warmup=0"
 AGENT = (
     "--checkpoint={net} --images={photos} --env=SkipDiff-v0 --steps=3,4 --image-size=16 --metric=psnr --env-steps=12 "
-    "--eval-every=2 -p n_envs=2 -p episodes_per_minibatch=1 -p hidden_size=8 -p norm=group"
+    "--eval-every=2 -p n_envs=2 -p n_steps=3 -p batch_size=6"
 )
 ON_TABLE = "--env-steps=32 -p n_envs=8 -p n_steps=2 -p batch_size=8"
 TABLE = "--checkpoint={net} --steps=1,4 --image-size=16 --metrics=psnr,colour --noise-seeds=1"

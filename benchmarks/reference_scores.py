@@ -20,8 +20,10 @@ from agents.cli.command import Command
 from agents.study.figures import save
 from agents.study.intervals import interval
 from agents.study.tables import markdown, write_csv
-from agents.training.bandit import CURVE, MODEL, TableTrainingConfig, read_curve, train_on_table
 from agents.training.baselines import fit, random_policy
+from agents.training.config import AgentTrainingConfig
+from agents.training.learning_curve import CURVE, CurvePoint, read_curve
+from agents.training.sb3 import MODEL, train_agent
 from ddpm.util.files import atomic_path
 from skipdiff_env.outcomes import OutcomeTable, Score
 from skipdiff_env.scoring import play, tree_of
@@ -69,8 +71,8 @@ def chosen(tree: Tree, method: str, seed: int, folder: Path, env_id: str, table:
         elif method in FITTED:
             choices = play(test, fit(train, validation, PRICE, method, seed))  # type: ignore[arg-type]
         else:
-            config = TableTrainingConfig(env_id, table, method, seed=seed)
-            train_on_table(config, folder / "run", resume=(folder / "run").exists())
+            config = AgentTrainingConfig(method, env_id, {} if table is None else {"table": table}, seed=seed)
+            train_agent(config, folder / "run", resume=(folder / "run").exists())
             choices = play(test, algorithm_class(method).load(folder / "run" / MODEL, device="cpu"))
         with atomic_path(kept) as temporary, temporary.open("wb") as file:
             np.save(file, choices)
@@ -88,13 +90,14 @@ def paired(
     return float((own - other).mean()), *interval(own - other)
 
 
-def learning_curves(curves: dict[str, list[list[tuple[int, float]]]]) -> Figure:
+def learning_curves(curves: dict[str, list[list[CurvePoint]]]) -> Figure:
     """Plot the validation score against decisions: the mean over the seeds and its 95 % interval."""
     figure = Figure(figsize=(7.5, 4.6))
     axis = figure.subplots()
     for place, (name, runs) in enumerate(curves.items()):
-        steps = np.linspace(max(run[0][0] for run in runs), min(run[-1][0] for run in runs), 40)
-        values = np.array([np.interp(steps, *np.array(run).T) for run in runs])
+        points = [np.array([(point.env_steps, point.score) for point in run]).T for run in runs]
+        steps = np.linspace(max(run[0, 0] for run in points), min(run[0, -1] for run in points), 40)
+        values = np.array([np.interp(steps, *run) for run in points])
         bands = np.array([interval(column) for column in values.T]).T
         axis.plot(steps, values.mean(axis=0), color=f"C{place}", label=name)
         axis.fill_between(steps, *bands, color=f"C{place}", alpha=0.15, lw=0)
@@ -120,7 +123,7 @@ def main(out: Path, seeds: int, sections: str, ship: bool) -> None:
     """Train and score every method of the benchmark, and print the table."""
     rows: list[dict[str, Any]] = []
     text, found = [], {}
-    curves: dict[str, list[list[tuple[int, float]]]] = {}
+    curves: dict[str, list[list[CurvePoint]]] = {}
     for number in sections.split(","):
         heading, (env_id, table, methods) = list(SECTIONS.items())[int(number)]
         tree = tree_of(env_id, table)

@@ -141,10 +141,6 @@ class Task:
         judged = not self.metrics.keys().isdisjoint(JUDGES)
         self._judge = (hashlib.blake2b(judge_file().read_bytes(), digest_size=16).digest(),) if judged else ()
 
-    def remember_in(self, memo: Memo) -> None:
-        """Remember values in `memo`, which may be that of another task with the same pictures and process."""
-        self.memo = self.process.memo = self.observer.memo = memo
-
     @property
     def decisions(self) -> int:
         """Env steps of the longest episode."""

@@ -49,8 +49,8 @@ def test_a_run_finds_its_files_from_any_folder(
         f"--checkpoint={net}",
         f"--eval-images={photos.name}/0.png",
     )
-    assert kept[0].env["images"] == [str(photos)]
-    assert kept[0].env["checkpoint"] == checkpoint
+    assert kept[0].env_kwargs["images"] == [str(photos)]
+    assert kept[0].env_kwargs["checkpoint"] == checkpoint
     assert kept[0].eval_images == [str(photos / "0.png")]
 
 
@@ -78,17 +78,17 @@ def agent_folder(tmp_path: Path) -> Path:
     return tmp_path / "agent"
 
 
-SMALL = ("--env-steps=32", "--eval-every=4", "-p", "n_envs=2", "-p", "episodes_per_minibatch=1", "-p", "hidden_size=8")
+SPN = "policy_kwargs={features_extractor_kwargs: {hidden_size: 8, norm: group}}"
+SMALL = ("--env-steps=32", "--eval-every=4", *("-p", "n_envs=2", "-p", "n_steps=4", "-p", "batch_size=8", "-p", SPN))
 
 
 def test_train_resume_enjoy_plot(episodes: list[str], pictures: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    options = "-p", "norm=group", "--noise-seeds=2"
-    result = run("train-agent", "--env=SkipDiff-v0", f"--out={folder}", *episodes, *SMALL, *options)
+    result = run("train-agent", "--env=SkipDiff-v0", f"--out={folder}", *episodes, *SMALL, "--noise-seeds=2")
     assert f"agent: {folder / 'best'}" in result.output
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert config["env"]["noise_seeds"] == 2
-    assert config["hyperparameters"]["norm"] == "group"
+    assert config["env_kwargs"]["noise_seeds"] == 2
+    assert config["hyperparameters"]["policy_kwargs"]["features_extractor_kwargs"]["norm"] == "group"
     assert json.loads((folder / "versions.json").read_text(encoding="utf-8"))["stable-baselines3"]
     run("train-agent", f"--out={folder}", "--resume", "--env-steps=48")
     assert read_curve(folder / "evaluations.csv")[-1].env_steps == 48
@@ -114,7 +114,7 @@ def test_trains_on_a_split_and_evaluates_on_other_pictures(checkpoint: str, phot
     evaluation = (f"--eval-images={photos / '1.png'}", "--no-oracle")
     run("train-agent", "--env=SkipDiff-v0", f"--out={tmp_path / 'run'}", *settings, *evaluation, *SMALL)
     config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
-    assert (config["env"]["split"], config["eval_images"]) == ("train", [str(photos / "1.png")])
+    assert (config["env_kwargs"]["split"], config["eval_images"]) == ("train", [str(photos / "1.png")])
 
 
 def test_enjoy_takes_the_arguments_of_an_environment(checkpoint: str, photos: Path, tmp_path: Path) -> None:
@@ -278,6 +278,8 @@ def test_an_agent_keeps_its_first_decision(
     [
         (("--coarse-sampler=pndm",), "--coarse-sampler"),
         (("--algo=sarsa",), "unknown algorithm 'sarsa'"),
+        (("--table=photo-x4",), "--table is for the environments SkipDiffBanditTable-v0"),
+        (("--env=SkipDiff-v9",), "unknown environment 'SkipDiff-v9'; known are SkipDiff-v0"),
         (("--algo=supervised",), "unknown algorithm 'supervised'; known are ppo, a2c"),
         (("-p", "gama=1"), "no hyperparameter gama; known are"),
         (("-p", "gamma"), "expected key=value"),

@@ -11,7 +11,6 @@ import pytest
 from agents.agent import AgentConfig
 from agents.cli.options import named_agents
 from agents.training.config import AgentTrainingConfig, resumed_config
-from agents.training.hyperparameters import Hyperparameters
 from ddpm.training import trainer
 from ddpm.training.configs import DDPMConfig, PredictorConfig
 from ddpm.util.checks import check_types, is_number, shown
@@ -122,18 +121,19 @@ def test_damaged_runs_of_the_net(name: str, value: Any, message: str, tmp_path: 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"eval_every": "x"}, "eval_every must be a whole number, got 'x'"),
-        ({"env": [1]}, "env must be a mapping"),
+        ({"eval_every": "x"}, "eval_every must be a whole number or none, got 'x'"),
+        ({"env": [1]}, "env must be a word"),
+        ({"env_kwargs": [1]}, "env_kwargs must be a mapping"),
         ({"hyperparameters": {"n_envs": None}}, "n_envs must be a whole number, got None"),
         ({"hyperparameters": {"n_envs": 10**9}}, "n_envs must be at most 65536"),
-        ({"hyperparameters": {"algorithm": {"n_epochs": 0}}}, "n_epochs must be a whole number of at least 1, got 0"),
-        ({"hyperparameters": {"algorithm": {"train_freq": []}}}, "train_freq must be a whole number of at least 1"),
-        ({"hyperparameters": 3}, "does not hold the settings of a training"),
+        ({"hyperparameters": {"n_epochs": 0}}, "n_epochs must be a whole number of at least 1, got 0"),
+        ({"hyperparameters": {"n_epochs": []}}, r"n_epochs must be a whole number, got \[\]"),
+        ({"hyperparameters": 3}, "hyperparameters must be a mapping, got 3"),
         ({"unknown": 3}, "does not hold the settings of a training"),
     ],
 )
 def test_damaged_runs_of_agents(content: dict[str, Any], message: str, tmp_path: Path) -> None:
-    config = asdict(AgentTrainingConfig(hyperparameters=Hyperparameters())) | content
+    config = asdict(AgentTrainingConfig()) | content
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         resumed_config(tmp_path, {})

@@ -7,12 +7,12 @@ import pytest
 from click.testing import CliRunner
 
 from agents.agent import load_agent
-from agents.algorithms import ALGORITHMS
 from agents.cli import main
 from agents.training.hyperparameters import load_hyperparameters
 from agents.training.learning_curve import read_curve
 from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan
+from tests.untrained import STEPWISE
 
 NUMBERS = (1, 2, 4)
 # One whose decisions are all steps, and one with coarse steps before them.
@@ -25,15 +25,12 @@ PRICES = (0.001, 0.1)
 
 def test_hyperparameters_for_features() -> None:
     """Every algorithm has some, and none of them is about latents or conditions."""
-    for algorithm in ALGORITHMS:
-        found = load_hyperparameters(algorithm, {}, "features")
-        assert found.policy_settings(algorithm, "features")["net_arch"] == [64]
-        for name in ("spn_size=32", "crop_size=16", "skip_probability=0.5"):
-            key, value = name.split("=")
-            with pytest.raises(ConfigError, match=f"on SkipDiffBandit-v0 has no hyperparameter {key}"):
-                load_hyperparameters(algorithm, {key: float(value)}, "features")
-    with pytest.raises(ConfigError, match="there are no hyperparameters for sac, only for ppo"):
-        load_hyperparameters("sac")
+    for algorithm in STEPWISE:
+        found = load_hyperparameters(algorithm, "SkipDiffBandit-v0")
+        assert found["policy_kwargs"]["net_arch"] == [64]
+        assert "features_extractor_class" not in found["policy_kwargs"]
+    with pytest.raises(ConfigError, match="sac has no hyperparameters for SkipDiffBandit-v0; take one of ppo, a2c"):
+        load_hyperparameters("sac", "SkipDiffBandit-v0")
 
 
 @pytest.mark.parametrize(
@@ -44,13 +41,13 @@ def test_training_by_the_command(env: str, algorithm: str, checkpoint: str, phot
     """The command trains an agent that sees features, goes on, and other commands take the agent."""
     out, bandit = tmp_path / "run", "Bandit" in env
     small = ["learning_starts=4", "batch_size=4"] if algorithm == "dqn" else [
-        "episodes_per_rollout=4" if bandit else "episodes_per_rollout=1", "episodes_per_minibatch=2"
+        "n_steps=4" if bandit else "n_steps=6", "batch_size=2" if bandit else "batch_size=12"
     ]  # fmt: skip
     steps = 16 if bandit else 24
     arguments = [
         "train-agent", f"--out={out}", f"--algo={algorithm}", f"--env={env}", f"--checkpoint={checkpoint}",
         f"--images={photos}", "--image-size=32", "--steps=1,6", "--nfe-penalty=0.001,0.1", "--noise-seeds=1",
-        f"--eval-every={8 if bandit else 2}", "-p", "n_envs=2", "-p", f"env_steps={steps}",
+        f"--eval-every={8 if bandit else 2}", "-p", "n_envs=2", "-p", f"n_timesteps={steps}",
         *(part for each in small for part in ("-p", each)),
     ]  # fmt: skip
     result = CliRunner().invoke(main, arguments)
@@ -72,8 +69,8 @@ def test_training_by_the_command(env: str, algorithm: str, checkpoint: str, phot
     enlarge = ["upscale", str(photos / "0.png"), f"--agent={out}", f"--checkpoint={checkpoint}", "--quality=0.5"]
     result = CliRunner().invoke(main, [*enlarge, "-o", str(tmp_path / "large.png")])
     assert result.exit_code == 0, (result.output, result.exception)
-    result = CliRunner().invoke(main, [*arguments, f"--out={tmp_path / 'other'}", "-p", "spn_size=32"])
+    result = CliRunner().invoke(main, [*arguments, f"--out={tmp_path / 'other'}", "-p", "crop_size=32"])
     assert result.exit_code == 2, result.output
-    assert "has no hyperparameter spn_size" in " ".join(result.output.split())
+    assert "has no hyperparameter crop_size" in " ".join(result.output.split())
     assert not (tmp_path / "other").exists()
     assert np.isfinite([point.reward for point in read_curve(out / "evaluations.csv")]).all()

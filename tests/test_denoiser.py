@@ -20,7 +20,8 @@ from torch import Tensor
 
 import skipdiff_env  # noqa: F401  # registers the environments
 from agents.cli import main
-from agents.training.bandit import TableVecEnv, export_agent
+from agents.exporting import export_agent
+from agents.training.vec_env import TableVecEnv
 from ddpm.checkpoints import load_denoiser, load_unet
 from ddpm.nets.denoiser import Denoiser, fingerprint, geometry, image_multiple
 from ddpm.noise import KeyedNoise, Stage, keyed_noise

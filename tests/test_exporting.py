@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 
 import skipdiff_env  # noqa: F401  # registers the environments
 from agents import AgentPolicy, export_agent, load_agent
-from agents.algorithms import EXPORTED, MASKABLE, RECURRENT, algorithm_class
+from agents.algorithms import ALGORITHMS, MASKABLE, RECURRENT, algorithm_class
 from agents.cli import main
 from agents.networks.jump_extractor import JumpExtractor
 from agents.playing import play
@@ -39,10 +39,10 @@ QUICK: dict[str, Any] = {
     **{key: {"learning_starts": 4, "batch_size": 4, "buffer_size": 50} for key in ("dqn", "qrdqn", *CONTINUOUS)},
 }
 FITTING = {
-    "skip": [name for name in EXPORTED if name not in CONTINUOUS],
-    "stride": [name for name in EXPORTED if name not in (*CONTINUOUS, "dqn", "qrdqn")],
-    "continuous": [name for name in EXPORTED if name not in (MASKABLE, "dqn", "qrdqn")],
-    "schedule": [name for name in EXPORTED if name not in CONTINUOUS],
+    "skip": [name for name in ALGORITHMS if name not in CONTINUOUS],
+    "stride": [name for name in ALGORITHMS if name not in (*CONTINUOUS, "dqn", "qrdqn")],
+    "continuous": [name for name in ALGORITHMS if name not in (MASKABLE, "dqn", "qrdqn")],
+    "schedule": [name for name in ALGORITHMS if name not in CONTINUOUS],
 }
 PAIRS = [(kind, name) for kind, names in FITTING.items() for name in names]
 

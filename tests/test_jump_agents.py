@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from gymnasium import spaces
 
 from agents.agent import Agent, load_agent
-from agents.algorithms import ALGORITHMS, RECURRENT
+from agents.algorithms import RECURRENT
 from agents.cli import main
 from agents.networks.jump_extractor import CropEncoder, JumpExtractor, even_crops
 from agents.playing import AgentPolicy, SchedulePolicy
@@ -25,7 +25,7 @@ from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import Action, RefinementProcess
 from skipdiff_env.upscaler import Upscaled, Upscaler
 from tests.conftest import Photo
-from tests.untrained import untrained
+from tests.untrained import STEPWISE, untrained
 
 N = 6
 PLAN = Plan(1, N, fine_sampler="ddim", skip_mode="jump")
@@ -112,7 +112,7 @@ def test_extractor_refuses_what_it_cannot_see() -> None:
         JumpExtractor(space, crop_size=8)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", STEPWISE)
 def test_policy_sees_what_the_environment_shows(algorithm: str, settings: dict[str, Any], tmp_path: Path) -> None:
     """On the process an agent decides as on the environment's own observations; saved and loaded, as before."""
     agent = jump_agent(algorithm)

@@ -14,16 +14,13 @@ from stable_baselines3 import A2C, PPO
 
 from agents import export_agent
 from agents.agent import load_agent
+from agents.benchmark import load_zip
 from agents.cli import main
 from agents.playing import AgentPolicy, SchedulePolicy
-from agents.training.bandit import (
-    CURVE,
-    TableTrainingConfig,
-    TableVecEnv,
-    read_curve,
-    resumed_table_config,
-    train_on_table,
-)
+from agents.training.config import AgentTrainingConfig, resumed_config
+from agents.training.learning_curve import CURVE, read_curve
+from agents.training.sb3 import STATE, TrainingCallback, train_agent
+from agents.training.vec_env import TableVecEnv
 from ddpm.checkpoints import save_checkpoint
 from ddpm.pictures.images import read_picture, to_tensor
 from ddpm.schedule import Schedule
@@ -226,26 +223,57 @@ def test_training_keeps_the_best_on_validation_photographs(
     jumping: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OutcomeTable, "load", classmethod(lambda cls, folder: made()))
-    small = TableTrainingConfig(env_steps=20_000, settings={"n_envs": 64, "ent_coef": 0.01})
-    folder, score = train_on_table(small, tmp_path / "run")
-    assert score.value > 0.7
-    assert score.low <= score.value <= score.high
-    agent = load_agent(tmp_path / "run")
-    assert agent.config.training["validation_score"] > 0.7
+    small = AgentTrainingConfig(hyperparameters={"n_timesteps": 20_000, "n_envs": 64, "ent_coef": 0.01})
+    folder = train_agent(small, tmp_path / "run")
     assert folder == tmp_path / "run" / "best"
-    with pytest.raises(ConfigError, match="is not empty"):
-        train_on_table(small, tmp_path / "run")
-    assert train_on_table(small, tmp_path / "run", resume=True) == (folder, score), "nothing is trained again"
+    agent = load_agent(tmp_path / "run")
+    table = made().split("validation")
+    kept = table.score(agent.predict(table.features)[0], made().split("train").best_fixed(0.002), 0.002)
+    assert kept.value > 0.7
     curve = read_curve(tmp_path / "run" / CURVE)
-    assert max(value for _, value in curve) == pytest.approx(agent.config.training["validation_score"], abs=1e-3)
-    for name, content, words in (
-        ("result.json", "[]", r"result.json is damaged .*; remove it"),
-        ("result.json", '{"agent": "best", "score": {"value": "x", "values": []}}', r"result.json is damaged .*"),
-        ("config.json", "[1]", r"config.json must hold an object of settings, got \[1\]"),
-    ):
-        (tmp_path / "run" / name).write_text(content, encoding="utf-8")
-        with pytest.raises(ConfigError, match=words):
-            train_on_table(resumed_table_config(tmp_path / "run"), tmp_path / "run", resume=True)
+    assert max(point.score for point in curve) == pytest.approx(kept.value)
+    assert agent.config.training["evaluation"]["score"] == pytest.approx(kept.value)
+    assert {point.best_fixed_reward for point in curve} == {kept.fixed}
+    assert {point.oracle_reward for point in curve} == {kept.others}
+    with pytest.raises(ConfigError, match="is not empty"):
+        train_agent(small, tmp_path / "run")
+    again = resumed_config(tmp_path / "run", {})
+    assert train_agent(again, tmp_path / "run", resume=True) == folder
+    assert str(read_curve(tmp_path / "run" / CURVE)) == str(curve), "nothing is trained again"
+    (tmp_path / "run" / "config.json").write_text("[1]", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config\.json does not hold the settings of a training"):
+        resumed_config(tmp_path / "run", {})
+
+
+@pytest.mark.parametrize(
+    ("env", "algorithm"), [("SkipDiffBanditTable-v0", "dqn"), ("SkipDiffContinuousTable-v0", "td3")]
+)
+def test_a_training_on_a_table_goes_on(
+    env: str, algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the weights and the learning curve of a training that was never interrupted."""
+    small = {"n_timesteps": 1024, "n_envs": 32, "learning_starts": 64, "buffer_size": 512, "batch_size": 16}
+    config = AgentTrainingConfig(algorithm, env, hyperparameters=small)
+    train_agent(config, tmp_path / "whole")
+    start = TrainingCallback._on_rollout_start
+
+    def killed(self: TrainingCallback) -> None:
+        start(self)
+        if self.num_timesteps == 512:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingCallback, "_on_rollout_start", killed)
+        patched.setattr("agents.training.sb3.SAVE_SECONDS", 0)
+        with pytest.raises(KeyboardInterrupt):
+            train_agent(config, tmp_path / "parts")
+    train_agent(resumed_config(tmp_path / "parts", {}), tmp_path / "parts", resume=True)
+    curves = [read_curve(tmp_path / run / CURVE) for run in ("whole", "parts")]
+    assert len(curves[0]) > 10
+    assert [point.score for point in curves[0]] == [point.score for point in curves[1]]
+    models = [load_zip(tmp_path / run / STATE, trust_pickle=True) for run in ("whole", "parts")]
+    for one, other in zip(*(model.policy.state_dict().values() for model in models), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_training_without_a_score_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +281,7 @@ def test_a_training_without_a_score_is_refused_at_once(tmp_path: Path, monkeypat
     alike = replace(table, metrics={"lpips": np.sort(table.metrics["lpips"], axis=2)})
     monkeypatch.setattr(OutcomeTable, "load", classmethod(lambda cls, folder: alike))
     with pytest.raises(ConfigError, match="so there is no score"):
-        train_on_table(TableTrainingConfig(), tmp_path / "run")
+        train_agent(AgentTrainingConfig(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -12,13 +12,19 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from gymnasium import spaces
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor
 
 from agents.networks.frames import resize_latents
-from agents.training.vec_env import SkipDiffVecEnv, VecPictureBaseline, check_buffer, make_env
+from agents.training.vec_env import (
+    SkipDiffVecEnv,
+    VecPictureBaseline,
+    VecResizeLatents,
+    check_memory,
+    make_env,
+    stack_episode,
+)
 from ddpm.util.errors import ConfigError
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.memo import Memo
@@ -193,10 +199,11 @@ def make_pair(settings: dict[str, Any]) -> tuple[Any, Any]:
 def test_factory_stacks_the_latents_of_an_episode(settings: dict[str, Any]) -> None:
     """Padding is exactly zero, also after an episode has ended; the newest latent comes last."""
     stacked, plain = make_pair(settings)
-    assert isinstance(stacked, VecMonitor)
-    assert isinstance(stacked.venv, VecFrameStack)
+    assert isinstance(stacked, VecFrameStack)
+    assert isinstance(stacked.venv, VecMonitor)
     assert stacked.observation_space.shape == (3 * DECISIONS, 32, 32)
-    observations, latent = stacked.reset(), plain.reset()
+    observations: Any = stacked.reset()
+    latent = plain.reset()
     episode = [latent]
     for actions in random_actions(2 * DECISIONS + 1):
         assert isinstance(observations, np.ndarray)
@@ -221,7 +228,8 @@ def test_factory_stacks_the_latents_of_an_episode(settings: dict[str, Any]) -> N
 def test_latents_are_resized_before_they_are_stacked(settings: dict[str, Any], dtype: str) -> None:
     """As the SPN would have done it; also the last one of an episode."""
     whole: Any = make_env(3, seed=5, obs_dtype=dtype, **settings)
-    small: Any = make_env(3, seed=5, obs_dtype=dtype, latent_size=16, **settings)
+    latents = make_env(3, seed=5, frame_stack=False, obs_dtype=dtype, **settings)
+    small: Any = stack_episode(VecResizeLatents(latents, 16))
     assert small.observation_space.shape == (3 * DECISIONS, 16, 16)
     assert small.observation_space.dtype == np.dtype(dtype)
 
@@ -244,7 +252,8 @@ def test_latents_are_resized_before_they_are_stacked(settings: dict[str, Any], d
 
 
 def test_latents_are_never_enlarged(settings: dict[str, Any]) -> None:
-    assert make_env(2, latent_size=64, **settings).observation_space.shape == (3 * DECISIONS, 32, 32)
+    latents = make_env(2, frame_stack=False, **settings)
+    assert VecResizeLatents(latents, 64).observation_space.shape == (3, 32, 32)
 
 
 def test_factory_goes_through_the_registry(settings: dict[str, Any]) -> None:
@@ -286,15 +295,19 @@ def test_picture_baseline(settings: dict[str, Any]) -> None:
     assert np.corrcoef(scaled[10:], differences[10:])[0, 1] > 0.9
 
 
-def test_buffer_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    space = spaces.Box(-1, 1, (27, 128, 128), np.float32)
-    line = check_buffer("rollout buffer", space, 1440, 144, "lower n_envs")
-    assert line == "rollout buffer: 1440 latents, 0.26 GiB; a minibatch of 144 observations, 0.24 GiB"
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0.4 * 2**30))
-    with pytest.raises(ConfigError, match=r"only 0\.40 GiB of memory are free: lower n_envs"):
-        check_buffer("rollout buffer", space, 1440, 144, "lower n_envs")
-    half = spaces.Box(-1, 1, (27, 128, 128), np.float16)
-    assert "0.13 GiB; " in check_buffer("rollout buffer", half, 1440, 144, "lower n_envs")
+def test_buffers_that_do_not_fit(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make_env(2, **settings)
+    size = 4 * 3 * DECISIONS * 32**2
+    ppo = PPO("MlpPolicy", env, n_steps=2**9, policy_kwargs={"net_arch": [1]})
+    assert check_memory(ppo) == f"rollout buffer: {(2**10 * (size + 6 * 4 + 8)) / 2**30:.2f} GiB"
+    dqn = DQN("MlpPolicy", env, buffer_size=2**10, policy_kwargs={"net_arch": [1]})
+    assert check_memory(dqn) == f"replay buffer: {2**11 * size / 2**30:.2f} GiB"
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0.01 * 2**30))
+    for model, advice in ((ppo, "-p n_envs=… or -p n_steps=…"), (dqn, "-p buffer_size=…")):
+        with pytest.raises(
+            ConfigError, match=rf"only 0\.01 GiB of memory are free: lower {advice}, or take --obs-dtype"
+        ):
+            check_memory(model)
 
 
 @pytest.mark.parametrize("how", [lambda env: pickle.loads(pickle.dumps(env)), copy.deepcopy])

@@ -3,30 +3,50 @@
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.training.hyperparameters import load_hyperparameters
 from agents.training.zoo import hyperparams, settings
 
 
 def test_settings_are_those_of_the_project() -> None:
-    own = {**load_hyperparameters("ppo").algorithm, "learning_rate": "lin_0.0003"}
     zoo = hyperparams["SkipDiff-v0"]
-    assert {name: zoo[name] for name in own} == own
+    assert zoo["learning_rate"] == "lin_3.0e-4"
     assert zoo["n_steps"] == 9
-    assert zoo["batch_size"] == 9 * 4
-    assert settings("trpo", decisions=19)["n_steps"] == 19
+    assert zoo["batch_size"] == 9 * 8
     for algorithm in ("ppo", "trpo"):
-        h = load_hyperparameters(algorithm)
-        written = settings(algorithm)["policy_kwargs"].replace("get_class_by_name", "str")
-        policy = eval(written)  # as the zoo does
-        assert policy.pop("features_extractor_class") == "agents.networks.extractors.SkipProposalExtractor"
-        assert policy["features_extractor_kwargs"] == {
-            "recurrent": True, "norm": h.norm, "hidden_size": h.hidden_size, "image_size": h.spn_size,
-            "tell_step": True,
-        }  # fmt: skip
-        assert policy["optimizer_kwargs"] == h.policy_kwargs["optimizer_kwargs"]
+        own, written = load_hyperparameters(algorithm, "SkipDiff-v0"), settings(algorithm)
+        policy = eval(written.pop("policy_kwargs").replace("get_class_by_name", "str"))  # as the zoo does
+        assert policy == own.pop("policy_kwargs")
+        assert policy["features_extractor_class"] == "agents.networks.extractors.SkipProposalExtractor"
+        assert written == own
+
+
+def test_the_wrappers_fit_scalar_environments(checkpoint: str, photos: Path) -> None:
+    """The zoo makes scalar environments, and wraps them together."""
+    env_settings = {
+        "checkpoint": checkpoint,
+        "images": str(photos),
+        "image_size": 96,
+        "metric": "psnr",
+        "steps": (20, 5),
+    }
+    env: Any = DummyVecEnv([lambda: Monitor(gym.make("skipdiff_env:SkipDiff-v0", **env_settings))] * 2)
+    for each in hyperparams["SkipDiff-v0"]["vec_env_wrapper"]:
+        ((name, own),) = each.items() if isinstance(each, dict) else ((each, {}),)
+        env = resolve_name(name)(env, **own)
+    assert env.reset().shape == (2, 4 * 3, 64, 64)
+    for _ in range(4):
+        _, _, dones, infos = env.step(np.zeros(2, int))
+    assert dones.all()
+    assert infos[0]["terminal_observation"].shape == (4 * 3, 64, 64)
 
 
 def test_zoo_trains_on_it(checkpoint: str, photos: Path, tmp_path: Path) -> None:

@@ -7,18 +7,33 @@ import torch
 from gymnasium import spaces
 
 from agents.agent import Agent, AgentConfig
-from agents.algorithms import RECURRENT, algorithm_class, policy_alias
+from agents.algorithms import RECURRENT, algorithm_class
 from agents.policies import policy_description
 from agents.training.hyperparameters import load_hyperparameters
+from agents.training.sb3 import resolved
 from skipdiff_env.decisions import make_decisions
 from skipdiff_env.observations import Observer
 from skipdiff_env.plan import Plan
 
-# Settings of the networks that look at latents and at dictionaries.
+# Algorithms with hyperparameters for decisions step by step.
+STEPWISE = ("ppo", "a2c", "dqn", "qrdqn", "trpo", "recurrent-ppo")
+# An environment with each kind of observation, and settings of the extractor that looks at it.
+ENVS = {"latent": "SkipDiff-v0", "dict": "SkipDiffJump-v0", "features": "SkipDiffBandit-v0"}
 SMALL: dict[str, dict[str, Any]] = {
-    "latent": {"hidden_size": 8, "tell_step": False},
+    "latent": {"hidden_size": 8, "tell_step": False, "image_size": None},
     "dict": {"channels": [4, 6], "crop_size": 16},
+    "features": {},
 }
+
+
+def small(algorithm: str, observation: str = "latent") -> dict[str, Any]:
+    """Return `policy_kwargs` that make the networks of an algorithm small."""
+    if algorithm == RECURRENT:
+        return {
+            "lstm_hidden_size": 8,
+            **({} if observation != "dict" else {"features_extractor_kwargs": SMALL["dict"]}),
+        }
+    return {"features_extractor_kwargs": SMALL[observation]}
 
 
 def untrained(
@@ -43,12 +58,10 @@ def untrained(
     )
     if observation == "latent" and algorithm != RECURRENT:
         space = spaces.Box(-bound, bound, (3 * plan.decisions, side, side), np.float32)
-    sizes = {"lstm_hidden_size": 8} if algorithm == RECURRENT else {}
-    own: dict[str, Any] = {} if algorithm == RECURRENT and observation == "latent" else SMALL.get(observation, {})
-    settings = load_hyperparameters(algorithm, {**own, "policy_kwargs": sizes}, observation)
-    make: Any = algorithm_class(algorithm).policy_aliases[policy_alias(algorithm, observation)]
+    settings = load_hyperparameters(algorithm, ENVS[observation], {"policy_kwargs": small(algorithm, observation)})
+    make: Any = algorithm_class(algorithm).policy_aliases[settings["policy"]]
     action = make_decisions(kind, plan, 16, schedules=schedules).space
-    policy = make(space, action, lambda _: 0.0, **settings.policy_settings(algorithm, observation))
+    policy = make(space, action, lambda _: 0.0, **resolved(settings["policy_kwargs"]))
     config = AgentConfig(
         algorithm,
         plan,

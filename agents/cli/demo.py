@@ -12,13 +12,16 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from agents.agent import Agent, load_agent
+from agents.benchmark import load_zip
 from agents.playing import AgentPolicy
 from agents.study import methods as ways
 from agents.study.figures import contact_sheet, save
 from agents.study.methods import Batch, Method, Result
 from agents.study.rows import OTHER_NET, to_markdown
 from agents.study.running import Runner
-from agents.training.bandit import CURVE, TableTrainingConfig, read_curve, train_on_table
+from agents.training.config import AgentTrainingConfig
+from agents.training.learning_curve import CURVE, CurvePoint, read_curve
+from agents.training.sb3 import MODEL, train_agent
 from ddpm.checkpoints import load_unet
 from ddpm.pictures.degradation import downsample
 from ddpm.pictures.images import to_tensor, to_uint8
@@ -27,6 +30,7 @@ from skipdiff_env.outcomes import TABLES
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.plan import Plan
 from skipdiff_env.rendering import draw_map
+from skipdiff_env.scoring import score
 from skipdiff_env.upscaler import Upscaler
 
 # Photographs in the wheel of scikit-image: the top left corner of the crop that is shown, and the row and the column,
@@ -116,24 +120,25 @@ def demo_agent(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device:
         return f"No agent is trained: no table ships for {name}; `skipdiff tabulate --levels` makes one."
     began = time.monotonic()
     with TemporaryDirectory() as temporary:
-        config = TableTrainingConfig(table=name, seed=seed, env_steps=DECISIONS)
-        folder, score = train_on_table(config, Path(temporary) / "run")
-        agent, curve = load_agent(folder, device), read_curve(Path(temporary) / "run" / CURVE)
+        config = AgentTrainingConfig(env_kwargs={"table": name}, hyperparameters={"n_timesteps": DECISIONS}, seed=seed)
+        run = Path(temporary) / "run"
+        agent, curve = load_agent(train_agent(config, run), device), read_curve(run / CURVE)
+        found = score(load_zip(run / MODEL, trust_pickle=True), table=name)
     _draw_agent(out, checkpoint, agent, curve, device)
     return (
         f"PPO learnt in {time.monotonic() - began:.0f} s how much detail a crop of a photograph should get. On "
-        f"photographs that it has not seen it scores {score.value:.2f}, with a 95 % interval from {score.low:.2f} to "
-        f"{score.high:.2f}: 0 is the best amount for all, 1 the best one for each crop under its other noises.\n\n"
+        f"photographs that it has not seen it scores {found.value:.2f}, with a 95 % interval from {found.low:.2f} to "
+        f"{found.high:.2f}: 0 is the best amount for all, 1 the best one for each crop under its other noises.\n\n"
         f"picture: {out}, its learning curve and the detail that it chooses"
     )
 
 
-def _draw_agent(out: Path, checkpoint: str, agent: Agent, curve: Sequence[tuple[int, float]], device: str) -> None:
+def _draw_agent(out: Path, checkpoint: str, agent: Agent, curve: Sequence[CurvePoint], device: str) -> None:
     """Draw a learning curve, and the number of steps in each part of two photographs."""
     upscaler = Upscaler(checkpoint, policy=AgentPolicy(agent), plan=agent.config.plan, device=device)
     figure = Figure(figsize=(15, 4.5))
     axes = figure.subplots(1, 3)
-    axes[0].plot(*zip(*curve, strict=True), marker=".")
+    axes[0].plot([point.env_steps for point in curve], [point.score for point in curve], marker=".")
     for height, label in ((0, "the same detail for all"), (1, "the best detail under the other noises")):
         axes[0].axhline(height, color="grey", ls=":")
         axes[0].annotate(label, (0, height), textcoords="offset points", xytext=(4, 4))

@@ -7,10 +7,16 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from agents.cli.options import absolute_paths, environment, episode_settings, episodes, numbers, options_of
+from agents.cli.options import absolute_paths, episode_settings, episodes, numbers, options_of
 from ddpm.training.configs import DDPMConfig, PredictorConfig, SubstepsConfig
 from ddpm.util.errors import ConfigError
 
+# Options of `train-agent` that are settings of the training, and those that training on a table has.
+TRAINING = (
+    "eval_images", "eval_noise_seeds", "eval_first_seed", "eval_every", "oracle", "minutes", "cache_mb", "cache_dir",
+    "seed", "device",
+)  # fmt: skip
+ON_TABLE = ("env_id", "algo", "table", "nfe_penalty", "env_steps", "eval_every", "minutes", "overrides", "seed")
 # Options that may name files.
 PATHS = ("images", "eval_images", "checkpoint", "init", "predictor")
 
@@ -220,7 +226,11 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
     default=0,
     help="First noise seed of the evaluation; seeds from --noise-seeds on do not occur in training.",
 )
-@click.option("--eval-every", type=click.IntRange(min=1), default=400, help="Episodes between evaluations.")
+@click.option(
+    "--eval-every",
+    type=click.IntRange(min=1),
+    help="Episodes between evaluations.  [default: 400, on a table a fortieth of the training]",
+)
 @click.option(
     "--oracle/--no-oracle",
     default=True,
@@ -232,82 +242,62 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
 @click.option("-p", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a hyperparameter; may be repeated.")
 @click.option("--seed", type=click.IntRange(min=0), default=0)
 @click.pass_context
-def train_agent(ctx: click.Context, out: Path, resume: bool, table: str | None, **options: Any) -> None:
+def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
     """Train an agent that decides which diffusion steps to skip, or how much work a forward does.
 
     Without --env, the agent learns on the table of SkipDiffBanditTable-v0 in about a minute. The command chooses it on
     validation photographs and prints its score on test photographs. OUT/best is the agent with the highest score or
     reward in an evaluation. Other commands take OUT or OUT/best as --agent.
 
-    Press Ctrl-C to stop the training; --resume continues it.
+    Press Ctrl-C to stop the training; --resume continues it from its last state.
     """
-    from agents.training.hyperparameters import load_hyperparameters, parse_overrides
+    from agents.benchmark import load_zip
+    from agents.training.config import AgentTrainingConfig, resumed_config
+    from agents.training.hyperparameters import parse_overrides
+    from agents.training.sb3 import MODEL
+    from agents.training.sb3 import train_agent as train
+    from skipdiff_env.scoring import BENCHMARKS, score
 
     given = _given(ctx, options)
-    env_id, algorithm = options.pop("env_id"), options["algo"]
-    if _on_table(out, resume, env_id, table, given):
-        _train_on_table(out, resume, env_id, table, given)
-        return
-    from agents.training.config import AgentTrainingConfig, resumed_config
-    from agents.training.sb3 import train_agent as train
-
     if resume:
         config = resumed_config(out, given)
     else:
-        options.pop("algo")
-        overrides = parse_overrides(options.pop("overrides"))
-        env_steps = options.pop("env_steps")
-        if env_steps is not None:
-            overrides["env_steps"] = env_steps
-        options = _settled(options)
-        env = environment(env_id) | episode_settings(options)
-        env |= {"noise_seeds": options.pop("noise_seeds") or None}
-        env |= {name: options.pop(name) for name in ("obs_dtype", "crop")}
-        hyperparameters = load_hyperparameters(algorithm, overrides, env.get("observation", "latent"))
-        eval_images = list(options.pop("eval_images")) or None
-        config = AgentTrainingConfig(algorithm, env, hyperparameters, eval_images, **options)
-    click.echo(f"agent: {train(config, out, resume)}")
+        env_id, overrides = options["env_id"], parse_overrides(options["overrides"])
+        if options["env_steps"] is not None:
+            overrides["n_timesteps"] = options["env_steps"]
+        if env_id in BENCHMARKS:
+            _check_table_options(given)
+            env: dict[str, Any] = {name: given[name] for name in ("table", "nfe_penalty") if name in given}
+            env |= absolute_paths(env, *(env.keys() & {"table"}))
+            own: dict[str, Any] = {name: options[name] for name in ("eval_every", "minutes", "seed")}
+        else:
+            if options["table"] is not None:
+                raise ConfigError(f"--table is for the environments {', '.join(BENCHMARKS)}, got {env_id}")
+            options = _settled(options)
+            env = episode_settings(options) | {"noise_seeds": options["noise_seeds"] or None}
+            env |= {name: options[name] for name in ("obs_dtype", "crop")}
+            own = {name: options[name] for name in TRAINING} | {"eval_images": list(options["eval_images"]) or None}
+        config = AgentTrainingConfig(options["algo"], env_id, env, overrides, **own)
+    path = train(config, out, resume)
+    text = f"agent: {path}"
+    if config.on_table:
+        prices = {name: config.env_kwargs[name] for name in ("nfe_penalty",) if name in config.env_kwargs}
+        model = load_zip(out / MODEL, trust_pickle=True)
+        found = score(model, env_id=config.env, table=config.env_settings["table"], **prices)
+        text += (
+            f" (score {found.value:.3f} [{found.low:.3f}, {found.high:.3f}] on the test photographs; 0 is the best "
+            "fixed schedule, 1 the best one under the other noises)"
+        )
+    click.echo(text)
 
 
-def _on_table(out: Path, resume: bool, env_id: str, table: str | None, given: dict[str, Any]) -> bool:
-    """Return whether a training is on a table, according to the options or the run to resume."""
-    from ddpm.util.files import read_json
-    from skipdiff_env.scoring import BENCHMARKS
-
-    settings = out / "config.json"
-    if resume and "env_id" not in given and table is None and settings.is_file():
-        known = read_json(settings)
-        return isinstance(known, dict) and isinstance(known.get("env"), str)
-    return table is not None or env_id in BENCHMARKS
-
-
-def _train_on_table(out: Path, resume: bool, env_id: str, table: str | None, given: dict[str, Any]) -> None:
-    """Run `train-agent` on a table, which has other settings."""
-    from agents.training.bandit import TableTrainingConfig, resumed_table_config, train_on_table
-    from agents.training.hyperparameters import parse_overrides
-
-    names = {
-        "env_id": "env", "table": "table", "algo": "algorithm", "seed": "seed", "env_steps": "env_steps",
-        "nfe_penalty": "nfe_penalty", "minutes": "minutes",
-    }  # fmt: skip
-    foreign = [f"--{name.replace('_', '-')}" for name in sorted(given.keys() - {*names, "out", "resume", "overrides"})]
-    if foreign:
+def _check_table_options(given: dict[str, Any]) -> None:
+    """Raise ConfigError if options were given that need an environment with a network."""
+    if foreign := [f"--{name.replace('_', '-')}" for name in sorted(given.keys() - set(ON_TABLE))]:
         raise ConfigError(
             f"training on a table has no setting {', '.join(foreign)}; with a network, name its environment, such as "
             "--env SkipDiffBandit-v0"
         )
-    changes: dict[str, Any] = {own: given[name] for name, own in names.items() if name in given}
-    if "overrides" in given:
-        changes["settings"] = parse_overrides(given["overrides"])
-    if resume:
-        config = resumed_table_config(out, changes)
-    else:
-        config = TableTrainingConfig(**{"env": env_id, "table": table, **changes})
-    path, score = train_on_table(config, out, resume)
-    click.echo(
-        f"agent: {path} (score {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] on the test photographs; 0 is "
-        "the best fixed schedule, 1 the best one under the other noises)"
-    )
 
 
 @click.command("import-sr3")

@@ -1,8 +1,8 @@
 """Stacked latents, (B, 3 · n, H, W), and their frames.
 
 `VecFrameStack` stacks all latents of an episode so far, oldest first, with zeros in front at the beginning of an
-episode. The functions of this module undo that: they return the number of frames of a stack, the frames, the newest
-frame, and each distinct frame once.
+episode. The functions of this module undo that: they return the number of frames of a stack, the frames, and each
+distinct frame once.
 """
 
 from typing import Any
@@ -25,12 +25,6 @@ def frame_count(space: spaces.Space[Any]) -> int:
 def frames_of(stacks: Tensor) -> Tensor:
     """Return the latents of stacks (B, 3 · n, H, W), oldest first: (B, n, 3, H, W)."""
     return stacks.unflatten(1, (-1, CHANNELS))
-
-
-def newest_space(space: spaces.Space[Any]) -> spaces.Box:
-    """Return the space of the newest latent, (3, H, W), of a space of stacked latents (3 · n, H, W)."""
-    assert isinstance(space, spaces.Box)
-    return spaces.Box(space.low[-3:], space.high[-3:], dtype=space.dtype.type)
 
 
 def resize_latents(latents: Tensor, side: int) -> Tensor:

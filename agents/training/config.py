@@ -1,20 +1,21 @@
 """Settings of a training run of an agent, and of a run that is resumed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents.algorithms import algorithm_class
-from agents.training.hyperparameters import Hyperparameters
-from ddpm.util.checks import check_types
+import gymnasium as gym
+
+import skipdiff_env  # noqa: F401  # registers the environments
+from agents.training.hyperparameters import load_hyperparameters
+from ddpm.util.checks import check_most, check_positive, check_types, check_whole
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import read_json
+from skipdiff_env.scoring import BENCHMARKS
 
 # The largest seed of NumPy's old generator, which Stable-Baselines3 uses.
 MAX_SEED = 2**32 - 1
-# The file of Stable-Baselines3's state; it exists once a run can be resumed.
-STATE = "state.zip"
 # Settings that may change when a run is resumed.
 RESUMABLE = frozenset({"env_steps", "minutes", "eval_every", "cache_mb", "cache_dir", "device"})
 
@@ -23,33 +24,40 @@ RESUMABLE = frozenset({"env_steps", "minutes", "eval_every", "cache_mb", "cache_
 class AgentTrainingConfig:
     """Settings of a training run; `config.json` in the run's folder.
 
+    On the tables of `skipdiff_env.scoring.BENCHMARKS` the agent is evaluated on the table's validation photographs, and
+    the settings of evaluations on pictures and those of memory have no effect.
+
     Attributes:
-        algorithm: "ppo", "a2c", "dqn", "qrdqn", "trpo" or "recurrent-ppo".
-        env: arguments of `skipdiff_env.env.SkipDiffEnv`, without `cache_mb`, `cache_dir`, `device` and `render_mode`.
-        hyperparameters: hyperparameters of the algorithm.
+        algorithm: name of the algorithm, one of `agents.algorithms.ALGORITHMS`.
+        env: id of the environment.
+        env_kwargs: arguments of the environment, in addition to the registered ones, without `cache_mb`, `cache_dir`,
+            `device` and `render_mode`.
+        hyperparameters: changes to the hyperparameters that ship; after construction, all hyperparameters.
         eval_images: pictures of the evaluation; None: those of the training, of which random crops are replaced by the
             centres.
         eval_noise_seeds: number of noises of each picture in the evaluation.
         eval_first_seed: the first noise seed of the evaluation, from which the others count up; seeds from the
             environment's `noise_seeds` on do not occur in training.
-        eval_every: number of episodes between two evaluations.
+        eval_every: number of episodes between two evaluations; None: 400, and on a table a fortieth of the training.
         oracle: whether to compute every start of the evaluation's pictures, for the best fixed start and the oracle.
             This takes N (N + 1) / 2 forwards for each picture and noise, which are many if the plan's first step is T.
             Under "jump" every number of even steps takes the place of the starts.
         minutes: time limit of the training, which includes the computations before the first episode.
-        cache_mb: memory for latents; None: as much as they need, if it is available.
+        cache_mb: memory for latents, in MiB; None: a third of the free memory, or 512 with an unlimited number of
+            noises.
         cache_dir: folder for latents and metrics, which later runs read as well; None: no folder.
         seed: seed of everything random.
         device: device of the networks.
     """
 
     algorithm: str = "ppo"
-    env: Mapping[str, Any] = field(default_factory=dict)
-    hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
+    env: str = "SkipDiffBanditTable-v0"
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     eval_images: Sequence[str] | None = None
     eval_noise_seeds: int = 1
     eval_first_seed: int = 0
-    eval_every: int = 400
+    eval_every: int | None = None
     oracle: bool = True
     minutes: float | None = None
     cache_mb: float | None = None
@@ -59,27 +67,25 @@ class AgentTrainingConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        algorithm_class(self.algorithm)
-        for name in ("eval_noise_seeds", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("seed", "eval_first_seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.seed > MAX_SEED:
-            raise ConfigError(f"seed must be at most {MAX_SEED}, the largest of Stable-Baselines3, got {self.seed}")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ConfigError(f"minutes must be positive, got {self.minutes}")
-        skip_mode = self.env.get("skip_mode", "restart")
-        if self.hyperparameters.undone_price is not None and skip_mode != "restart":
-            raise ConfigError(
-                f"undone_price needs skip_mode restart, got {skip_mode}: there no decision is undone; leave it out"
-            )
+        values = load_hyperparameters(self.algorithm, self.env, self.hyperparameters)
+        object.__setattr__(self, "hyperparameters", values)
+        check_whole(eval_noise_seeds=self.eval_noise_seeds)
+        if self.eval_every is not None:
+            check_whole(eval_every=self.eval_every)
+        check_whole(0, seed=self.seed, eval_first_seed=self.eval_first_seed)
+        check_most(MAX_SEED, seed=self.seed)
+        if self.minutes is not None:
+            check_positive(minutes=self.minutes)
 
     @property
-    def observation(self) -> str:
-        """Kind of the agent's observations, such as "latent" or "dict"."""
-        return str(self.env.get("observation", "latent"))
+    def on_table(self) -> bool:
+        """Whether the environment plays from a table of outcomes."""
+        return self.env in BENCHMARKS
+
+    @property
+    def env_settings(self) -> dict[str, Any]:
+        """All arguments of the environment."""
+        return {**gym.spec(self.env).kwargs, **self.env_kwargs}
 
 
 def resumed_config(folder: Path, changes: Mapping[str, Any]) -> AgentTrainingConfig:
@@ -97,11 +103,10 @@ def resumed_config(folder: Path, changes: Mapping[str, Any]) -> AgentTrainingCon
             f"{', '.join(fixed)} cannot change when a run is resumed; start a new run, or change only "
             f"{', '.join(sorted(RESUMABLE))}"
         )
-    changes = dict(changes)
     try:
-        hyperparameters = Hyperparameters(**stored.pop("hyperparameters"))
+        settings = {**stored, **changes}
         if "env_steps" in changes:
-            hyperparameters = replace(hyperparameters, env_steps=changes.pop("env_steps"))
-        return AgentTrainingConfig(**{**stored, **changes}, hyperparameters=hyperparameters)
-    except (TypeError, KeyError, AttributeError) as error:
+            settings["hyperparameters"] = {**stored["hyperparameters"], "n_timesteps": settings.pop("env_steps")}
+        return AgentTrainingConfig(**settings)
+    except (TypeError, KeyError) as error:
         raise ConfigError(f"{folder}/config.json does not hold the settings of a training ({error})") from None

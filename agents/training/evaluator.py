@@ -1,7 +1,8 @@
-"""Evaluation of an agent on fixed pictures and noises, in comparison with fixed schedules."""
+"""Evaluation of agents during a training, in comparison with fixed schedules."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,9 @@ from ddpm.util.progress import progress
 from skipdiff_env.decisions import Choice, make_decisions
 from skipdiff_env.episode import Episode
 from skipdiff_env.outcomes import OutcomeTable
+from skipdiff_env.scoring import play as play_table
 from skipdiff_env.task import Task
+from skipdiff_env.tree import Tree
 
 # Qualities at which an agent that observes the price of a forward is evaluated.
 QUALITIES = (0.0, 0.5, 1.0)
@@ -39,6 +42,7 @@ class Evaluator:
         self.images = [image for image in pictures for _ in seeds]
         self.noise_seeds = [seed for _ in pictures for seed in seeds]
         self.outcomes = tabulate(task, seeds) if oracle else None
+        self.compared = "start" if task.plan.skip_mode == "restart" else "number of steps"
 
     def _rewards(self, price: float) -> NDArray[np.float64] | None:
         """Return the rewards of the tabulated schedules at a price, (pictures, noises, schedules)."""
@@ -72,6 +76,50 @@ class Evaluator:
             nfe=float(np.mean([episode.refinement.nfe for episode in episodes])),
             best_fixed_reward=float(np.mean(best_fixed)),
             oracle_reward=float(np.mean(oracle)),
+        )
+
+
+class TableEvaluator:
+    """Evaluator of models on the validation photographs of a table.
+
+    Args:
+        tree: the decisions, with the outcomes of all splits.
+        price: price of a forward.
+
+    Raises:
+        ConfigError: there are no scores, since no photograph gains by another schedule.
+    """
+
+    compared = "schedule"
+
+    def __init__(self, tree: Tree, price: float) -> None:
+        self.price, self.tree = price, Tree(tree.table.split("validation"), tree.kind)
+        fixed, table = tree.table.split("train").best_fixed(price), self.tree.table
+        for part in (table, tree.table.split("test")):
+            part.check_score(fixed, price)
+        self.best_fixed = self._reward(np.full(len(table.features), fixed))
+        self.best_of_others = self._reward(table.best_of_others(price))
+
+    def _reward(self, choices: NDArray[np.integer]) -> float:
+        table = self.tree.table
+        return float(table.per_photograph(table.chosen(choices, self.price)).mean())
+
+    def __call__(self, model: Any, env_steps: int, seconds: float) -> CurvePoint:
+        """Evaluate a model of Stable-Baselines3 that has learnt from `env_steps` decisions in `seconds`."""
+        chosen = play_table(self.tree, model)
+        reward = self._reward(chosen)
+        return CurvePoint(
+            env_steps=env_steps,
+            episodes=env_steps // self.tree.longest,
+            seconds=round(seconds, 1),
+            reward=reward,
+            regret=self.best_of_others - reward,
+            start=np.nan,
+            skips=np.nan,
+            nfe=float(self.tree.table.forwards[chosen].mean()),
+            best_fixed_reward=self.best_fixed,
+            oracle_reward=self.best_of_others,
+            score=(reward - self.best_fixed) / (self.best_of_others - self.best_fixed),
         )
 
 

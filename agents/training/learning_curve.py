@@ -1,10 +1,14 @@
 """The learning curve of a run, with the results of each evaluation, in `evaluations.csv`."""
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm.util.errors import ConfigError
+
+# The file of a run's learning curve.
+CURVE = "evaluations.csv"
 
 
 @dataclass(frozen=True)
@@ -13,15 +17,18 @@ class CurvePoint:
 
     Attributes:
         env_steps: number of decisions in the training so far.
-        episodes: number of episodes in the training so far.
+        episodes: number of episodes in the training so far, if all of them had the largest length.
         seconds: wall time of the training so far, without the evaluations.
         reward: mean over pictures and noises.
         regret: mean distance from the best start of each picture and noise; NaN if it is unknown.
-        start: mean start of the surviving chain.
-        skips: share of decisions that were SKIP.
+        start: mean start of the surviving chain; NaN on a table.
+        skips: share of decisions that were SKIP; NaN on a table.
         nfe: mean number of UNet forwards, coarse and fine.
-        best_fixed_reward: reward of the best fixed start on the same pictures; NaN if it is unknown.
-        oracle_reward: mean reward of the best starts; NaN if it is unknown.
+        best_fixed_reward: reward of the best fixed start on the same pictures, on a table of the schedule that is best
+            for the training photographs; NaN if it is unknown.
+        oracle_reward: mean reward of the best starts, on a table of the schedules that are best under the other noises;
+            NaN if it is unknown.
+        score: score on validation photographs, see `skipdiff_env.scoring.score`; NaN if the environment has no scores.
     """
 
     env_steps: int
@@ -34,6 +41,7 @@ class CurvePoint:
     nfe: float
     best_fixed_reward: float
     oracle_reward: float
+    score: float = math.nan
 
 
 def read_curve(path: Path) -> list[CurvePoint]:

@@ -1,58 +1,71 @@
 """Training of agents (step 2 of the paper) with Stable-Baselines3, and the files of a run.
 
 The folder of a run holds `config.json` and `versions.json`; `best/` and `agent/` (the best and the last agent);
-`state.zip` (the state of Stable-Baselines3) and `state-STEPS.pkl` (environments, buffer and random generators), from
-which a run is resumed; `evaluations.csv` (the learning curve); `outcomes.npz` (the outcomes of every start, or of every
-number of even steps, on the pictures of the evaluation); and TensorBoard's files.
+`state.zip` (the model of Stable-Baselines3, its environments, buffer and random generators), from which a run is
+resumed; `evaluations.csv` (the learning curve); and TensorBoard's files. Runs on pictures have `outcomes.npz`, the
+outcomes of every start, or of every number of even steps, on the pictures of the evaluation. Runs on a table have
+`model.zip`, the best model of Stable-Baselines3, and no agents if the decisions are about strides.
 """
 
 import math
 import pickle
 import random
-import signal
-import threading
 import time
+import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from agents.agent import Agent, AgentConfig
-from agents.algorithms import algorithm_class, frame_stacked, policy_alias
+from agents.algorithms import algorithm_class
 from agents.exporting import configuration
 from agents.networks.extractors import SkipProposalExtractor
 from agents.policies import NotFiniteError, acting_part, check_outputs
 from agents.study.tables import write_csv
-from agents.training.config import STATE, AgentTrainingConfig
-from agents.training.evaluator import Evaluator
-from agents.training.hyperparameters import OFF_POLICY
-from agents.training.learning_curve import CurvePoint, read_curve
-from agents.training.vec_env import VecPictureBaseline, check_buffer, get_state, make_env, set_state
+from agents.training.config import AgentTrainingConfig
+from agents.training.evaluator import Evaluator, TableEvaluator
+from agents.training.learning_curve import CURVE, CurvePoint, read_curve
+from agents.training.vec_env import TableVecEnv, check_memory, get_state, make_env, set_state
 from ddpm.checkpoints import check_device
 from ddpm.training.runs import check_new_run, lock_run, start_run
 from ddpm.util.errors import CheckpointError, ConfigError
 from ddpm.util.files import atomic_path
 from ddpm.util.progress import progress
 from skipdiff_env.config import TaskConfig
-from skipdiff_env.memo import Memo
-from skipdiff_env.refinement import Action
+from skipdiff_env.scoring import tree_of
+from skipdiff_env.table_env import PRICE
 from skipdiff_env.task import Task
 
+# The state from which a run is resumed, and the member that Stable-Baselines3 does not know.
+STATE, REST = "state.zip", "skipdiff.pkl"
+# Attributes of a model that Stable-Baselines3 does not save, or seeds again when it loads them.
+UNSAVED = ("replay_buffer", "_last_lstm_states", "action_space")
+# The best model of a run on a table, as Stable-Baselines3 saves it.
+MODEL = "model.zip"
+# Seconds between two states; to write a large replay buffer takes a second or more.
+SAVE_SECONDS = 30.0
 # Number of episodes in the logged means.
 WINDOW = 100
+# Decisions of a training on a table between two evaluations, as a part of all.
+POINTS = 40
+# Settings of policies that are classes, written as dotted names.
+CLASSES = frozenset({"features_extractor_class", "activation_fn", "optimizer_class"})
 
 
 class TrainingCallback(BaseCallback):
@@ -61,9 +74,8 @@ class TrainingCallback(BaseCallback):
     Args:
         config: settings of the run.
         folder: folder of the run.
-        evaluator: evaluator of the agent.
-        agent_config: configuration of the saved agents.
-        rewards: rewards of every start, (pictures, noises, N), for the regret of training episodes.
+        evaluator: evaluator of the agent, or on a table of the model.
+        agent_config: configuration of the saved agents; None: the decisions are not those of an agent.
         curve: evaluations of the run so far.
         bar: progress bar.
         started: time by `time.perf_counter` at which the run started or was resumed; `minutes` count from there.
@@ -73,9 +85,8 @@ class TrainingCallback(BaseCallback):
         self,
         config: AgentTrainingConfig,
         folder: Path,
-        evaluator: Evaluator,
-        agent_config: AgentConfig,
-        rewards: NDArray[np.float64] | None,
+        evaluator: Evaluator | TableEvaluator,
+        agent_config: AgentConfig | None,
         curve: list[CurvePoint],
         bar: "tqdm[Any]",
         started: float,
@@ -83,41 +94,45 @@ class TrainingCallback(BaseCallback):
         super().__init__()
         self.bar, self.started = bar, started
         self.config, self.folder, self.evaluator, self.agent_config = config, folder, evaluator, agent_config
-        self.rewards, self.curve = rewards, curve
+        self.curve = curve
         self.window: dict[str, deque[float]] = {}
         self.began = time.perf_counter()
         self.earlier = curve[-1].seconds if curve else 0.0
         self.evaluating = 0.0
         self.evaluated = curve[-1].env_steps if curve else -1
         self.began_at = 0
-        self.stopping = False
+        self.saved = -math.inf
 
     @property
     def seconds(self) -> float:
         """Wall time of training, without the evaluations."""
         return self.earlier + time.perf_counter() - self.began - self.evaluating
 
-    def agent(self) -> Agent:
-        """Return the present agent."""
-        training = {**self.agent_config.training, "env_steps": self.num_timesteps}
+    def agent(self, **training: Any) -> Agent | None:
+        """Return the present agent with a record of its training; None if there is none."""
+        if self.agent_config is None:
+            return None
+        training = {**self.agent_config.training, "env_steps": self.num_timesteps, **training}
         return Agent(replace(self.agent_config, training=training), self.model.policy)
 
     def _on_rollout_start(self) -> None:
-        if self.evaluated < 0 or self.due:
+        if self.evaluated < 0 or self.num_timesteps >= self.evaluated + self.interval:
             self.evaluate()
         spent = self.earlier + time.perf_counter() - self.started
         late = self.config.minutes is not None and spent >= 60 * self.config.minutes
-        if self.stopping or (late and self.num_timesteps > self.began_at):
-            raise _StoppedError
+        if late and self.num_timesteps > self.began_at:
+            raise _LateError
         if isinstance(self.model, OnPolicyAlgorithm):
             self._remember(True)
 
     @property
-    def due(self) -> bool:
-        """Whether an evaluation is due."""
-        return (
-            self.num_timesteps >= self.evaluated + self.config.eval_every * self.agent_config.make_decisions().longest
-        )
+    def interval(self) -> int:
+        """Number of decisions between two evaluations."""
+        every = self.config.eval_every
+        if isinstance(self.evaluator, TableEvaluator):
+            longest, total = self.evaluator.tree.longest, self.config.hyperparameters["n_timesteps"]
+            return every * longest if every else total // POINTS
+        return (every or 400) * self.evaluator.task.decisions
 
     def _remember(self, on: bool) -> None:
         if isinstance(extractor := getattr(self.model.policy, "features_extractor", None), SkipProposalExtractor):
@@ -128,20 +143,16 @@ class TrainingCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         self.bar.update(self.training_env.num_envs)
-        if self.agent_config.kind == "skip":
+        if self.config.on_table:  # its short infos hold nothing to log
+            return True
+        if self.agent_config is not None and self.agent_config.kind == "skip":
             self._add("skips", float(np.mean(self.locals["actions"])))
         for done, info in zip(self.locals["dones"], self.locals["infos"], strict=True):
             if done:
-                self._ended(info)
+                self._add("reward", float(info["episode"]["r"]))
+                self._add("start", info["start"])
+                self._add("nfe", info["nfe"])
         return True
-
-    def _ended(self, info: Mapping[str, Any]) -> None:
-        reward = float(info["episode"]["r"])
-        self._add("reward", reward)
-        self._add("start", info["start"])
-        self._add("nfe", info["nfe"])
-        if self.rewards is not None:
-            self._add("regret", self.rewards[info["image_index"], info["noise_seed"]].max() - reward)
 
     def _add(self, name: str, value: float) -> None:
         self.window.setdefault(name, deque(maxlen=WINDOW)).append(value)
@@ -154,134 +165,146 @@ class TrainingCallback(BaseCallback):
             means["entropy"] = -float(self.model.rollout_buffer.log_probs.mean())
         for name, value in means.items():
             self.logger.record(f"rollout/{name}", value)
-        shown: dict[str, object] = {k: f"{means[k]:.4g}" for k in ("reward", "regret", "start") if k in means}
+        shown: dict[str, object] = {k: f"{means[k]:.4g}" for k in ("reward", "start") if k in means}
         self.bar.set_postfix(shown, refresh=False)
 
     def evaluate(self) -> None:
-        """Evaluate the agent, extend the learning curve, and save the agents and the state."""
+        """Evaluate the agent, extend the learning curve, and save the agents, and the state if it is old."""
         began = time.perf_counter()
-        agent = self.agent()
-        evaluation = self.evaluator(agent, self.num_timesteps, self.seconds)
-        best = max((e.reward for e in self.curve), default=-np.inf)
+        player: Any = self.model if self.config.on_table else self.agent()
+        evaluation = self.evaluator(player, self.num_timesteps, self.seconds)
+        known = {name: value for name, value in asdict(evaluation).items() if not math.isnan(value)}
+        best = max((point.reward for point in self.curve), default=-np.inf)
         self.curve.append(evaluation)
         self.evaluated = self.num_timesteps
-        for name, value in asdict(evaluation).items():
-            if name not in ("env_steps", "episodes", "seconds"):
-                self.logger.record(f"eval/{name}", value)
+        for name in known.keys() - {"env_steps", "episodes", "seconds"}:
+            self.logger.record(f"eval/{name}", known[name])
         self.logger.dump(self.num_timesteps)
-        write_csv(self.folder / "evaluations.csv", list(map(asdict, self.curve)))
-        known = {name: value for name, value in asdict(evaluation).items() if not math.isnan(value)}  # JSON has no NaN
-        agent = Agent(replace(agent.config, training={**agent.config.training, "evaluation": known}), agent.policy)
-        agent.save(self.folder / "agent")
+        write_csv(self.folder / CURVE, list(map(asdict, self.curve)))
+        agent = self.agent(evaluation=known)
+        if agent is not None:
+            agent.save(self.folder / "agent")
         if evaluation.reward > best:
-            agent.save(self.folder / "best")
-        self.save_state()
+            if agent is not None:
+                agent.save(self.folder / "best")
+            if self.config.on_table:
+                with atomic_path(self.folder / MODEL) as temporary:
+                    self.model.save(temporary)
+        if time.perf_counter() - self.saved >= SAVE_SECONDS:
+            self.save_state()
         text = f"{evaluation.episodes} episodes, {evaluation.seconds:.0f} s: reward {evaluation.reward:.4f}"
-        if self.evaluator.outcomes is not None:
-            restarts = self.evaluator.task.plan.skip_mode == "restart"
-            fixed = "start" if restarts else "number of steps"
-            text += f" (best fixed {fixed} {evaluation.best_fixed_reward:.4f}, oracle {evaluation.oracle_reward:.4f})"
-        tqdm.write(f"{text}, mean start {evaluation.start:.2f}, {evaluation.nfe:.1f} forwards")
+        if "best_fixed_reward" in known:
+            text += (
+                f" (best fixed {self.evaluator.compared} {evaluation.best_fixed_reward:.4f}, "
+                f"oracle {evaluation.oracle_reward:.4f})"
+            )
+        if "start" in known:
+            text += f", mean start {evaluation.start:.2f}"
+        tqdm.write(f"{text}, {evaluation.nfe:.1f} forwards")
         self.evaluating += time.perf_counter() - began
 
     def save_state(self) -> None:
-        """Save the state from which a run continues exactly as if it had not stopped."""
+        """Save the state from which a run continues exactly as if it had not been killed after this evaluation."""
+        self.saved = time.perf_counter()
         state = {
             "env": get_state(self.training_env),
-            "replay_buffer": getattr(self.model, "replay_buffer", None),
-            "lstm_states": getattr(self.model, "_last_lstm_states", None),
+            "model": {name: getattr(self.model, name) for name in UNSAVED if hasattr(self.model, name)},
             "python": random.getstate(),
             "numpy": np.random.get_state(),  # noqa: NPY002  # what Stable-Baselines3 draws from
             "torch": torch.get_rng_state(),
         }
-        path = _state_file(self.folder, self.num_timesteps)
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            pickle.dump(state, file)
         with atomic_path(self.folder / STATE) as temporary:
             self.model.save(temporary)
-        for other in self.folder.glob("state-*.pkl"):  # the files of earlier states
-            if other != path:
-                other.unlink()
+            with zipfile.ZipFile(temporary, "a") as archive, archive.open(REST, "w", force_zip64=True) as file:
+                pickle.dump(state, file)
 
 
-class _StoppedError(Exception):
-    """The signal to stop a training between two rollouts, where its state is complete."""
-
-
-def _state_file(folder: Path, env_steps: int) -> Path:
-    return folder / f"state-{env_steps}.pkl"
-
-
-@contextmanager
-def _interruptible(callback: TrainingCallback) -> Iterator[None]:
-    """Let Ctrl-C stop the training at the end of a rollout; a second Ctrl-C stops it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        if callback.stopping:
-            raise KeyboardInterrupt
-        callback.stopping = True
-        tqdm.write("stops after this rollout; press Ctrl-C again to stop at once")
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _cache(config: AgentTrainingConfig, task: Task, noise_seeds: int | None) -> int:
-    """Return the bytes for remembered latents of all (picture, noise) pairs, at most a third of the free memory."""
-    if config.cache_mb is not None:
-        return int(config.cache_mb * 2**20)
-    N, side = task.plan.first, task.config.image_size
-    free = psutil.virtual_memory().available // 3
-    if noise_seeds is None:
-        return min(2**29, free)
-    # N (N + 1) / 2 + 1 latents, target and condition, and the overhead of the entries
-    return min(int(1.1 * len(task.pictures) * noise_seeds * (N * (N + 1) / 2 + 4) * 12 * side**2), free)
-
-
-def describe_buffer(config: AgentTrainingConfig, env: VecEnv) -> str:
-    """Check and describes the memory of the rollout or replay buffer; see `agents.training.vec_env.check_buffer`."""
-    h = config.hyperparameters
-    settings = h.algorithm_settings(config.algorithm, env.unwrapped.get_attr("decisions")[0], config.observation)
-    if config.algorithm in OFF_POLICY:
-        return check_buffer(
-            "replay buffer", env.observation_space, int(settings["buffer_size"]), 2 * int(settings["batch_size"]),
-            "lower -p buffer_size=… or -p batch_size=…, or take --obs-dtype float16", twice=True,
-        )  # fmt: skip
-    size = h.n_envs * int(settings["n_steps"])
-    return check_buffer(
-        "rollout buffer", env.observation_space, size, min(size, int(settings.get("batch_size", size))),
-        "lower -p n_envs=… or -p episodes_per_rollout=…, or take --obs-dtype float16",
-    )  # fmt: skip
+class _LateError(Exception):
+    """The signal to end a training between two rollouts, since its time is over."""
 
 
 def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
-    """Return the algorithm, untrained, on an environment of `make_env`."""
-    h = config.hyperparameters
-    seen = config.observation
-    settings = h.algorithm_settings(config.algorithm, env.unwrapped.get_attr("decisions")[0], seen)
+    """Return the algorithm, untrained, on an environment of `training_env`.
+
+    Raises:
+        ConfigError: the algorithm does not take the hyperparameters, or the memory does not hold its buffer.
+    """
+    values = {name: each for name, each in config.hyperparameters.items() if name not in ("n_timesteps", "n_envs")}
+    values.pop("vec_env_wrapper", None)
+    for name, value in values.items():
+        if isinstance(value, str) and value.startswith("lin_"):
+            values[name] = LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+        if isinstance(value, list):  # train_freq
+            values[name] = tuple(value)
+    deviation = values.pop("noise_std", 0.0)
+    if values.pop("noise_type", None) is not None:
+        zeros = np.zeros(env.action_space.shape or ())
+        values["action_noise"] = NormalActionNoise(zeros, zeros + deviation)
     algorithm: Any = algorithm_class(config.algorithm)
+    with _refused(config.algorithm):
+        values["policy_kwargs"] = resolved(values.get("policy_kwargs") or {})
+        return algorithm(env=env, seed=config.seed, device=config.device, **values)
+
+
+def resolved(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a policy with classes in place of their names."""
+    return {
+        name: resolve_name(value) if name in CLASSES and isinstance(value, str) else value
+        for name, value in policy_kwargs.items()
+    }
+
+
+@contextmanager
+def _refused(algorithm: str) -> Iterator[None]:
+    """Raise ConfigError for every error, since algorithms raise nearly any error for unusual hyperparameters."""
     try:
-        model = algorithm(
-            policy_alias(config.algorithm, seen), env, policy_kwargs=h.policy_settings(config.algorithm, seen),
-            seed=config.seed, device=config.device, **settings,
-        )  # fmt: skip
+        yield
     except ConfigError:
         raise
-    except Exception as error:  # for unusual settings, algorithms raise nearly any error
+    except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(
-            f"{config.algorithm} does not take these hyperparameters ({type(error).__name__}: {reason})"
+            f"{algorithm} does not take these hyperparameters ({type(error).__name__}: {reason})"
         ) from None
-    if h.skip_probability is not None:
-        with torch.no_grad():
-            model.policy.action_net.bias[Action.SKIP] += math.log(h.skip_probability / (1 - h.skip_probability))
-    return model
+
+
+def training_env(config: AgentTrainingConfig) -> VecEnv:
+    """Return the environment of a training, with the wrappers that the hyperparameters name."""
+    n_envs, settings = config.hyperparameters["n_envs"], config.env_settings
+    if config.on_table:
+        env: VecEnv = TableVecEnv(n_envs, config.seed, **settings)
+    else:
+        env = make_env(n_envs, env_id=config.env, frame_stack=False, seed=config.seed, **settings, **_memory(config))
+    wrappers = config.hyperparameters.get("vec_env_wrapper") or []
+    with _refused(config.algorithm):
+        for each in [wrappers] if isinstance(wrappers, str) else wrappers:
+            ((name, settings),) = each.items() if isinstance(each, dict) else ((each, {}),)
+            env = resolve_name(name)(env, **settings)
+    return env
+
+
+def _memory(config: AgentTrainingConfig) -> dict[str, Any]:
+    """Return the arguments of the environments that do not change their episodes."""
+    cache_mb = config.cache_mb
+    if cache_mb is None:
+        repeated = config.env_settings.get("noise_seeds") is not None
+        cache_mb = psutil.virtual_memory().available / 2**20 / 3 if repeated else 512
+    return {"cache_mb": cache_mb, "cache_dir": config.cache_dir, "device": config.device}
+
+
+def _evaluator(config: AgentTrainingConfig, env: VecEnv) -> Evaluator | TableEvaluator:
+    """Return the evaluator of a training in an environment of `training_env`."""
+    settings = config.env_settings
+    if config.on_table:
+        return TableEvaluator(tree_of(config.env, settings["table"]), settings.get("nfe_penalty", PRICE))
+    task: Task = env.get_attr("task")[0]
+    check_denoiser_of(task)
+    if config.eval_images is not None or task.config.crop != "center":
+        settings |= {"crop": "center"}
+        if config.eval_images is not None:
+            settings |= {"images": list(config.eval_images), "split": None}
+        task = Task(TaskConfig.of({**settings, **_memory(config)}))
+    return Evaluator(task, config.eval_noise_seeds, config.oracle, config.eval_first_seed)
 
 
 def check_denoiser_of(task: Task) -> None:
@@ -298,20 +321,16 @@ def check_denoiser_of(task: Task) -> None:
         )
 
 
-def train_agent(
-    config: AgentTrainingConfig, folder: Path, resume: bool = False, memory: tuple[Memo, Memo] | None = None
-) -> Path:
+def train_agent(config: AgentTrainingConfig, folder: Path, resume: bool = False) -> Path:
     """Train an agent.
 
     Args:
         config: settings of the run.
         folder: folder of the run.
         resume: continue the run in `folder`.
-        memory: memory of the transitions on the pictures of the training and the evaluation. Another run on the same
-            pictures, with another seed or other hyperparameters, need not compute them again.
 
     Returns:
-        Folder of the best agent.
+        Folder of the best agent; on a table with decisions about strides, the file of the best model.
 
     Raises:
         ConfigError: the folder holds a run already, a setting does not fit, or memory is short.
@@ -320,84 +339,60 @@ def train_agent(
     started = time.perf_counter()
     check_new_run(folder, resume)
     check_device(config.device)
-    h = config.hyperparameters
-    noise_seeds = config.env.get("noise_seeds")
-    env = make_env(
-        h.n_envs,
-        frame_stack=frame_stacked(config.algorithm, config.observation),
-        latent_size=h.spn_size,
-        seed=config.seed,
-        device=config.device,
-        cache_dir=config.cache_dir,
-        **config.env,
-    )
-    if h.picture_baseline:
-        env = VecPictureBaseline(env)
-    task: Task = env.unwrapped.get_attr("task")[0]
-    check_denoiser_of(task)
-    tqdm.write(describe_buffer(config, env))
-    if memory is not None:
-        task.remember_in(memory[0])
-    task.memo.capacity = _cache(config, task, noise_seeds)
-
-    settings = {**config.env, "crop": "center"}
-    if config.eval_images is not None:
-        settings |= {"images": list(config.eval_images), "split": None}
-    if config.eval_images is None and task.config.crop == "center":
-        evaluated = task
-    else:
-        evaluated = Task(TaskConfig.of({**settings, "device": config.device, "cache_dir": config.cache_dir}))
-        if memory is not None:
-            evaluated.remember_in(memory[1])
-        evaluated.memo.capacity = _cache(config, evaluated, config.eval_noise_seeds)
-    evaluator = Evaluator(evaluated, config.eval_noise_seeds, config.oracle, config.eval_first_seed)
-    # the regret of training episodes is known if the evaluation has tabulated all their pictures and noises
-    same = evaluated is task and task.plan.skip_mode == "restart" and config.eval_first_seed == 0
-    rewards = None
-    if evaluator.outcomes is not None and same and (noise_seeds or math.inf) <= config.eval_noise_seeds:
-        rewards = evaluator.outcomes.rewards()
-
+    env = training_env(config)
+    begun = (folder / STATE).exists()
+    fresh = None if begun else make_model(config, env)
+    evaluator = _evaluator(config, env)
+    pictures = None if isinstance(evaluator, TableEvaluator) else env.get_attr("task")[0].pictures.digest()
+    env_steps = config.hyperparameters["n_timesteps"]
     with lock_run(folder):
-        begun = (folder / STATE).exists()
-        fresh = None if begun else make_model(config, env)  # checks the settings before anything is written
-        start_run(folder, asdict(config), task.pictures.digest(), begun)
+        start_run(folder, asdict(config), pictures, begun)
         model, curve = _resumed(config, folder, env) if fresh is None else (fresh, [])
-        if (outcomes := evaluator.outcomes) is not None:
+        tqdm.write(check_memory(model))
+        if isinstance(evaluator, Evaluator) and (outcomes := evaluator.outcomes) is not None:
             with atomic_path(folder / "outcomes.npz") as temporary:
                 np.savez(temporary, rewards=outcomes.rewards(), **outcomes.metrics)  # type: ignore[arg-type]
-        purge_step = model.num_timesteps + 1 if begun else None
         place = str(folder / "tensorboard")
-        model.set_logger(Logger(place, [_TensorBoard(place, purge_step)]))
-        agent_config = configuration(
-            model, env, hyperparameters=asdict(config.hyperparameters), seed=config.seed
-        )  # fmt: skip
-        title = f"train-agent {config.algorithm}"
-        with progress(total=h.env_steps, initial=model.num_timesteps, desc=title, unit="step") as bar:
-            callback = TrainingCallback(config, folder, evaluator, agent_config, rewards, curve, bar, started)
-            _learn(model, callback, h.env_steps - model.num_timesteps, begun)
+        model.set_logger(Logger(place, [_TensorBoard(place, model.num_timesteps + 1 if begun else None)]))
+        agent_config = _agent_config(config, model, env)
+        with progress(
+            total=env_steps, initial=model.num_timesteps, desc=f"train-agent {config.algorithm}", unit="step"
+        ) as bar:
+            callback = TrainingCallback(config, folder, evaluator, agent_config, curve, bar, started)
+            _learn(model, callback, env_steps - model.num_timesteps, begun)
     env.close()
-    return folder / "best"
+    return folder / (MODEL if agent_config is None else "best")
+
+
+def _agent_config(config: AgentTrainingConfig, model: Any, env: VecEnv) -> AgentConfig | None:
+    """Return the configuration of the agents of a run; None where the decisions are not those of an agent."""
+    record: dict[str, Any] = {"hyperparameters": config.hyperparameters, "seed": config.seed}
+    if config.on_table:
+        tree = env.get_attr("tree")[0]
+        if tree.kind != "schedule":
+            return None
+        record |= {"env": {"metric": tree.table.metric, "reward": "negative"}}
+        record |= {"price": config.env_settings.get("nfe_penalty", PRICE)}
+    return configuration(model, env, **record)
 
 
 def _learn(model: Any, callback: TrainingCallback, left: int, begun: bool) -> None:
     """Train for a number of decisions, or until the callback stops the training."""
     if left <= 0:
         return
-    interval = {} if callback.config.algorithm in OFF_POLICY else {"log_interval": 1}
+    interval = {"log_interval": 1} if isinstance(model, OnPolicyAlgorithm) else {}
     check_outputs(acting_part(model.policy))
     try:
-        with _interruptible(callback), suppress(_StoppedError):
+        with suppress(_LateError):
             model.learn(left, callback, reset_num_timesteps=not begun, **interval)
     except NotFiniteError:
         raise ConfigError(
             f"after {model.num_timesteps} decisions the policy returns numbers that are not finite; train with a lower "
             "-p learning_rate"
         ) from None
-    if callback.stopping:
-        callback.save_state()
-        raise KeyboardInterrupt
     if callback.evaluated < model.num_timesteps:
         callback.evaluate()
+    callback.save_state()
 
 
 class _TensorBoard(TensorBoardOutputFormat):
@@ -410,23 +405,16 @@ class _TensorBoard(TensorBoardOutputFormat):
 
 def _resumed(config: AgentTrainingConfig, folder: Path, env: VecEnv) -> tuple[Any, list[CurvePoint]]:
     """Return the model and the learning curve of a run that is resumed."""
+    path = folder / STATE
     try:
-        model: Any = algorithm_class(config.algorithm).load(
-            folder / STATE, env=env, device=config.device, force_reset=False
-        )
-    except Exception as error:  # pickles raise anything
-        raise CheckpointError(f"{folder / STATE} is damaged ({error}); start a new run") from None
-    curve = read_curve(folder / "evaluations.csv")
-    path = _state_file(folder, model.num_timesteps)
-    try:
-        state = pickle.loads(path.read_bytes())
+        model: Any = algorithm_class(config.algorithm).load(path, env=env, device=config.device, force_reset=False)
+        with zipfile.ZipFile(path) as archive, archive.open(REST) as file:
+            state = pickle.load(file)
         set_state(env, state["env"])
     except Exception as error:  # pickles raise anything
-        raise CheckpointError(f"{path} is missing or damaged ({error}); start a new run") from None
-    if state["replay_buffer"] is not None:
-        model.replay_buffer = state["replay_buffer"]
-    if state["lstm_states"] is not None:
-        model._last_lstm_states = state["lstm_states"]
+        raise CheckpointError(f"{path} is damaged ({error}); start a new run") from None
+    curve = read_curve(folder / CURVE)
+    vars(model).update(state["model"])
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002  # what Stable-Baselines3 draws from
     torch.set_rng_state(state["torch"])

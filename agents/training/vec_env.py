@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from agents.networks.frames import frame_count, resize_latents
+from agents.networks.frames import resize_latents
 from ddpm.util.errors import ConfigError
+from skipdiff_env.table_env import SkipDiffTableVectorEnv
 from skipdiff_env.task import Task
 from skipdiff_env.vector_env import SkipDiffVectorEnv
 
@@ -25,6 +26,8 @@ ONE_EACH = frozenset({"sr", "np_random", "np_random_seed", "reward_failures"})
 ONE_RESULT_EACH = frozenset({"render", "action_masks"})
 # Larger than the rounding errors of rewards, smaller than the differences between rewards.
 ROUNDING = 1e-6
+# Attributes of wrappers that are not part of their state.
+NO_STATE = frozenset({"venv", "class_attributes"})
 # Methods that a VecEnv calls for all environments at once.
 OWN_CALLS = frozenset({"reset", "step", "close"})
 
@@ -85,15 +88,17 @@ class SkipDiffVecEnv(VecEnv):
         assert self._actions is not None, "step_wait() without step_async()"
         observations, rewards, terminated, _, infos = self.env.step(self._actions)
         self._actions = None
-        each = []
-        for i in range(self.num_envs):
-            info = _one_info(infos, i)
-            if terminated[i]:
-                last, final = info.pop("final_obs"), info.pop("final_info")
-                self.reset_infos[i] = info
-                info = {**final, "terminal_observation": last}
-            each.append({**info, "TimeLimit.truncated": False})
+        each = [self._info(infos, i, over) for i, over in enumerate(terminated)]
         return observations, rewards.astype(np.float32), terminated, each
+
+    def _info(self, infos: Mapping[str, Any], i: int, ended: bool) -> dict[str, Any]:
+        """Return the `info` of one environment in `step_wait`."""
+        info = _one_info(infos, i)
+        if ended:
+            last, final = info.pop("final_obs"), info.pop("final_info")
+            self.reset_infos[i] = info
+            info = {**final, "terminal_observation": last}
+        return {**info, "TimeLimit.truncated": False}
 
     def close(self) -> None:
         """Close the batched environment."""
@@ -210,44 +215,73 @@ class VecPictureBaseline(VecEnvWrapper):
 
 
 class VecResizeLatents(VecEnvWrapper):
-    """Wrapper that resizes latents to the size that an SPN takes, so that stacks and buffers need less memory.
+    """Wrapper that resizes latents, so that stacks and buffers need less memory and time.
 
     Args:
         venv: environment whose observations are single latents, (3, H, W).
-        side: side of the resized latents.
+        side: largest side of the resized latents, (3, side, side). Smaller ones keep their size.
     """
 
     def __init__(self, venv: VecEnv, side: int) -> None:
         space = venv.observation_space
         assert isinstance(space, spaces.Box)
+        self.side = min(side, *space.shape[1:])
         # weights of antialiasing are positive and add up to 1, so the bounds hold
-        self.side, self.dtype = side, space.dtype
         bounds = float(space.low.min()), float(space.high.max())
-        super().__init__(venv, spaces.Box(*bounds, (3, side, side), space.dtype.type))
+        super().__init__(venv, spaces.Box(*bounds, (3, self.side, self.side), space.dtype.type))
 
-    def _resize(self, latents: NDArray[np.floating]) -> NDArray[np.floating]:
-        return resize_latents(torch.as_tensor(latents), self.side).numpy().astype(self.dtype, copy=False)
+    def _resize(self, latents: Any) -> NDArray[np.floating]:
+        return (
+            resize_latents(torch.as_tensor(latents), self.side).numpy().astype(self.observation_space.dtype, copy=False)
+        )
 
     def reset(self) -> VecEnvObs:
         """Reset the environment, and resize the observations."""
-        observations = self.venv.reset()
-        assert isinstance(observations, np.ndarray)
-        return self._resize(observations)
+        return self._resize(self.venv.reset())
 
     def step_wait(self) -> VecEnvStepReturn:
         """Resize the observations, and the last ones of episodes that end."""
         observations, rewards, dones, infos = self.venv.step_wait()
-        assert isinstance(observations, np.ndarray)
         for i in np.flatnonzero(dones):
             infos[i]["terminal_observation"] = self._resize(infos[i]["terminal_observation"][None])[0]
         return self._resize(observations), rewards, dones, infos
 
 
+def stack_episode(venv: VecEnv) -> VecEnv:
+    """Return an environment whose observations hold all latents of the episode so far.
+
+    They are stacked as (3 · decisions, H, W), oldest first, with zeros in front.
+
+    Args:
+        venv: environment whose observations are single latents, (3, H, W).
+    """
+    return VecFrameStack(venv, n_stack=venv.get_attr("task")[0].decisions, channels_order="first")
+
+
+class TableVecEnv(SkipDiffVecEnv):
+    """The batched environment of a table as a `VecEnv` of Stable-Baselines3, with short `infos`.
+
+    Args:
+        num_envs: number of environments.
+        seed: seed for drawing crops and noises.
+        settings: arguments of `skipdiff_env.table_env.SkipDiffTableVectorEnv`.
+    """
+
+    def __init__(self, num_envs: int = 256, seed: int | None = None, **settings: Any) -> None:
+        env: Any = SkipDiffTableVectorEnv(num_envs, autoreset_mode="SameStep", **settings)
+        super().__init__(env)
+        self.seed(seed)
+
+    def _info(self, infos: Mapping[str, Any], i: int, ended: bool) -> dict[str, Any]:
+        """Return only the entries that Stable-Baselines3 needs."""
+        return {"terminal_observation": infos["final_obs"][i], "TimeLimit.truncated": False} if ended else {}
+
+
 def make_env(
     num_envs: int = 16,
     *,
+    env_id: str = "SkipDiff-v0",
     frame_stack: bool = True,
-    latent_size: int | None = None,
     seed: int | None = None,
     **settings: Any,
 ) -> VecEnv:
@@ -255,104 +289,63 @@ def make_env(
 
     Args:
         num_envs: number of environments.
-        frame_stack: whether an observation holds all latents of the episode so far, (3 · decisions, H, W), oldest
-            first, zeros in front; else only the newest latent, (3, H, W), for algorithms with a recurrent state. Other
-            observations are never stacked.
-        latent_size: side to which larger latents are resized, the `image_size` of the SPN; None: they are not resized.
+        env_id: id of an environment that runs a network.
+        frame_stack: whether an observation holds all latents of the episode so far, see `stack_episode`; else only the
+            newest latent, (3, H, W), for algorithms with a recurrent state. Other observations are never stacked.
         seed: seed of the first environment, from which the others count up; used at the next reset.
         settings: arguments of `skipdiff_env.env.SkipDiffEnv`.
 
     Raises:
         SkipDiffError: an argument is wrong.
     """
-    env: Any = gym.make_vec("skipdiff_env:SkipDiff-v0", num_envs=num_envs, autoreset_mode="SameStep", **settings)
-    venv: VecEnv = SkipDiffVecEnv(env)
-    if isinstance(venv.observation_space, spaces.Box) and env.task.config.observation == "latent":
-        if latent_size is not None and latent_size < env.task.config.image_size:
-            venv = VecResizeLatents(venv, latent_size)
-        if frame_stack:
-            venv = VecFrameStack(venv, n_stack=env.task.decisions, channels_order="first")
-    venv = VecMonitor(venv)
+    env: Any = gym.make_vec(f"skipdiff_env:{env_id}", num_envs=num_envs, autoreset_mode="SameStep", **settings)
+    venv: VecEnv = VecMonitor(SkipDiffVecEnv(env))
+    if frame_stack and env.task.config.observation == "latent":
+        venv = stack_episode(venv)
     if seed is not None:
         venv.seed(seed)
     return venv
 
 
-# The attributes of wrappers with the state of present and earlier episodes.
-STATE: dict[type[VecEnv], tuple[str, ...]] = {
-    VecFrameStack: ("stacked_obs",),
-    VecMonitor: ("episode_returns", "episode_lengths", "episode_count"),
-    VecPictureBaseline: ("_means", "_moments"),
-}
+def get_state(venv: VecEnv) -> list[Any]:
+    """Return the episodes, random generators and wrappers' attributes of an environment, as picklable data."""
+    states: list[Any] = []
+    while isinstance(venv, VecEnvWrapper):
+        states.append({name: value for name, value in vars(venv).items() if name not in NO_STATE})
+        venv = venv.venv
+    return [*states, (venv.env.get_state(), venv.reset_infos)]  # type: ignore[attr-defined]
 
 
-def _layers(venv: VecEnv) -> list[VecEnv]:
-    """Return an environment of `make_env` and all environments below it, from the outermost in."""
-    layers = [venv]
-    while isinstance(layers[-1], VecEnvWrapper):
-        layers.append(layers[-1].venv)
-    return layers
-
-
-def get_state(venv: VecEnv) -> list[dict[str, Any]]:
-    """Return the episodes, random generators and running means of an environment of `make_env`, as plain data."""
-    states = []
-    for layer in _layers(venv):
-        state = {name: getattr(layer, name) for name in STATE.get(type(layer), ())}
-        if isinstance(layer, SkipDiffVecEnv):
-            state = {"env": layer.env.get_state(), "reset_infos": layer.reset_infos}
-        states.append(state)
-    return states
-
-
-def set_state(venv: VecEnv, states: Sequence[Mapping[str, Any]]) -> None:
+def set_state(venv: VecEnv, states: Sequence[Any]) -> None:
     """Restore a state of `get_state` in an environment with the same arguments and wrappers."""
-    for layer, state in zip(_layers(venv), states, strict=True):
-        for name, value in state.items():
-            if isinstance(layer, SkipDiffVecEnv) and name == "env":
-                layer.env.set_state(value)
-            else:
-                setattr(layer, name, value)
+    for state in states[:-1]:
+        vars(venv).update(state)
+        venv = venv.venv  # type: ignore[attr-defined]
+    state, venv.reset_infos = states[-1]
+    venv.env.set_state(state)  # type: ignore[attr-defined]
 
 
-def _bytes(space: spaces.Space[Any]) -> int:
-    """Return the bytes of one observation."""
-    if isinstance(space, spaces.Dict):
-        return sum(map(_bytes, space.values()))
-    assert space.shape is not None
-    assert space.dtype is not None
-    return math.prod(space.shape) * np.dtype(space.dtype).itemsize
-
-
-def check_buffer(
-    name: str, space: spaces.Space[Any], stored: int, minibatch: int, advice: str, twice: bool = False
-) -> str:
-    """Predict the memory of a buffer and of the minibatches drawn from it.
-
-    The buffers of `agents.training.buffers` store single latents; those of Stable-Baselines3 store whole observations.
-
-    Args:
-        name: name of the buffer, for messages.
-        space: space of the observations, (3 · n, H, W), features, or a dictionary.
-        stored: number of observations in the buffer.
-        minibatch: number of observations in a minibatch.
-        advice: advice for the case that there is not enough memory.
-        twice: whether it is a replay buffer, which also stores the observation after each action, except for latents.
-
-    Returns:
-        A line with the memory of both.
+def check_memory(model: Any) -> str:
+    """Return a line with the memory that the rollout or replay buffer of a new model takes when it is full.
 
     Raises:
         ConfigError: less memory is available.
     """
-    whole = _bytes(space)
-    latents = isinstance(space, spaces.Box) and len(space.shape) == 3
-    parts = stored * (whole // frame_count(space) if latents else whole * (1 + twice)), minibatch * whole
-    text = (
-        f"{name}: {stored} {'latents' if latents else 'observations'}, {parts[0] / 2**30:.2f} GiB; a minibatch of "
-        f"{minibatch} observations, {parts[1] / 2**30:.2f} GiB"
-    )
+    replay = getattr(model, "replay_buffer", None)
+    needed = sum(map(_bytes, vars(replay or model.rollout_buffer).values()))
     available = psutil.virtual_memory().available
-    if sum(parts) > available:
-        raise ConfigError(f"{text}; but only {available / 2**30:.2f} GiB of memory are free: {advice}")
+    text = f"{'rollout' if replay is None else 'replay'} buffer: {needed / 2**30:.2f} GiB"
+    if needed > available:
+        advice = "-p n_envs=… or -p n_steps=…" if replay is None else "-p buffer_size=…"
+        raise ConfigError(
+            f"{text}; but only {available / 2**30:.2f} GiB of memory are free: lower {advice}, or take --obs-dtype "
+            "float16"
+        )
     return text
+
+
+def _bytes(value: Any) -> int:
+    """Return the bytes of an array, or of a dictionary of arrays; 0 for other values."""
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    return value.nbytes if isinstance(value, np.ndarray) else 0

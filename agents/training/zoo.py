@@ -1,52 +1,26 @@
-"""Hyperparameters for RL Baselines3 Zoo, converted from those of this project.
-
-This is a module since the zoo takes one as `--conf-file`:
+"""RL Baselines3 Zoo trains on the environments with these hyperparameters of PPO.
 
 python -m rl_zoo3.train --algo ppo --env SkipDiff-v0 --gym-packages skipdiff_env --conf-file agents.training.zoo
 
-The zoo makes scalar environments (`--env-kwargs metric:"'lpips'"` sets their arguments) and has another way to stack
-frames, so both are written out here. A conf file does not depend on the algorithm: these are the hyperparameters of
-PPO; for A2C and TRPO, write a conf file of two lines with `agents.training.zoo.settings`.
+The zoo takes the files in `agents/training/hyperparams` themselves, but reads classes in `policy_kwargs` only from a
+string that it evaluates. A conf file does not depend on the algorithm; for others, write one of two lines with
+`settings`. The zoo makes scalar environments; `--env-kwargs metric:"'lpips'"` sets their arguments.
 """
 
 from typing import Any
 
-from agents.training.hyperparameters import ENV_ID, load_hyperparameters
-
-# N - 1 of the environment's default steps (10, 10).
-DECISIONS = 9
+from agents.training.hyperparameters import load_hyperparameters
 
 
-def settings(algorithm: str, decisions: int = DECISIONS) -> dict[str, Any]:
-    """Return the shipped hyperparameters of an on-policy algorithm in the zoo's form.
-
-    Args:
-        algorithm: "ppo", "a2c" or "trpo".
-        decisions: N - 1 of the environment.
-    """
-    h = load_hyperparameters(algorithm)
-    values = h.algorithm_settings(algorithm, decisions)
-    policy = h.policy_settings(algorithm)
-    extractor = policy.pop("features_extractor_class")
-    policy_kwargs = ", ".join(f"{name}={value!r}" for name, value in policy.items())
-    wrappers: list[dict[str, Any]] = [
-        {"stable_baselines3.common.vec_env.VecFrameStack": {"n_stack": decisions, "channels_order": "first"}}
-    ]
-    if h.picture_baseline:
-        wrappers.append({"agents.training.vec_env.VecPictureBaseline": {}})
-    if h.lr_schedule == "linear":
-        values["learning_rate"] = f"lin_{h.algorithm['learning_rate']}"
-    return {
-        **values,
-        "policy": "CnnPolicy",
-        "n_envs": h.n_envs,
-        "n_timesteps": h.env_steps,
-        "policy_kwargs": (  # a string that the zoo evaluates, so that it can also log it
-            f"dict(features_extractor_class=get_class_by_name('{extractor.__module__}.{extractor.__name__}'), "
-            f"{policy_kwargs})"
-        ),
-        "vec_env_wrapper": wrappers,
-    }
+def settings(algorithm: str, env_id: str = "SkipDiff-v0") -> dict[str, Any]:
+    """Return the shipped hyperparameters of an algorithm for an environment, in the zoo's form."""
+    values = load_hyperparameters(algorithm, env_id)
+    policy = dict(values["policy_kwargs"])
+    extractor = policy.pop("features_extractor_class", None)
+    parts = [f"{name}={value!r}" for name, value in policy.items()]
+    if extractor is not None:
+        parts.append(f"features_extractor_class=get_class_by_name({extractor!r})")
+    return {**values, "policy_kwargs": f"dict({', '.join(parts)})"}
 
 
-hyperparams = {ENV_ID: settings("ppo")}
+hyperparams = {env_id: settings("ppo", env_id) for env_id in ("SkipDiff-v0", "SkipDiffFaces-v0", "SkipDiffJump-v0")}

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral
 from types import NoneType, UnionType
@@ -64,11 +64,15 @@ def check_types(config: Any) -> None:
     """
     hints = get_type_hints(type(config))
     for each in fields(config):
-        value, hint = getattr(config, each.name), hints[each.name]
-        if not _fits(value, hint):
-            raise ConfigError(f"{each.name} must be {_described(hint)}, got {shown(value)}")
-        if is_whole(value) and abs(value) > LARGEST:
-            raise ConfigError(f"{each.name} must be at most {LARGEST}, got {shown(value)}")
+        check_type(each.name, getattr(config, each.name), hints[each.name])
+
+
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """Raise ConfigError if a setting is not of the type of a hint, as `check_types` does for each field."""
+    if not _fits(value, hint):
+        raise ConfigError(f"{name} must be {_described(hint)}, got {shown(value)}")
+    if is_whole(value) and abs(value) > LARGEST:
+        raise ConfigError(f"{name} must be at most {LARGEST}, got {shown(value)}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -86,7 +90,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind is Sequence or kind is tuple:
         members = [part for part in get_args(hint) if part is not Ellipsis] or [Any]
         return isinstance(value, list | tuple) and all(any(_fits(v, m) for m in members) for v in value)
-    if kind is Mapping:
+    if kind in (Mapping, dict):
         return isinstance(value, Mapping)
     return not isinstance(kind, type) or isinstance(value, kind)
 
@@ -94,12 +98,15 @@ def _fits(value: Any, hint: Any) -> bool:
 def _described(hint: Any) -> str:
     kind = get_origin(hint) or hint
     if kind is UnionType:
-        return " or ".join(_described(part) for part in get_args(hint))
+        return " or ".join(_described(part) for part in get_args(hint) if get_origin(part) is not Callable)
     if kind is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if kind is Sequence or kind is tuple:
         return "a list"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", Mapping: "a mapping"}
+    names = {
+        int: "a whole number", float: "a number", bool: "true or false", str: "a word", Mapping: "a mapping",
+        dict: "a mapping",
+    }  # fmt: skip
     return "none" if kind is NoneType else names.get(kind, str(kind))
 
 
