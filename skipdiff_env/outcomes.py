@@ -271,7 +271,7 @@ class OutcomeTable:
         parts = [self.per_photograph(self.chosen(own, price)) for own in every]
         *rewards, base, best = (float(part.mean()) for part in parts)
         gain = best - base if best > base else np.nan
-        value, low, high = share_of_gain(np.mean(parts[: len(each)], axis=0), *parts[-2:], seed)
+        value, low, high = share_of_gain(np.mean(parts[: len(each)], axis=0), parts[-2], parts[-1], seed)
         values = tuple((reward - base) / gain for reward in rewards)
         return Score(value, low, high, float(np.mean(rewards)), base, best, values)
 
