@@ -31,7 +31,7 @@ def test_settings_are_those_of_the_project() -> None:
 
 def test_the_wrappers_fit_scalar_environments(checkpoint: str, photos: Path) -> None:
     """The zoo makes scalar environments, and wraps them together."""
-    env_settings = {
+    env_settings: dict[str, Any] = {
         "checkpoint": checkpoint,
         "images": str(photos),
         "image_size": 96,
