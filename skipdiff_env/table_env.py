@@ -50,14 +50,14 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         nfe_penalty: subtracted from the terminal reward for each forward; or, for the decisions "skip", a pair (lowest,
             highest), from which the price of each episode is drawn.
         autoreset_mode: "NextStep", "SameStep" or "Disabled".
-        render_mode: None; `SkipDiffTableEnv` draws the rewards.
+        render_mode: None or "rgb_array".
         max_episode_steps: the env steps of an episode or more, since episodes are never truncated; or None.
 
     Raises:
         ConfigError: the table does not exist, or an argument is wrong.
     """
 
-    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    metadata: dict[str, Any] = {**METADATA, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
     nfe_penalty = FixedPrice()
 
     def __init__(
@@ -75,8 +75,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         max_episode_steps: int | None = None,
     ) -> None:
         super().__init__(num_envs, autoreset_mode)
-        if render_mode is not None:
-            raise ConfigError(f"render_mode must be None for a batch with a table, got {render_mode!r}")
+        check_render_mode(render_mode)
         check_one_of((*REWARDS, "relative"), reward=reward)
         whole = table if isinstance(table, OutcomeTable) else OutcomeTable.load(table)
         self.table = whole if split is None else whole.split(split)
@@ -89,7 +88,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
                 f"{decisions}"
             )
         self._check_length(self.tree.longest, max_episode_steps)
-        self.render_mode = None
+        self.render_mode = render_mode
         self._rewards = self.table.rewards(0.0, metric, "negative" if reward == "relative" else reward)
         self._relative = reward == "relative"
         self._means, self._mean_forwards = self._rewards.mean(axis=2), self.table.forwards.mean()
@@ -183,6 +182,22 @@ class SkipDiffTableVectorEnv(BatchedEnv):
             self._begin(np.flatnonzero(waiting).tolist(), {})
         infos |= self._infos(np.ones(self.num_envs, dtype=np.bool_)) | ends
         return self._observe(), rewards, ended, np.zeros_like(ended), infos
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """Return a frame for each environment, with the rewards of all schedules for its crop and noise as bars.
+
+        The schedule of the episode is green after its end. Without a `render_mode` the result is None.
+        """
+        if self.render_mode is None:
+            return None
+        self._check_begun("render")
+        state, names = self._state, [*map(str, self.table.schedules)]
+        prices = state["nfe_penalty"][:, None] * self.table.forwards
+        rewards = self._rewards[state["image"], state["noise_seed"]] - prices
+        return tuple(
+            draw_outcomes(own, names, -1 - int(node) if node < 0 else None)
+            for own, node in zip(rewards, state["node"], strict=True)
+        )
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return for each environment and action whether it is possible now, (num_envs, actions)."""
@@ -312,8 +327,7 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
     nfe_penalty = FixedPrice()
 
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
-        check_render_mode(render_mode)
-        self._batch = SkipDiffTableVectorEnv(1, autoreset_mode="Disabled", **settings)
+        self._batch = SkipDiffTableVectorEnv(1, autoreset_mode="Disabled", render_mode=render_mode, **settings)
         self.render_mode = render_mode
         self._price = self._batch.nfe_penalty
         self.table, self.tree = self._batch.table, self._batch.tree
@@ -356,16 +370,9 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
         return observations[0], float(rewards[0]), bool(terminations[0]), False, _of_one(infos)
 
     def render(self) -> NDArray[np.uint8] | None:
-        """Return a frame (height, width, 3) with the rewards of all schedules for the crop and noise, as bars.
-
-        The schedule of the episode is green after its end. Without a `render_mode` the result is None.
-        """
-        if self.render_mode is None:
-            return None
-        self._batch._check_begun("render")
-        image, seed, node = (int(self._batch._state[name][0]) for name in ("image", "noise_seed", "node"))
-        rewards = self._batch._rewards[image, seed] - self._batch._state["nfe_penalty"][0] * self.table.forwards
-        return draw_outcomes(rewards, [*map(str, self.table.schedules)], -1 - node if node < 0 else None)
+        """Return a frame (height, width, 3), see `SkipDiffTableVectorEnv.render`."""
+        frames = self._batch.render()
+        return None if frames is None else frames[0]
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return for each action whether it is possible now."""

@@ -12,14 +12,14 @@ FILES = sorted(path for folder in PACKAGES for path in (ROOT / folder).rglob("*.
 
 
 def calls_without_encoding(source: str) -> Iterator[str]:
-    """Calls that open a text file, or read or write it whole, and name no encoding."""
+    """Calls that open a text file, or read or write it whole, and name no encoding; an `archive` holds binary files."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
         function = node.func
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
         owner = getattr(function.value, "id", "") if isinstance(function, ast.Attribute) else ""
-        if name not in ("open", "read_text", "write_text") or owner in ("Image", "os", "tarfile"):
+        if name not in ("open", "read_text", "write_text") or owner in ("Image", "archive", "os", "tarfile"):
             continue
         modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
         binary = name == "open" and any("b" in mode and set(mode) <= set("rwabx+") for mode in modes)

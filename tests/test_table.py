@@ -416,7 +416,7 @@ def test_the_first_metric_stays_the_first(
         ({"metric": "lpips"}, "metric must be one of colour, psnr, got 'lpips'"),
         ({"reward": "minus"}, "reward must be one of inverse, negative, relative, got 'minus'"),
         ({"nfe_penalty": -1}, "nfe_penalty must be a number of at least 0"),
-        ({"render_mode": "rgb_array"}, "render_mode must be None for a batch with a table"),
+        ({"render_mode": "human"}, "render_mode must be rgb_array or None, got 'human'"),
         ({"max_episode_steps": 3}, "an episode has 4 env steps and is never truncated"),
     ],
 )
