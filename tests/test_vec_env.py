@@ -299,14 +299,12 @@ def test_buffers_that_do_not_fit(settings: dict[str, Any], monkeypatch: pytest.M
     env = make_env(2, **settings)
     size = 4 * 3 * DECISIONS * 32**2
     ppo = PPO("MlpPolicy", env, n_steps=2**9, policy_kwargs={"net_arch": [1]})
-    assert check_memory(ppo) == f"rollout buffer: {(2**10 * (size + 6 * 4 + 8)) / 2**30:.2f} GiB"
+    assert check_memory(ppo) == f"rollout buffer: {(2**10 * (size + 6 * 4 + 8)) / 2**20:,.1f} MiB"
     dqn = DQN("MlpPolicy", env, buffer_size=2**10, policy_kwargs={"net_arch": [1]})
-    assert check_memory(dqn) == f"replay buffer: {2**11 * size / 2**30:.2f} GiB"
+    assert check_memory(dqn) == f"replay buffer: {2**11 * size / 2**20:,.1f} MiB"
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0.01 * 2**30))
     for model, advice in ((ppo, "-p n_envs=… or -p n_steps=…"), (dqn, "-p buffer_size=…")):
-        with pytest.raises(
-            ConfigError, match=rf"only 0\.01 GiB of memory are free: lower {advice}, or take --obs-dtype"
-        ):
+        with pytest.raises(ConfigError, match=rf"only 10 MiB of memory are free: lower {advice}, or take --obs-dtype"):
             check_memory(model)
 
 

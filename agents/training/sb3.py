@@ -200,7 +200,11 @@ class TrainingCallback(BaseCallback):
             )
         if "start" in known:
             text += f", mean start {evaluation.start:.2f}"
-        tqdm.write(f"{text}, {evaluation.nfe:.1f} forwards")
+        if self.config.on_table:  # several evaluations a second
+            shown = {"reward": f"{evaluation.reward:.4f}", "best fixed": f"{evaluation.best_fixed_reward:.4f}"}
+            self.bar.set_postfix(shown, refresh=False)
+        else:
+            tqdm.write(f"{text}, {evaluation.nfe:.1f} forwards")
         self.evaluating += time.perf_counter() - began
 
     def save_state(self) -> None:

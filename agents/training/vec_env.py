@@ -334,11 +334,11 @@ def check_memory(model: Any) -> str:
     replay = getattr(model, "replay_buffer", None)
     needed = sum(map(_bytes, vars(replay or model.rollout_buffer).values()))
     available = psutil.virtual_memory().available
-    text = f"{'rollout' if replay is None else 'replay'} buffer: {needed / 2**30:.2f} GiB"
+    text = f"{'rollout' if replay is None else 'replay'} buffer: {needed / 2**20:,.1f} MiB"
     if needed > available:
         advice = "-p n_envs=… or -p n_steps=…" if replay is None else "-p buffer_size=…"
         raise ConfigError(
-            f"{text}; but only {available / 2**30:.2f} GiB of memory are free: lower {advice}, or take --obs-dtype "
+            f"{text}; but only {available / 2**20:,.0f} MiB of memory are free: lower {advice}, or take --obs-dtype "
             "float16"
         )
     return text
