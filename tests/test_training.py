@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.cli import main
 from ddpm.checkpoints import load_unet
 from ddpm.pictures.crops import CropDataset
-from ddpm.pictures.degradation import Degradation, downsample
-from ddpm.pictures.images import to_tensor
+from ddpm.pictures.degradation import Degradation, downsample, upsample
+from ddpm.pictures.images import find_images, to_tensor, to_uint8
 from ddpm.schedule import cosine_alphas_cumprod
 from ddpm.training import unet as training
 from ddpm.training.configs import DDPMConfig
@@ -195,6 +197,24 @@ def test_lpips_in_the_loss(photos: Path, tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
     a, b = (weights(tmp_path / name)["last.weight"] for name in ("plain", "lpips"))
     assert not torch.equal(a, b)
+
+
+def test_samples_are_shown_beside_condition_and_target(config: DDPMConfig, tmp_path: Path) -> None:
+    """The grid in TensorBoard has the 8-bit pictures: condition, sample and target, one row for each crop."""
+    train(replace(config, iterations=1), tmp_path / "run")
+    (file,) = (tmp_path / "run").rglob("events.out.*")
+    events = EventAccumulator(str(file), {"images": 0})
+    events.Reload()
+    (shown,) = events.Images("samples")
+    grid = np.asarray(Image.open(BytesIO(shown.encoded_image_string))).astype(int)
+    paths = find_images(config.images)
+    dataset = CropDataset(paths, 32, config.seed, 64, Degradation.parse("bicubic"), 4)
+    assert grid.shape == (len(grid) // 32 * 32, 3 * 32, 3)
+    for row in range(len(grid) // 32):
+        hr, lr_image = dataset[row]
+        columns = np.split(grid[32 * row : 32 * (row + 1)], 3, axis=1)
+        np.testing.assert_allclose(columns[2], to_uint8(hr), atol=1)
+        np.testing.assert_allclose(columns[0], to_uint8(upsample(lr_image[None], 4)[0]), atol=1)
 
 
 def test_beginning_with_the_weights_of_a_checkpoint(config: DDPMConfig, checkpoint: str, tmp_path: Path) -> None:

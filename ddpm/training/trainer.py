@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from ddpm.pictures.crops import CropDataset
 from ddpm.pictures.degradation import Degradation
-from ddpm.pictures.images import find_images
+from ddpm.pictures.images import find_images, to_uint8
 from ddpm.training.configs import TrainingConfig
 from ddpm.training.runs import check_new_run, lock_run, pictures_digest, start_run
 from ddpm.util.checks import shown
@@ -272,15 +272,12 @@ class Training:
             self._export(averaged)
             was_training = averaged.training
             columns = torch.stack(list(self.trainee.preview(averaged.eval(), *preview)))
-            rows = columns.permute(1, 3, 0, 4, 2).reshape(-1, len(columns) * columns.shape[4], 3)
-            grid = ((rows + 1) * 127.5).round().to(torch.uint8)
+            grid = columns.permute(2, 1, 3, 0, 4).reshape(3, -1, len(columns) * columns.shape[4])
             figures = self.trainee.validate(averaged) if self.trainee.validate else {}
             averaged.train(was_training)
             self.accelerator.log(dict(figures), step=done)
             self.accelerator.get_tracker("tensorboard").log_images(
-                {"samples": ((grid + 1) * 127.5).round().to(torch.uint8).cpu().numpy()[None]},
-                step=done,
-                dataformats="NHWC",
+                {"samples": to_uint8(grid)[None]}, step=done, dataformats="NHWC"
             )
         self.accelerator.wait_for_everyone()
 
