@@ -303,11 +303,10 @@ def share_of_gain(own: Array, fixed: Array, best: Array, seed: int = 0) -> tuple
     if not best.mean() > fixed.mean():
         return (np.nan,) * 3
     rows = np.random.default_rng(seed).integers(0, len(own), (RESAMPLES, len(own)))
-    means = [(part.mean(), part[rows].mean(axis=1)) for part in (own, fixed, best)]
+    gain, possible = own - fixed, best - fixed
     with np.errstate(divide="ignore", invalid="ignore"):  # a few photographs may all have the same best schedule
-        share, shares = [(means[0][i] - means[1][i]) / (means[2][i] - means[1][i]) for i in range(2)]
-        low, high = np.nanquantile(shares, [0.025, 0.975])
-    return float(share), float(low), float(high)
+        low, high = np.nanquantile(gain[rows].mean(axis=1) / possible[rows].mean(axis=1), [0.025, 0.975])
+    return float(gain.mean() / possible.mean()), float(low), float(high)
 
 
 def _check_names(description: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from agents.study.rows import AGENT, BEST_FIXED, LOWER_BETTER, ORIGINALS, PICTURE_BEST, Row, by_method
+from agents.study.rows import AGENT, BEST_FIXED, LOWER_BETTER, ORIGINALS, PICTURE_BEST, Row, by_method, figure
 from agents.study.tables import COLUMNS, markdown
 from ddpm.util.errors import ConfigError
 from skipdiff_env.outcomes import share_of_gain
@@ -19,10 +19,10 @@ FEW = 100
 
 
 def per_photograph(rows: Sequence[Row], metric: str, photographs: Sequence[str]) -> dict[str, float]:
-    """Return the mean of a metric for each photograph, over its crops and noises, without failures."""
+    """Return the mean of a metric, or of "reward", for each photograph, over its crops and noises, without failures."""
     values: dict[str, list[float]] = {}
     for row in rows:
-        values.setdefault(photographs[row.image], []).append(row.metrics[metric])
+        values.setdefault(photographs[row.image], []).append(figure(row, metric))
     return {name: float(np.nanmean(own)) for name, own in values.items() if not np.isnan(own).all()}
 
 
@@ -75,15 +75,12 @@ def shares_markdown(rows: Sequence[Row], photographs: Sequence[str]) -> str:
     The gain is that over the best fixed start or schedule in the reward. The possible gain is that of each picture's
     best start or schedule, which needs several noise seeds.
     """
-    rewards: dict[str, dict[str, list[float]]] = {}
-    families = {row.method: row.family for row in rows}
-    for row in rows:
-        rewards.setdefault(row.method, {}).setdefault(photographs[row.image], []).append(row.reward)
-    means = {method: np.array([np.mean(own[name]) for name in sorted(own)]) for method, own in rewards.items()}
-    bounds = [method for family in (BEST_FIXED, PICTURE_BEST) for method in means if families[method] == family]
-    agents = [method for method, family in families.items() if family == AGENT]
+    methods = {name: own for name, own in by_method(rows).items() if own[0].family in (BEST_FIXED, PICTURE_BEST, AGENT)}
+    bounds = [n for family in (BEST_FIXED, PICTURE_BEST) for n, own in methods.items() if own[0].family == family]
+    agents = [name for name, own in methods.items() if own[0].family == AGENT]
     if len(bounds) < 2 or not agents:
         return ""
+    means = {name: np.array([*per_photograph(own, "reward", photographs).values()]) for name, own in methods.items()}
     found = {name: share_of_gain(means[name], means[bounds[0]], means[bounds[1]]) for name in agents}
     return (
         f"Share of the gain: 0 is the reward of {bounds[0]}, 1 that of {bounds[1]}, with 95 % bootstrap intervals over "

@@ -170,7 +170,8 @@ def _figures(rows: Sequence[Row]) -> list[str]:
     return [*rows[0].metrics, *known]
 
 
-def _figure(row: Row, name: str) -> float:
+def figure(row: Row, name: str) -> float:
+    """Return a metric, the reward or the regret of a row."""
     return row.metrics[name] if name in row.metrics else float(getattr(row, name))
 
 
@@ -189,7 +190,7 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "method": method, "family": own[0].family, "pictures": len(own) // len(seeds), "seeds": len(seeds),
         }  # fmt: skip
         for name in own[0].metrics if own[0].family == ORIGINALS else _figures(rows):
-            means = [np.nanmean([_figure(row, name) for row in own if row.seed == seed]) for seed in seeds]
+            means = [np.nanmean([figure(row, name) for row in own if row.seed == seed]) for seed in seeds]
             entry[name], entry[f"{name}_std"] = float(np.mean(means)), float(np.std(means))
         entry["nfe"] = float(np.mean([row.nfe for row in own])) if own[0].family != OTHER_NET else math.nan
         entry["seconds"] = float(np.mean([row.seconds for row in own]))

@@ -90,8 +90,6 @@ class TableEvaluator:
         ConfigError: there are no scores, since no photograph gains by another schedule.
     """
 
-    compared = "schedule"
-
     def __init__(self, tree: Tree, price: float) -> None:
         self.price, self.tree = price, Tree(tree.table.split("validation"), tree.kind)
         fixed, table = tree.table.split("train").best_fixed(price), self.tree.table

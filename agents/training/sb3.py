@@ -192,19 +192,17 @@ class TrainingCallback(BaseCallback):
                     self.model.save(temporary)
         if time.perf_counter() - self.saved >= SAVE_SECONDS:
             self.save_state()
-        text = f"{evaluation.episodes} episodes, {evaluation.seconds:.0f} s: reward {evaluation.reward:.4f}"
-        if "best_fixed_reward" in known:
-            text += (
-                f" (best fixed {self.evaluator.compared} {evaluation.best_fixed_reward:.4f}, "
-                f"oracle {evaluation.oracle_reward:.4f})"
-            )
-        if "start" in known:
-            text += f", mean start {evaluation.start:.2f}"
-        if self.config.on_table:  # several evaluations a second
+        if isinstance(self.evaluator, TableEvaluator):  # several evaluations a second
             shown = {"reward": f"{evaluation.reward:.4f}", "best fixed": f"{evaluation.best_fixed_reward:.4f}"}
             self.bar.set_postfix(shown, refresh=False)
         else:
-            tqdm.write(f"{text}, {evaluation.nfe:.1f} forwards")
+            text = f"{evaluation.episodes} episodes, {evaluation.seconds:.0f} s: reward {evaluation.reward:.4f}"
+            if "best_fixed_reward" in known:
+                text += (
+                    f" (best fixed {self.evaluator.compared} {evaluation.best_fixed_reward:.4f}, "
+                    f"oracle {evaluation.oracle_reward:.4f})"
+                )
+            tqdm.write(f"{text}, mean start {evaluation.start:.2f}, {evaluation.nfe:.1f} forwards")
         self.evaluating += time.perf_counter() - began
 
     def save_state(self) -> None:
