@@ -111,7 +111,9 @@ def check_actions(actions: Sequence[Any], count: int) -> None:
         InvalidActionError: their number is not that of the pictures, or one is neither 0 nor 1.
     """
     if len(actions) != count:
-        raise InvalidActionError(f"a policy must return an action for each of {count} pictures, got {len(actions)}")
+        raise InvalidActionError(
+            f"a policy must return one action for each picture, {count} in all, got {len(actions)}"
+        )
     for action in actions:
         if action not in ACTIONS:
             raise InvalidActionError(f"an action must be 0 (DENOISE) or 1 (SKIP), got {action!r}")

@@ -182,7 +182,7 @@ def test_upscale_with_an_agent(checkpoint: str, photos: Path, agent_folder: Path
         return result.output, (tmp_path / name).read_bytes()
 
     said, pixels = upscale("a.png", f"--agent={agent_folder}")
-    nfe = float(said.split("1 pictures, ")[1].split()[0])
+    nfe = float(said.split("1 picture, ")[1].split()[0])
     assert 20 <= nfe <= 24
     with_agent = tmp_path / "checkpoint"
     shutil.copytree(checkpoint, with_agent)

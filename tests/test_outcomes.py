@@ -337,7 +337,7 @@ def test_commands_take_such_agents(
     assert "| 1 forward of 4 substeps |" in printed
     assert "| agent agent |" in printed
     assert "Differences to ddim, 2 even steps, with 95 % bootstrap intervals over 4 photographs" in printed
-    assert "4 photographs are few" in printed
+    assert "An interval over fewer than 100 photographs says little" in printed
     assert "DDPM-100" not in printed
     command, report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").split(" printed:\n\n")
     assert command == "`skipdiff evaluate --levels 'even:1*4'`"

@@ -232,7 +232,7 @@ def rewards_of(rows: list[Row], price: float, train: list[Row] | None = None) ->
 def test_what_there_is_to_gain_among_schedules() -> None:
     """Two pictures under two noises: one wants 1 step, the other 2; the agent gives 2 to both."""
     ones, twos = [[1, 1]] * 2, [[2, 2]] * 2
-    rows = paying_rows("ddim, 1 even steps", SCHEDULE, [[0.2, 0.2], [0.6, 0.6]], ones, levels=(1,))
+    rows = paying_rows("ddim, 1 even step", SCHEDULE, [[0.2, 0.2], [0.6, 0.6]], ones, levels=(1,))
     rows += paying_rows("ddim, 2 even steps", SCHEDULE, [[0.4, 0.4], [0.3, 0.3]], twos, levels=(2, 1))
     rows += paying_rows("agent a", AGENT, [[0.3, 0.3], [0.3, 0.3]], twos)
     found = rewards_of(rows, 0.001)
@@ -247,14 +247,14 @@ def test_what_there_is_to_gain_among_schedules() -> None:
     share = (found["agent a"] + 0.352) / (found["each picture's best schedule"] + 0.352)
     assert f"| agent a | {share:.2f} [" in shown
     assert not shares_markdown(rows, ["a.png", "b.png"])
-    other = paying_rows("ddim, 1 even steps", SCHEDULE, [[0.2]], [[1]])
+    other = paying_rows("ddim, 1 even step", SCHEDULE, [[0.2]], [[1]])
     other += paying_rows("ddim, 2 even steps", SCHEDULE, [[0.4]], [[2]])
-    assert "best fixed schedule (ddim, 1 even steps)" in rewards_of(rows, 0.001, other)
+    assert "best fixed schedule (ddim, 1 even step)" in rewards_of(rows, 0.001, other)
 
 
 def test_the_choice_by_the_other_noises_knows_no_luck() -> None:
     """What is best under one noise and not under the other is chosen for the wrong one."""
-    rows = paying_rows("ddim, 1 even steps", SCHEDULE, [[0.1, 0.5]], [[1, 1]], levels=(1,))
+    rows = paying_rows("ddim, 1 even step", SCHEDULE, [[0.1, 0.5]], [[1, 1]], levels=(1,))
     rows += paying_rows("ddim, 2 even steps", SCHEDULE, [[0.5, 0.1]], [[2, 2]], levels=(2, 1))
     found = rewards_of(rows, 0.001)
     assert found["each picture's best schedule"] == pytest.approx(-0.5 - 0.0015)

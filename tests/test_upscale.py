@@ -132,7 +132,7 @@ def test_odd_arguments(checkpoint: str, photo: Photo) -> None:
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             Upscaler(checkpoint, **arguments)
-    for actions, message in ([5], "0 (DENOISE) or 1 (SKIP), got 5"), ([], "an action for each of 1 pictures, got 0"):
+    for actions, message in ([5], "0 (DENOISE) or 1 (SKIP), got 5"), ([], "for each picture, 1 in all, got 0"):
         upscaler = Upscaler(checkpoint, policy=lambda states, actions=actions: actions)  # type: ignore[misc]
         with counting(upscaler.unet) as forwards, pytest.raises(InvalidActionError, match=re.escape(message)):
             upscaler(Image.fromarray(photo(8, 8)))
@@ -203,7 +203,7 @@ def test_bad_files_leave_the_others_done(checkpoint: str, tmp_path: Path, photo:
     assert len(lines) == len(BAD_FILES) + 1
     for name in (*BAD_FILES, "none.png"):
         assert sum(name in line for line in lines) == 1
-    assert "1 pictures" in result.output
+    assert "1 picture" in result.output
 
 
 def test_full_disk(checkpoint: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -534,7 +534,7 @@ def test_an_empty_file_is_no_result(checkpoint: str, photos: Path, tmp_path: Pat
     assert (out / "1_x4.png").stat().st_size == 0
     result = upscale(checkpoint, photos, "-o", out, "--skip-existing")
     assert result.exit_code == 0
-    assert "1 pictures, 5 forwards each" in result.output
+    assert "1 picture, 5 forwards each" in result.output
     assert size(out / "1_x4.png") == (64, 64)
 
 
@@ -631,7 +631,7 @@ def test_animations(ending: str, option: tuple[str, ...], checkpoint: str, tmp_p
     side = 20 if len(option) == 2 else 32
     assert [frame.rgb.shape for frame in after.frames] == [(side, side, 3)] * 4
     assert (after.durations, after.plays) == (before.durations, before.plays)
-    assert "1 pictures, 20 forwards each" in result.output
+    assert "1 picture, 20 forwards each" in result.output
 
 
 def test_frames_have_the_same_noise(upscaler: Upscaler, photo: Photo) -> None:

@@ -25,6 +25,7 @@ from agents.training.sb3 import MODEL, train_agent
 from ddpm.checkpoints import load_unet
 from ddpm.pictures.degradation import downsample
 from ddpm.pictures.images import to_tensor, to_uint8
+from ddpm.util.checks import counted
 from ddpm.util.files import check_ending
 from skipdiff_env.outcomes import TABLES
 from skipdiff_env.pictures import Rgb
@@ -94,7 +95,7 @@ def demo(out: Path, checkpoint: str = "natural-x4", seed: int = 0, device: str =
     sheet = {f"input ({SIZE // unet.scale} px)": _with_details(small)}
 
     def keep(batch: Batch, method: Method, result: Result) -> None:
-        forwards = "" if method.family == OTHER_NET else f"\n{result.nfe[0]} forwards"
+        forwards = "" if method.family == OTHER_NET else f"\n{counted(int(result.nfe[0]), 'forward')}"
         sheet[f"{method.name}{forwards}"] = _with_details(result.sr)
 
     rows = Runner(unet, METRICS, device).run(methods, list(hr), [seed], keep=keep, title="demo")

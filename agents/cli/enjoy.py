@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from agents.agent import Agent
 from agents.cli.options import episode_settings
 from agents.playing import AgentPolicy, SchedulePolicy
+from ddpm.util.checks import counted
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, check_ending
 from ddpm.util.progress import say
@@ -46,7 +47,7 @@ class Played:
         """Return the decisions and their outcome, one line for each."""
         state = self.episode.refinement
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in self.episode.metrics.items())
-        outcome = f"start {state.start}, {state.nfe} forwards, reward {self.episode.reward:.4f}, {metrics}"
+        outcome = f"start {state.start}, {counted(state.nfe, 'forward')}, reward {self.episode.reward:.4f}, {metrics}"
         return "\n".join([*self.decided, outcome])
 
 
@@ -128,7 +129,7 @@ def _meaning(agent: Agent, episode: Episode) -> str:
     state = episode.refinement
     if agent.config.kind == "skip":
         return Action(episode.actions[-1]).name
-    return f"to level {state.path[-1]} with {state.substeps[-1]} substeps"
+    return f"to level {state.path[-1]} with {counted(state.substeps[-1], 'substep')}"
 
 
 def _with_bars(frame: NDArray[np.uint8], skips: Sequence[float], decisions: int) -> NDArray[np.uint8]:

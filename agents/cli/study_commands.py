@@ -392,6 +392,7 @@ def tabulate(
         check_minari(minari)  # before the table is computed
     if out is not None:
         from ddpm.schedule import Schedule
+        from ddpm.util.checks import counted
         from skipdiff_env.tabulate import tabulate as run
 
         schedules = [Schedule.parse(text) for text in levels] or None
@@ -406,7 +407,8 @@ def tabulate(
             **{name: options[name] for name in own},
         )  # fmt: skip
         click.echo(
-            f"table: {out} ({len(table.photographs)} crops, {noise_seeds} noises, {len(table.schedules)} schedules)"
+            f"table: {out} ({counted(len(table.photographs), 'crop')}, {counted(noise_seeds, 'noise')}, "
+            f"{counted(len(table.schedules), 'schedule')})"
         )
     if minari is not None:
         env_id = env_id or ("SkipDiffTable-v0" if out is not None and not levels else "SkipDiffBanditTable-v0")

@@ -36,7 +36,7 @@ COSTS = {"nfe": "UNet forwards", "seconds": "seconds for each picture"}
 Series = Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]
 # Pattern of the names of methods on one line, and heading of the line; the last group is the text beside the point.
 LINES = (
-    (re.compile(r"(.+), (\d+) even steps"), "{}, even steps"),
+    (re.compile(r"(.+), (\d+) even steps?"), "{}, even steps"),
     (re.compile(r"(.+ forwards?) of (\d+) substeps"), "{}, substeps"),
     (re.compile(r"(CSA\(.+\)) \+ FSR\((\d+)\)"), "{}, fixed starts"),
     (re.compile(r"(agent .+), quality (\S+)"), "{}"),
@@ -160,12 +160,16 @@ def starts(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure:
 
 
 def learning_curves(curves: Mapping[str, Sequence[CurvePoint]]) -> Figure:
-    """Plot the reward, the regret, the mean start and the forwards against episodes, for one or several runs.
+    """Plot the results of one or several runs against episodes: reward, score, regret, mean start and forwards.
+
+    A result that no run has is left out.
 
     Args:
         curves: run → its evaluations.
     """
-    names = {"reward": "reward", "regret": "regret", "start": "mean start", "nfe": "UNet forwards"}
+    labels = {"reward": "reward", "score": "score", "regret": "regret", "start": "mean start", "nfe": "UNet forwards"}
+    points = [point for curve in curves.values() for point in curve]
+    names = {name: label for name, label in labels.items() if any(np.isfinite(getattr(e, name)) for e in points)}
     figure, axes = _panels(len(names), 4.2)
     for axis, (name, label) in zip(axes, names.items(), strict=True):
         for i, (run, curve) in enumerate(curves.items()):
@@ -174,7 +178,7 @@ def learning_curves(curves: Mapping[str, Sequence[CurvePoint]]) -> Figure:
                 axis.axhline(curve[-1].best_fixed_reward, color=f"C{i}", ls="--", lw=0.8)
                 axis.axhline(curve[-1].oracle_reward, color=f"C{i}", ls=":", lw=0.8)
         axis.set(xlabel="episodes", ylabel=label)
-    axes[0].legend(fontsize=7, title="-- best fixed start, ·· oracle", title_fontsize=7)
+    axes[0].legend(fontsize=7, title="-- best fixed, ·· oracle", title_fontsize=7)
     figure.tight_layout()
     return figure
 

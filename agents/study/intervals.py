@@ -10,6 +10,7 @@ from scipy.stats import bootstrap
 
 from agents.study.rows import AGENT, BEST_FIXED, LOWER_BETTER, ORIGINALS, PICTURE_BEST, Row, by_method, figure
 from agents.study.tables import COLUMNS, markdown
+from ddpm.util.checks import counted
 from ddpm.util.errors import ConfigError
 from skipdiff_env.outcomes import share_of_gain
 
@@ -84,7 +85,7 @@ def shares_markdown(rows: Sequence[Row], photographs: Sequence[str]) -> str:
     found = {name: share_of_gain(means[name], means[bounds[0]], means[bounds[1]]) for name in agents}
     return (
         f"Share of the gain: 0 is the reward of {bounds[0]}, 1 that of {bounds[1]}, with 95 % bootstrap intervals over "
-        f"{len(set(photographs))} photographs.\n\n"
+        f"{counted(len(set(photographs)), 'photograph')}.\n\n"
         + markdown(
             ["method", "share of the gain"], [[n, f"{s:.2f} [{a:.2f}, {b:.2f}]"] for n, (s, a, b) in found.items()]
         )
@@ -94,7 +95,7 @@ def shares_markdown(rows: Sequence[Row], photographs: Sequence[str]) -> str:
 def comparisons_markdown(entries: Sequence[Mapping[str, Any]], reference: str, photographs: Sequence[str]) -> str:
     """Return the entries as a Markdown table with a sentence before it; better values than the reference's are bold."""
     count = len(set(photographs))
-    note = f" {count} photographs are few; an interval over fewer than {FEW} says little." if count < FEW else ""
+    note = f" An interval over fewer than {FEW} photographs says little." if count < FEW else ""
     metrics = [name for name in COLUMNS if any(name in entry for entry in entries)]
     metrics += sorted({name for entry in entries for name in entry if name not in (*metrics, "method")})
     lines = []
@@ -109,7 +110,7 @@ def comparisons_markdown(entries: Sequence[Mapping[str, Any]], reference: str, p
             cells.append("–" if math.isnan(difference) else f"**{text}**" if verdict > 0 else text)
         lines.append(cells)
     return (
-        f"Differences to {reference}, with 95 % bootstrap intervals over {count} photographs; noises and crops are "
-        f"averaged within a photograph. Bold: better, and the interval excludes 0.{note}\n\n"
+        f"Differences to {reference}, with 95 % bootstrap intervals over {counted(count, 'photograph')}; noises and "
+        f"crops are averaged within a photograph. Bold: better, and the interval excludes 0.{note}\n\n"
         + markdown(["method", *(COLUMNS.get(name, (name, 4))[0] for name in metrics)], lines)
     )

@@ -31,6 +31,7 @@ from ddpm.pictures.degradation import PLAIN, Degradation, upsample
 from ddpm.pictures.images import to_tensor, to_uint8
 from ddpm.sampling import coarse_eta, refine, sample
 from ddpm.schedule import Schedule, as_schedule
+from ddpm.util.checks import counted
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import (
     Action,
@@ -349,14 +350,13 @@ def schedule(levels: Schedule | str | Sequence[int], sampler: str = "ddim") -> M
     sampler = named if slash else sampler if way.plain else "ddim"
     coarse_eta(sampler, "the sampler of levels")
     plan = Plan.of_schedule(way, sampler)
-    _word, colon, number = str(way).partition(":")
-    if not colon:
+    if ":" not in str(way):
         name = f"{sampler}, levels {way}"
     elif way.plain:
-        name = f"{sampler}, {number} even steps"
+        name = f"{sampler}, {counted(way.forwards, 'even step')}"
     else:
         many = "1 forward" if way.forwards == 1 else f"{way.forwards} even forwards"
-        name = f"{many} of {way.substeps[0]} substeps"
+        name = f"{many} of {counted(way.substeps[0], 'substep')}"
     return Method(name, SCHEDULE, plan, lambda batch: decided(batch, plan, Fixed(way)), way.forwards)
 
 

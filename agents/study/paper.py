@@ -36,6 +36,7 @@ from agents.study.running import Crops, Runner, save_pictures, tensor_digest
 from agents.study.tables import COLUMNS, markdown_table
 from ddpm.pictures.degradation import PLAIN
 from ddpm.samplers import COARSE_SAMPLERS
+from ddpm.util.checks import counted
 from ddpm.util.errors import ConfigError
 from skipdiff_env.metrics import Metric
 from skipdiff_env.plan import Plan
@@ -182,7 +183,7 @@ class Paper:
         self.entries = {str(entry["method"]): entry for entry in summarise(rows)}
         made = self.runner.degradation
         header = (
-            f"{len(crops)} pictures of {self.side} px, shrunk and enlarged {self.unet.scale} times"
+            f"{counted(len(crops), 'picture')} of {self.side} px, shrunk and enlarged {self.unet.scale} times"
             f"{'' if made == PLAIN else f' (degradation {made})'}; T = {self.T}, S = {self.plan.S}, N = {self.plan.N}, "
             f"coarse stage by {self.plan.coarse_sampler}. All methods have the same network, pictures and noise."
         )

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from agents.cli.command import one_line
+from ddpm.util.checks import counted
 from ddpm.util.progress import say
 from skipdiff_env.upscaler import Upscaled
 
@@ -92,7 +93,7 @@ class Report:
             parts = []
             if self.done:
                 parts = [
-                    f"{self.done} pictures, {self.forwards / self.done:g} forwards each",
+                    f"{counted(self.done, 'picture')}, {counted(self.forwards / self.done, 'forward')} each",
                     f"{seconds / self.done:.2f} s each",
                 ]
             if self.skipped:

@@ -110,6 +110,11 @@ def _described(hint: Any) -> str:
     return "none" if kind is NoneType else names.get(kind, str(kind))
 
 
+def counted(count: float, noun: str) -> str:
+    """Return a number with its noun, in the singular or plural, such as "1 picture" or "2 pictures"."""
+    return f"{count:g} {noun}" if count == 1 else f"{count:g} {noun}s"
+
+
 def shown(value: Any) -> str:
     """Return the text of a value for messages, shortened if it is long."""
     try:
