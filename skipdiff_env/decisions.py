@@ -16,7 +16,7 @@ from ddpm.schedule import Schedule, as_schedule, check_levels, even_levels
 from ddpm.util.checks import is_whole
 from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan
-from skipdiff_env.rules import Action
+from skipdiff_env.rules import ACTIONS, DENOISE
 
 if TYPE_CHECKING:
     from skipdiff_env.refinement import Refinement
@@ -72,12 +72,12 @@ class Skip(Decisions):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        self.space = spaces.Discrete(len(Action))
+        self.space = spaces.Discrete(len(ACTIONS))
         self.longest = plan.decisions
 
     def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
         """Return one step to t - 1 for DENOISE, and an empty list for SKIP."""
-        return [(state.t - 1, 1)] if action == Action.DENOISE else []
+        return [(state.t - 1, 1)] if action == DENOISE else []
 
     def describe(self) -> str:
         """See `Decisions`."""

@@ -56,8 +56,9 @@ class Observer:
     ) -> None:
         self.kind, self.plan, self.prices, self.dtype, self.whole = kind, plan, prices, dtype, whole
         self.unet, self.memo = unet, memo if memo is not None else Memo(0)
+        self.clips = math.isinf(latent_bound)
         # a whole number, so that rounding to float16 cannot leave the bounds
-        self.bound = LATENT_BOUND if math.isinf(latent_bound) else math.ceil(latent_bound)
+        self.bound = LATENT_BOUND if self.clips else math.ceil(latent_bound)
 
     def space(self, latent_shape: tuple[int, int, int]) -> spaces.Space[Any]:
         """Return the space of the observations of latents (C, H, W).
@@ -98,19 +99,21 @@ class Observer:
         if self.kind == "features":
             return np.stack([self._features(state, price) for state, price in zip(states, prices, strict=True)])
 
-        def pictures(tensors: Sequence[Tensor]) -> NDArray[Any]:
-            return torch.stack(list(tensors)).to(DTYPES[self.dtype]).cpu().numpy()
+        def pictures(tensors: Sequence[Tensor], bound: float | None) -> NDArray[Any]:
+            batch = torch.stack(list(tensors))
+            batch = batch if bound is None else batch.clamp_(-bound, bound)
+            return batch.to(DTYPES[self.dtype]).cpu().numpy()
 
         def numbers(values: Sequence[float]) -> NDArray[np.float32]:
             return np.array(values, dtype=np.float32)[:, None]
 
-        latents = pictures([state.latent.clamp(-self.bound, self.bound) for state in states])
+        latents = pictures([state.latent for state in states], self.bound if self.clips else None)
         if self.kind == "latent":
             return latents
         length = self.plan.length
         parts = {
             "latent": latents,
-            "condition": pictures([state.lr_up[:3].clamp(-1, 1) for state in states]),
+            "condition": pictures([state.lr_up for state in states], 1)[:, :3],
             "step": numbers([state.t / length for state in states]),
             "level": numbers([state.level / length for state in states]),
         }

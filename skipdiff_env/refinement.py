@@ -31,7 +31,7 @@ from ddpm.util.errors import ConfigError
 from skipdiff_env.decisions import Decisions, Skip
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
-from skipdiff_env.rules import Action, check_actions
+from skipdiff_env.rules import DENOISE, SKIP, check_actions
 
 T = TypeVar("T")
 # (noise seed, step, shape) → the noise of the fine step to step - 1.
@@ -105,8 +105,13 @@ class Refinement:
 
     @property
     def trace(self) -> Hashable:
-        """The path, together with the substeps if one of them is more than 1."""
-        return self.path if max(self.substeps, default=1) == 1 else (self.path, self.substeps)
+        """See `trace_of`."""
+        return trace_of(self.path, self.substeps)
+
+
+def trace_of(path: tuple[int, ...], substeps: tuple[int, ...]) -> Hashable:
+    """Return the path of a chain, together with its substeps if one of them is more than 1."""
+    return path if max(substeps, default=1) == 1 else (path, substeps)
 
 
 Policy = Callable[[Sequence[Refinement]], Sequence[Any]]
@@ -170,7 +175,7 @@ class Fixed:
 
 def fixed_start(start: int) -> Policy:
     """Return the policy that skips down to diffusion step `start` and denoises from there on."""
-    return lambda states: [Action.SKIP if state.t > start else Action.DENOISE for state in states]
+    return lambda states: [SKIP if state.t > start else DENOISE for state in states]
 
 
 class RefinementProcess:
@@ -272,7 +277,7 @@ class RefinementProcess:
         """
         assert all(not self.decided(state) for state in states), "nothing is left to decide; finish() does the rest"
         if self.decisions.kind == "skip":
-            check_actions(actions, len(states))
+            actions = check_actions(actions, len(states))
         jumps = [self.decisions.jumps(state, action) for state, action in zip(states, actions, strict=True)]
         for place in range(max(map(len, jumps), default=0)):
             self.jump([(s, *own[place]) for s, own in zip(states, jumps, strict=True) if place < len(own)])
@@ -283,7 +288,7 @@ class RefinementProcess:
         for state, action in zip(states, actions, strict=True):
             state.t -= 1
             if self.plan.skip_mode == "restart":
-                if action == Action.SKIP:
+                if action == SKIP:
                     state.latent, state.path, state.substeps = state.coarse_latent, (), ()
                 state.level = state.t
 
@@ -429,7 +434,7 @@ class RefinementProcess:
         flat = [state for chain in chains for state in chain]
         first = [start for _ in states for start in starts]
         for t in range(self.plan.first, 1, -1):
-            self.step(flat, [Action.SKIP if t > start else Action.DENOISE for start in first])
+            self.step(flat, [SKIP if t > start else DENOISE for start in first])
         results = list(zip(flat, self.finish(flat), strict=True))
         return [results[i : i + len(starts)] for i in range(0, len(results), len(starts))]
 
@@ -477,12 +482,11 @@ class RefinementProcess:
         for state, to, substeps in jumps:
             state.nfe += self.unet.forwards_per_call
             path, counts = (*(state.path or (state.level,)), to), (*state.substeps, substeps)
-            ahead = replace(state, path=path, substeps=counts)
-            known = self._recall(state.key, state.noise_seed, ahead.trace)
+            known = self._recall(state.key, state.noise_seed, trace_of(path, counts))
             if known is None:
-                missing.append((state, ahead))
+                missing.append((state, replace(state, path=path, substeps=counts)))
             else:
-                self._arrive(state, ahead, known)
+                self._arrive(state, path, counts, known)
 
         @lru_cache(maxsize=1)  # the tiles of a picture are consecutive, and use parts of one noise
         def noise_of(seed: int, t: int, shape: tuple[int, ...]) -> Tensor:
@@ -492,20 +496,20 @@ class RefinementProcess:
             advance = self._advance_looking_back if self.looks_back else self._advance
             results = advance([ahead for _, ahead in chunk], noise_of)
             for (state, ahead), result in zip(chunk, results, strict=True):
-                self._arrive(state, ahead, result)
+                self._arrive(state, ahead.path, ahead.substeps, result)
                 self._remember(state.key, state.noise_seed, state.trace, result)
 
-    def _arrive(self, state: Refinement, ahead: Refinement, result: Tensor) -> None:
+    def _arrive(self, state: Refinement, path: tuple[int, ...], substeps: tuple[int, ...], result: Tensor) -> None:
         """Update a state after a forward; `result` is the latent, then the estimate if the sampler looks back."""
         if self.looks_back:
             state.before = result[self.channels :]
         elif self.keep_estimates:
-            of_x0, of_x_t, _ = reverse_weights(self.alphas_cumprod, state.level, 0.0, ahead.path[-1])
+            of_x0, of_x_t, _ = reverse_weights(self.alphas_cumprod, state.level, 0.0, path[-1])
             # level 0 of a discrete network may be its level 1
             moved = abs(of_x0) > 1e-6
             state.before = (result - float(of_x_t) * state.latent) / float(of_x0) if moved else result
         latent = result[: self.channels]
-        state.latent, state.path, state.substeps, state.level = latent, ahead.path, ahead.substeps, ahead.path[-1]
+        state.latent, state.path, state.substeps, state.level = latent, path, substeps, path[-1]
 
     def _advance(self, states: Sequence[Refinement], noise_of: NoiseOf) -> Tensor:
         """Return the latents (B, 3, H, W) after one forward of each state, from its level to the end of its path."""

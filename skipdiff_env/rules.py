@@ -28,8 +28,8 @@ class Action(IntEnum):
     SKIP = 1
 
 
-# Iterating over an enumeration takes longer than a step that is remembered.
-ACTIONS = tuple(Action)
+# Python looks up a member of an enumeration slowly, and a step that is remembered takes few microseconds.
+DENOISE, SKIP = ACTIONS = tuple(Action)
 
 
 class InvalidActionError(SkipDiffError, gymnasium.error.InvalidAction):
@@ -104,8 +104,8 @@ def check_price(price: Any, highest: float = math.inf) -> float:
     return float(price)
 
 
-def check_actions(actions: Sequence[Any], count: int) -> None:
-    """Check the decisions of a policy.
+def check_actions(actions: Sequence[Any], count: int) -> list[Action]:
+    """Return the decisions of a policy, after a check.
 
     Raises:
         InvalidActionError: their number is not that of the pictures, or one is neither 0 nor 1.
@@ -115,8 +115,9 @@ def check_actions(actions: Sequence[Any], count: int) -> None:
             f"a policy must return one action for each picture, {count} in all, got {len(actions)}"
         )
     for action in actions:
-        if action not in ACTIONS:
+        if action not in (0, 1):
             raise InvalidActionError(f"an action must be 0 (DENOISE) or 1 (SKIP), got {action!r}")
+    return [ACTIONS[int(action)] for action in actions]
 
 
 class FixedPrice:

@@ -34,7 +34,7 @@ from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.pictures import Crop, Pictures, Rgb, crop
 from skipdiff_env.refinement import Chooser, Policy, Refinement, RefinementProcess
 from skipdiff_env.rendering import draw_frame
-from skipdiff_env.rules import NOISE_SEEDS, Action, check_price, draw_episode, quality
+from skipdiff_env.rules import ACTIONS, NOISE_SEEDS, Action, check_price, draw_episode, quality
 
 
 @functools.lru_cache(maxsize=4)
@@ -243,7 +243,7 @@ class Task:
         """Perform one decision for each episode; after the last decision, run it to the end and set its reward."""
         self.process.step([episode.refinement for episode in episodes], actions)
         for episode, action in zip(episodes, actions, strict=True):
-            episode.actions.append(Action(action) if self.process.decisions.kind == "skip" else action)
+            episode.actions.append(ACTIONS[action] if self.process.decisions.kind == "skip" else action)
         self._end([episode for episode in episodes if self.process.decided(episode.refinement)])
 
     def run(self, episodes: Sequence[Episode], policy: Policy | Chooser) -> None:

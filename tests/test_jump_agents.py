@@ -22,7 +22,8 @@ from agents.training.vec_env import VecPictureBaseline, make_env
 from ddpm.pictures.images import to_tensor
 from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Action, RefinementProcess
+from skipdiff_env.refinement import RefinementProcess
+from skipdiff_env.rules import Action
 from skipdiff_env.upscaler import Upscaled, Upscaler
 from tests.conftest import Photo
 from tests.untrained import STEPWISE, untrained

@@ -28,12 +28,12 @@ from ddpm.schedule import Schedule, cosine_alphas_cumprod, even_levels
 from ddpm.util.errors import ConfigError
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Action, RefinementProcess, fixed_start
+from skipdiff_env.refinement import RefinementProcess, fixed_start
+from skipdiff_env.rules import DENOISE, SKIP
 from tests.conftest import counting, tiny_unet
 
 T = 12
 PAIRS = [(6, 2), (4, 3), (3, 4), (2, 6), (1, 12)]
-DENOISE, SKIP = Action.DENOISE, Action.SKIP
 UNET = tiny_unet(diffusion_steps=T, coarse_steps=3, start=None)
 SCHEDULE = cosine_alphas_cumprod(T)
 # S·N need not be T under "jump"

@@ -17,7 +17,8 @@ from ddpm.sampling import run_levels
 from ddpm.schedule import Schedule, cosine_alphas_cumprod
 from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Action, Refinement, RefinementProcess
+from skipdiff_env.refinement import Refinement, RefinementProcess
+from skipdiff_env.rules import Action
 from skipdiff_env.upscaler import Fixed, Upscaled, Upscaler
 from tests.conftest import Photo, counting
 

@@ -18,8 +18,8 @@ from ddpm.util.files import atomic_path, check_ending
 from ddpm.util.progress import say
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import Episode
-from skipdiff_env.refinement import Action
 from skipdiff_env.rendering import BACKGROUND, COLOURS, EMPTY, MARGIN, METADATA, TEXT
+from skipdiff_env.rules import Action
 from skipdiff_env.task import Task
 
 FORMATS = (".png", ".gif", ".webp")

@@ -34,7 +34,6 @@ from ddpm.schedule import Schedule, as_schedule
 from ddpm.util.checks import counted
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import (
-    Action,
     Chooser,
     Fixed,
     Policy,
@@ -43,6 +42,7 @@ from skipdiff_env.refinement import (
     fixed_start,
     wanted_by,
 )
+from skipdiff_env.rules import DENOISE, SKIP
 
 X = TypeVar("X")
 # Qualities that are compared for an agent that observes the price of a forward.
@@ -316,7 +316,7 @@ def skipping_policy(fine_forwards: float, steps: int, rng: np.random.Generator) 
     skip = 1 - (fine_forwards - 1) / (steps - 1)
 
     def decide(states: Sequence[Refinement]) -> Sequence[int]:
-        return [Action.SKIP if rng.random() < skip else Action.DENOISE for _ in states]
+        return [SKIP if rng.random() < skip else DENOISE for _ in states]
 
     return decide
 
