@@ -97,6 +97,7 @@ UPSCALE = "upscale {photos}/0.png -o out"
 GOOD_LINES = (
     f"{UPSCALE} --checkpoint={{net}}", "upscale {photos} -o out --checkpoint={net} --agent={agent}",
     f"{UPSCALE} --checkpoint={{fast}} --detail=0.3 --backend=onnxruntime",
+    f"{UPSCALE} --checkpoint={{fast}} --detail=0.5 --backend=openvino",
     f"{UPSCALE} --checkpoint={{fast}} --levels=12*2,6",
     f"{UPSCALE} --checkpoint={{fast}} --agent={{chooser}} --map=map.png",
     f"{UPSCALE} --checkpoint={{run}}/checkpoint", f"{UPSCALE} --checkpoint={{substeps}}/checkpoint --detail=0.5",
@@ -182,7 +183,7 @@ ENLARGING = (
     "--format=webp", "--format=same", "--outscale=2.5", "--size=20x", "--size=x9", "--size=30x20", "--samples=2",
     "--tile=16", "--tile=0", "--strip-metadata", "--json", "--batch-size=1", "--start=1", "--levels=4,2",
     "--overwrite", "--skip-existing", "--outscale=1e308", "--map=map.png", "--map=in", "--detail=0.5",
-    "--levels=4*2,2", "--backend=onnxruntime", "--quality=0.5",
+    "--levels=4*2,2", "--backend=onnxruntime", "--backend=openvino", "--quality=0.5",
 )  # fmt: skip
 SIDES = (1, 2, 3, 5, 8, 13, 24)
 # Pillow's formats, and the modes of pictures that they can store.

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -31,8 +32,18 @@ def _onnxruntime(graph: bytes) -> Run:
     return lambda inputs: session.run(None, dict(zip(names, inputs, strict=True)))[0]
 
 
+@cache
+def _core() -> Any:
+    """Return the `openvino.Core` of this process.
+
+    It is never released: each CPU plugin replaces the stack on which signals are handled, and if two of them end in the
+    order in which they began, that stack is freed while it is in use, and the next signal ends the process.
+    """
+    return package("openvino", "openvino").Core()
+
+
 def _openvino(graph: bytes) -> Run:
-    core = package("openvino", "openvino").Core()
+    core = _core()
     # without the first setting, OpenVINO rounds to 16 bits on processors that are faster with them
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
