@@ -1,6 +1,6 @@
 """Episodes of a task, and agents as policies of the refinement process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,106 +10,64 @@ from numpy.typing import NDArray
 
 from agents.agent import Agent, State
 from agents.networks.frames import frame_count, resize_latents
-from ddpm.schedule import Schedule
 from skipdiff_env.episode import Episode
 from skipdiff_env.observations import Observation, Observer
 from skipdiff_env.pictures import Rgb
-from skipdiff_env.refinement import Chooser, Policy, Refinement, RefinementProcess
+from skipdiff_env.refinement import Decider, Policy, Refinement, RefinementProcess
 from skipdiff_env.task import Task
 
-# Number of pictures that are observed together.
-TOGETHER = 8
 
+class AgentPolicy:
+    """An agent as a policy, for `RefinementProcess.run`, `Task.run` and the upscaler.
 
-class _Seeing:
-    """Base class of the policies of agents; arguments and errors are those of `AgentPolicy`."""
+    It decides for all pictures of a call together, in any number of threads. Latents and conditions are resized to the
+    size that the agent was trained on, if its policy needs that size.
+
+    Args:
+        agent: the agent.
+        quality: 0 … 1, from few forwards to many, for an agent that observes the price of a forward; None: 0.5.
+        price: the price of a forward, instead of a quality.
+
+    Raises:
+        ConfigError: the agent does not observe the price, or the number is out of range.
+    """
 
     def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
         self.agent = agent
         self.price = agent.config.price(quality, price)
+        self.decisions = agent.config.make_decisions()
+        self.keep_estimates = agent.config.observation == "features" and agent.config.kind != "schedule"
 
     @property
     def tile(self) -> int:
         """Side of the tiles that the agent decides for, which is the side of its training pictures."""
         return self.agent.config.image_size
 
-    def observer(self, process: RefinementProcess | None = None) -> Callable[[Sequence[Refinement]], Observation]:
-        """Return a function that makes the agent's observations; it needs the process for observations of estimates."""
-        config = self.agent.config
-        unet = None if process is None else process.unet
-        observe = Observer(
-            config.observation, config.plan, config.price_range, whole=config.kind == "schedule", unet=unet,
-            latent_bound=config.latent_bound,
-        )  # fmt: skip
-        price = 0.0 if self.price is None else self.price
-        return lambda states: self._fitted(observe(states, [price] * len(states)))
-
-    def _fitted(self, observation: Observation) -> Observation:
-        """Return observations with the size and the dtype that the policy expects."""
-        space = self.agent.policy.observation_space
-        if isinstance(observation, dict):
-            return {name: _resized(part, space[name]) for name, part in observation.items()}
-        return _resized(observation, space)
-
-
-def _resized(part: NDArray[Any], space: spaces.Space[Any]) -> NDArray[Any]:
-    assert space.shape is not None
-    if len(space.shape) == 3 and part.shape[-2:] != space.shape[-2:]:
-        part = resize_latents(torch.as_tensor(part), space.shape[-1]).numpy()
-    return part.astype(space.dtype, copy=False)
-
-
-class SchedulePolicy(_Seeing):
-    """An agent that chooses a schedule, as a `skipdiff_env.refinement.Chooser`; `AgentPolicy` creates it."""
-
-    def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
-        super().__init__(agent, quality, price)
-        self.schedules = [Schedule.parse(text) for text in agent.config.schedules or ()]
-        self._observe = self.observer()
-
-    def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
-        """Return the schedule of each picture."""
-        groups = (states[i : i + TOGETHER] for i in range(0, len(states), TOGETHER))
-        places = [place for group in groups for place in self.agent.predict(self._observe(group))[0].tolist()]
-        return [self.schedules[place] for place in places]
-
-    def probabilities(self, states: Sequence[Refinement]) -> NDArray[np.float64] | None:
-        """Return the probability of each schedule for each picture, as `Agent.probabilities` does."""
-        return self.agent.probabilities(self._observe(states))
-
-
-class ObservationPolicy(_Seeing):
-    """An agent that decides step by step, as a `skipdiff_env.refinement.Onlooker`.
-
-    `AgentPolicy` creates it.
-    """
-
-    def __init__(self, agent: Agent, quality: float | None = None, price: float | None = None) -> None:
-        super().__init__(agent, quality, price)
-        self.decisions = agent.config.make_decisions()
-        self.keep_estimates = agent.config.observation == "features"
-
-    def on(self, process: RefinementProcess) -> "Onlooking":
+    def on(self, process: RefinementProcess) -> "AgentRun":
         """Return the policy for one run of a process.
 
         Raises:
             ConfigError: the process has another plan than the episodes that the agent was trained for.
         """
         self.agent.check(process.plan)
-        return Onlooking(self, process)
+        return AgentRun(self, process)
 
 
-class Onlooking:
+class AgentRun:
     """An agent in one run of a process; it must see the episodes from their first decision on.
 
     It keeps what the agent needs beyond the present observation: the latents so far, or the state of its policy.
     """
 
-    def __init__(self, policy: ObservationPolicy, process: RefinementProcess) -> None:
+    def __init__(self, policy: AgentPolicy, process: RefinementProcess) -> None:
         self.agent, self.masks = policy.agent, process.decisions.masks
-        self._observe = policy.observer(process)
-        latent = policy.agent.config.observation == "latent"
-        self._frames = frame_count(policy.agent.policy.observation_space) if latent else 1
+        config, self._space = self.agent.config, self.agent.policy.observation_space
+        self._price = 0.0 if policy.price is None else policy.price
+        self._observer = Observer(
+            config.observation, config.plan, config.price_range, whole=config.kind == "schedule", unet=process.unet,
+            latent_bound=config.latent_bound,
+        )  # fmt: skip
+        self._frames = frame_count(self._space) if config.observation == "latent" else 1
         # by identity; the state is kept as well, so that its id is not used again
         self._kept: dict[int, tuple[Refinement, list[NDArray[Any]], State]] = {}
         # the arguments of the last prediction
@@ -145,31 +103,24 @@ class Onlooking:
         """Return the probabilities of the actions at the last call, as `Agent.probabilities` does."""
         return self.agent.probabilities(*self._seen)
 
+    def _observe(self, states: Sequence[Refinement]) -> Observation:
+        """Return the agent's observations, with the size and the dtype that its policy expects."""
+        observation = self._observer(states, [self._price] * len(states))
+        if isinstance(observation, dict):
+            return {name: _resized(part, self._space[name]) for name, part in observation.items()}
+        return _resized(observation, self._space)
 
-def AgentPolicy(  # noqa: N802  # to its callers it is the class of what it returns
-    agent: Agent, quality: float | None = None, price: float | None = None
-) -> Any:
-    """Return an agent as a policy, for `RefinementProcess.run`, `Task.run` and the upscaler.
 
-    The policy is a `skipdiff_env.refinement.Chooser` for the kind "schedule", and an `Onlooker` for the others.
-    It decides for all pictures of a call together, in any number of threads. Latents and conditions are resized to the
-    size that the agent was trained on, if its policy needs that size.
-
-    Args:
-        agent: the agent.
-        quality: 0 … 1, from few forwards to many, for an agent that observes the price of a forward; None: 0.5.
-        price: the price of a forward, instead of a quality.
-
-    Raises:
-        ConfigError: the agent does not observe the price, or the number is out of range.
-    """
-    kind = SchedulePolicy if agent.config.kind == "schedule" else ObservationPolicy
-    return kind(agent, quality, price)
+def _resized(part: NDArray[Any], space: spaces.Space[Any]) -> NDArray[Any]:
+    assert space.shape is not None
+    if len(space.shape) == 3 and part.shape[-2:] != space.shape[-2:]:
+        part = resize_latents(torch.as_tensor(part), space.shape[-1]).numpy()
+    return part.astype(space.dtype, copy=False)
 
 
 def play(
     task: Task,
-    policy: Policy | Chooser,
+    policy: Policy | Decider,
     images: Sequence[int | Rgb],
     noise_seeds: Sequence[int],
     batch_size: int = 32,

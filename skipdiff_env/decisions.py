@@ -46,7 +46,7 @@ class Decisions(ABC):
     def __init__(self, plan: Plan) -> None:
         if plan.skip_mode != "jump" and self.kind != "skip":
             raise ConfigError(f'decisions "{self.kind}" need skip_mode jump, got {plan.skip_mode}')
-        self.plan = plan
+        self.plan, self.forwards = plan, plan.first
 
     @abstractmethod
     def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
@@ -177,10 +177,9 @@ class Choice(Decisions):
 
     def __init__(self, plan: Plan, schedules: Sequence[Schedule]) -> None:
         super().__init__(plan)
-        if len(schedules) < 2:
-            raise ConfigError(f"schedules must be at least 2, or there is nothing to decide; got {len(schedules)}")
         self.schedules, self.longest = tuple(schedules), 1
         self.most = max(max(schedule.substeps) for schedule in self.schedules)
+        self.forwards = max(schedule.forwards for schedule in self.schedules)
         for schedule in self.schedules:
             check_levels(schedule.levels, plan.first)
         self.space = spaces.Discrete(len(self.schedules))
@@ -239,4 +238,7 @@ def make_decisions(
             schedules = [Schedule((first,), (m,)) for m in counts]
         else:
             schedules = [even_levels(first, n) for n in powers if n <= first]
-    return Choice(plan, [as_schedule(schedule) for schedule in schedules])
+    choice = Choice(plan, [as_schedule(schedule) for schedule in schedules])
+    if len(schedules) < 2:
+        raise ConfigError(f"schedules must be at least 2, or there is nothing to decide; got {len(schedules)}")
+    return choice

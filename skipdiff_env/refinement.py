@@ -28,7 +28,7 @@ from ddpm.sampling import (
 )
 from ddpm.schedule import FloatArray, Schedule, check_levels
 from ddpm.util.errors import ConfigError
-from skipdiff_env.decisions import Decisions, Skip
+from skipdiff_env.decisions import Choice, Decisions, Skip
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import DENOISE, SKIP, check_actions
@@ -118,28 +118,12 @@ Policy = Callable[[Sequence[Refinement]], Sequence[Any]]
 
 
 @runtime_checkable
-class Chooser(Protocol):
-    """A policy that chooses the schedule of a picture at its first decision.
+class Decider(Protocol):
+    """A policy whose actions have another meaning than the paper's, or that needs to see the process.
 
     Attributes:
-        schedules: the schedules that it chooses among.
-    """
-
-    @property
-    def schedules(self) -> Sequence[Schedule]: ...
-
-    def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
-        """Return the schedule of each picture."""
-        ...
-
-
-@runtime_checkable
-class Onlooker(Protocol):
-    """A policy that decides by the observations of an environment, which it makes from the states of the process.
-
-    Attributes:
-        decisions: the meaning of its actions; the process has the same decisions.
-        keep_estimates: whether it observes the last estimate.
+        decisions: the meaning of the actions; the process has the same decisions, see `wanted_by`.
+        keep_estimates: whether the policy observes the last estimate.
     """
 
     decisions: Decisions
@@ -152,25 +136,30 @@ class Onlooker(Protocol):
 
 def wanted_by(policy: Any) -> dict[str, Any]:
     """Return the arguments of `RefinementProcess` that a policy needs."""
-    if not isinstance(policy, Onlooker):
+    if not isinstance(policy, Decider):
         return {}
     return {"decisions": policy.decisions, "keep_estimates": policy.keep_estimates}
 
 
-@dataclass(frozen=True)
 class Fixed:
-    """The same schedule for every picture."""
+    """The same schedule for every picture, a choice with one possibility.
 
-    schedule: Schedule
+    Args:
+        schedule: the schedule.
+        plan: the steps of the episodes; the schedule begins at the first of them.
 
-    @property
-    def schedules(self) -> Sequence[Schedule]:
-        """The one schedule."""
-        return [self.schedule]
+    Raises:
+        ConfigError: the schedule does not fit the plan, or the plan is not one of jumps.
+    """
 
-    def choose(self, states: Sequence[Refinement]) -> list[Schedule]:
-        """Return the schedule for each picture."""
-        return [self.schedule] * len(states)
+    keep_estimates = False
+
+    def __init__(self, schedule: Schedule, plan: Plan) -> None:
+        self.decisions: Decisions = Choice(plan, [schedule])
+
+    def on(self, process: "RefinementProcess") -> Policy:
+        """Return the policy for one run of a process."""
+        return lambda states: [0] * len(states)
 
 
 def fixed_start(start: int) -> Policy:
@@ -360,41 +349,27 @@ class RefinementProcess:
             bound = self._after(self.coarse_alphas_cumprod, j, j - 1, eta, bound)
         return bound
 
-    def run(self, states: Sequence[Refinement], policy: Policy | Chooser) -> list[Tensor]:
+    def run(self, states: Sequence[Refinement], policy: Policy | Decider) -> list[Tensor]:
         """Refine pictures from their first decision to the end, following a policy."""
-        if isinstance(policy, Chooser):
-            return self.run_schedules(states, policy.choose(states))
         decide = self.bound(policy)
         while left := [state for state in states if not self.decided(state)]:
             self.step(left, decide(left))
         return self.finish(states)
 
-    def bound(self, policy: Policy) -> Policy:
-        """Return the policy for this process; an `Onlooker` observes its states."""
-        return policy.on(self) if isinstance(policy, Onlooker) else policy
-
-    def run_schedules(self, states: Sequence[Refinement], schedules: Sequence[Schedule]) -> list[Tensor]:
-        """Run each picture from its first decision to the end by a schedule that is known in advance.
-
-        Args:
-            states: pictures at their first decision; changed in place.
-            schedules: schedule of each picture, from the plan's first step on. NFE: one for each level.
-
-        Returns:
-            The pictures, each (3, H, W) in [-1, 1].
+    def bound(self, policy: Policy | Decider) -> Policy:
+        """Return the policy for this process.
 
         Raises:
-            ConfigError: the plan is not one of jumps, or a schedule does not fit it.
+            ConfigError: the actions of the policy have another meaning than those of the process.
         """
-        for schedule in set(schedules):
-            self.check(schedule)
-        jumps = [list(schedule.jumps()) for schedule in schedules]
-        for place in range(max(map(len, jumps), default=0)):
-            now = [(state, own[place]) for state, own in zip(states, jumps, strict=True) if place < len(own)]
-            self.jump([(state, to, substeps) for state, (to, substeps) in now])
-            for state, (to, _) in now:
-                state.t = to
-        return self.finish(states)
+        if not isinstance(policy, Decider):
+            return policy
+        if policy.decisions.kind != self.decisions.kind or policy.decisions.space != self.decisions.space:
+            raise ConfigError(
+                f"the policy's decisions are {policy.decisions.kind!r} in {policy.decisions.space}, but those of the "
+                f"process {self.decisions.kind!r} in {self.decisions.space}; make it with wanted_by(policy)"
+            )
+        return policy.on(self)
 
     def check(self, schedule: Schedule) -> None:
         """Raise ConfigError unless the process can run a schedule."""
@@ -427,7 +402,7 @@ class RefinementProcess:
         """
         if self.plan.skip_mode != "restart":
             raise ConfigError(
-                f"starts need skip_mode restart, got {self.plan.skip_mode}; run_schedules runs any schedule"
+                f"starts need skip_mode restart, got {self.plan.skip_mode}; run_all_schedules runs any schedule"
             )
         starts = range(1, self.plan.first + 1)
         chains = [[replace(state) for start in starts] for state in states]

@@ -32,7 +32,7 @@ from skipdiff_env.metrics import as_metric
 from skipdiff_env.observations import Observation, Observer
 from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.pictures import Crop, Pictures, Rgb, crop
-from skipdiff_env.refinement import Chooser, Policy, Refinement, RefinementProcess
+from skipdiff_env.refinement import Decider, Policy, Refinement, RefinementProcess
 from skipdiff_env.rendering import draw_frame
 from skipdiff_env.rules import ACTIONS, NOISE_SEEDS, Action, check_price, draw_episode, quality
 
@@ -246,16 +246,8 @@ class Task:
             episode.actions.append(ACTIONS[action] if self.process.decisions.kind == "skip" else action)
         self._end([episode for episode in episodes if self.process.decided(episode.refinement)])
 
-    def run(self, episodes: Sequence[Episode], policy: Policy | Chooser) -> None:
+    def run(self, episodes: Sequence[Episode], policy: Policy | Decider) -> None:
         """Play episodes from their first decision to the end, following a policy."""
-        if isinstance(policy, Chooser):
-            states = [episode.refinement for episode in episodes]
-            self.process.run_schedules(states, policy.choose(states))
-            if self.process.decisions.kind == "skip":
-                for episode in episodes:
-                    episode.actions = self._followed(episode.refinement)
-            self._end(episodes)
-            return
         decide = self.process.bound(policy)
         while left := [episode for episode in episodes if not episode.ended]:
             self.step(left, decide([episode.refinement for episode in left]))
@@ -362,10 +354,7 @@ class Task:
         """Return the decisions of an episode so far, as DENOISE and SKIP at each diffusion step."""
         if self.process.decisions.kind == "skip":
             return [Action(action) for action in episode.actions]
-        return self._followed(episode.refinement)
-
-    def _followed(self, state: Refinement) -> list[Action]:
-        """Return the decisions at each diffusion step that are equivalent to the jumps of a state."""
+        state = episode.refinement
         steps = range(self.plan.first, max(state.t, 1), -1)
         return [Action.DENOISE if t - 1 in state.path else Action.SKIP for t in steps]
 

@@ -37,7 +37,7 @@ from ddpm.schedule import Schedule, as_schedule
 from ddpm.util.checks import check_whole, is_number, is_whole
 from ddpm.util.errors import CheckpointError, ConfigError, ImageError, out_of_memory
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Chooser, Fixed, Policy, Refinement, RefinementProcess, fixed_start, wanted_by
+from skipdiff_env.refinement import Decider, Fixed, Policy, Refinement, RefinementProcess, fixed_start, wanted_by
 
 # Largest number of float32 pictures in memory at once during a diffusion step.
 LIVE_PICTURES = 9
@@ -165,7 +165,7 @@ class Upscaler:
         coarse_sampler: str | None = None,
         fine_sampler: str | None = None,
         first_step: int | None = None,
-        policy: Policy | Chooser | None = None,
+        policy: Policy | Decider | None = None,
         plan: Plan | None = None,
         device: str = "cpu",
         backend: str = "torch",
@@ -207,23 +207,19 @@ class Upscaler:
         self.pixels = geometry(self.unet)[1]
         # the division of pictures if the policy decides for each tile
         self.choosing = self.denoiser.tiling if chooses and isinstance(self.denoiser, TiledDenoiser) else None
+        if schedule is not None:
+            policy = Fixed(schedule, plan)
         self.process = RefinementProcess(
             self.denoiser, plan, batch_size=batch_size, device=device, **wanted_by(policy)
         )  # fmt: skip
         if start is not None and not (is_whole(start) and 1 <= start <= plan.first):
             raise ConfigError(f"start must lie in 1 … {plan.first}, the fine steps, a whole number, got {start!r}")
-        if schedule is not None:
-            self.process.check(schedule)
         # with a policy the number of forwards is known only afterwards
-        fine = plan.first
-        if schedule is not None:
-            fine = schedule.forwards
-        elif isinstance(policy, Chooser):
-            fine = max(each.forwards for each in policy.schedules)
-        elif policy is None:
+        fine = self.process.decisions.forwards
+        if policy is None:
             # the checkpoint's start belongs to its N, and cannot be beyond another N
             fine = start or min(settings["start"] or plan.N, plan.N)
-        self.policy = Fixed(schedule) if schedule is not None else policy or fixed_start(fine)
+        self.policy = policy or fixed_start(fine)
         self.expected_nfe = self.process.coarse_forwards + fine * self.unet.forwards_per_call
         self.batch_size = batch_size
 

@@ -234,7 +234,7 @@ def test_any_episode_of_jumps(data: st.DataObject, short_checkpoint: str, fine_s
     )
     assert reward == pytest.approx(-info["metrics"]["colour"] - info["nfe_penalty"] * info["nfe"])
     schedule = env.task.begin([info["image_index"]], [info["noise_seed"]])[0].refinement
-    (sr,) = env.task.process.run_schedules([schedule], [Schedule(info["levels"])])
+    (((_, sr),),) = env.task.process.run_all_schedules([schedule], [Schedule(info["levels"])])
     np.testing.assert_allclose(result(env), sr.numpy(), atol=1e-5)
     assert env.hr is not None
     (colour,) = make_metric("colour")(batch(result(env)), batch(env.hr))

@@ -24,6 +24,7 @@ from agents.playing import play
 from agents.policies import make_space, space_settings
 from agents.training.vec_env import SkipDiffVecEnv
 from ddpm.checkpoints import save_checkpoint
+from ddpm.util.checks import counted
 from ddpm.util.errors import CheckpointError, ConfigError
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.outcomes import OutcomeTable
@@ -164,7 +165,7 @@ def test_commands_take_exported_agents(kind: str, name: str, detailed: str, pict
         assert large.size == (384, 384)
     printed = run("enjoy", *common, f"--images={pictures}", "-o", tmp_path / "x.gif", "--image=1", "--noise-seed=1")
     _, reward, info = played_by_the_model(name, model, env, 1, 1)
-    assert f"{info['nfe']} forwards, reward {reward:.4f}, psnr" in printed
+    assert f"{counted(info['nfe'], 'forward')}, reward {reward:.4f}, psnr" in printed
     words = {"skip": "t =   6  ", "stride": "level   6  to level", "continuous": "level   6  to level"}
     assert words.get(kind, "schedule 6") in printed
     table = run(

@@ -17,12 +17,12 @@ from agents.agent import Agent, load_agent
 from agents.algorithms import RECURRENT
 from agents.cli import main
 from agents.networks.jump_extractor import CropEncoder, JumpExtractor, even_crops
-from agents.playing import AgentPolicy, SchedulePolicy
+from agents.playing import AgentPolicy
 from agents.training.vec_env import VecPictureBaseline, make_env
 from ddpm.pictures.images import to_tensor
 from ddpm.util.errors import ConfigError
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import RefinementProcess
+from skipdiff_env.refinement import RefinementProcess, wanted_by
 from skipdiff_env.rules import Action
 from skipdiff_env.upscaler import Upscaled, Upscaler
 from tests.conftest import Photo
@@ -131,9 +131,11 @@ def test_policy_sees_what_the_environment_shows(algorithm: str, settings: dict[s
         expected, state = agent.predict(seen, state, young)
         actions = decide([episode.refinement for episode in episodes])
         np.testing.assert_array_equal(actions, expected)
-        np.testing.assert_allclose(decide.probabilities(), probable, atol=1e-5)
-        np.testing.assert_array_equal(decide.probabilities().argmax(axis=1), expected)
-        np.testing.assert_allclose(decide.probabilities().sum(axis=1), 1, atol=1e-6)
+        found = decide.probabilities()
+        assert found is not None
+        np.testing.assert_allclose(found, probable, atol=1e-5)
+        np.testing.assert_array_equal(found.argmax(axis=1), expected)
+        np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
         seen, _, _, _ = env.step(np.array(actions))
         task.step(episodes, actions)
         young[:] = False
@@ -157,8 +159,8 @@ def test_agents_decide_tile_by_tile(
 
 @pytest.mark.parametrize("algorithm", ["ppo", RECURRENT, "chooser"])
 def test_policy_on_pictures_of_any_size(algorithm: str, unet: Any) -> None:
-    process = RefinementProcess(unet, PLAN)
     policy = AgentPolicy(jump_agent(algorithm), quality=0.3)
+    process = RefinementProcess(unet, PLAN, **wanted_by(policy))
     for height, width in ((48, 80), (16, 16)):
         lr_up = [torch.rand(3, height, width, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in range(3)]
         together = process.begin(lr_up, [0, 1, 2])
@@ -179,10 +181,7 @@ def in_step(policy: Any, threads: int) -> Any:
 
         return together
 
-    if isinstance(policy, SchedulePolicy):
-        policy.choose = at_once(policy.choose)  # type: ignore[assignment,method-assign]
-    else:
-        policy.on = lambda process, on=policy.on: at_once(on(process))
+    policy.on = lambda process, on=policy.on: at_once(on(process))
     return policy
 
 

@@ -16,7 +16,7 @@ from agents import export_agent
 from agents.agent import load_agent
 from agents.benchmark import load_zip
 from agents.cli import main
-from agents.playing import AgentPolicy, SchedulePolicy
+from agents.playing import AgentPolicy
 from agents.training.config import AgentTrainingConfig, resumed_config
 from agents.training.learning_curve import CURVE, read_curve
 from agents.training.sb3 import STATE, TrainingCallback, train_agent
@@ -30,7 +30,6 @@ from skipdiff_env.features import features
 from skipdiff_env.outcomes import ARRAYS, DESCRIPTION, SPLITS, OutcomeTable, split_of
 from skipdiff_env.pictures import photographs_of
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import Chooser
 from skipdiff_env.tabulate import tabulate
 from skipdiff_env.task import Task
 from skipdiff_env.upscaler import Upscaler
@@ -299,8 +298,6 @@ def agent_folder(tmp_path: Path) -> Path:
 def test_the_upscaler_takes_the_agents_choice_for_each_tile(agent_folder: Path, jumping: str) -> None:
     agent = load_agent(agent_folder)
     policy = AgentPolicy(agent)
-    assert isinstance(policy, SchedulePolicy)
-    assert isinstance(policy, Chooser)
     lr = torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     lr[:, :, 12:] = 0.3
     upscaler = Upscaler(jumping, policy=policy, plan=agent.config.plan)

@@ -213,12 +213,12 @@ def test_nothing_but_skips_is_one_forward() -> None:
 @settings(max_examples=15, deadline=None)
 @given(inner=st.sets(st.integers(1, 19), max_size=8), sampler=st.sampled_from(["ddpm", "ddim", "ddim:0.3"]))
 def test_a_schedule(inner: set[int], sampler: str) -> None:
-    """The same by decisions, by `run_schedules`, and by the plain sampler."""
+    """The same by decisions, by `run_all_schedules`, and by the plain sampler."""
     levels = (20, *sorted(inner, reverse=True))
     process = RefinementProcess(UNET, Plan(1, 20, fine_sampler=sampler, skip_mode="jump"))
     (state,) = process.begin([condition()], [5])
     with counting(UNET) as forwards:
-        (sr,) = process.run_schedules([state], [Schedule(levels)])
+        (((state, sr),),) = process.run_all_schedules([state], [Schedule(levels)])
     assert (state.levels, state.nfe, len(forwards)) == (levels, len(levels), len(levels))
     noise = KeyedNoise([5], (3, 16, 16))
     eta = coarse_eta(sampler)
@@ -234,7 +234,7 @@ def test_a_schedule(inner: set[int], sampler: str) -> None:
 def test_even_schedules_are_those_of_diffusers(forwards: int, sampler: str) -> None:
     process = RefinementProcess(UNET, Plan(1, 20, fine_sampler=sampler, skip_mode="jump"))
     (state,) = process.begin([condition()], [5])
-    (sr,) = process.run_schedules([state], [Schedule(even_levels(20, forwards))])
+    (((_, sr),),) = process.run_all_schedules([state], [Schedule(even_levels(20, forwards))])
     noise = KeyedNoise([5], (3, 16, 16))
     theirs, _ = peer_sample(sampler, UNET, process.alphas_cumprod, condition()[None], noise, forwards)
     torch.testing.assert_close(sr, to_image(UNET, theirs, condition()[None])[0], atol=1e-4, rtol=0)
@@ -244,13 +244,13 @@ def test_even_schedules_are_those_of_diffusers(forwards: int, sampler: str) -> N
 def test_what_is_no_schedule(levels: Any) -> None:
     process = RefinementProcess(UNET, Plan(1, 20, skip_mode="jump"))
     with pytest.raises(ConfigError, match="levels must be falling whole numbers that begin with"):
-        process.run_schedules(process.begin([condition()], [5]), [Schedule(levels)])
+        process.run_all_schedules(process.begin([condition()], [5]), [Schedule(levels)])
 
 
 def test_schedules_and_starts_belong_to_their_modes() -> None:
     restart, jump = RefinementProcess(UNET, Plan(3, 4)), RefinementProcess(UNET, Plan(3, 4, skip_mode="jump"))
     with pytest.raises(ConfigError, match="need skip_mode jump, got restart"):
-        restart.run_schedules(restart.begin([condition()], [5]), [Schedule((4, 2))])
+        restart.run_all_schedules(restart.begin([condition()], [5]), [Schedule((4, 2))])
     with pytest.raises(ConfigError, match="starts need skip_mode restart, got jump"):
         jump.run_all_starts([])
 

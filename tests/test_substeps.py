@@ -22,6 +22,7 @@ from ddpm.training.configs import SubstepsConfig
 from ddpm.training.substeps import draw_jumps, even_jumps, signal_level, substeps_loss, train_substeps
 from ddpm.training.trainer import latest_state
 from ddpm.util.errors import CheckpointError, ConfigError
+from skipdiff_env.decisions import Choice
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import RefinementProcess
@@ -168,7 +169,7 @@ def test_the_process_runs_schedules_with_substeps() -> None:
         torch.testing.assert_close(sr, to_image(unet, latents, lr_up)[0], atol=1e-5, rtol=0)
         assert (state.schedule, state.nfe) == (schedule, schedule.forwards)
         with counting(unet) as forwards:
-            (again,) = process.run_schedules(process.begin([lr_up[0]], [5], ["key"]), [schedule])
+            (((_, again),),) = process.run_all_schedules(process.begin([lr_up[0]], [5], ["key"]), [schedule])
         assert torch.equal(again, sr)
         assert not forwards, "what is remembered belongs to its substeps"
     assert len({tuple(sr.flatten().tolist()) for _, sr in table}) == len(schedules)
@@ -176,11 +177,12 @@ def test_the_process_runs_schedules_with_substeps() -> None:
 
 def test_each_picture_has_its_schedule() -> None:
     unet, lr_up = with_substeps(), inputs(2)[0]
-    process = RefinementProcess(unet, Plan(1, 6, fine_sampler="ddim", skip_mode="jump"))
+    plan = Plan(1, 6, fine_sampler="ddim", skip_mode="jump")
     schedules = [Schedule((6, 2), (2, 1)), Schedule((6,), (8,))]
-    together = process.run_schedules(process.begin(list(lr_up), [1, 2]), schedules)
+    process = RefinementProcess(unet, plan, decisions=Choice(plan, schedules))
+    together = process.run(process.begin(list(lr_up), [1, 2]), lambda states: range(len(states)))
     for i, schedule in enumerate(schedules):
-        (alone,) = process.run_schedules(process.begin([lr_up[i]], [i + 1]), [schedule])
+        (((_, alone),),) = process.run_all_schedules(process.begin([lr_up[i]], [i + 1]), [schedule])
         torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=0)
 
 
@@ -188,7 +190,7 @@ def test_each_picture_has_its_schedule() -> None:
 def test_substeps_need_ddim(sampler: str) -> None:
     process = RefinementProcess(with_substeps(), Plan(1, 2, fine_sampler=sampler, skip_mode="jump"))
     with pytest.raises(ConfigError, match=f"substeps need the sampler ddim, which adds no noise, got {sampler}"):
-        process.run_schedules([], [Schedule.parse("even:2*2")])
+        process.run_all_schedules([], [Schedule.parse("even:2*2")])
 
 
 def test_more_substeps_than_were_learnt() -> None:
@@ -221,8 +223,8 @@ def test_the_upscaler_turns_detail_into_substeps(jumping: str, checkpoint: str) 
 def test_tiles_with_substeps_agree_with_each_other(jumping: str) -> None:
     """Alone, in a batch and in a group, a tile gives the same."""
     lr = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(3)).clamp(-1, 1)
-    chosen = Fixed(Schedule.parse("even:1*8"))
     plan = Plan(1, 1, fine_sampler="ddim", skip_mode="jump")
+    chosen = Fixed(Schedule.parse("even:1*8"), plan)
     one, many = (
         Upscaler(jumping, policy=chosen, plan=plan, tile=32, batch_size=size).upscale([lr], [0])[0] for size in (1, 8)
     )
@@ -276,7 +278,7 @@ def test_the_loss_is_that_of_the_even_steps(monkeypatch: pytest.MonkeyPatch) -> 
 def test_even_jumps_are_those_of_the_process() -> None:
     unet, lr_up = with_substeps(), inputs(1)[0]
     process = RefinementProcess(unet, Plan(1, 2, fine_sampler="ddim", skip_mode="jump"))
-    (sr,) = process.run_schedules(process.begin([lr_up[0]], [7]), [Schedule.parse("even:2*4")])
+    (((_, sr),),) = process.run_all_schedules(process.begin([lr_up[0]], [7]), [Schedule.parse("even:2*4")])
     latents = even_jumps(unet, lr_up, KeyedNoise([7], (3, 16, 16)), 2, 4)
     torch.testing.assert_close(to_image(unet, latents, lr_up)[0], sr, atol=1e-5, rtol=0)
 

@@ -212,7 +212,7 @@ def test_schedules_that_are_given_are_blended_at_every_step(checkpoint: str) -> 
     lr = half_sky(16, 24)
     given = Upscaler(checkpoint, levels=MANY, fine_sampler="ddim:0.5", tile=32).upscale([lr], [0])[0]
     assert [tile.schedule.levels for tile in given.tiles] == [MANY]
-    cut = Upscaler(checkpoint, policy=Fixed(Schedule(MANY)), plan=PLAN, tile=32).upscale([lr], [0])[0]
+    cut = Upscaler(checkpoint, policy=Fixed(Schedule(MANY), PLAN), plan=PLAN, tile=32).upscale([lr], [0])[0]
     assert [tile.schedule.levels for tile in cut.tiles] == [MANY] * len(Tiling(32, 8, 36, 4).boxes(64, 96))
     assert not torch.allclose(given.sr, cut.sr, atol=1e-3)
     restarting = Upscaler(checkpoint, policy=by_texture, plan=Plan(10, 10), tile=32).upscale([lr], [0])[0]

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from agents.agent import Agent
 from agents.cli.options import episode_settings
-from agents.playing import AgentPolicy, SchedulePolicy
+from agents.playing import AgentPolicy
 from ddpm.util.checks import counted
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, check_ending
@@ -92,12 +92,6 @@ def enjoy(
     policy = AgentPolicy(agent, quality)
     (episode,) = task.begin([image], [noise_seed], [task.price if policy.price is None else policy.price])
     state, decided, frames = episode.refinement, list[str](), list[NDArray[np.uint8]]()
-    if isinstance(policy, SchedulePolicy):
-        frames.append(task.render(episode))
-        probabilities, (schedule,) = policy.probabilities([state]), policy.choose([state])
-        decided.append(f"schedule {schedule}{_probability(probabilities, policy.schedules.index(schedule))}")
-        task.run([episode], policy)
-        return Played(episode, decided, [*frames, task.render(episode)])
     decide, skips = policy.on(task.process), list[float]()
     skipping = agent.config.kind == "skip"
 
@@ -129,6 +123,8 @@ def _meaning(agent: Agent, episode: Episode) -> str:
     state = episode.refinement
     if agent.config.kind == "skip":
         return Action(episode.actions[-1]).name
+    if agent.config.kind == "schedule":
+        return f"schedule {state.schedule}"
     return f"to level {state.path[-1]} with {counted(state.substeps[-1], 'substep')}"
 
 

@@ -34,7 +34,7 @@ from ddpm.schedule import Schedule, as_schedule
 from ddpm.util.checks import counted
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import (
-    Chooser,
+    Decider,
     Fixed,
     Policy,
     Refinement,
@@ -132,7 +132,7 @@ class Batch:
         shape = geometry(self.unet)[0], *self.lr_up.shape[-2:]
         return KeyedNoise(self.seeds, shape, self.hr.device)
 
-    def process(self, plan: Plan, policy: Policy | Chooser | None = None) -> RefinementProcess:
+    def process(self, plan: Plan, policy: Policy | Decider | None = None) -> RefinementProcess:
         """Return the process of a plan's coarse and fine stages."""
         return RefinementProcess(
             self.unet, plan, batch_size=self.batch_size, device=str(self.hr.device), **wanted_by(policy)
@@ -257,7 +257,7 @@ def coarse_chain(plan: Plan) -> Method:
 # --- fine stages that a policy decides ---
 
 
-def decided(batch: Batch, plan: Plan, policy: Policy | Chooser) -> Result:
+def decided(batch: Batch, plan: Plan, policy: Policy | Decider) -> Result:
     """Return the result of a plan's coarse stage, and of a fine stage that a policy decides."""
     process, (states, seconds) = batch.process(plan, policy), batch.coarse(plan)
     deciding = 0.0
@@ -268,12 +268,8 @@ def decided(batch: Batch, plan: Plan, policy: Policy | Chooser) -> Result:
         deciding += own
         return chosen
 
-    def run() -> list[Tensor]:
-        if isinstance(policy, Chooser):
-            return process.run_schedules(states, measured(policy.choose, states))
-        return process.run(states, partial(measured, process.bound(policy)))
-
-    sr, own = timed(lambda: torch.stack(run()), len(states))
+    decide = process.bound(policy)
+    sr, own = timed(lambda: torch.stack(process.run(states, partial(measured, decide))), len(states))
     return Result(sr, [state.nfe for state in states], seconds + own, states, deciding)
 
 
@@ -357,7 +353,7 @@ def schedule(levels: Schedule | str | Sequence[int], sampler: str = "ddim") -> M
     else:
         many = "1 forward" if way.forwards == 1 else f"{way.forwards} even forwards"
         name = f"{many} of {counted(way.substeps[0], 'substep')}"
-    return Method(name, SCHEDULE, plan, lambda batch: decided(batch, plan, Fixed(way)), way.forwards)
+    return Method(name, SCHEDULE, plan, lambda batch: decided(batch, plan, Fixed(way, plan)), way.forwards)
 
 
 def shipped_schedule(unet: Denoiser) -> list[Method]:

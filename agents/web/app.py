@@ -14,10 +14,9 @@ from agents.upscaling.jobs import make_upscaler
 from ddpm.checkpoints import resolve_checkpoint
 from ddpm.pictures.degradation import downsample
 from ddpm.pictures.images import Picture, read_header, read_picture, to_tensor, to_uint8
-from ddpm.schedule import even_levels
+from ddpm.schedule import Schedule, even_levels
 from ddpm.util.errors import ConfigError, ImageError
 from skipdiff_env.pictures import PHOTOGRAPHS, Rgb
-from skipdiff_env.refinement import Chooser
 from skipdiff_env.rendering import draw_map
 from skipdiff_env.upscaler import Upscaled, Upscaler, check_room
 
@@ -97,7 +96,7 @@ class Workshop:
 
     def box(self, checkpoint: str) -> tuple[str, str]:
         """Return the label of the box beside the slider, and the line below the label."""
-        if _chooses_detail(self._default(checkpoint).policy):
+        if _details_to_choose(self._default(checkpoint)):
             return "An agent chooses the detail of each part", "Untick it to choose on the slider."
         if self.knob(checkpoint) is DETAIL:
             return "The checkpoint's own setting", "It has no agent for detail. Untick it to choose on the slider."
@@ -168,8 +167,8 @@ class Workshop:
         ((large, result),) = upscaler.enlarge([picture], [int(seed)], advance)
         before = np.asarray(Image.fromarray(picture.rgb).resize(size, Image.Resampling.BICUBIC))
         summary = f"{width} x {height} → {size[0]} x {size[1]} pixels in {result.seconds:.1f} s. {forwards(result)}"
-        if isinstance(upscaler.policy, Chooser) and _chooses_detail(upscaler.policy):
-            most = max(sum(schedule.substeps) for schedule in upscaler.policy.schedules)
+        if schedules := _details_to_choose(upscaler):
+            most = max(sum(schedule.substeps) for schedule in schedules)
             summary += f" {details(result, max(upscaler.unet.substeps, most, 2))}"
         drawing = draw_map(to_uint8(result.sr), result.tiles)
         return Enlarged(large, before, drawing, summary, len(result.tiles))
@@ -192,10 +191,10 @@ class Workshop:
         return Picture(to_uint8(downsample(to_tensor(middle)[None], scale)[0]))
 
 
-def _chooses_detail(policy: Any) -> bool:
-    """Return whether a policy is an agent that chooses substeps."""
-    several = isinstance(policy, Chooser) and len(policy.schedules) > 1
-    return several and not all(schedule.plain for schedule in policy.schedules)
+def _details_to_choose(upscaler: Upscaler) -> Sequence[Schedule]:
+    """Return the schedules among which an agent chooses substeps; empty if there is no such agent."""
+    schedules: Sequence[Schedule] = getattr(upscaler.process.decisions, "schedules", ())
+    return schedules if len(schedules) > 1 and not all(schedule.plain for schedule in schedules) else ()
 
 
 def forwards(result: Upscaled) -> str:
