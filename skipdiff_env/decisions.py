@@ -238,7 +238,7 @@ def make_decisions(
             schedules = [Schedule((first,), (m,)) for m in counts]
         else:
             schedules = [even_levels(first, n) for n in powers if n <= first]
-    choice = Choice(plan, [as_schedule(schedule) for schedule in schedules])
-    if len(schedules) < 2:
-        raise ConfigError(f"schedules must be at least 2, or there is nothing to decide; got {len(schedules)}")
-    return choice
+    choices = [as_schedule(schedule) for schedule in schedules]
+    if len(choices) < 2:
+        raise ConfigError(f"schedules must be at least 2, or there is nothing to decide; got {len(choices)}")
+    return Choice(plan, choices)
