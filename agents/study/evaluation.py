@@ -45,6 +45,8 @@ def evaluate(
 ) -> list[Row]:
     """Run every method on every picture under every noise seed, and return the rows.
 
+    Real-ESRGAN is one of them if it is installed and has the same scale.
+
     Args:
         runner: runner with the network and the metrics.
         crops: targets, each (3, H, W) in [-1, 1], of one size.
@@ -56,8 +58,7 @@ def evaluate(
         reward: metric of the reward, which must not be a judge; adds rewards, regrets, the oracle and the best fixed
             start.
         levels: fixed schedules, as `agents.study.methods.schedule` takes them.
-        paper: whether the full chain and the paper's two stages from every start run as well; otherwise Real-ESRGAN
-            does, if it is installed.
+        paper: whether the full chain and the paper's two stages from every start run as well.
         train_crops: photographs on which the best fixed start is chosen; None: `crops`.
         keep: function that is called with each result.
         folder: folder for the rows of each method and batch. An evaluation that was stopped continues from there, and
@@ -84,11 +85,9 @@ def evaluate(
     plan = Plan.resolve(unet.settings, restarting[0].config.plan if restarting else None, **asked)
     sampler = asked.get("fine_sampler") or unet.settings["fine_sampler"]
     decided = [method for name, agent in agents.items() for method in ways.agent_curve(name, agent)]
-    methods = ways.without_forwards(unet)
+    methods = [*ways.without_forwards(unet), *ways.other_nets(unet.scale)]
     if paper:
         methods += [ways.chain(unet.settings["diffusion_steps"]), ways.coarse_chain(plan), *ways.all_starts(plan)]
-    else:
-        methods += ways.other_nets(unet.scale)
     methods += [*ways.shipped_schedule(unet), *(ways.schedule(text, sampler) for text in levels), *decided]
     methods += [ways.random_skipping(decided[0])] if decided and paper else []
     methods.append(ways.originals())
