@@ -87,8 +87,8 @@ def _checkpoint(folder: Path) -> Shared:
         files[predictor] = folder / predictor
     if unet.substeps > 1:
         files[ADD_ON] = folder / ADD_ON
-    if has_agent(folder / "agent"):
-        files |= {f"agent/{file.name}": file for file in (folder / "agent").iterdir() if file.name in (*OWN, CARD)}
+    for own in (each for each in sorted(folder.iterdir()) if each.is_dir() and has_agent(each)):
+        files |= {f"{own.name}/{file.name}": file for file in own.iterdir() if file.name in (*OWN, CARD)}
     facts: dict[str, Mapping[str, Any]] = {"Settings": unet.settings}
     run = folder.parent / CONFIG
     training = read_json(run) if folder.name == "checkpoint" and run.is_file() else {}

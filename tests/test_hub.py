@@ -20,7 +20,7 @@ from PIL import Image
 
 from agents.agent import load_agent
 from agents.cli import main
-from agents.hub import card_of, find_shared, push_to_hub
+from agents.hub import CARD, OWN, card_of, find_shared, push_to_hub
 from ddpm.checkpoints import is_hub_id, load_unet
 from ddpm.util.errors import CheckpointError, ConfigError
 from skipdiff_env.plan import Plan
@@ -212,7 +212,10 @@ def test_a_card_that_somebody_wrote_is_kept(shared: Path) -> None:
 
 
 def test_shipped_names_and_folders_that_hold_nothing(shared: Path) -> None:
-    assert find_shared("natural-x4").kind == "checkpoint"
+    shipped = find_shared("natural-x4")
+    assert shipped.kind == "checkpoint"
+    agents = {name for name in shipped.files if "/" in name}
+    assert agents == {f"{agent}/{name}" for agent in ("agent-detail", "agent-paper") for name in (*OWN, CARD)}
     for path, message in ((shared / "table", "no agent in"), (shared / "nowhere", "no such folder")):
         with pytest.raises(CheckpointError, match=message):
             find_shared(path)
