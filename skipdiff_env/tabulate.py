@@ -105,11 +105,10 @@ def _cuts(paths: Sequence[Path], size: int, crops: int | None, seed: int) -> lis
 _task: Any = None
 
 
-def _prepare(settings: Mapping[str, Any], threads: int | None = None) -> None:
+def _prepare(settings: Mapping[str, Any]) -> None:
     """Make the task of a worker process."""
     global _task
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     _task = Task(TaskConfig.of(settings))
 
 
@@ -178,6 +177,7 @@ def tabulate(
     Raises:
         ConfigError: the folder holds a table of other settings, or a setting is wrong.
     """
+    global _task
     check_whole(
         noises=noises, jobs=jobs, **{k: v for k, v in {"crops": crops, "limit": limit}.items() if v is not None}
     )
@@ -227,11 +227,11 @@ def tabulate(
         todo = [int(place) for place in np.flatnonzero(arrays["done"] == 0)]
         work = partial(_row, size=size, noises=noises, schedules=wanted, states=states)
         if jobs == 1:
-            _prepare(settings)
+            _task = task
             _collect(map(work, (cuts[place] for place in todo)), todo, arrays, out)
         elif todo:
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(jobs, context, _prepare, (settings, 1)) as pool:
+            with ProcessPoolExecutor(jobs, context, _prepare, (settings,)) as pool:
                 _collect(pool.map(work, [cuts[place] for place in todo], chunksize=4), todo, arrays, out)
     return OutcomeTable.load(out)
 
