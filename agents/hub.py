@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.agent import CONFIG, WEIGHTS, find_agent, has_agent, load_agent
+from agents.agent import CONFIG, WEIGHTS, find_agent, load_agent
 from agents.study.tables import markdown
 from ddpm.checkpoints import load_unet, shipped_checkpoints
 from ddpm.nets.unet import ADD_ON
@@ -70,12 +70,17 @@ def find_shared(path: str | Path) -> Shared:
         raise CheckpointError(f"no such folder: {path}; name a checkpoint, an agent, or the run that made it")
     if (folder / "checkpoint" / WEIGHTS).is_file():
         folder /= "checkpoint"
-    settings = read_json(folder / CONFIG) if all((folder / name).is_file() for name in OWN) else {"algorithm": None}
-    is_agent = isinstance(settings, dict) and "algorithm" in settings
-    shared = _agent(find_agent(folder)) if is_agent else _checkpoint(folder)
+    own = all((folder / name).is_file() for name in OWN)
+    shared = _checkpoint(folder) if own and not _is_agent(folder) else _agent(find_agent(folder))
     pictures = [file for file in sorted(shared.folder.iterdir()) if file.suffix.lower() in PICTURES]
     shared.files.update({name: shared.folder / name for name in OWN}, **{file.name: file for file in pictures})
     return shared
+
+
+def _is_agent(folder: Path) -> bool:
+    """Return whether the files of an agent lie in a folder itself."""
+    settings = read_json(folder / CONFIG) if all((folder / name).is_file() for name in OWN) else None
+    return isinstance(settings, dict) and "algorithm" in settings
 
 
 def _checkpoint(folder: Path) -> Shared:
@@ -87,7 +92,7 @@ def _checkpoint(folder: Path) -> Shared:
         files[predictor] = folder / predictor
     if unet.substeps > 1:
         files[ADD_ON] = folder / ADD_ON
-    for own in (each for each in sorted(folder.iterdir()) if each.is_dir() and has_agent(each)):
+    for own in (each for each in sorted(folder.iterdir()) if _is_agent(each)):
         files |= {f"{own.name}/{file.name}": file for file in own.iterdir() if file.name in (*OWN, CARD)}
     facts: dict[str, Mapping[str, Any]] = {"Settings": unet.settings}
     run = folder.parent / CONFIG

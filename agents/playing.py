@@ -18,7 +18,7 @@ from skipdiff_env.task import Task
 
 
 class AgentPolicy:
-    """An agent as a policy, for `RefinementProcess.run`, `Task.run` and the upscaler.
+    """An agent as a policy, for `RefinementProcess.run`, `Task.run` and the upscaler, which need its decisions.
 
     It decides for all pictures of a call together, in any number of threads. Latents and conditions are resized to the
     size that the agent was trained on, if its policy needs that size.

@@ -35,18 +35,26 @@ class Decisions(ABC):
     Attributes:
         space: the action space of one environment.
         longest: env steps of the longest episode.
+        forwards: the most forwards of an episode, without the coarse stage and discarded ones.
         most: the most substeps of a forward.
     """
 
     kind: str
     space: spaces.Space[Any]
     longest: int
+    forwards: int
     most: int = 1
 
     def __init__(self, plan: Plan) -> None:
         if plan.skip_mode != "jump" and self.kind != "skip":
             raise ConfigError(f'decisions "{self.kind}" need skip_mode jump, got {plan.skip_mode}')
         self.plan, self.forwards = plan, plan.first
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether actions have the same meaning."""
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
     @abstractmethod
     def jumps(self, state: "Refinement", action: Any) -> Sequence[Jump]:
@@ -177,6 +185,8 @@ class Choice(Decisions):
 
     def __init__(self, plan: Plan, schedules: Sequence[Schedule]) -> None:
         super().__init__(plan)
+        if not schedules:
+            raise ConfigError("schedules must be at least 1, got an empty list")
         self.schedules, self.longest = tuple(schedules), 1
         self.most = max(max(schedule.substeps) for schedule in self.schedules)
         self.forwards = max(schedule.forwards for schedule in self.schedules)

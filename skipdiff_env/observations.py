@@ -41,6 +41,7 @@ class Observer:
         unet: the network, which decodes estimates into pictures; None: there are no estimates.
         memo: store for features; None: they are not remembered.
         latent_bound: largest possible absolute value of a latent; infinite if there is no bound.
+        clips: whether latents are clipped to the bound; they need not be if the network never exceeds it.
     """
 
     def __init__(
@@ -53,12 +54,13 @@ class Observer:
         unet: Denoiser | None = None,
         memo: Memo | None = None,
         latent_bound: float = math.inf,
+        clips: bool = True,
     ) -> None:
         self.kind, self.plan, self.prices, self.dtype, self.whole = kind, plan, prices, dtype, whole
         self.unet, self.memo = unet, memo if memo is not None else Memo(0)
-        self.clips = math.isinf(latent_bound)
+        self.clips = clips
         # a whole number, so that rounding to float16 cannot leave the bounds
-        self.bound = LATENT_BOUND if self.clips else math.ceil(latent_bound)
+        self.bound = LATENT_BOUND if math.isinf(latent_bound) else math.ceil(latent_bound)
 
     def space(self, latent_shape: tuple[int, int, int]) -> spaces.Space[Any]:
         """Return the space of the observations of latents (C, H, W).

@@ -350,7 +350,11 @@ class RefinementProcess:
         return bound
 
     def run(self, states: Sequence[Refinement], policy: Policy | Decider) -> list[Tensor]:
-        """Refine pictures from their first decision to the end, following a policy."""
+        """Refine pictures from their first decision to the end, following a policy.
+
+        Raises:
+            ConfigError: see `bound`.
+        """
         decide = self.bound(policy)
         while left := [state for state in states if not self.decided(state)]:
             self.step(left, decide(left))
@@ -364,12 +368,14 @@ class RefinementProcess:
         """
         if not isinstance(policy, Decider):
             return policy
-        if policy.decisions.kind != self.decisions.kind or policy.decisions.space != self.decisions.space:
+        decide = policy.on(self)
+        if policy.decisions != self.decisions:
+            own, others = (f"{each.kind}, {each.describe()}" for each in (self.decisions, policy.decisions))
             raise ConfigError(
-                f"the policy's decisions are {policy.decisions.kind!r} in {policy.decisions.space}, but those of the "
-                f"process {self.decisions.kind!r} in {self.decisions.space}; make it with wanted_by(policy)"
+                f"the process has the decisions {own}, but those of the policy are {others}; make the process with "
+                "wanted_by(policy), or the task with the decisions of the policy"
             )
-        return policy.on(self)
+        return decide
 
     def check(self, schedule: Schedule) -> None:
         """Raise ConfigError unless the process can run a schedule."""

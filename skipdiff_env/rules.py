@@ -28,7 +28,7 @@ class Action(IntEnum):
     SKIP = 1
 
 
-# Python looks up a member of an enumeration slowly, and a step that is remembered takes few microseconds.
+# Looking up a member of an enumeration is slow, and a remembered step takes only a few microseconds.
 DENOISE, SKIP = ACTIONS = tuple(Action)
 
 
@@ -117,7 +117,7 @@ def check_actions(actions: Sequence[Any], count: int) -> list[Action]:
     for action in actions:
         if action not in (0, 1):
             raise InvalidActionError(f"an action must be 0 (DENOISE) or 1 (SKIP), got {action!r}")
-    return [ACTIONS[int(action)] for action in actions]
+    return [DENOISE if action == 0 else SKIP for action in actions]
 
 
 class FixedPrice:

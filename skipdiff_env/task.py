@@ -104,7 +104,7 @@ class Task:
         )  # fmt: skip
         self.observer = Observer(
             config.observation, self.plan, config.price_range, config.obs_dtype, decisions.kind == "schedule",
-            self.unet, self.memo, self.process.latent_bound(),
+            self.unet, self.memo, (bound := self.process.latent_bound()), math.isinf(bound),
         )  # fmt: skip
         self.observation_space = self.observer.space(self.latent_shape)
         self.action_space = decisions.space
@@ -243,11 +243,15 @@ class Task:
         """Perform one decision for each episode; after the last decision, run it to the end and set its reward."""
         self.process.step([episode.refinement for episode in episodes], actions)
         for episode, action in zip(episodes, actions, strict=True):
-            episode.actions.append(ACTIONS[action] if self.process.decisions.kind == "skip" else action)
+            episode.actions.append(ACTIONS[bool(action)] if self.process.decisions.kind == "skip" else action)
         self._end([episode for episode in episodes if self.process.decided(episode.refinement)])
 
     def run(self, episodes: Sequence[Episode], policy: Policy | Decider) -> None:
-        """Play episodes from their first decision to the end, following a policy."""
+        """Play episodes from their first decision to the end, following a policy with the decisions of the task.
+
+        Raises:
+            ConfigError: the policy has other decisions.
+        """
         decide = self.process.bound(policy)
         while left := [episode for episode in episodes if not episode.ended]:
             self.step(left, decide([episode.refinement for episode in left]))

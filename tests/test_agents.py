@@ -339,6 +339,8 @@ def test_evaluator_agrees_with_the_table(settings: dict[str, Any]) -> None:
     for start in (2, N):
         fixed = play(task, fixed_start(start), [0, 1], [0, 1])
         assert [e.reward for e in fixed] == pytest.approx([rewards[0, 0, start - 1], rewards[1, 1, start - 1]])
+    (skipped,) = play(task, lambda states: [1.0] * len(states), [0], [0])  # whole numbers of any type
+    assert (skipped.reward, skipped.actions) == (pytest.approx(rewards[0, 0, 0]), [1] * (N - 1))
 
 
 def test_agent_policy_on_pictures_of_any_size(unet: Any) -> None:

@@ -30,6 +30,7 @@ from ddpm.pictures.images import Picture
 from ddpm.pictures.tiling import TiledDenoiser
 from ddpm.schedule import Schedule
 from ddpm.util.errors import CheckpointError, ConfigError
+from skipdiff_env.observations import Observer
 from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.plan import Plan
 from skipdiff_env.refinement import RefinementProcess
@@ -347,6 +348,10 @@ def test_latents_out_of_bounds_are_shown_clipped(photo: Photo) -> None:
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
     assert observation.max() == 20
+    # an agent knows the bound of its observations alone
+    task = env.unwrapped.task
+    seen = Observer("latent", task.plan, None, latent_bound=20.0)([task.begin([0], [0])[0].refinement], [0.0])
+    assert seen.max() == 20
     with pytest.raises(TypeError):
         env.spec.to_json()
 

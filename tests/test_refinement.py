@@ -28,7 +28,7 @@ from ddpm.schedule import Schedule, cosine_alphas_cumprod, even_levels
 from ddpm.util.errors import ConfigError
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
-from skipdiff_env.refinement import RefinementProcess, fixed_start
+from skipdiff_env.refinement import Fixed, RefinementProcess, fixed_start, wanted_by
 from skipdiff_env.rules import DENOISE, SKIP
 from tests.conftest import counting, tiny_unet
 
@@ -415,3 +415,14 @@ def test_noise_is_bounded() -> None:
 def test_wrong_batch_size() -> None:
     with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
         RefinementProcess(UNET, Plan(3, 4), batch_size=0)
+
+
+def test_a_policy_needs_its_decisions() -> None:
+    plan = Plan(1, 6, fine_sampler="ddim", skip_mode="jump")
+    one, other = (Fixed(Schedule(levels), plan) for levels in ((6, 2), (6, 5, 1)))
+    states = RefinementProcess(UNET, plan).begin([condition()], [5])
+    for process in (RefinementProcess(UNET, plan), RefinementProcess(UNET, plan, **wanted_by(other))):
+        with pytest.raises(ConfigError, match=r"make the process with wanted_by\(policy\)"):
+            process.run(states, one)
+    RefinementProcess(UNET, plan, **wanted_by(one)).run(states, one)
+    assert states[0].levels == (6, 2)

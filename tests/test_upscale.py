@@ -203,7 +203,7 @@ def test_bad_files_leave_the_others_done(checkpoint: str, tmp_path: Path, photo:
     assert len(lines) == len(BAD_FILES) + 1
     for name in (*BAD_FILES, "none.png"):
         assert sum(name in line for line in lines) == 1
-    assert "1 picture" in result.output
+    assert "1 picture," in result.output
 
 
 def test_full_disk(checkpoint: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

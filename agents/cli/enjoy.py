@@ -92,7 +92,8 @@ def enjoy(
     policy = AgentPolicy(agent, quality)
     (episode,) = task.begin([image], [noise_seed], [task.price if policy.price is None else policy.price])
     state, decided, frames = episode.refinement, list[str](), list[NDArray[np.uint8]]()
-    decide, skips = policy.on(task.process), list[float]()
+    decide: Any = task.process.bound(policy)
+    skips = list[float]()
     skipping = agent.config.kind == "skip"
 
     def draw() -> None:

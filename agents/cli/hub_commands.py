@@ -20,9 +20,9 @@ import click
 def push_to_hub(folder: str, repo_id: str, **options: Any) -> None:
     """Upload a checkpoint or an agent to the Hugging Face Hub, with a card.
 
-    FOLDER is a checkpoint, an agent, the run of either, or the name of a shipped checkpoint. An agent in the folder of
-    a checkpoint is uploaded with it. Other users can then pass OWNER/NAME as --checkpoint or --agent. The card is the
-    README.md of the folder; if there is none, the command writes a card.
+    FOLDER is a checkpoint, an agent, the run of either, or the name of a shipped checkpoint. Agents in folders
+    inside a checkpoint are uploaded with it. Other users can then pass OWNER/NAME as --checkpoint or --agent. The card
+    is the README.md of the folder; if there is none, the command writes a card.
     """
     from agents.hub import push_to_hub as push
 

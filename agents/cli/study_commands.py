@@ -102,6 +102,8 @@ def evaluate(
 ) -> None:
     """Compare bicubic, the full DDPM, the coarse chain, coarse + fine from every start, schedules, and agents.
 
+    Real-ESRGAN x4plus is compared as well if skipdiff[benchmarks] is installed.
+
     The centre crop of each picture is shrunk and enlarged again. Metrics are computed on 8-bit results. PSNR and SSIM
     are those of luma, and the colour error is the difference of the mean colours in grey levels. The last row contains
     the metrics that need no reference, measured on the originals. The oracle takes the start (or, with an --env of

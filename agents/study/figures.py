@@ -169,7 +169,8 @@ def learning_curves(curves: Mapping[str, Sequence[CurvePoint]]) -> Figure:
     """
     labels = {"reward": "reward", "score": "score", "regret": "regret", "start": "mean start", "nfe": "UNet forwards"}
     points = [point for curve in curves.values() for point in curve]
-    names = {name: label for name, label in labels.items() if any(np.isfinite(getattr(e, name)) for e in points)}
+    found = {name for name in labels if name == "reward" or any(np.isfinite(getattr(e, name)) for e in points)}
+    names = {name: label for name, label in labels.items() if name in found}
     figure, axes = _panels(len(names), 4.2)
     for axis, (name, label) in zip(axes, names.items(), strict=True):
         for i, (run, curve) in enumerate(curves.items()):

@@ -112,7 +112,8 @@ def _described(hint: Any) -> str:
 
 def counted(count: float, noun: str) -> str:
     """Return a number with its noun, in the singular or plural, such as "1 picture" or "2 pictures"."""
-    return f"{count:g} {noun}" if count == 1 else f"{count:g} {noun}s"
+    text = f"{count:g}" if isinstance(count, float) else str(count)
+    return f"{text} {noun}" if count == 1 else f"{text} {noun}s"
 
 
 def shown(value: Any) -> str:
