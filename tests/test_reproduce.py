@@ -133,7 +133,7 @@ def test_the_report_is_whole_and_nothing_is_computed_twice(
     assert f"reward 1/LPIPS: {best} (no agent: the best fixed start on these pictures)" in text
     speed = {line["method"]: line for line in table(text, "Table 3")}
     assert float(speed["SkipDiff (fixed start 4)"]["times fewer FLOPs"]) == pytest.approx(12 / 6, abs=0.01)
-    assert "Differences to CSA(3) + FSR(4), with 95 % bootstrap intervals over 1 photographs" in text
+    assert "Differences to CSA(3) + FSR(4), with 95 % bootstrap intervals over 1 photograph;" in text
 
 
 def test_going_on(reproduce: Reproduce, forwards: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

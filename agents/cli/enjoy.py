@@ -103,13 +103,14 @@ def enjoy(
     while not episode.ended:
         if film:
             draw()
-        place = f"t = {state.t:3d}" if skipping else f"level {state.level:3d}"
+        places = {"skip": f"t = {state.t:3d}  ", "schedule": ""}
+        place = places.get(agent.config.kind, f"level {state.level:3d}  ")
         (action,) = decide([state])
         probabilities = decide.probabilities()
         if skipping and probabilities is not None:
             skips.append(float(probabilities[0, Action.SKIP]))
         task.step([episode], [action])
-        decided.append(f"{place}  {_meaning(agent, episode)}{_probability(probabilities, action)}")
+        decided.append(f"{place}{_meaning(agent, episode)}{_probability(probabilities, action)}")
     draw()
     return Played(episode, decided, frames)
 
