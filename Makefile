@@ -49,7 +49,8 @@ AGENT_SkipDiff-v0 ?= natural-x4/agent-paper
 AGENT_SkipDiffFaces-v0 ?= faces-x8/agent-paper
 FILM_OPTIONS ?= --image 1
 FIGURES := env_throughput forward speed backends fuzz
-VARIANTS := SkipDiff-v0 SkipDiffFaces-v0 SkipDiffJump-v0 SkipDiffJump128-v0 SkipDiffPhoto-v0 SkipDiffTable-v0
+VARIANTS := SkipDiff-v0 SkipDiffFaces-v0 SkipDiffJump-v0 SkipDiffJump128-v0 SkipDiffPhoto-v0 SkipDiffTable-v0 \
+            SkipDiffBanditTable-v0
 OPTIONS_backends := --sides 16,64,256 --cpu-time
 OPTIONS_env_throughput := --threads 1 --cpu-time --num-envs 8 --policies random --variants $(VARIANTS)
 
