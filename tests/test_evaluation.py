@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from agents.cli import main
 from agents.study import methods as ways
+from agents.study import realesrgan
 from agents.study.evaluation import evaluate
 from agents.study.methods import Method
 from agents.study.rows import ORIGINALS, START, Row, summarise, to_markdown, with_rewards
@@ -76,6 +77,12 @@ def test_methods_against_the_plain_samplers(unet: UNet, alphas_cumprod: FloatArr
     assert results.keys() == expected.keys()
     for name, sr in expected.items():
         torch.testing.assert_close(results[name].sr, sr, atol=1e-5, rtol=0)
+
+
+@pytest.fixture(autouse=True)
+def no_other_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real-ESRGAN is not installed, as in most environments."""
+    monkeypatch.setattr(realesrgan, "missing", lambda: ["ncnn"])
 
 
 def runner_of(checkpoint: str, *metrics: str, batch_size: int = 16) -> Runner:
