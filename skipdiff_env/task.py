@@ -357,7 +357,7 @@ class Task:
     def _strip(self, episode: Episode) -> Sequence[Action]:
         """Return the decisions of an episode so far, as DENOISE and SKIP at each diffusion step."""
         if self.process.decisions.kind == "skip":
-            return [Action(action) for action in episode.actions]
+            return episode.actions
         state = episode.refinement
         steps = range(self.plan.first, max(state.t, 1), -1)
         return [Action.DENOISE if t - 1 in state.path else Action.SKIP for t in steps]
