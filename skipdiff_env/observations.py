@@ -41,7 +41,7 @@ class Observer:
         unet: the network, which decodes estimates into pictures; None: there are no estimates.
         memo: store for features; None: they are not remembered.
         latent_bound: largest possible absolute value of a latent; infinite if there is no bound.
-        clips: whether latents are clipped to the bound; they need not be if the network never exceeds it.
+        clips: whether latents and conditions are clipped to their bounds, which some networks never exceed.
     """
 
     def __init__(
@@ -101,27 +101,25 @@ class Observer:
         if self.kind == "features":
             return np.stack([self._features(state, price) for state, price in zip(states, prices, strict=True)])
 
-        def pictures(tensors: Sequence[Tensor], bound: float | None) -> NDArray[Any]:
-            batch = torch.stack(list(tensors))
-            batch = batch if bound is None else batch.clamp_(-bound, bound)
-            return batch.to(DTYPES[self.dtype]).cpu().numpy()
-
-        def numbers(values: Sequence[float]) -> NDArray[np.float32]:
-            return np.array(values, dtype=np.float32)[:, None]
-
-        latents = pictures([state.latent for state in states], self.bound if self.clips else None)
+        latents = self._pictures([state.latent for state in states], self.bound)
         if self.kind == "latent":
             return latents
         length = self.plan.length
         parts = {
             "latent": latents,
-            "condition": pictures([state.lr_up for state in states], 1)[:, :3],
-            "step": numbers([state.t / length for state in states]),
-            "level": numbers([state.level / length for state in states]),
+            "condition": self._pictures([state.lr_up for state in states], 1)[:, :3],
+            "step": _column([state.t / length for state in states]),
+            "level": _column([state.level / length for state in states]),
         }
         if self.prices is not None:
-            parts["price"] = numbers(prices)
+            parts["price"] = _column(prices)
         return parts
+
+    def _pictures(self, tensors: Sequence[Tensor], bound: float) -> NDArray[Any]:
+        """Return tensors (C, H, W) as an array (B, C, H, W), clipped to the bound if they may exceed it."""
+        batch = torch.stack(list(tensors))
+        batch = batch.clamp_(-bound, bound) if self.clips else batch
+        return batch.to(DTYPES[self.dtype]).cpu().numpy()
 
     def _features(self, state: Refinement, price: float) -> NDArray[np.float32]:
         """Return the vector of features of a state."""
@@ -157,3 +155,7 @@ class Observer:
             if state.key is not None:
                 memo.put(key, known)
         return known.cpu().numpy()
+
+
+def _column(values: Sequence[float]) -> NDArray[np.float32]:
+    return np.array(values, dtype=np.float32)[:, None]

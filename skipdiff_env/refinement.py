@@ -452,7 +452,6 @@ class RefinementProcess:
         results = dict(zip(ended, self.finish(list(ended.values())), strict=True))
         return [[(ended[i, jumps], results[i, jumps]) for jumps in wanted] for i in range(len(states))]
 
-    @torch.inference_mode()
     def jump(self, jumps: Sequence[tuple[Refinement, int, int]]) -> None:
         """Run one forward for each state, in batches; the network does not run for remembered transitions.
 
@@ -468,6 +467,12 @@ class RefinementProcess:
                 missing.append((state, replace(state, path=path, substeps=counts)))
             else:
                 self._arrive(state, path, counts, known)
+        if missing:
+            self._run(missing)
+
+    @torch.inference_mode()
+    def _run(self, missing: Sequence[tuple[Refinement, Refinement]]) -> None:
+        """Run one forward for each state; beside it are the path and the substeps after the forward."""
 
         @lru_cache(maxsize=1)  # the tiles of a picture are consecutive, and use parts of one noise
         def noise_of(seed: int, t: int, shape: tuple[int, ...]) -> Tensor:

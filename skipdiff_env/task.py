@@ -244,7 +244,8 @@ class Task:
         self.process.step([episode.refinement for episode in episodes], actions)
         for episode, action in zip(episodes, actions, strict=True):
             episode.actions.append(ACTIONS[bool(action)] if self.process.decisions.kind == "skip" else action)
-        self._end([episode for episode in episodes if self.process.decided(episode.refinement)])
+        if last := [episode for episode in episodes if self.process.decided(episode.refinement)]:
+            self._end(last)
 
     def run(self, episodes: Sequence[Episode], policy: Policy | Decider) -> None:
         """Play episodes from their first decision to the end, following a policy with the decisions of the task.

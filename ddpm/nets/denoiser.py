@@ -183,7 +183,9 @@ def to_latent(net: "NoiseLevelDenoiser", hr: Tensor, lr_up: Tensor) -> Tensor:
 
 def to_image(net: "NoiseLevelDenoiser", x_0: Tensor, lr_up: Tensor) -> Tensor:
     """Return the picture of a latent, (B, 3, H, W) clamped to [-1, 1]; inverse of `to_latent`."""
-    return (x_0 if net.target == "image" else x_0 / net.residual_scale + lr_up).clamp(-1, 1)
+    if net.target == "image":
+        return x_0.clamp(-1, 1)
+    return (x_0 / net.residual_scale).add_(lr_up).clamp_(-1, 1)
 
 
 def x0_weights(prediction: str, signal: Any, sigma: Any) -> tuple[Any, Any]:
