@@ -222,7 +222,7 @@ class OutcomeTable:
 
     def best_fixed(self, price: float | None = None) -> int:
         """Return the index of the schedule with the largest mean reward."""
-        return int(self.rewards(price).mean(axis=(0, 1)).argmax())
+        return best_fixed(self.rewards(price))
 
     def best_of_others(self, price: float | None = None) -> NDArray[np.intp]:
         """Return for each crop and noise the schedule that is best under the crop's other noises, (crops, noises).
@@ -230,10 +230,7 @@ class OutcomeTable:
         Raises:
             ConfigError: there is only one noise.
         """
-        rewards = self.rewards(price)
-        if rewards.shape[1] < 2:
-            raise ConfigError("the choice by other noises needs at least 2 noises")
-        return (rewards.sum(axis=1, keepdims=True) - rewards).argmax(axis=2)
+        return best_of_others(self.rewards(price))
 
     def per_photograph(self, values: Array) -> Array:
         """Return the mean of values (crops, noises) over the crops and noises of each photograph, (photographs,)."""
@@ -286,6 +283,18 @@ class OutcomeTable:
                 f"none of these {len(set(self.photographs))} photographs gains by another schedule at the price "
                 f"{price or 0:g}, so there is no score; take another price, or a table of more photographs"
             )
+
+
+def best_fixed(rewards: Array) -> int:
+    """Return the index of the schedule with the largest mean of rewards (crops, noises, schedules)."""
+    return int(rewards.mean(axis=(0, 1)).argmax())
+
+
+def best_of_others(rewards: Array) -> NDArray[np.intp]:
+    """Return the schedule that is best under the crop's other noises, (crops, noises); see `OutcomeTable`."""
+    if rewards.shape[1] < 2:
+        raise ConfigError("the choice by other noises needs at least 2 noises")
+    return (rewards.sum(axis=1, keepdims=True) - rewards).argmax(axis=2)
 
 
 def share_of_gain(own: Array, fixed: Array, best: Array, seed: int = 0) -> tuple[float, float, float]:

@@ -16,6 +16,7 @@ from ddpm.util.checks import is_whole
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, read_json, write_json
 from skipdiff_env.metrics import Metric
+from skipdiff_env.outcomes import best_fixed, best_of_others
 from skipdiff_env.rules import quality
 
 # Families of methods.
@@ -142,26 +143,33 @@ def with_rewards(
         return quality(row.metrics[metric.name], metric.lower_better, kind) - paid
 
     rows = [replace(row, reward=reward(row)) for row in rows]
-    fixed = by_method(candidates(rows))
-    if not fixed:
+    known, rewards, names = _of_fixed(rows)
+    if not known:
         return rows + originals
-    chosen_on = by_method(candidates(train) or candidates(rows))
-    best = max(chosen_on, key=lambda name: float(np.mean([reward(row) for row in chosen_on[name]])))
-    table = [*zip(*fixed.values(), strict=True)]  # for each picture and noise, the rows of all starts
-    rewards = np.array([[row.reward for row in own] for own in table])
-    _, pictures = np.unique([own[0].image for own in table], return_inverse=True)
-    totals = np.zeros((pictures.max() + 1, len(fixed)))
-    np.add.at(totals, pictures, rewards)
-    of_starts = fixed[best][0].family == START
-    what, known = ("start", fixed[best][0].start) if of_starts else ("schedule", best)
-    choices = [(BEST_FIXED, f"{BEST_FIXED} {what} ({known})", np.full(len(table), [*fixed].index(best)))]
-    if len({own[0].seed for own in table}) > 1:
-        choices.append((PICTURE_BEST, f"{PICTURE_BEST} {what}", (totals[pictures] - rewards).argmax(axis=1)))
-    choices.append((ORACLE, ORACLE, rewards.argmax(axis=1)))
+    _, of_train, train_names = _of_fixed([replace(row, reward=reward(row)) for row in train])
+    best = names.index(train_names[best_fixed(of_train)]) if train_names else best_fixed(rewards)
+    of_starts = known[best].family == START
+    what, title = ("start", known[best].start) if of_starts else ("schedule", names[best])
+    choices = [(BEST_FIXED, f"{BEST_FIXED} {what} ({title})", np.full(rewards.shape[:2], best))]
+    if rewards.shape[1] > 1:
+        choices.append((PICTURE_BEST, f"{PICTURE_BEST} {what}", best_of_others(rewards)))
+    choices.append((ORACLE, ORACLE, rewards.argmax(axis=2)))
     for family, name, places in choices:
-        rows += [replace(own[i], family=family, method=name) for own, i in zip(table, places, strict=True)]
-    highest = {(own[0].image, own[0].seed): value for own, value in zip(table, rewards.max(axis=1), strict=True)}
+        own = (known[i * len(names) + place] for i, place in enumerate(places.flat))
+        rows += [replace(row, family=family, method=name) for row in own]
+    firsts = known[:: len(names)]
+    highest = {(row.image, row.seed): value for row, value in zip(firsts, rewards.max(axis=2).flat, strict=True)}
     return [replace(row, regret=float(highest[row.image, row.seed]) - row.reward) for row in rows] + originals
+
+
+def _of_fixed(rows: Sequence[Row]) -> tuple[list[Row], NDArray[np.float64], list[str]]:
+    """Return the rows of the fixed starts or schedules by picture and noise, and their rewards and names.
+
+    The rewards are (pictures, noises, starts).
+    """
+    known = sorted(candidates(rows), key=lambda row: (row.image, row.seed))
+    shape = len({row.image for row in known}), len({row.seed for row in known}), len({row.method for row in known})
+    return known, np.reshape([row.reward for row in known], shape), [*by_method(known)]
 
 
 def _figures(rows: Sequence[Row]) -> list[str]:

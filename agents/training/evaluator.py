@@ -14,7 +14,7 @@ from ddpm.schedule import Schedule, even_levels
 from ddpm.util.progress import progress
 from skipdiff_env.decisions import Choice, make_decisions
 from skipdiff_env.episode import Episode
-from skipdiff_env.outcomes import OutcomeTable
+from skipdiff_env.outcomes import OutcomeTable, best_fixed
 from skipdiff_env.scoring import play as play_table
 from skipdiff_env.task import Task
 from skipdiff_env.tree import Tree
@@ -44,10 +44,6 @@ class Evaluator:
         self.outcomes = tabulate(task, seeds) if oracle else None
         self.compared = "start" if task.plan.skip_mode == "restart" else "number of steps"
 
-    def _rewards(self, price: float) -> NDArray[np.float64] | None:
-        """Return the rewards of the tabulated schedules at a price, (pictures, noises, schedules)."""
-        return None if self.outcomes is None else self.outcomes.rewards(price)
-
     def _skipped(self, episode: Episode) -> float:
         """Return the share of the diffusion steps, from the first down to 2, that was not performed."""
         plan = self.task.plan
@@ -57,25 +53,27 @@ class Evaluator:
         """Evaluate an agent that has learnt from `env_steps` decisions in `seconds`."""
         told = agent.config.price_range is not None
         prices = [agent.config.price(quality) for quality in QUALITIES] if told else [None]
-        episodes, best_fixed, oracle = [], [], []
+        episodes, fixed, oracle = list[Episode](), list[float](), list[float]()
         for price in prices:
             policy = AgentPolicy(agent, price=price)
             episodes += play(self.task, policy, self.images, self.noise_seeds, price=price)
-            rewards = self._rewards(self.task.price if price is None else price)
-            best_fixed.append(np.nan if rewards is None else float(rewards.mean(axis=(0, 1)).max()))
-            oracle.append(np.nan if rewards is None else float(rewards.max(axis=2).mean()))
+            if self.outcomes is not None:
+                rewards = self.outcomes.rewards(self.task.price if price is None else price)
+                fixed.append(float(rewards[..., best_fixed(rewards)].mean()))
+                oracle.append(float(rewards.max(axis=2).mean()))
         reward = float(np.mean([episode.reward for episode in episodes]))
+        best = float(np.mean(oracle)) if oracle else np.nan
         return CurvePoint(
             env_steps=env_steps,
             episodes=env_steps // agent.config.make_decisions().longest,
             seconds=round(seconds, 1),
             reward=reward,
-            regret=float(np.mean(oracle)) - reward,
+            regret=best - reward,
             start=float(np.mean([episode.refinement.start for episode in episodes])),
             skips=float(np.mean([self._skipped(episode) for episode in episodes])),
             nfe=float(np.mean([episode.refinement.nfe for episode in episodes])),
-            best_fixed_reward=float(np.mean(best_fixed)),
-            oracle_reward=float(np.mean(oracle)),
+            best_fixed_reward=float(np.mean(fixed)) if fixed else np.nan,
+            oracle_reward=best,
         )
 
 
