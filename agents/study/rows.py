@@ -146,7 +146,7 @@ def with_rewards(
     known, rewards, names = _of_fixed(rows)
     if not known:
         return rows + originals
-    _, of_train, train_names = _of_fixed([replace(row, reward=reward(row)) for row in train])
+    _, of_train, train_names = _of_fixed([replace(row, reward=reward(row)) for row in candidates(train)])
     best = names.index(train_names[best_fixed(of_train)]) if train_names else best_fixed(rewards)
     of_starts = known[best].family == START
     what, title = ("start", known[best].start) if of_starts else ("schedule", names[best])
