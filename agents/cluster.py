@@ -11,6 +11,7 @@ from typing import Any
 
 from ddpm.util.checks import check_whole
 from ddpm.util.errors import ConfigError, SkipDiffError
+from ddpm.util.packages import package
 from ddpm.util.progress import orderly_end
 
 # Bytes of the object store of a cluster on this machine: the least that Ray accepts. Results are a few lines of text.
@@ -51,10 +52,7 @@ class Cluster:
             )
         if self.workers is not None:
             check_whole(workers=self.workers)
-        try:
-            import ray.util  # noqa: F401
-        except ImportError as error:
-            raise ConfigError(f"Ray is not installed ({error}); pip install 'skipdiff[ray]'") from None
+        package("ray", "ray")
 
     def spread(self, make: Callable[..., Work], arguments: Mapping[str, Any], chunks: Sequence[Any]) -> Iterator[Any]:
         """Do the work on every chunk, in any order. The unfinished chunks of a lost worker are done again.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agents.algorithms import RECURRENT, algorithm_class
 from ddpm.util.checks import shown
-from ddpm.util.errors import CheckpointError, ConfigError
+from ddpm.util.errors import CheckpointError, ConfigError, first_line
 
 # Names of the last layers of policies, whose outputs determine the actions.
 LAST_LAYERS = ("action_net", "mu", "q_net", "quantile_net")
@@ -180,5 +180,6 @@ def build_policy(algorithm: str, description: Mapping[str, Any]) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # for unusual settings, policies raise nearly any error
-        reason = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"the policy of the agent cannot be built ({type(error).__name__}: {reason})") from None
+        raise ConfigError(
+            f"the policy of the agent cannot be built ({type(error).__name__}: {first_line(error)})"
+        ) from None

@@ -41,7 +41,7 @@ from agents.study.tables import markdown
 from ddpm.checkpoints import save_checkpoint
 from ddpm.nets.unet import UNet
 from ddpm.pictures.formats import OUTPUTS, register_heif
-from ddpm.util.torchvision_ops import ensure_torchvision
+from ddpm.util.packages import ensure_torchvision
 
 Rng = np.random.Generator
 Mutation = Callable[[Rng, "Stock"], list[str]]

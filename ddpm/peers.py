@@ -7,7 +7,6 @@ the chain begins at pure noise and ends at the clean latent, for any number of f
 
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from ddpm.pictures.degradation import upsample
 from ddpm.sampling import Noise, estimate, p_sample
 from ddpm.schedule import FloatArray, even_steps
 from ddpm.util.errors import ConfigError
+from ddpm.util.packages import package
 
 # name → diffusers' class, its settings
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -68,10 +68,7 @@ def karras_levels(alphas_cumprod: FloatArray, count: int, rho: float = 7.0) -> F
 
 def _scheduler(name: str, alphas_cumprod: FloatArray) -> Any:
     """Return the scheduler of diffusers of this name, set to visit every level of a schedule."""
-    try:
-        diffusers = import_module("diffusers")
-    except ImportError as error:
-        raise ConfigError(f'other samplers need diffusers ({error}); pip install "skipdiff[peers]"') from None
+    diffusers = package("diffusers", "peers")
     kind, settings = SCHEDULERS[name]
     forwards = len(alphas_cumprod) - 1
     scheduler = getattr(diffusers, kind)(

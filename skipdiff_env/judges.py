@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import cache_folder
-from ddpm.util.torchvision_ops import ensure_torchvision
+from ddpm.util.packages import ensure_torchvision
 
 JUDGES = ("dists", "lpips-vgg")
 # Environment variable that names the file of the weights.

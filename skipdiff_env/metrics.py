@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ddpm.util.errors import ConfigError, SkipDiffError
 from ddpm.util.files import stamp
-from ddpm.util.torchvision_ops import ensure_torchvision
+from ddpm.util.packages import ensure_torchvision
 from skipdiff_env.judges import JUDGES, judge_file, make_judge
 
 WEIGHTS = Path(str(files("skipdiff_env"))) / "weights"

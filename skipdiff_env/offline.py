@@ -9,6 +9,7 @@ import numpy as np
 
 from ddpm.util.checks import check_whole
 from ddpm.util.errors import ConfigError
+from ddpm.util.packages import package
 from ddpm.util.progress import progress
 from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.rules import Action
@@ -21,12 +22,11 @@ def check_minari(name: str) -> None:
     Raises:
         ConfigError: Minari is not installed, the name is taken, or it is not the name of a dataset.
     """
-    try:
-        import h5py  # noqa: F401
-        import minari.storage.local
-        from minari.dataset.minari_dataset import parse_dataset_id
-    except ImportError as error:
-        raise ConfigError(f"Minari is not installed ({error}); pip install 'skipdiff[offline]'") from None
+    for each in ("h5py", "minari"):
+        package(each, "offline")
+    import minari.storage.local
+    from minari.dataset.minari_dataset import parse_dataset_id
+
     try:
         parse_dataset_id(name)
     except (ValueError, TypeError):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddpm.nets.denoiser import AlphaBar, Denoiser, Estimate
 from ddpm.schedule import FloatArray
-from ddpm.util.torchvision_ops import ensure_torchvision
+from ddpm.util.packages import ensure_torchvision
 
 ensure_torchvision()
 

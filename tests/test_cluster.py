@@ -115,7 +115,7 @@ def test_bad_options(options: list[str], message: str, checkpoint: str, small: P
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"Ray is not installed .*; pip install 'skipdiff\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"the package ray is needed .*; pip install 'skipdiff\[ray\]'"):
         Cluster()
 
 

@@ -550,7 +550,7 @@ def test_without_diffusers(concat_folder: Path, monkeypatch: pytest.MonkeyPatch)
     import sys
 
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ConfigError, match=r'pip install "skipdiff\[diffusers\]"'):
+    with pytest.raises(ConfigError, match=r"pip install 'skipdiff\[diffusers\]'"):
         load_denoiser(f"{concat_folder}?scale=4")
 
 

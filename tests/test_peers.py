@@ -165,7 +165,7 @@ def test_few_of_many_steps(name: str, unet: UNet) -> None:
 def test_without_diffusers(unet: UNet, alphas_cumprod: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     _, lr_up = pictures()
-    with pytest.raises(ConfigError, match=r'pip install "skipdiff\[peers\]"') as raised:
+    with pytest.raises(ConfigError, match=r"pip install 'skipdiff\[peers\]'") as raised:
         peer_sample("ddim", unet, alphas_cumprod, lr_up, keyed(lr_up), 10)
     assert "\n" not in str(raised.value)
 

@@ -26,7 +26,7 @@ from ddpm.training.predictor import _expanded, train_predictor
 from ddpm.training.trainer import resumed_config
 from ddpm.training.unet import initial_settings, train
 from ddpm.util.errors import CheckpointError, ConfigError
-from ddpm.util.torchvision_ops import ensure_torchvision
+from ddpm.util.packages import ensure_torchvision
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.pictures import Pictures
 from skipdiff_env.upscaler import Upscaler

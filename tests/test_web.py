@@ -206,7 +206,7 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> Non
     monkeypatch.delitem(sys.modules, "agents.web.page", raising=False)
     result = CliRunner().invoke(main, ["web", "--checkpoint", checkpoint])
     assert result.exit_code == 2
-    assert 'pip install "skipdiff[web]"' in result.output.splitlines()[-1]
+    assert "pip install 'skipdiff[web]'" in result.output.splitlines()[-1]
 
 
 @pytest.mark.filterwarnings("ignore")  # of Gradio

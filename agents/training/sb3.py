@@ -44,7 +44,7 @@ from agents.training.learning_curve import CURVE, CurvePoint, read_curve
 from agents.training.vec_env import TableVecEnv, check_memory, get_state, make_env, set_state
 from ddpm.checkpoints import check_device
 from ddpm.training.runs import check_new_run, lock_run, start_run
-from ddpm.util.errors import CheckpointError, ConfigError
+from ddpm.util.errors import CheckpointError, ConfigError, first_line
 from ddpm.util.files import atomic_path
 from ddpm.util.progress import progress
 from skipdiff_env.config import TaskConfig
@@ -264,9 +264,8 @@ def _refused(algorithm: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(
-            f"{algorithm} does not take these hyperparameters ({type(error).__name__}: {reason})"
+            f"{algorithm} does not take these hyperparameters ({type(error).__name__}: {first_line(error)})"
         ) from None
 
 

@@ -17,14 +17,13 @@ from agents.web.app import Workshop, left_out
 from ddpm.pictures.formats import SUFFIXES
 from ddpm.pictures.images import Picture, write_picture
 from ddpm.util.errors import ConfigError, ImageError, SkipDiffError
+from ddpm.util.packages import package
 from skipdiff_env.pictures import PHOTOGRAPHS
 
 # Gradio reads this when it is imported; it then does not send statistics or look for newer versions.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-try:
-    import gradio as gr
-except ImportError as error:
-    raise ConfigError(f'the page needs Gradio ({error}); pip install "skipdiff[web]"') from None
+package("gradio", "web")
+import gradio as gr  # noqa: E402
 
 # Interval and age, in seconds, for the removal of files of pages whose end the server has missed.
 SWEEP = (3600, 86400)

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpm.nets.export import package, traced
+from ddpm.nets.export import traced
 from ddpm.nets.unet import UNet
 from ddpm.util.checks import check_one_of
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, cache_folder
+from ddpm.util.packages import package
 
 # Largest difference from torch's output, relative to the largest number in that output.
 TOLERANCE = 1e-3

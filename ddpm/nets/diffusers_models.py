@@ -26,9 +26,9 @@ from ddpm.nets.predictor import refuse_not_finite
 from ddpm.noise import Stage, keyed_noise
 from ddpm.schedule import FloatArray
 from ddpm.util.checks import check_one_of, shown
-from ddpm.util.errors import CheckpointError, ConfigError
+from ddpm.util.errors import CheckpointError, ConfigError, first_line
 from ddpm.util.files import read_json
-from ddpm.util.torchvision_ops import ensure_torchvision
+from ddpm.util.packages import ensure_torchvision, package
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 LATENT, UPSCALE = "LDMSuperResolutionPipeline", "StableDiffusionUpscalePipeline"
@@ -373,7 +373,7 @@ def _ddim(config: Mapping[str, Any], spacing: str | None) -> Any:
                 settings["timestep_spacing"] = spacing
             return diffusers.DDIMScheduler.from_config(settings)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        raise ConfigError(f"the scheduler's configuration is wrong ({_first_line(error)})") from None
+        raise ConfigError(f"the scheduler's configuration is wrong ({first_line(error)})") from None
 
 
 # --- reading a folder ---
@@ -473,7 +473,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         found = read_json(file)
     except (ConfigError, OSError) as error:
-        raise CheckpointError(f"{file} is missing or damaged ({_first_line(error)})") from None
+        raise CheckpointError(f"{file} is missing or damaged ({first_line(error)})") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{file} is damaged (expected settings by name, got {shown(found)})")
     return found
@@ -502,12 +502,12 @@ def _weights(folder: Path, trust_pickle: bool) -> dict[str, Any]:
     return {"use_safetensors": False}
 
 
-def _network(folder: Path, name: str, device: str, trust_pickle: bool, package: str = "diffusers") -> Any:
+def _network(folder: Path, name: str, device: str, trust_pickle: bool, library: str = "diffusers") -> Any:
     """Return a network of diffusers or transformers, in float32 for inference."""
     found = _json(folder / CONFIG).get("_class_name", name)
     if found != name:
         raise CheckpointError(f"{folder} holds a {found}, expected a {name}")
-    kind, how = getattr(_package(package), name), _weights(folder, trust_pickle)
+    kind, how = getattr(_package(library), name), _weights(folder, trust_pickle)
     with _explained(folder):
         network, info = kind.from_pretrained(
             str(folder), torch_dtype=torch.float32, low_cpu_mem_usage=False, local_files_only=True,
@@ -542,11 +542,8 @@ def _package(name: str) -> Any:
         ConfigError: it is not installed.
     """
     ensure_torchvision()
-    try:
-        with _quiet():
-            return import_module(name)
-    except ImportError as error:
-        raise ConfigError(f'models of diffusers need {name} ({error}); pip install "skipdiff[diffusers]"') from None
+    with _quiet():
+        return package(name, "diffusers")
 
 
 @contextmanager
@@ -558,7 +555,7 @@ def _explained(folder: Path) -> Iterator[None]:
     except (CheckpointError, ConfigError, MemoryError):
         raise
     except Exception as error:  # they raise nearly anything
-        raise CheckpointError(f"{folder} cannot be loaded ({type(error).__name__}: {_first_line(error)})") from None
+        raise CheckpointError(f"{folder} cannot be loaded ({type(error).__name__}: {first_line(error)})") from None
 
 
 @contextmanager
@@ -578,7 +575,3 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
         if bars is not None:
             bars.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

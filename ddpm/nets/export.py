@@ -4,7 +4,6 @@ import io
 import math
 import warnings
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from ddpm.nets.denoiser import x0_weights
 from ddpm.nets.unet import UNet
 from ddpm.pictures.images import check_folder
 from ddpm.schedule import cosine_alphas_cumprod
-from ddpm.util.errors import ConfigError
+from ddpm.util.errors import ConfigError, first_line
 from ddpm.util.files import atomic_path, check_ending
+from ddpm.util.packages import package
 
 # Version of ONNX's operators, one that runtimes have known since 2023.
 OPSET = 18
@@ -28,18 +28,6 @@ OPSET = 18
 TOLERANCE = 0.5 / 255
 # Names of free axes of pictures.
 BATCH, HEIGHT, WIDTH = "batch", "height", "width"
-
-
-def package(name: str, extra: str) -> Any:
-    """Import an optional package.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"the package {name} is needed ({error}); pip install 'skipdiff[{extra}]'") from None
 
 
 def _group_norm(
@@ -89,7 +77,7 @@ def traced(
             )  # fmt: skip
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError) as error:
             raise ConfigError(
-                f"torch cannot export this network or its predictor ({(str(error).splitlines() or [''])[0][:120]}); "
+                f"torch cannot export this network or its predictor ({first_line(error)}); "
                 "take a predictor of the architecture SPAN"
             ) from None
     return file.getvalue()

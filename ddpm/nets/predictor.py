@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ddpm.pictures.degradation import upsample
-from ddpm.util.errors import CheckpointError
+from ddpm.util.errors import CheckpointError, first_line
 from ddpm.util.files import atomic_path, stamp
-from ddpm.util.torchvision_ops import ensure_torchvision
+from ddpm.util.packages import ensure_torchvision
 
 # Name of the file inside a checkpoint's folder.
 PREDICTOR = "predictor.safetensors"
@@ -136,9 +136,8 @@ def load_predictor(file: str | Path, scale: int | None = None) -> Predictor:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"the predictor {file} is damaged ({error}); copy or download it again") from None
     except Exception as error:  # a damaged or foreign file can make the loader raise anything
-        reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
-            f"the predictor {file} cannot be loaded ({type(error).__name__}: {reason[:120]})"
+            f"the predictor {file} cannot be loaded ({type(error).__name__}: {first_line(error)})"
         ) from None
     if not isinstance(model, spandrel.ImageModelDescriptor) or (model.input_channels, model.output_channels) != (3, 3):
         raise CheckpointError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddpm.nets.unet import UNet, tensor_mismatch
-from ddpm.util.errors import CheckpointError, ConfigError
+from ddpm.util.errors import CheckpointError, ConfigError, first_line
 
 SCHEDULE_BUFFERS = frozenset({
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
@@ -154,9 +154,8 @@ def read_state_dict(path: str | Path, trust_pickle: bool = False) -> dict[str, T
                 f"{path} cannot be read without running code stored in it ({reason}); "
                 "if you trust whoever made it, pass --trust-pickle"
             ) from None
-        reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
-            f"{path} is damaged or not a checkpoint of PyTorch ({type(error).__name__}: {reason[:120]}); "
+            f"{path} is damaged or not a checkpoint of PyTorch ({type(error).__name__}: {first_line(error)}); "
             "give the …_gen.pth of SR3"
         ) from None
     if isinstance(content, Mapping) and "optimizer" in content:

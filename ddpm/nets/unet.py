@@ -20,7 +20,7 @@ from ddpm.samplers import coarse_eta
 from ddpm.schedule import LONGEST, MOST_SUBSTEPS, as_schedule
 from ddpm.training.configs import MOST_TIMES
 from ddpm.util.checks import check_most, check_one_of, check_positive, check_whole, is_whole, shown
-from ddpm.util.errors import CheckpointError, ConfigError
+from ddpm.util.errors import CheckpointError, ConfigError, first_line
 
 WEIGHTS = "model.safetensors"
 # The add-on for substeps, beside the weights.
@@ -239,7 +239,7 @@ class UNet(
         except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
             raise ConfigError(
                 "a net of these settings does not fit into memory "
-                f"({(str(error).splitlines() or [type(error).__name__])[0][:120]}); lower width, multipliers or blocks"
+                f"({first_line(error)}); lower width, multipliers or blocks"
             ) from None
 
     def _build(self, config: UNetConfig) -> None:

@@ -13,7 +13,7 @@ from ddpm.training.configs import PredictorConfig
 from ddpm.training.trainer import Trainee
 from ddpm.util.errors import CheckpointError
 from ddpm.util.files import atomic_path
-from ddpm.util.torchvision_ops import ensure_torchvision
+from ddpm.util.packages import ensure_torchvision
 
 
 def _span(config: PredictorConfig) -> nn.Module:

@@ -25,7 +25,7 @@ from ddpm.pictures.images import find_images, to_uint8
 from ddpm.training.configs import TrainingConfig
 from ddpm.training.runs import check_new_run, lock_run, pictures_digest, start_run
 from ddpm.util.checks import shown
-from ddpm.util.errors import CheckpointError, ConfigError
+from ddpm.util.errors import CheckpointError, ConfigError, first_line
 from ddpm.util.files import atomic_folder, read_json, remove_folder
 from ddpm.util.progress import progress
 
@@ -217,9 +217,8 @@ class Training:
         try:
             self.accelerator.load_state(str(self.state))
         except Exception as error:  # torch, safetensors and Accelerate raise nearly anything on damaged files
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"the state {self.state} is damaged ({reason[:120]}); remove it, and --resume begins the run anew"
+                f"the state {self.state} is damaged ({first_line(error)}); remove it, and --resume begins the run anew"
             ) from None
 
     def _batches(self) -> Iterator[Sequence[Tensor]]:

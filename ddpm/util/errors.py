@@ -24,3 +24,8 @@ def out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in str(error)
     )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error, shortened, or the name of its class if it has no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -1,4 +1,9 @@
-"""Import of torchvision's CUDA wheel beside a CPU-only torch."""
+"""Import of optional packages, and of torchvision's CUDA wheel beside a CPU-only torch."""
+
+from importlib import import_module
+from typing import Any
+
+from ddpm.util.errors import ConfigError
 
 _library = None  # keeps the declarations alive
 
@@ -22,3 +27,19 @@ def ensure_torchvision() -> None:
         for operator in ("nms", "qnms"):
             _library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision  # noqa: F401
+
+
+def package(name: str, extra: str) -> Any:
+    """Import an optional package.
+
+    Args:
+        name: its name.
+        extra: the extra of this project that installs it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"the package {name} is needed ({error}); pip install 'skipdiff[{extra}]'") from None
