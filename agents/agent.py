@@ -16,7 +16,7 @@ from agents.policies import acting_part, build_policy, check_outputs
 from ddpm.checkpoints import check_device, hub_folder, is_hub_id, shipped_checkpoints
 from ddpm.util.checks import check_one_of, check_types, shown
 from ddpm.util.errors import CheckpointError, ConfigError
-from ddpm.util.files import atomic_path, read_json, write_json
+from ddpm.util.files import atomic_path, read_settings, write_json
 from skipdiff_env.config import OBSERVATIONS
 from skipdiff_env.decisions import KINDS, Decisions, make_decisions
 from skipdiff_env.plan import Plan
@@ -288,7 +288,7 @@ def find_agent(path: str | Path) -> Path:
             the Hub, OWNER/NAME.
 
     Raises:
-        CheckpointError: there is no agent.
+        CheckpointError: there is no agent, or its configuration is damaged.
     """
     name, _, inside = str(path).partition("/")
     shipped = shipped_checkpoints().get(name)
@@ -298,25 +298,15 @@ def find_agent(path: str | Path) -> Path:
     if shipped is None and not path.exists() and is_hub_id(given):
         path = hub_folder(str(given), "agent")
     for folder in (path / "best", path / "agent", path / DETAIL, path):
-        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() and "algorithm" in _read_config(folder):
+        if is_agent(folder):
             return folder
     raise CheckpointError(f"no agent in {given}; name a folder with {CONFIG} and {WEIGHTS}, as train-agent writes it")
 
 
-def has_agent(path: str | Path) -> bool:
-    """Return whether `find_agent` finds an agent."""
-    try:
-        find_agent(path)
-    except CheckpointError:
-        return False
-    return True
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    content = read_json(folder / CONFIG)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{folder / CONFIG} holds no settings")
-    return content
+def is_agent(folder: Path) -> bool:
+    """Return whether the files of an agent lie in a folder itself."""
+    files = all((folder / name).is_file() for name in (CONFIG, WEIGHTS))
+    return files and "algorithm" in read_settings(folder / CONFIG)
 
 
 def load_agent(path: str | Path, device: str = "cpu") -> Agent:
@@ -342,7 +332,7 @@ def load_agent(path: str | Path, device: str = "cpu") -> Agent:
     from safetensors.torch import load_model
 
     try:
-        config = AgentConfig.read(_read_config(found))
+        config = AgentConfig.read(read_settings(found / CONFIG))
     except ConfigError as error:
         raise ConfigError(f"{found / CONFIG}: {error}") from None
     agent = Agent.build(config, device)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.agent import CONFIG, WEIGHTS, find_agent, load_agent
+from agents.agent import CONFIG, WEIGHTS, find_agent, is_agent, load_agent
 from agents.study.tables import markdown
 from ddpm.checkpoints import load_unet, shipped_checkpoints
 from ddpm.nets.unet import ADD_ON
 from ddpm.util.errors import CheckpointError, ConfigError
-from ddpm.util.files import read_json
+from ddpm.util.files import read_settings
 
 CARD = "README.md"
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
@@ -71,33 +71,27 @@ def find_shared(path: str | Path) -> Shared:
     if (folder / "checkpoint" / WEIGHTS).is_file():
         folder /= "checkpoint"
     own = all((folder / name).is_file() for name in OWN)
-    shared = _checkpoint(folder) if own and not _is_agent(folder) else _agent(find_agent(folder))
+    shared = _checkpoint(folder) if own and not is_agent(folder) else _agent(find_agent(folder))
     pictures = [file for file in sorted(shared.folder.iterdir()) if file.suffix.lower() in PICTURES]
     shared.files.update({name: shared.folder / name for name in OWN}, **{file.name: file for file in pictures})
     return shared
 
 
-def _is_agent(folder: Path) -> bool:
-    """Return whether the files of an agent lie in a folder itself."""
-    settings = read_json(folder / CONFIG) if all((folder / name).is_file() for name in OWN) else None
-    return isinstance(settings, dict) and "algorithm" in settings
-
-
 def _checkpoint(folder: Path) -> Shared:
     unet, files = load_unet(folder), {}
-    predictor = read_json(folder / CONFIG).get("predictor")
+    predictor = read_settings(folder / CONFIG).get("predictor")
     if predictor is not None and predictor.count("/") != 2:  # OWNER/NAME/FILE is on the Hub already
         if not (folder / predictor).is_file():
             raise CheckpointError(f"the predictor {predictor} must lie in {folder} to be uploaded; copy it there")
         files[predictor] = folder / predictor
     if unet.substeps > 1:
         files[ADD_ON] = folder / ADD_ON
-    for own in (each for each in sorted(folder.iterdir()) if _is_agent(each)):
+    for own in (each for each in sorted(folder.iterdir()) if is_agent(each)):
         files |= {f"{own.name}/{file.name}": file for file in own.iterdir() if file.name in (*OWN, CARD)}
     facts: dict[str, Mapping[str, Any]] = {"Settings": unet.settings}
     run = folder.parent / CONFIG
-    training = read_json(run) if folder.name == "checkpoint" and run.is_file() else {}
-    if isinstance(training, dict) and training:
+    if folder.name == "checkpoint" and run.is_file():
+        training = read_settings(run)
         facts["Training"] = {name: value for name, value in training.items() if name not in ("images", "unet")}
     return Shared("checkpoint", folder, files, facts)
 

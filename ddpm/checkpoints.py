@@ -13,9 +13,8 @@ from safetensors import SafetensorError
 from ddpm.nets.denoiser import Denoiser, check_denoiser
 from ddpm.nets.diffusers_models import is_diffusers, load_diffusers, split_settings
 from ddpm.nets.unet import WEIGHTS, UNet
-from ddpm.util.checks import shown
 from ddpm.util.errors import CheckpointError, ConfigError
-from ddpm.util.files import read_json
+from ddpm.util.files import read_settings
 
 # Files that are downloaded from a repository: settings and weights of a net, its predictor and its agent.
 HUB_FILES = ("*.json", "*.safetensors", "*.pth")
@@ -189,7 +188,7 @@ def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
     if is_diffusers(Path(source)):
         raise CheckpointError(f"{checkpoint} is a model of diffusers; only our own networks can be used for this")
     if Path(source).is_dir():
-        _check_settings(Path(source) / "config.json")
+        read_settings(Path(source) / "config.json")  # refuses a damaged file
     try:
         unet = UNet.from_pretrained(source)
     except CheckpointError:
@@ -201,16 +200,6 @@ def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
     except (ValueError, TypeError, AttributeError) as error:  # raised by odd values
         raise CheckpointError(f"{source}/config.json is damaged ({error})") from None
     return unet.eval().requires_grad_(False).to(device)
-
-
-def _check_settings(file: Path) -> None:
-    """Raise CheckpointError if a configuration does not parse, or is not a mapping."""
-    try:
-        settings = read_json(file)
-    except ConfigError as error:
-        raise CheckpointError(f"{file} is damaged ({error})") from None
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{file} is damaged (expected settings by name, got {shown(settings)})")
 
 
 def check_device(device: str) -> None:

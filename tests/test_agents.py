@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from agents.agent import Agent, find_agent, has_agent, load_agent
+from agents.agent import Agent, find_agent, load_agent
 from agents.algorithms import RECURRENT, algorithm_class
 from agents.cli import main
 from agents.playing import AgentPolicy, play
@@ -433,7 +433,6 @@ def test_find_agent(tmp_path: Path) -> None:
     agent.save(tmp_path / "run" / "best")
     assert find_agent(tmp_path / "run") == tmp_path / "run" / "best"
     assert find_agent(tmp_path / "run" / "agent") == tmp_path / "run" / "agent"
-    assert not has_agent(tmp_path)
     with pytest.raises(CheckpointError, match="no agent in"):
         load_agent(tmp_path)
     with pytest.raises(CheckpointError, match="no agent in nonsense"):
@@ -441,7 +440,8 @@ def test_find_agent(tmp_path: Path) -> None:
 
 
 def test_checkpoint_without_agent_is_no_agent(checkpoint: str) -> None:
-    assert not has_agent(checkpoint)
+    with pytest.raises(CheckpointError, match="no agent in"):
+        find_agent(checkpoint)
 
 
 def change_config(folder: Path, **changes: Any) -> None:
@@ -470,7 +470,7 @@ def test_damaged_agents(tmp_path: Path) -> None:
         load_agent(folder)
     folder = saved("no json")
     (folder / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ConfigError, match="not readable JSON"):
+    with pytest.raises(CheckpointError, match="not readable JSON"):
         load_agent(folder)
     for changes, message in (
         ({"algorithm": "sarsa"}, "unknown algorithm 'sarsa'"),

@@ -74,11 +74,11 @@ import gymnasium, agents.agent, ddpm, skipdiff_env
 from ddpm.checkpoints import load_unet, shipped_checkpoints
 env = gymnasium.make("SkipDiffTable-v0")
 env.reset(seed=0)
-for name in shipped_checkpoints():
+for name, folder in shipped_checkpoints().items():
     load_unet(name)
-    agents.agent.has_agent(name) and agents.agent.load_agent(name)
-    agents.agent.has_agent(f"{name}/agent-paper") and agents.agent.load_agent(f"{name}/agent-paper")
-assert agents.agent.has_agent("natural-x4/agent-paper")
+    for agent in folder.glob("agent*"):
+        agents.agent.load_agent(f"{name}/{agent.name}")
+agents.agent.load_agent("natural-x4")
 print(ddpm.__file__)
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

@@ -296,7 +296,7 @@ def reproduce(
     methods. rows.csv contains every single result. Finished results are kept: the same command continues after an
     interruption, and takes further sections and agents.
     """
-    from agents.agent import has_agent, load_agent
+    from agents.agent import load_agent
     from agents.study.paper import MAIN, TRAIN_LIMIT, Paper
     from agents.study.running import Runner, default_metrics, load_crops
     from ddpm.checkpoints import load_unet, resolve_checkpoint
@@ -304,7 +304,7 @@ def reproduce(
 
     named = named_agents(agents, title=MAIN)
     own = Path(resolve_checkpoint(checkpoint)) / "agent-paper"
-    if MAIN not in named and has_agent(own):
+    if MAIN not in named and own.is_dir():
         named[MAIN] = str(own)
     loaded = {name: load_agent(path, device) for name, path in named.items()}
     unet, size, train = load_unet(checkpoint, device), options["image_size"], options["train_images"]

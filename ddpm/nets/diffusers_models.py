@@ -27,7 +27,7 @@ from ddpm.noise import Stage, keyed_noise
 from ddpm.schedule import FloatArray
 from ddpm.util.checks import check_one_of, shown
 from ddpm.util.errors import CheckpointError, ConfigError, first_line
-from ddpm.util.files import read_json
+from ddpm.util.files import read_json, read_settings
 from ddpm.util.packages import ensure_torchvision, package
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
@@ -404,14 +404,14 @@ def load_diffusers(folder: Path, device: str, settings: Mapping[str, str]) -> Di
         ConfigError: a setting is wrong, diffusers is not installed, or the model is not variance-preserving.
     """
     what = DiffusersSettings.parse(settings)
-    index = _json(folder / INDEX) if (folder / INDEX).is_file() else {}
+    index = read_settings(folder / INDEX) if (folder / INDEX).is_file() else {}
     name = index.get("_class_name")
     if name not in PARTS:
         return _load_concat(folder, index, device, what)
     for part, file in PARTS[name].items():
         if not (folder / part / file).is_file():
             raise CheckpointError(f"{folder} is not a whole {name}: it lacks {part}/{file}; download it again")
-    scheduler = _json(folder / "scheduler" / SCHEDULER)
+    scheduler = read_settings(folder / "scheduler" / SCHEDULER)
     _ddim(scheduler, what.spacing)  # refuses wrong settings before weights are read
     kind = "UNet2DModel" if name == LATENT else "UNet2DConditionModel"
     trusted = what.trust_pickle
@@ -422,7 +422,7 @@ def load_diffusers(folder: Path, device: str, settings: Mapping[str, str]) -> Di
     with _explained(folder):
         return UpscaleDenoiser(
             network, _network(folder / "vae", "AutoencoderKL", device, trusted), scheduler,
-            _json(folder / "low_res_scheduler" / SCHEDULER), _texts(folder, what, device), what,
+            read_settings(folder / "low_res_scheduler" / SCHEDULER), _texts(folder, what, device), what,
             int(index.get("max_noise_level") or 350),
         )  # fmt: skip
 
@@ -437,7 +437,7 @@ def _load_concat(folder: Path, index: Mapping[str, Any], device: str, settings: 
                 f"{folder} is a {index.get('_class_name')}, which does not enlarge pictures in a known way; {EXPECTED}"
             )
         unet = folder / "unet"
-    config = _json(unet / CONFIG)
+    config = read_settings(unet / CONFIG)
     name, channels, out = (config.get(key) for key in ("_class_name", "in_channels", "out_channels"))
     if name != "UNet2DModel":
         raise CheckpointError(f"{folder} holds a {name} without a pipeline; {EXPECTED}")
@@ -456,27 +456,12 @@ def _load_concat(folder: Path, index: Mapping[str, Any], device: str, settings: 
         raise CheckpointError(
             f"{folder} lacks {SCHEDULER}, which holds the schedule; save the scheduler beside the UNet"
         )
-    found = _json(scheduler)
+    found = read_settings(scheduler)
     _ddim(found, settings.spacing)
     if settings.scale is None:
         raise ConfigError(f"{folder} does not say how many times it enlarges; add it, as in {folder}?scale=4")
     with _explained(folder):
         return ConcatDenoiser(_network(unet, name, device, settings.trust_pickle), found, settings)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """Return the content of a JSON file.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    try:
-        found = read_json(file)
-    except (ConfigError, OSError) as error:
-        raise CheckpointError(f"{file} is missing or damaged ({first_line(error)})") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file} is damaged (expected settings by name, got {shown(found)})")
-    return found
 
 
 def _weights(folder: Path, trust_pickle: bool) -> dict[str, Any]:
@@ -504,7 +489,7 @@ def _weights(folder: Path, trust_pickle: bool) -> dict[str, Any]:
 
 def _network(folder: Path, name: str, device: str, trust_pickle: bool, library: str = "diffusers") -> Any:
     """Return a network of diffusers or transformers, in float32 for inference."""
-    found = _json(folder / CONFIG).get("_class_name", name)
+    found = read_settings(folder / CONFIG).get("_class_name", name)
     if found != name:
         raise CheckpointError(f"{folder} holds a {found}, expected a {name}")
     kind, how = getattr(_package(library), name), _weights(folder, trust_pickle)

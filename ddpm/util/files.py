@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ddpm.util.errors import ConfigError
+from ddpm.util.checks import shown
+from ddpm.util.errors import CheckpointError, ConfigError, first_line
 
 # Prefix of temporary names.
 TEMPORARY = ".skipdiff-"
@@ -105,3 +106,18 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"no such file: {path}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not readable JSON ({error})") from None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings of a network or an agent, a JSON file with values by name.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        found = read_json(path)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is {'damaged' if path.exists() else 'missing'} ({first_line(error)})") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is damaged (expected settings by name, got {shown(found)})")
+    return found
