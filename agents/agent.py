@@ -188,7 +188,7 @@ class Agent:
         self,
         observations: Any,
         state: State | None = None,
-        young: NDArray[np.bool_] | None = None,
+        episode_starts: NDArray[np.bool_] | None = None,
         masks: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[Any], Any]:
         """Return the actions for a batch of observations. The agent is deterministic.
@@ -196,7 +196,7 @@ class Agent:
         Args:
             observations: arrays (B, …), or dictionaries of arrays, in the agent's observation space.
             state: for an agent with a state, the state that the last call returned; None: no episode has begun.
-            young: bool (B,), whether an observation is the first of its episode; for agents with a state.
+            episode_starts: bool (B,), whether an observation is the first of its episode; for agents with a state.
             masks: bool (B, actions), which actions are possible; for agents that take them.
 
         Returns:
@@ -209,7 +209,7 @@ class Agent:
             self.policy.set_training_mode(False)
         extra: dict[str, Any] = {"action_masks": masks} if self.config.algorithm == MASKABLE else {}
         if self.config.algorithm == RECURRENT:
-            extra = {"state": state, "episode_start": young}
+            extra = {"state": state, "episode_start": episode_starts}
         return self.policy.predict(observations, deterministic=True, **extra)
 
     @torch.no_grad()
@@ -217,7 +217,7 @@ class Agent:
         self,
         observations: Any,
         state: State | None = None,
-        young: NDArray[np.bool_] | None = None,
+        episode_starts: NDArray[np.bool_] | None = None,
         masks: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float64] | None:
         """Return the probability of each action, (B, actions); None where the actions are not whole numbers.
@@ -227,13 +227,13 @@ class Agent:
         """
         if not isinstance(self.policy.action_space, spaces.Discrete):
             return None
-        actions, _ = self.predict(observations, state, young, masks)
+        actions, _ = self.predict(observations, state, episode_starts, masks)
         if not hasattr(self.policy, "get_distribution"):
             return np.eye(self.policy.action_space.n)[actions]
         seen, _ = self.policy.obs_to_tensor(observations)
         extra: tuple[Any, ...] = (masks,) if self.config.algorithm == MASKABLE else ()
         if self.config.algorithm == RECURRENT:
-            begun = np.zeros(len(actions), bool) if young is None else young
+            begun = np.zeros(len(actions), bool) if episode_starts is None else episode_starts
             parts = self.first_state(len(actions)) if state is None else state
             tensors = [torch.as_tensor(part, device=self.policy.device) for part in (*parts, np.float32(begun))]
             extra = tuple(tensors[:-1]), tensors[-1]
@@ -253,7 +253,7 @@ class Agent:
                 "those options out, or take another agent"
             )
 
-    def told_of(self, checkpoint: str | Path) -> str | None:
+    def checkpoint_note(self, checkpoint: str | Path) -> str | None:
         """Return a note if the agent was trained with another network than that of a checkpoint, else None."""
         trained = self.config.training.get("env", {}).get("checkpoint")
         if trained in (None, "None", str(checkpoint)):

@@ -85,8 +85,8 @@ class AgentRun:
         first = self.agent.first_state(1)
         memory = [first if old is None else old[2] for old in known]
         state = tuple(np.concatenate(parts, axis=1) for parts in zip(*memory, strict=True))
-        young = np.array([old is None for old in known])
-        self._seen = observations, state or None, young, np.stack([self.masks(each) for each in states])
+        episode_starts = np.array([old is None for old in known])
+        self._seen = observations, state or None, episode_starts, np.stack([self.masks(each) for each in states])
         actions, after = self.agent.predict(*self._seen)
         self._kept = {
             id(each): (each, own, tuple(part[:, i : i + 1] for part in after or ()))

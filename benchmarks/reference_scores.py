@@ -26,8 +26,8 @@ from agents.training.learning_curve import CURVE, CurvePoint, read_curve
 from agents.training.sb3 import MODEL, train_agent
 from ddpm.util.files import atomic_path
 from skipdiff_env.outcomes import OutcomeTable, Score
+from skipdiff_env.rules import PRICE
 from skipdiff_env.scoring import play, tree_of
-from skipdiff_env.table_env import PRICE
 from skipdiff_env.tree import Tree
 
 matplotlib.use("Agg")

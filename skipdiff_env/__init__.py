@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import register, registry
 
+from skipdiff_env.rules import PRICE
+
 if TYPE_CHECKING:
     from skipdiff_env.env import SkipDiffEnv as SkipDiffEnv
     from skipdiff_env.metrics import make_metric as make_metric
@@ -37,7 +39,7 @@ __all__ = [*_MODULES]
 
 _JUMP: dict[str, Any] = {
     "checkpoint": "natural-x4", "steps": [1, 20], "skip_mode": "jump", "fine_sampler": "ddim", "observation": "dict",
-    "metric": "lpips", "reward": "negative", "nfe_penalty": 0.002,
+    "metric": "lpips", "reward": "negative", "nfe_penalty": PRICE,
 }  # fmt: skip
 # Arguments of the environments whose env steps are forwards or schedules.
 _FORWARDS: dict[str, Any] = {**_JUMP, "observation": "features", "image_size": 64}

@@ -30,7 +30,7 @@ def features(condition: NDArray[np.floating]) -> NDArray[np.float32]:
     luma = np.tensordot(
         [0.299, 0.587, 0.114], (np.asarray(condition[:3], dtype=np.float64).clip(-1, 1) + 1) / 2, axes=1
     )
-    luma = np.pad(luma, [(0, max(0, 12 - side)) for side in luma.shape], mode="edge")
+    luma = np.pad(luma, [(0, max(0, SMALLEST_SIDE - side)) for side in luma.shape], mode="edge")
     found: list[float] = []
     for _ in range(3):
         right, down = np.diff(luma, axis=1), np.diff(luma, axis=0)

@@ -12,8 +12,7 @@ from ddpm.util.errors import ConfigError
 from ddpm.util.packages import package
 from ddpm.util.progress import progress
 from skipdiff_env.outcomes import OutcomeTable
-from skipdiff_env.rules import Action
-from skipdiff_env.table_env import PRICE
+from skipdiff_env.rules import PRICE, Action
 
 
 def check_minari(name: str) -> None:

@@ -1,6 +1,7 @@
 """Tables of outcomes: metrics of schedules for pictures under several noises. This module does not need torch."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from ddpm.util.errors import ConfigError
 from ddpm.util.files import read_json
 from skipdiff_env.features import FEATURES
 from skipdiff_env.plan import Plan
-from skipdiff_env.rules import REWARDS, check_price, qualities
+from skipdiff_env.rules import REWARDS, check_price, episode_reward, quality
 
 # Increased when tables of older versions cannot be read.
 FORMAT = 3
@@ -218,7 +219,7 @@ class OutcomeTable:
         check_one_of(REWARDS, reward=reward)
         price = check_price(self.description.get("nfe_penalty", 0.0) if price is None else price)
         lower_better = self.description.get("metrics", {}).get(metric, True)
-        return qualities(self.metrics[metric], lower_better, reward) - price * self.forwards
+        return episode_reward(quality(self.metrics[metric], lower_better, reward), price, self.forwards)
 
     def best_fixed(self, price: float | None = None) -> int:
         """Return the index of the schedule with the largest mean reward."""
@@ -267,9 +268,8 @@ class OutcomeTable:
         every = *each, everywhere, self.best_of_others(price)
         parts = [self.per_photograph(self.chosen(own, price)) for own in every]
         *rewards, base, best = (float(part.mean()) for part in parts)
-        gain = best - base if best > base else np.nan
         value, low, high = share_of_gain(np.mean(parts[: len(each)], axis=0), parts[-2], parts[-1], seed)
-        values = tuple((reward - base) / gain for reward in rewards)
+        values = tuple(gap_closed(reward, base, best) for reward in rewards)
         return Score(value, low, high, float(np.mean(rewards)), base, best, values)
 
     def check_score(self, fixed: int, price: float | None = None) -> None:
@@ -297,8 +297,19 @@ def best_of_others(rewards: Array) -> NDArray[np.intp]:
     return (rewards.sum(axis=1, keepdims=True) - rewards).argmax(axis=2)
 
 
+def gap_closed(reward: float, fixed: float, best: float) -> float:
+    """Return the gap that is closed between two rewards, 0 for `fixed` and 1 for `best`; NaN if there is no gap.
+
+    Args:
+        reward: mean reward of a policy.
+        fixed: that of the best fixed schedule.
+        best: that of the best choice, such as the schedules that are best under the other noises.
+    """
+    return (reward - fixed) / (best - fixed) if best > fixed else math.nan
+
+
 def share_of_gain(own: Array, fixed: Array, best: Array, seed: int = 0) -> tuple[float, float, float]:
-    """Return a gain over the best fixed schedule as a share of the gain of the best choice, with its interval.
+    """Return `gap_closed` by the mean over photographs, with its interval.
 
     Args:
         own: reward of the policy for each photograph, (photographs,).
@@ -315,7 +326,7 @@ def share_of_gain(own: Array, fixed: Array, best: Array, seed: int = 0) -> tuple
     gain, possible = own - fixed, best - fixed
     with np.errstate(divide="ignore", invalid="ignore"):  # a few photographs may all have the same best schedule
         low, high = np.nanquantile(gain[rows].mean(axis=1) / possible[rows].mean(axis=1), [0.025, 0.975])
-    return float(gain.mean() / possible.mean()), float(low), float(high)
+    return gap_closed(float(own.mean()), float(fixed.mean()), float(best.mean())), float(low), float(high)
 
 
 def _check_names(description: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
-"""The fine stage as a decision process, Eq. 13-15 and jumps: the only implementation of the decision rule.
+"""The fine stage as a decision process, Eq. 13-15 and jumps.
 
-The scalar environment, the batched one, the upscaler and the table of all starts use `RefinementProcess`.
+The scalar environment, the batched one, the upscaler, evaluations and the computation of tables use
+`RefinementProcess`. Environments with tables follow the same rule without a network, see `skipdiff_env.tree`.
 """
 
 import math
@@ -277,7 +278,7 @@ class RefinementProcess:
         for state, action in zip(states, actions, strict=True):
             state.t -= 1
             if self.plan.skip_mode == "restart":
-                if action == SKIP:
+                if action == SKIP:  # Eq. 14
                     state.latent, state.path, state.substeps = state.coarse_latent, (), ()
                 state.level = state.t
 

@@ -19,6 +19,8 @@ SMALLEST_METRIC = 1e-3
 # Value of a failed metric if the reward is -M.
 WORST_METRIC = 100.0
 REWARDS = ("inverse", "negative")
+# Price of a forward in the registered environments of jumps and of tables.
+PRICE = 0.002
 
 
 class Action(IntEnum):
@@ -40,11 +42,11 @@ class ResetNeededError(SkipDiffError, gymnasium.error.ResetNeeded):
     """There is no episode, or it has ended."""
 
 
-def qualities(values: NDArray[Any], lower_better: bool, reward: str = "inverse") -> NDArray[np.float64]:
-    """Return the reward for a metric M: 1/M ("inverse") or -M ("negative") if a lower one is better, else M.
+def quality(values: NDArray[Any] | float, lower_better: bool, reward: str = "inverse") -> NDArray[np.float64]:
+    """Return the quality of results with a metric M: 1/M ("inverse") or -M ("negative") if a lower M is better, else M.
 
-    The reward for a failed metric (NaN) is 0, the limit of 1/M as a picture gets worse, and the lowest value of PSNR,
-    SSIM and other metrics that increase with quality; or -`WORST_METRIC` if the reward is -M.
+    The quality for a failed metric (NaN) is 0, the limit of 1/M as a picture gets worse, and the lowest value of PSNR,
+    SSIM and other metrics that increase with quality; or -`WORST_METRIC` if the quality is -M.
 
     Args:
         values: values of M, of any shape.
@@ -60,9 +62,15 @@ def qualities(values: NDArray[Any], lower_better: bool, reward: str = "inverse")
     return np.where(failed, 0.0, 1 / np.where(failed, 1.0, np.maximum(values, SMALLEST_METRIC)))
 
 
-def quality(value: float, lower_better: bool, reward: str = "inverse") -> float:
-    """Return the reward for one value of a metric, see `qualities`."""
-    return float(qualities(np.array(value), lower_better, reward))
+def episode_reward(quality: Any, price: Any, forwards: Any) -> Any:
+    """Return the reward of episodes: the quality of the result, minus the price of each fine forward.
+
+    Args:
+        quality: see `quality`; a number, or an array for several episodes, as the other arguments.
+        price: price of a forward.
+        forwards: number of fine forwards, also of those whose result was discarded.
+    """
+    return quality - price * forwards
 
 
 def price_range(price: float | Sequence[float]) -> tuple[float, float] | None:

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from ddpm.util.errors import ConfigError
 from skipdiff_env.outcomes import OutcomeTable, Score
-from skipdiff_env.rules import InvalidActionError
-from skipdiff_env.table_env import PRICE
+from skipdiff_env.rules import PRICE, InvalidActionError
 from skipdiff_env.tree import Tree
 
 # Environments that have scores → table and kind of decision.

@@ -17,18 +17,17 @@ from skipdiff_env.batches import Array, BatchedEnv, set_generators
 from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.rendering import METADATA, check_render_mode, draw_outcomes
 from skipdiff_env.rules import (
+    PRICE,
     REWARDS,
     FixedPrice,
     InvalidActionError,
     ResetNeededError,
     check_price,
     draw_price,
+    episode_reward,
     price_range,
 )
 from skipdiff_env.tree import Tree
-
-# The price of a forward in the environments' rewards.
-PRICE = 0.002
 
 
 class SkipDiffTableVectorEnv(BatchedEnv):
@@ -89,9 +88,9 @@ class SkipDiffTableVectorEnv(BatchedEnv):
             )
         self._check_length(self.tree.longest, max_episode_steps)
         self.render_mode = render_mode
-        self._rewards = self.table.rewards(0.0, metric, "negative" if reward == "relative" else reward)
+        self._quality = self.table.rewards(0.0, metric, "negative" if reward == "relative" else reward)
         self._relative = reward == "relative"
-        self._means, self._mean_forwards = self._rewards.mean(axis=2), self.table.forwards.mean()
+        self._means, self._mean_forwards = self._quality.mean(axis=2), self.table.forwards.mean()
         if self._relative and any(np.isnan(values).any() for values in self.table.metrics.values()):
             raise ConfigError("a metric failed for some crops of the table; make it from other photographs")
         self._set_spaces(self.tree.observation_space, self.tree.action_space)
@@ -165,10 +164,10 @@ class SkipDiffTableVectorEnv(BatchedEnv):
             np.zeros(self.num_envs),
             (state["image"][ended], state["noise_seed"][ended], -1 - state["node"][ended]),
         )
-        rewards[ended] = self._rewards[where] - state["nfe_penalty"][ended] * (state["nfe"][ended] - self._coarse)
+        price = state["nfe_penalty"][ended]
+        rewards[ended] = episode_reward(self._quality[where], price, state["nfe"][ended] - self._coarse)
         if self._relative:
-            rewards[ended] -= self._means[where[:2]]
-            rewards[ended] += state["nfe_penalty"][ended] * self._mean_forwards
+            rewards[ended] -= episode_reward(self._means[where[:2]], price, self._mean_forwards)
         ends = self._final_infos(ended, where) if ended.any() else {}
         infos: dict[str, Any] = {}
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
@@ -192,8 +191,8 @@ class SkipDiffTableVectorEnv(BatchedEnv):
             return None
         self._check_begun("render")
         state, names = self._state, [*map(str, self.table.schedules)]
-        prices = state["nfe_penalty"][:, None] * self.table.forwards
-        rewards = self._rewards[state["image"], state["noise_seed"]] - prices
+        quality = self._quality[state["image"], state["noise_seed"]]
+        rewards = episode_reward(quality, state["nfe_penalty"][:, None], self.table.forwards)
         return tuple(
             draw_outcomes(own, names, -1 - int(node) if node < 0 else None)
             for own, node in zip(rewards, state["node"], strict=True)
@@ -251,7 +250,7 @@ class SkipDiffTableVectorEnv(BatchedEnv):
 
     def _begin(self, envs: Sequence[int], options: Mapping[str, Sequence[Any]]) -> None:
         """Start episodes in some environments."""
-        limits = {"image": len(self.table.features), "noise_seed": self._rewards.shape[1]}
+        limits = {"image": len(self.table.features), "noise_seed": self._quality.shape[1]}
         known = [*limits, *(["nfe_penalty"] if self.tree.kind == "skip" else [])]
         if unknown := sorted(map(str, options.keys() - set(known))):
             raise ConfigError(f"unknown reset option {', '.join(unknown)}; known are {' and '.join(known)}")

@@ -34,7 +34,7 @@ from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.pictures import Crop, Pictures, Rgb, crop
 from skipdiff_env.refinement import Decider, Policy, Refinement, RefinementProcess
 from skipdiff_env.rendering import draw_frame
-from skipdiff_env.rules import ACTIONS, NOISE_SEEDS, Action, check_price, draw_episode, quality
+from skipdiff_env.rules import ACTIONS, NOISE_SEEDS, Action, check_price, draw_episode, episode_reward, quality
 
 
 @functools.lru_cache(maxsize=4)
@@ -267,9 +267,9 @@ class Task:
             episode.reward = self.reward(metrics, episode.refinement, episode.price)
 
     def reward(self, metrics: Mapping[str, float], state: Refinement, price: float) -> float:
-        """Return `quality` of the reward's metric, minus the price of each fine forward."""
+        """Return the reward of a result with these metrics, see `episode_reward`."""
         gained = quality(metrics[self.metric.name], self.metric.lower_better, self.config.reward)
-        return gained - price * (state.nfe - self.process.coarse_forwards)
+        return float(episode_reward(gained, price, state.nfe - self.process.coarse_forwards))
 
     def failed(self, episode: Episode) -> bool:
         """Return whether the reward's metric failed on the episode's result."""

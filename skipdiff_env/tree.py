@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ddpm.schedule import Schedule
 from ddpm.util.checks import check_one_of
 from ddpm.util.errors import ConfigError
-from skipdiff_env.decisions import continuous_jumps
+from skipdiff_env.decisions import KINDS, continuous_jumps
 from skipdiff_env.features import FEATURE_BOUNDS, FEATURES, features_space
 from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.rules import ACTIONS, Action
@@ -20,7 +20,6 @@ from skipdiff_env.rules import ACTIONS, Action
 FORWARDS = ("stride", "continuous")
 # A distance larger than the difference of any two logarithms of substeps.
 FAR = 100.0
-KINDS = ("schedule", "stride", "continuous", "skip")
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,10 @@ class Tree:
         return _Nodes(steps, levels, moves)
 
     def _starts(self) -> _Nodes:
-        """Return the nodes of binary decisions under "restart", where a node is a step and a start."""
+        """Return the nodes of binary decisions under "restart", where a node is a step and a start.
+
+        After SKIP the chain begins anew at the next step (Eq. 14).
+        """
         pairs = [(t, start) for t in range(self.length, 1, -1) for start in range(t, self.length + 1)]
         known = {pair: place for place, pair in enumerate(pairs)}
         starts = {schedule.length: place for place, schedule in enumerate(self.table.schedules)}

@@ -392,9 +392,14 @@ def test_an_agent_on_another_network_is_told_of(
     tiny_unet(seed=1).save_pretrained(tmp_path / "other")
     agent = small_agent(training={"env": {"checkpoint": checkpoint}})
     agent.save(tmp_path / "agent")
-    assert agent.told_of(checkpoint) is agent.told_of(tmp_path / "copy") is small_agent().told_of("faces-x8") is None
+    assert (
+        agent.checkpoint_note(checkpoint)
+        is agent.checkpoint_note(tmp_path / "copy")
+        is small_agent().checkpoint_note("faces-x8")
+        is None
+    )
     said = f"the agent was trained with the checkpoint {checkpoint}, and decides for {tmp_path / 'other'} here"
-    assert agent.told_of(tmp_path / "other") == said
+    assert agent.checkpoint_note(tmp_path / "other") == said
     for side in (8, 96):
         Image.fromarray(photo(side, side)).save(tmp_path / f"{side}.png")
     images = f"--images={tmp_path / '96.png'}"

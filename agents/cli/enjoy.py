@@ -87,7 +87,7 @@ def enjoy(
         ConfigError: the agent was trained for other episodes or does not take a quality, or there is no such picture.
     """
     agent.check(task.plan)
-    if told := agent.told_of(task.config.name):
+    if told := agent.checkpoint_note(task.config.name):
         say(f"Note: {told}")
     policy = AgentPolicy(agent, quality)
     (episode,) = task.begin([image], [noise_seed], [task.price if policy.price is None else policy.price])

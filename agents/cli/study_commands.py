@@ -148,7 +148,7 @@ def evaluate(
     unet = load_denoiser(checkpoint, device, trust_pickle)
     runner = Runner(unet, names, device, options.pop("batch_size"), options.pop("degradation"))
     for agent in loaded.values():
-        if note := agent.told_of(checkpoint):
+        if note := agent.checkpoint_note(checkpoint):
             say(f"Note: {note}")
     keep = None if out is None else save_pictures(out / "pictures", pictures)
     rows = run(runner, crops, loaded, asked, train_crops=train_crops, keep=keep, folder=out, **options)

@@ -12,9 +12,8 @@ from agents.study.rows import AGENT, BEST_FIXED, LOWER_BETTER, ORIGINALS, PICTUR
 from agents.study.tables import COLUMNS, markdown
 from ddpm.util.checks import counted
 from ddpm.util.errors import ConfigError
-from skipdiff_env.outcomes import share_of_gain
+from skipdiff_env.outcomes import RESAMPLES, share_of_gain
 
-RESAMPLES = 10_000
 # Fewer photographs than this make an interval unreliable.
 FEW = 100
 

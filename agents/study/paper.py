@@ -39,6 +39,7 @@ from ddpm.samplers import COARSE_SAMPLERS
 from ddpm.util.checks import counted
 from ddpm.util.errors import ConfigError
 from skipdiff_env.metrics import Metric
+from skipdiff_env.outcomes import gap_closed
 from skipdiff_env.plan import Plan
 from skipdiff_env.rules import quality
 
@@ -212,8 +213,8 @@ class Paper:
         """Return the method with the largest mean reward on these pictures."""
 
         def reward(method: Method) -> float:
-            values = [row.metrics[metric.name] for row in self.rows[method.name]]
-            return float(np.mean([quality(value, metric.lower_better) for value in values]))
+            values = np.array([row.metrics[metric.name] for row in self.rows[method.name]])
+            return float(quality(values, metric.lower_better).mean())
 
         return max(methods, key=reward)
 
@@ -289,8 +290,8 @@ class Paper:
             fixed, oracle = chosen[BEST_FIXED]["reward"], chosen[ORACLE]["reward"]
             for family in (BEST_FIXED, PICTURE_BEST, ORACLE):
                 if family in chosen:
-                    own, gap = chosen[family], oracle - fixed
-                    share = (own["reward"] - fixed) / gap if gap > 0 else math.nan
+                    own = chosen[family]
+                    share = gap_closed(own["reward"], fixed, oracle)
                     title = f"reward 1/{COLUMNS[metric.name][0]}: {own['method']}"
                     gained.append({**own, "method": title, "share": share})
         columns = ["method", "niqe", "lpips", "psnr", "reward", "regret", "nfe"]

@@ -17,7 +17,7 @@ from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, read_json, write_json
 from skipdiff_env.metrics import Metric
 from skipdiff_env.outcomes import best_fixed, best_of_others
-from skipdiff_env.rules import quality
+from skipdiff_env.rules import episode_reward, quality
 
 # Families of methods.
 ORIGINALS = "originals"  # the target pictures, which only metrics without a reference measure
@@ -139,8 +139,8 @@ def with_rewards(
         raise ConfigError(f"the reward's metric {metric.name} must be one of the metrics {', '.join(rows[0].metrics)}")
 
     def reward(row: Row) -> float:
-        paid = price * (row.nfe - (coarse or {}).get(row.method, 0))
-        return quality(row.metrics[metric.name], metric.lower_better, kind) - paid
+        gained = quality(row.metrics[metric.name], metric.lower_better, kind)
+        return float(episode_reward(gained, price, row.nfe - (coarse or {}).get(row.method, 0)))
 
     rows = [replace(row, reward=reward(row)) for row in rows]
     known, rewards, names = _of_fixed(rows)

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from skipdiff_env.features import FEATURES
 from skipdiff_env.scoring import play
 from skipdiff_env.tree import Tree
 
@@ -46,7 +47,7 @@ class Planner:
     def __call__(self, seen: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return the best action for each observation."""
         chosen = np.zeros(len(seen), np.int64)
-        levels = seen[:, 42] if self.tree.kind == "stride" else np.ones(len(seen), np.float32)
+        levels = seen[:, FEATURES] if self.tree.kind == "stride" else np.ones(len(seen), np.float32)
         for level, model in self.models.items():
             rows = np.flatnonzero(np.isclose(levels, level))
             if len(rows):

@@ -14,7 +14,7 @@ from ddpm.schedule import Schedule, even_levels
 from ddpm.util.progress import progress
 from skipdiff_env.decisions import Choice, make_decisions
 from skipdiff_env.episode import Episode
-from skipdiff_env.outcomes import OutcomeTable, best_fixed
+from skipdiff_env.outcomes import OutcomeTable, best_fixed, gap_closed
 from skipdiff_env.scoring import play as play_table
 from skipdiff_env.task import Task
 from skipdiff_env.tree import Tree
@@ -115,7 +115,7 @@ class TableEvaluator:
             nfe=float(self.tree.table.forwards[chosen].mean()),
             best_fixed_reward=self.best_fixed,
             oracle_reward=self.best_of_others,
-            score=(reward - self.best_fixed) / (self.best_of_others - self.best_fixed),
+            score=gap_closed(reward, self.best_fixed, self.best_of_others),
         )
 
 

@@ -48,8 +48,8 @@ from ddpm.util.errors import CheckpointError, ConfigError, first_line
 from ddpm.util.files import atomic_path
 from ddpm.util.progress import progress
 from skipdiff_env.config import TaskConfig
+from skipdiff_env.rules import PRICE
 from skipdiff_env.scoring import tree_of
-from skipdiff_env.table_env import PRICE
 from skipdiff_env.task import Task
 
 # The state from which a run is resumed, and the member that Stable-Baselines3 does not know.

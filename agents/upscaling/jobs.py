@@ -245,6 +245,6 @@ def _agent_policy(
     if agent is None and loaded.config.plan != plan:
         return {}  # other settings than those of the checkpoint's agent
     loaded.check(plan)
-    if agent is not None and (told := loaded.told_of(options["checkpoint"])):
+    if agent is not None and (told := loaded.checkpoint_note(options["checkpoint"])):
         say(f"Note: {told}")
     return {"policy": AgentPolicy(loaded, quality), "plan": plan}
