@@ -43,7 +43,7 @@ class AgentConfig:
         observation: kind of its observations, one of `skipdiff_env.config.OBSERVATIONS`.
         price_range: lowest and highest price of a forward that it was trained for. It observes a price from this range
             when it is used. None: it has learnt one price.
-        kind: kind of its decisions, one of `skipdiff_env.decisions.KINDS`.
+        kind: kind of its decisions, a name in `skipdiff_env.decisions.KINDS`.
         schedules: texts of the schedules from which it chooses one for each picture, for the kind "schedule".
         substeps: numbers of substeps that it chooses from ("stride"), or only the largest of them ("continuous").
         training: a record of its training.
@@ -80,7 +80,7 @@ class AgentConfig:
         trained = self.training.get("env", {}).get("checkpoint")
         if not isinstance(trained, str | Path | None):
             raise ConfigError(f"checkpoint in env of training must be a name or a folder, got {shown(trained)}")
-        if (self.schedules is not None) != (self.kind == "schedule"):
+        if (self.schedules is not None) != ("schedules" in KINDS[self.kind].takes):
             raise ConfigError(f'schedules belong to agents of the kind "schedule", got the kind {self.kind}')
         if self.schedules is not None:
             object.__setattr__(self, "schedules", tuple(self.schedules))
@@ -93,9 +93,7 @@ class AgentConfig:
             ConfigError: the settings do not fit together.
         """
         substeps = self.substeps or (1,)
-        return make_decisions(
-            self.kind, self.plan, max(substeps), substeps if self.kind == "stride" else None, self.schedules
-        )  # fmt: skip
+        return make_decisions(self.kind, self.plan, max(substeps), self.substeps, self.schedules)
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "AgentConfig":

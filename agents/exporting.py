@@ -107,8 +107,6 @@ def _of_env(env: Any, training: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of an agent that was trained in an environment."""
     task = task_of(env)
     decisions, config = task.process.decisions, task.config
-    substeps = {"stride": getattr(decisions, "substeps", None), "continuous": (decisions.most,)}.get(decisions.kind)
-    schedules = getattr(decisions, "schedules", None)
     spec = getattr(env, "spec", None)
     record = {"env": plain_settings(config), "env_id": None if spec is None else spec.id, **training}
     space = task.observation_space
@@ -116,9 +114,8 @@ def _of_env(env: Any, training: dict[str, Any]) -> dict[str, Any]:
     bound = float(latent.high.max()) if config.observation != "features" else NO_LATENT  # type: ignore[attr-defined]
     return {
         "image_size": config.image_size, "latent_bound": bound, "plan": task.plan, "training": record,
-        "observation": config.observation, "kind": decisions.kind, "substeps": substeps,
+        "observation": config.observation, "kind": decisions.kind, **decisions.settings(),
         "price_range": None if config.observation == "latent" else config.price_range,
-        "schedules": None if schedules is None else tuple(map(str, schedules)),
     }  # fmt: skip
 
 
@@ -136,11 +133,13 @@ def plain_settings(config: TaskConfig) -> dict[str, Any]:
 def _check_spaces(model: Any, config: AgentConfig, env: Any) -> None:
     """Raise ConfigError if the observations or the actions of a model are not those of the environment."""
     seen = features_space(None) if isinstance(env, OutcomeTable) else task_of(env).observation_space
-    action = config.make_decisions().space
-    if model.action_space != action:
-        raise ConfigError(f"the environment takes actions of {action}, but the model acts in {model.action_space}")
+    decisions = config.make_decisions()
+    if model.action_space != decisions.space:
+        raise ConfigError(
+            f"the environment takes actions of {decisions.space}, but the model acts in {model.action_space}"
+        )
     own = model.observation_space
-    stacked = config.observation == "latent" and config.kind != "schedule" and len(own.shape) == 3
+    stacked = config.observation == "latent" and not decisions.whole and len(own.shape) == 3
     if own != seen and not stacked:
         raise ConfigError(
             f"the environment shows {seen}, but the model sees {own}; train without wrappers that change observations"

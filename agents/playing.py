@@ -36,7 +36,7 @@ class AgentPolicy:
         self.agent = agent
         self.price = agent.config.price(quality, price)
         self.decisions = agent.config.make_decisions()
-        self.keep_estimates = agent.config.observation == "features" and agent.config.kind != "schedule"
+        self.keep_estimates = agent.config.observation == "features" and not self.decisions.whole
 
     @property
     def tile(self) -> int:
@@ -64,7 +64,7 @@ class AgentRun:
         config, self._space = self.agent.config, self.agent.policy.observation_space
         self._price = 0.0 if policy.price is None else policy.price
         self._observer = Observer(
-            config.observation, config.plan, config.price_range, whole=config.kind == "schedule", unet=process.unet,
+            config.observation, config.plan, config.price_range, whole=policy.decisions.whole, unet=process.unet,
             latent_bound=config.latent_bound,
         )  # fmt: skip
         self._frames = frame_count(self._space) if config.observation == "latent" else 1

@@ -1,5 +1,6 @@
 """The common part of the batched environments: generators, resets, checks. This module does not need torch."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,7 +111,7 @@ class BatchedEnv(VectorEnv[Any, Array, Array]):
         """Return the actions as an array.
 
         Raises:
-            InvalidActionError: the actions have another shape or type, or one is neither 0 nor 1.
+            InvalidActionError: the actions have another shape or type, or one is out of range.
         """
         actions = np.asarray(actions)
         if not self.action_space.contains(actions):
@@ -120,9 +121,9 @@ class BatchedEnv(VectorEnv[Any, Array, Array]):
             )
         return actions
 
+    @abstractmethod
     def _actions_are(self) -> str:
         """Return a description of the actions, for messages."""
-        return f"whole numbers ({self.num_envs},), each 0 (DENOISE) or 1 (SKIP)"
 
     def _check_going(self, waiting: Sequence[int]) -> None:
         """Refuse to step environments whose episodes have ended, if they are not reset automatically."""

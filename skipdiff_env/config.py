@@ -11,7 +11,7 @@ import torch
 
 from ddpm.nets.denoiser import Denoiser, check_denoiser
 from ddpm.pictures.degradation import Degradation
-from ddpm.util.checks import LARGEST, check_most, check_whole, is_number
+from ddpm.util.checks import LARGEST, check_most, check_one_of, check_whole, is_number
 from ddpm.util.errors import ConfigError
 from skipdiff_env.metrics import MetricLike
 from skipdiff_env.plan import Plan
@@ -56,8 +56,8 @@ class TaskConfig:
             the number of levels that the next forward covers, and the number of steps whose work it does; "continuous",
             the same as numbers in -1 … 1; or "schedule", one of several schedules for the picture. All but the first
             need `skip_mode="jump"`; see `skipdiff_env.decisions`.
-        substeps: numbers of substeps that the agent chooses among with "stride"; None: the powers of 2 that the network
-            has learnt.
+        substeps: numbers of substeps that the agent chooses among with "stride", or up to the largest of them with
+            "continuous"; None: the powers of 2 that the network has learnt.
         schedules: schedules that the agent chooses among with "schedule", in any form that `ddpm.schedule.as_schedule`
             takes; None: one forward with each number of `substeps`, or, for a network without substeps, even schedules
             of 1, 2, 4, 8 … forwards.
@@ -144,11 +144,10 @@ class TaskConfig:
             raise ConfigError(f"cache_dir must be the path of a folder, or None, got {self.cache_dir!r}")
         with contextlib.suppress(TypeError, ValueError, SyntaxError):  # np.float16 is accepted like "float16"
             object.__setattr__(self, "obs_dtype", np.dtype(self.obs_dtype).name)
-        for name, known in (
-            ("obs_dtype", DTYPES), ("observation", OBSERVATIONS), ("reward", REWARDS), ("crop", CROPS),
-        ):  # fmt: skip
-            if getattr(self, name) not in tuple(known):  # a tuple also accepts values without a hash
-                raise ConfigError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+        check_one_of(DTYPES, obs_dtype=self.obs_dtype)
+        check_one_of(OBSERVATIONS, observation=self.observation)
+        check_one_of(REWARDS, reward=self.reward)
+        check_one_of(CROPS, crop=self.crop)
         if self.split not in (None, "train", "test"):
             raise ConfigError(f"split must be train, test or None, got {self.split!r}")
         if self.split is not None and self.images is not None:

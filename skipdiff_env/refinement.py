@@ -32,7 +32,7 @@ from ddpm.util.errors import ConfigError
 from skipdiff_env.decisions import Choice, Decisions, Skip
 from skipdiff_env.memo import Memo
 from skipdiff_env.plan import Plan
-from skipdiff_env.rules import DENOISE, SKIP, check_actions
+from skipdiff_env.rules import DENOISE, SKIP, InvalidActionError
 
 T = TypeVar("T")
 # (noise seed, step, shape) → the noise of the fine step to step - 1.
@@ -214,7 +214,7 @@ class RefinementProcess:
         if keep_estimates and self.fine_eta > 0:
             raise ConfigError(f"estimates need a sampler that adds no noise, such as ddim, got {plan.fine_sampler}")
         self.decisions = Skip(plan) if decisions is None else decisions
-        for schedule in getattr(self.decisions, "schedules", ()):
+        for schedule in self.decisions.schedules:
             self.check(schedule)
         self._check_substeps(self.decisions.most, f"decisions {self.decisions.kind}")
 
@@ -266,12 +266,15 @@ class RefinementProcess:
         latent and level ("jump").
         """
         assert all(not self.decided(state) for state in states), "nothing is left to decide; finish() does the rest"
-        if self.decisions.kind == "skip":
-            actions = check_actions(actions, len(states))
+        if len(actions) != len(states):
+            raise InvalidActionError(
+                f"a policy must return one action for each picture, {len(states)} in all, got {len(actions)}"
+            )
+        actions = [self.decisions.as_action(action) for action in actions]
         jumps = [self.decisions.jumps(state, action) for state, action in zip(states, actions, strict=True)]
         for place in range(max(map(len, jumps), default=0)):
             self.jump([(s, *own[place]) for s, own in zip(states, jumps, strict=True) if place < len(own)])
-        if self.decisions.kind != "skip":
+        if not self.decisions.stepwise:
             for state in states:
                 state.t = state.level
             return
@@ -284,7 +287,7 @@ class RefinementProcess:
 
     def decided(self, state: Refinement) -> bool:
         """Return whether a picture does not need further decisions, so that `finish` can end it."""
-        return state.t <= (1 if self.decisions.kind == "skip" else 0)
+        return state.t <= self.decisions.stepwise
 
     @torch.no_grad()
     def finish(self, states: Sequence[Refinement]) -> list[Tensor]:

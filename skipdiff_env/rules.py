@@ -112,22 +112,6 @@ def check_price(price: Any, highest: float = math.inf) -> float:
     return float(price)
 
 
-def check_actions(actions: Sequence[Any], count: int) -> list[Action]:
-    """Return the decisions of a policy, after a check.
-
-    Raises:
-        InvalidActionError: their number is not that of the pictures, or one is neither 0 nor 1.
-    """
-    if len(actions) != count:
-        raise InvalidActionError(
-            f"a policy must return one action for each picture, {count} in all, got {len(actions)}"
-        )
-    for action in actions:
-        if action not in (0, 1):
-            raise InvalidActionError(f"an action must be 0 (DENOISE) or 1 (SKIP), got {action!r}")
-    return [DENOISE if action == 0 else SKIP for action in actions]
-
-
 class FixedPrice:
     """The `nfe_penalty` of an environment: it can be read but not set, since other parts depend on it.
 

@@ -34,7 +34,7 @@ from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.pictures import Crop, Pictures, Rgb, crop
 from skipdiff_env.refinement import Decider, Policy, Refinement, RefinementProcess
 from skipdiff_env.rendering import draw_frame
-from skipdiff_env.rules import ACTIONS, NOISE_SEEDS, Action, check_price, draw_episode, episode_reward, quality
+from skipdiff_env.rules import NOISE_SEEDS, Action, check_price, draw_episode, episode_reward, quality
 
 
 @functools.lru_cache(maxsize=4)
@@ -100,10 +100,10 @@ class Task:
         )  # fmt: skip
         self.process = RefinementProcess(
             self.unet, self.plan, self.memo, config.batch_size, config.device, decisions,
-            keep_estimates=config.observation == "features" and decisions.kind != "schedule",
+            keep_estimates=config.observation == "features" and not decisions.whole,
         )  # fmt: skip
         self.observer = Observer(
-            config.observation, self.plan, config.price_range, config.obs_dtype, decisions.kind == "schedule",
+            config.observation, self.plan, config.price_range, config.obs_dtype, decisions.whole,
             self.unet, self.memo, (bound := self.process.latent_bound()), math.isinf(bound),
         )  # fmt: skip
         self.observation_space = self.observer.space(self.latent_shape)
@@ -243,7 +243,7 @@ class Task:
         """Perform one decision for each episode; after the last decision, run it to the end and set its reward."""
         self.process.step([episode.refinement for episode in episodes], actions)
         for episode, action in zip(episodes, actions, strict=True):
-            episode.actions.append(ACTIONS[bool(action)] if self.process.decisions.kind == "skip" else action)
+            episode.actions.append(self.process.decisions.as_action(action))
         if last := [episode for episode in episodes if self.process.decided(episode.refinement)]:
             self._end(last)
 
@@ -332,7 +332,7 @@ class Task:
             )  # fmt: skip
             return Episode(
                 index, hr, state, price, saved["image"].copy() if index < 0 else None,
-                [Action(each) if self.process.decisions.kind == "skip" else each for each in saved["actions"]],
+                [self.process.decisions.as_action(each) for each in saved["actions"]],
                 None if saved["sr"] is None else tensor(saved["sr"]), dict(saved["metrics"]), saved["reward"],
                 strengths=self._strengths(hr), noise_seed=saved["noise_seed"], place=_place(saved["image"]),
             )  # fmt: skip
@@ -357,7 +357,7 @@ class Task:
 
     def _strip(self, episode: Episode) -> Sequence[Action]:
         """Return the decisions of an episode so far, as DENOISE and SKIP at each diffusion step."""
-        if self.process.decisions.kind == "skip":
+        if self.plan.skip_mode == "restart":
             return episode.actions
         state = episode.refinement
         steps = range(self.plan.first, max(state.t, 1), -1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ddpm.schedule import Schedule
 from ddpm.util.checks import check_one_of
 from ddpm.util.errors import ConfigError
-from skipdiff_env.decisions import KINDS, continuous_jumps
+from skipdiff_env.decisions import continuous_jumps
 from skipdiff_env.features import FEATURE_BOUNDS, FEATURES, features_space
 from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.rules import ACTIONS, Action
@@ -20,6 +20,8 @@ from skipdiff_env.rules import ACTIONS, Action
 FORWARDS = ("stride", "continuous")
 # A distance larger than the difference of any two logarithms of substeps.
 FAR = 100.0
+# The kinds of decision that tables have.
+KINDS = ("schedule", "stride", "continuous", "skip")
 
 
 @dataclass(frozen=True)

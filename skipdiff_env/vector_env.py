@@ -130,10 +130,7 @@ class SkipDiffVectorEnv(BatchedEnv):
         return self._observe(), rewards, terminations, np.zeros_like(terminations), infos
 
     def _actions_are(self) -> str:
-        decisions = self.task.process.decisions
-        if decisions.kind == "skip":
-            return super()._actions_are()
-        return f"an array {self.action_space.shape}, in each row {decisions.describe()}"
+        return f"an array {self.action_space.shape}, in each row {self.task.process.decisions.describe()}"
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return for each environment and action whether it is possible now, (num_envs, actions)."""

@@ -80,7 +80,7 @@ def test_the_tree_of_decisions() -> None:
     ):
         play(numbers, lambda seen: np.full((len(seen), 2), 2.0))
     assert (tree.longest, Tree(deep(), "schedule").longest) == (2, 1)
-    with pytest.raises(ConfigError, match="decisions must be one of skip, stride, continuous, schedule, got 'other'"):
+    with pytest.raises(ConfigError, match="decisions must be one of schedule, stride, continuous, skip, got 'other'"):
         Tree(deep(), "other")
 
 

@@ -1,11 +1,14 @@
 """The kinds of decision, in the process, the scalar and the batched environment, and under Stable-Baselines3."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
+from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
 from sb3_contrib import MaskablePPO
@@ -13,13 +16,19 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import skipdiff_env
+from agents import AgentPolicy, export_agent, load_agent
 from agents.training.vec_env import SkipDiffVecEnv
 from ddpm.pictures.images import to_tensor
-from ddpm.schedule import Schedule
+from ddpm.schedule import Schedule, even_levels
 from ddpm.util.errors import ConfigError
+from skipdiff_env import decisions
+from skipdiff_env.decisions import Decisions, Jump
 from skipdiff_env.env import SkipDiffEnv
 from skipdiff_env.features import features
+from skipdiff_env.plan import Plan
+from skipdiff_env.refinement import Refinement
 from skipdiff_env.rules import InvalidActionError
+from skipdiff_env.upscaler import Upscaler
 from skipdiff_env.vector_env import SkipDiffVectorEnv
 from tests.test_outcomes import jumping
 
@@ -164,10 +173,18 @@ def test_plain_algorithms_train_on_every_kind(jumping: str, photos: Path) -> Non
     MaskablePPO("MlpPolicy", env, n_steps=8, batch_size=8).learn(16)
 
 
+def test_the_largest_number_of_substeps(jumping: str, photos: Path) -> None:
+    """Of continuous decisions it may be smaller than the network's."""
+    for substeps, most in ((None, 8), ([1, 4], 4)):
+        env = SkipDiffEnv(**settings(jumping, photos, "continuous", substeps=substeps))
+        _, _, info = played(env, [[1, 1]])
+        assert info["substeps"] == (most,)
+
+
 def test_default_choices(jumping: str, checkpoint: str, photos: Path) -> None:
     def texts(**changes: Any) -> list[str]:
         env = SkipDiffEnv(**settings(changes.pop("checkpoint", jumping), photos, "schedule", **changes))
-        return [str(schedule) for schedule in env.task.process.decisions.schedules]  # type: ignore[attr-defined]
+        return [str(schedule) for schedule in env.task.process.decisions.schedules]
 
     assert texts() == ["6", "6*2", "6*4", "6*8"]
     assert texts(checkpoint=checkpoint) == ["6", "6,3", "6,4,3,2"]
@@ -220,3 +237,44 @@ def test_the_frames_show_the_decisions(jumping: str, photos: Path) -> None:
     assert frame is not None
     assert frame.ndim == 3
     assert to_tensor(frame).shape[0] == 3
+
+
+class Budget(Decisions):
+    """A kind of another program: the number of even forwards for a picture."""
+
+    kind = "budget"
+    whole = True
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.space, self.longest = spaces.Discrete(plan.first), 1
+
+    def jumps(self, state: Refinement, action: Any) -> Sequence[Jump]:
+        """Return the jumps of even forwards."""
+        return list(Schedule(even_levels(self.plan.first, int(action) + 1)).jumps())
+
+    def describe(self) -> str:
+        """See `Decisions`."""
+        return f"the number of forwards, less 1: 0 … {self.plan.first - 1}"
+
+
+def test_a_further_kind(jumping: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subclass with an entry in KINDS works in both environments, and its agents do in the upscaler."""
+    monkeypatch.setitem(decisions.KINDS, "budget", Budget)
+    env = SkipDiffEnv(**settings(jumping, photos, "budget"))
+    assert env.observation_space.shape == (42,)
+    for action in (0, 3, 5):
+        _, _, info = played(env, [action], image=1, noise_seed=0)
+        assert (info["levels"], info["nfe"]) == (even_levels(6, action + 1), action + 1)
+    batched = SkipDiffVectorEnv(2, **settings(jumping, photos, "budget"))
+    batched.reset(seed=0)
+    *_, terminations, _, infos = batched.step(np.array([0, 4]))
+    assert terminations.all()
+    assert infos["nfe"].tolist() == [1, 5]
+    model = PPO("MlpPolicy", env, n_steps=4, batch_size=4).learn(4)
+    agent = export_agent(model, env, tmp_path / "agent")
+    policy = AgentPolicy(load_agent(tmp_path / "agent"))
+    (result,) = Upscaler(jumping, policy=policy, plan=agent.config.plan).upscale([torch.zeros(3, 8, 8)], [0])
+    observation, _ = env.reset(options={"image": 0, "noise_seed": 0})
+    assert 1 <= result.nfe <= 6
+    assert env.action_space.contains(policy.agent.predict(observation[None])[0][0])

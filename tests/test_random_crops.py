@@ -108,7 +108,7 @@ def test_photographs_of_scikit_image(checkpoint: str) -> None:
 
 
 def test_what_is_refused(settings: dict[str, Any], photos: Path) -> None:
-    with pytest.raises(ConfigError, match="crop must be center or random, got 'left'"):
+    with pytest.raises(ConfigError, match="crop must be one of center, random, got 'left'"):
         SkipDiffEnv(**{**settings, "crop": "left"})
     env = SkipDiffEnv(**settings)
     for crop, message in (

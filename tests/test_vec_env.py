@@ -170,7 +170,7 @@ def test_what_is_no_action_is_refused(env: SkipDiffVecEnv, settings: dict[str, A
     """Rather than rounded, or taken for another one."""
     env.reset()
     for actions in ([0, 1, 5], [0, 1, -1], [0.7, 1.0, 0.0]):
-        with pytest.raises(InvalidActionError, match="each 0"):
+        with pytest.raises(InvalidActionError, match="in each row a whole number, 0"):
             env.step(np.array(actions))
     jumps = {
         **settings,

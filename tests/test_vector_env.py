@@ -385,7 +385,7 @@ def test_wrong_arguments(short_checkpoint: str, arguments: dict[str, Any], messa
 def test_wrong_actions(short_checkpoint: str, actions: Any) -> None:
     env = make(short_checkpoint)
     env.reset(seed=0)
-    with pytest.raises(InvalidActionError, match=r"whole numbers \(3,\)"):
+    with pytest.raises(InvalidActionError, match=r"an array \(3,\), in each row a whole number, 0 \(DENOISE\)"):
         env.step(actions)
 
 

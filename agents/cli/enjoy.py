@@ -66,7 +66,7 @@ def task_of(agent: Agent, env: Mapping[str, Any] | None, options: dict[str, Any]
         env = {name: value for name, value in trained.items() if name in known and value is not None}
     plan = config.plan.settings()
     own = {"steps": (plan.pop("S"), plan.pop("N")), **plan, "decisions": config.kind, "observation": config.observation}
-    own |= {"schedules": config.schedules, "substeps": config.substeps if config.kind == "stride" else None}
+    own |= {"schedules": config.schedules, "substeps": config.substeps}
     return Task(TaskConfig.of({**env, **episode_settings(options), **own, "device": options["device"]}))
 
 
@@ -94,7 +94,8 @@ def enjoy(
     state, decided, frames = episode.refinement, list[str](), list[NDArray[np.uint8]]()
     decide: Any = task.process.bound(policy)
     skips = list[float]()
-    skipping = agent.config.kind == "skip"
+    decisions = task.process.decisions
+    skipping = decisions.stepwise
 
     def draw() -> None:
         frame = task.render(episode)
@@ -103,14 +104,13 @@ def enjoy(
     while not episode.ended:
         if film:
             draw()
-        places = {"skip": f"t = {state.t:3d}  ", "schedule": ""}
-        place = places.get(agent.config.kind, f"level {state.level:3d}  ")
+        place = decisions.describe_place(state)
         (action,) = decide([state])
         probabilities = decide.probabilities()
         if skipping and probabilities is not None:
             skips.append(float(probabilities[0, Action.SKIP]))
         task.step([episode], [action])
-        decided.append(f"{place}{_meaning(agent, episode)}{_probability(probabilities, action)}")
+        decided.append(f"{place}{decisions.describe_last(state, action)}{_probability(probabilities, action)}")
     draw()
     return Played(episode, decided, frames)
 
@@ -118,16 +118,6 @@ def enjoy(
 def _probability(probabilities: NDArray[np.float64] | None, action: Any) -> str:
     """Return the text for the probability of the chosen action; empty where there are no probabilities."""
     return "" if probabilities is None else f", probability {probabilities[0, int(action)]:.3f}"
-
-
-def _meaning(agent: Agent, episode: Episode) -> str:
-    """Return the meaning of an agent's last decision, in words."""
-    state = episode.refinement
-    if agent.config.kind == "skip":
-        return Action(episode.actions[-1]).name
-    if agent.config.kind == "schedule":
-        return f"schedule {state.schedule}"
-    return f"to level {state.path[-1]} with {counted(state.substeps[-1], 'substep')}"
 
 
 def _with_bars(frame: NDArray[np.uint8], skips: Sequence[float], decisions: int) -> NDArray[np.uint8]:

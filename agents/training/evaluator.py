@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from agents.agent import Agent
 from agents.playing import AgentPolicy, play
 from agents.training.learning_curve import CurvePoint
-from ddpm.schedule import Schedule, even_levels
 from ddpm.util.progress import progress
-from skipdiff_env.decisions import Choice, make_decisions
 from skipdiff_env.episode import Episode
 from skipdiff_env.outcomes import OutcomeTable, best_fixed, gap_closed
 from skipdiff_env.scoring import play as play_table
@@ -129,26 +127,13 @@ def _groups(task: Task, seeds: int, title: str) -> Iterator[range]:
             bar.update(len(group))
 
 
-def reference_schedules(task: Task) -> list[Schedule] | None:
-    """Return the fixed schedules with which an agent is compared; None: the chains of all starts.
-
-    For the kind "schedule" these are the schedules that the agent chooses from. For strides and
-    numbers they are single forwards with substeps, or even steps for a network without substeps. For DENOISE and SKIP
-    under jumps they are all numbers of even steps.
-    """
-    decisions, plan = task.process.decisions, task.plan
-    if plan.skip_mode == "restart":
-        return None
-    if decisions.kind == "skip":
-        return [Schedule(even_levels(plan.first, forwards)) for forwards in range(1, plan.first + 1)]
-    choice = decisions if decisions.kind == "schedule" else make_decisions("schedule", plan, task.unet.substeps)
-    assert isinstance(choice, Choice)
-    return list(choice.schedules)
-
-
 def tabulate(task: Task, seeds: Sequence[int]) -> OutcomeTable:
-    """Return the outcomes of the reference schedules for each picture and noise seed."""
-    ways = reference_schedules(task)
+    """Return the outcomes of the fixed schedules with which an agent is compared, for each picture and noise seed.
+
+    They are the chains of all starts, or under jumps those of `Decisions.references`.
+    """
+    restart = task.plan.skip_mode == "restart"
+    ways = None if restart else task.process.decisions.references(task.unet.substeps)
     parts = [task.schedule_outcomes(group, seeds, ways) for group in _groups(task, len(seeds), "reference")]
     return replace(
         parts[0],

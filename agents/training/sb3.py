@@ -95,6 +95,7 @@ class TrainingCallback(BaseCallback):
         self.bar, self.started = bar, started
         self.config, self.folder, self.evaluator, self.agent_config = config, folder, evaluator, agent_config
         self.curve = curve
+        self.stepwise = agent_config is not None and agent_config.make_decisions().stepwise
         self.window: dict[str, deque[float]] = {}
         self.began = time.perf_counter()
         self.earlier = curve[-1].seconds if curve else 0.0
@@ -145,7 +146,7 @@ class TrainingCallback(BaseCallback):
         self.bar.update(self.training_env.num_envs)
         if self.config.on_table:  # its short infos hold nothing to log
             return True
-        if self.agent_config is not None and self.agent_config.kind == "skip":
+        if self.stepwise:
             self._add("skips", float(np.mean(self.locals["actions"])))
         for done, info in zip(self.locals["dones"], self.locals["infos"], strict=True):
             if done:

@@ -193,7 +193,7 @@ class Workshop:
 
 def _details_to_choose(upscaler: Upscaler) -> Sequence[Schedule]:
     """Return the schedules among which an agent chooses substeps; empty if there is no such agent."""
-    schedules: Sequence[Schedule] = getattr(upscaler.process.decisions, "schedules", ())
+    schedules: Sequence[Schedule] = upscaler.process.decisions.schedules
     return schedules if len(schedules) > 1 and not all(schedule.plain for schedule in schedules) else ()
 
 
