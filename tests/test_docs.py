@@ -13,7 +13,7 @@ import configparser
 import re
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
@@ -29,6 +29,7 @@ from PIL import Image
 from agents.cli import main
 from benchmarks.environment_pages import pages
 from skipdiff_env import VARIANTS
+from skipdiff_env.decisions import KINDS
 from skipdiff_env.plan import Plan
 from tests.conftest import Photo, tiny_unet
 from tests.untrained import untrained
@@ -75,6 +76,15 @@ class Block:
             assert old in code, f"{self.place}: the note changes {old!r}, which is not there"
             code = code.replace(old, new)
         return code
+
+
+@pytest.fixture(autouse=True)
+def known_kinds() -> Iterator[None]:
+    """Remove the kinds of decision that a page has added."""
+    before = dict(KINDS)
+    yield
+    KINDS.clear()
+    KINDS.update(before)
 
 
 def blocks_of(text: str, page: str) -> list[Block]:
