@@ -22,8 +22,6 @@ from skipdiff_env.decisions import KINDS, Decisions, make_decisions
 from skipdiff_env.plan import Plan
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# Folder of a shipped agent that plays the task of the paper.
-PAPER = "agent-paper"
 # Folder of a shipped agent that chooses the detail of one forward. The name of a checkpoint stands for this agent.
 DETAIL = "agent-detail"
 # State of a recurrent policy: arrays (layers, B, size).

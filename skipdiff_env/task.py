@@ -235,10 +235,6 @@ class Task:
         text = f"{picture_key(hr)[0]} {noise_seed}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
-    def condition(self, image: int | Rgb | Crop) -> Tensor:
-        """Return the condition (C, H, W) of a picture, see `begin`."""
-        return self._picture(image)[3].clone()
-
     def step(self, episodes: Sequence[Episode], actions: Sequence[Any]) -> None:
         """Perform one decision for each episode; after the last decision, run it to the end and set its reward."""
         self.process.step([episode.refinement for episode in episodes], actions)

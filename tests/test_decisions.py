@@ -110,7 +110,7 @@ def test_what_features_hold(jumping: str, photos: Path) -> None:
     space = env.observation_space
     seen, _, info = played(env, [np.array([2, 1]), np.array([5, 3])], image=1, noise_seed=0)
     assert all(space.contains(each) for each in seen)
-    condition = features(env.task.condition(1).numpy())
+    condition = features(env.task.begin([1], [0])[0].refinement.lr_up.numpy())
     for observation, level in zip(seen, (1, 0.5, 0), strict=True):
         assert observation.shape == (42 + 1 + 1 + 42,)
         np.testing.assert_allclose(observation[:42], condition, atol=1e-6)
