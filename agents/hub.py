@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from agents.agent import CONFIG, WEIGHTS, find_agent, is_agent, load_agent
-from agents.study.tables import markdown
+from agents.tables import markdown
 from ddpm.checkpoints import load_unet, shipped_checkpoints
 from ddpm.nets.unet import ADD_ON
-from ddpm.util.errors import CheckpointError, ConfigError
+from ddpm.util.errors import CheckpointError, ConfigError, one_line
 from ddpm.util.files import read_settings
 
 CARD = "README.md"
@@ -204,6 +204,5 @@ def push_to_hub(
         address = api.create_repo(repo_id, private=private or None, exist_ok=True)
         api.create_commit(repo_id, operations, commit_message=f"Upload {shared.kind} of skipdiff")
     except Exception as error:  # errors of huggingface_hub, and of the HTTP library below it
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"the Hub did not take {repo_id}: {reason or type(error).__name__}") from None
+        raise ConfigError(f"the Hub did not take {repo_id}: {one_line(error) or type(error).__name__}") from None
     return str(address)

@@ -11,7 +11,7 @@ import click
 import torch
 
 from agents.cli.command import Command
-from agents.study.tables import markdown
+from agents.tables import markdown
 from skipdiff_env.upscaler import Upscaler
 
 

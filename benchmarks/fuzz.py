@@ -37,7 +37,7 @@ from safetensors.numpy import load_file, save_file
 
 from agents.cli import main as skipdiff
 from agents.cli.command import Command
-from agents.study.tables import markdown
+from agents.tables import markdown
 from ddpm.checkpoints import save_checkpoint
 from ddpm.nets.unet import UNet
 from ddpm.pictures.formats import OUTPUTS, register_heif

@@ -19,7 +19,7 @@ from agents.algorithms import algorithm_class
 from agents.cli.command import Command
 from agents.study.figures import save
 from agents.study.intervals import interval
-from agents.study.tables import markdown, write_csv
+from agents.tables import markdown, write_csv
 from agents.training.baselines import fit, random_policy
 from agents.training.config import AgentTrainingConfig
 from agents.training.learning_curve import CURVE, CurvePoint, read_curve

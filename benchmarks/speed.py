@@ -14,7 +14,7 @@ import torch
 
 from agents.cli.command import Command
 from agents.study.paper import count_flops
-from agents.study.tables import markdown
+from agents.tables import markdown
 from ddpm.checkpoints import load_unet
 from ddpm.nets.denoiser import to_image
 from ddpm.nets.unet import UNet

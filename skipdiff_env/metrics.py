@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.util.errors import ConfigError, SkipDiffError
+from ddpm.util.errors import ConfigError, SkipDiffError, one_line
 from ddpm.util.files import stamp
 from ddpm.util.packages import ensure_torchvision
 from skipdiff_env.judges import JUDGES, judge_file, make_judge
@@ -231,9 +231,8 @@ def _make_metric(name: str, device: str, judge: tuple[Any, ...] | None) -> Metri
         with contextlib.redirect_stdout(said):
             model = pyiqa.create_metric(name, device=torch.device(device), **options.get(name, {}))
     except ImportError as error:
-        text = " ".join(str(error).split())
         raise ConfigError(
-            f"metric {name} needs a package that is not installed ({text}); install it with pip"
+            f"metric {name} needs a package that is not installed ({one_line(error)}); install it with pip"
         ) from None
     except (urllib.error.URLError, OSError) as error:
         wanted = re.findall(r'Downloading: "(.+?)" to (\S+)', said.getvalue())

@@ -10,6 +10,8 @@ from ddpm.util.checks import check_most, check_one_of, check_whole, is_whole
 from ddpm.util.errors import ConfigError
 
 SKIP_MODES = ("restart", "jump")
+# The parts of a plan that environments and commands take, see `Plan.resolve`.
+PARTS = ("steps", "coarse_sampler", "fine_sampler", "skip_mode", "first_step")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from agents.study.rows import (
     with_rewards,
 )
 from agents.study.running import Runner, settle
-from agents.study.tables import markdown, markdown_table
+from agents.tables import markdown, markdown_table
 from ddpm.nets.denoiser import to_image
 from ddpm.nets.predictor import Predictor
 from ddpm.nets.unet import UNet

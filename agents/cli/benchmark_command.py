@@ -31,7 +31,7 @@ def benchmark(
     of one algorithm, and the command also prints the interval of their mean.
     """
     from agents.benchmark import load_policy
-    from agents.study.tables import markdown
+    from agents.tables import markdown
     from ddpm.util.checks import check_one_of
     from skipdiff_env.outcomes import SPLITS
     from skipdiff_env.scoring import score, tree_of

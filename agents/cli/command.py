@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ddpm.util.errors import SkipDiffError, out_of_memory
+from ddpm.util.errors import SkipDiffError, one_line, out_of_memory
 from ddpm.util.progress import orderly_end
 
 
@@ -38,11 +38,6 @@ class Command(click.Command):
 
 class Group(Command, click.Group):
     """A group of commands that reports errors as `Command` does."""
-
-
-def one_line(message: object) -> str:
-    """Return a message without line breaks."""
-    return " ".join(str(message).split())
 
 
 def _of_system(error: OSError) -> str:

@@ -13,6 +13,7 @@ import click
 
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import real_path
+from skipdiff_env.plan import PARTS
 
 Command = Callable[..., Any]
 
@@ -214,7 +215,6 @@ PLAN = several(
         help="Diffusion step of the first decision, N … T.  [default: that of the agent or the environment, or N]",
     ),
 )
-PLAN_OPTIONS = ("steps", "coarse_sampler", "fine_sampler", "skip_mode", "first_step")
 
 DEVICE = click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps …")
 TRUST_PICKLE = click.option("--trust-pickle", is_flag=True, help="Load files of pickles, which can run any code.")
@@ -305,7 +305,7 @@ episodes = several(
 
 def episode_settings(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of `episodes`, and return them as arguments of the environment; None leaves the default."""
-    names = ("checkpoint", "images", "split", "degradation", "image_size", "metric", "nfe_penalty", *PLAN_OPTIONS)
+    names = ("checkpoint", "images", "split", "degradation", "image_size", "metric", "nfe_penalty", *PARTS)
     settings = {name: options.pop(name, None) for name in names}
     settings["images"] = list(settings["images"] or ()) or None
     return {name: value for name, value in settings.items() if value is not None}

@@ -16,7 +16,6 @@ from agents.cli.options import (
     IMAGES,
     LEVELS,
     PLAN,
-    PLAN_OPTIONS,
     QUALITY,
     SOURCES,
     TRUST_PICKLE,
@@ -29,6 +28,7 @@ from agents.cli.options import (
     numbers,
     sampler,
 )
+from skipdiff_env.plan import PARTS
 
 
 def _hint_at_judge(names: Iterable[str]) -> None:
@@ -139,7 +139,7 @@ def evaluate(
             raise click.UsageError("--reward and --train-images are about the paper's starts; leave out --no-paper")
     elif options["reward"] is None:
         options["reward"] = default_reward(loaded, names)
-    asked = {name: options.pop(name) for name in PLAN_OPTIONS if name in options}
+    asked = {name: options.pop(name) for name in PARTS if name in options}
     size = options.pop("image_size")
     crops = load_crops(images, size, options.pop("limit"))
     photographs = photographs_of(crops.names, sources)
@@ -174,14 +174,14 @@ def _scoring(ctx: click.Context, env_id: str, options: Mapping[str, Any]) -> dic
     jumps = task.skip_mode == "jump"
     if not isinstance(task.nfe_penalty, int | float) or not isinstance(task.metric, str):
         raise ConfigError(f"{env_id} has no fixed price of a forward, or a metric without a name; take another --env")
-    own = {name: getattr(task, name) for name in ("checkpoint", "image_size", "degradation", *PLAN_OPTIONS)}
+    own = {name: getattr(task, name) for name in ("checkpoint", "image_size", "degradation", *PARTS)}
     own |= {"reward": task.metric, "paper": not jumps}
     own = {name: value for name, value in own.items() if name not in given and value is not None}
     if jumps and "levels" not in given:
         from ddpm.checkpoints import load_denoiser
 
         unet = load_denoiser(own.get("checkpoint", options["checkpoint"]))
-        asked = {name: own.get(name, options.get(name)) for name in PLAN_OPTIONS}
+        asked = {name: own.get(name, options.get(name)) for name in PARTS}
         plan = Plan.resolve(unet.settings, **asked)
         choices: Any = make_decisions("schedule", plan, unet.substeps, None, task.schedules)
         own["levels"] = tuple(f"{plan.fine_sampler}/{way}" for way in choices.schedules)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from agents.study.rows import AGENT, BEST_FIXED, LOWER_BETTER, ORIGINALS, PICTURE_BEST, Row, by_method, figure
-from agents.study.tables import COLUMNS, markdown
+from agents.tables import COLUMNS, markdown
 from ddpm.util.checks import counted
 from ddpm.util.errors import ConfigError
 from skipdiff_env.outcomes import RESAMPLES, share_of_gain

@@ -33,7 +33,7 @@ from agents.study.rows import (
     write_report,
 )
 from agents.study.running import Crops, Runner, save_pictures, tensor_digest
-from agents.study.tables import COLUMNS, markdown_table
+from agents.tables import COLUMNS, markdown_table
 from ddpm.pictures.degradation import PLAIN
 from ddpm.samplers import COARSE_SAMPLERS
 from ddpm.util.checks import counted

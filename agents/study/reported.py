@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from agents.study.tables import COLUMNS
+from agents.tables import COLUMNS
 
 NAMES = ("psnr", "ssim", "niqe", "lpips", "nfe")
 # Tables 1 and 2, by scale: PSNR, SSIM, NIQE, LPIPS, forwards.

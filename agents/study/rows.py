@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.study.tables import COLUMNS, markdown_table, write_csv
+from agents.tables import COLUMNS, markdown_table, write_csv
 from ddpm.util.checks import is_whole
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, read_json, write_json

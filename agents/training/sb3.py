@@ -37,7 +37,7 @@ from agents.algorithms import algorithm_class
 from agents.exporting import configuration
 from agents.networks.extractors import SkipProposalExtractor
 from agents.policies import NotFiniteError, acting_part, check_outputs
-from agents.study.tables import write_csv
+from agents.tables import write_csv
 from agents.training.config import AgentTrainingConfig
 from agents.training.evaluator import Evaluator, TableEvaluator
 from agents.training.learning_curve import CURVE, CurvePoint, read_curve

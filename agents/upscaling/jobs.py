@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agents.cli.options import PLAN_OPTIONS
 from agents.upscaling.options import UpscaleOptions
 from agents.upscaling.report import Event, Recorder, Report
 from ddpm.checkpoints import load_denoiser, resolve_checkpoint
@@ -24,7 +23,7 @@ from ddpm.pictures.images import (
 )
 from ddpm.util.errors import ConfigError, SkipDiffError
 from ddpm.util.progress import say
-from skipdiff_env.plan import Plan
+from skipdiff_env.plan import PARTS, Plan
 from skipdiff_env.rendering import draw_map, map_size
 from skipdiff_env.upscaler import Upscaler, check_room
 
@@ -240,7 +239,7 @@ def _agent_policy(
     from agents.playing import AgentPolicy
 
     loaded = load_agent(agent or own, options["device"])
-    asked = {name: options.get(name) for name in PLAN_OPTIONS}
+    asked = {name: options.get(name) for name in PARTS}
     plan = Plan.resolve(settings, loaded.config.plan, **asked)
     if agent is None and loaded.config.plan != plan:
         return {}  # other settings than those of the checkpoint's agent

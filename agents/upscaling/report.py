@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from agents.cli.command import one_line
 from ddpm.util.checks import counted
+from ddpm.util.errors import one_line
 from ddpm.util.progress import say
 from skipdiff_env.upscaler import Upscaled
 

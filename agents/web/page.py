@@ -16,7 +16,7 @@ import click
 from agents.web.app import Workshop, left_out
 from ddpm.pictures.formats import SUFFIXES
 from ddpm.pictures.images import Picture, write_picture
-from ddpm.util.errors import ConfigError, ImageError, SkipDiffError
+from ddpm.util.errors import ConfigError, ImageError, SkipDiffError, one_line
 from ddpm.util.packages import package
 from skipdiff_env.pictures import PHOTOGRAPHS
 
@@ -55,7 +55,7 @@ class Handlers:
         try:
             yield
         except SkipDiffError as error:
-            raise gr.Error(" ".join(str(error).split()), duration=None, print_exception=False) from None
+            raise gr.Error(one_line(error), duration=None, print_exception=False) from None
         finally:
             if request.session_hash in self.closed:
                 shutil.rmtree(self.folder(request), ignore_errors=True)

@@ -18,8 +18,7 @@ from ddpm.nets.predictor import PREDICTOR, Predictor, load_predictor, refuse_not
 from ddpm.pictures.degradation import upsample
 from ddpm.samplers import coarse_eta
 from ddpm.schedule import LONGEST, MOST_SUBSTEPS, as_schedule
-from ddpm.training.configs import MOST_TIMES
-from ddpm.util.checks import check_most, check_one_of, check_positive, check_whole, is_whole, shown
+from ddpm.util.checks import MOST_TIMES, check_most, check_one_of, check_positive, check_whole, is_whole, shown
 from ddpm.util.errors import CheckpointError, ConfigError, first_line
 
 WEIGHTS = "model.safetensors"

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddpm.util.errors import ImageError
+from ddpm.util.errors import ImageError, one_line
 
 # Share of the pixels that may be brighter than white: highlights, and defective pixels.
 OUTLIERS = 0.01
@@ -140,7 +140,7 @@ def deep_tiff(path: str | Path) -> Image.Image | None:
     except Image.DecompressionBombError:
         raise
     except Exception as error:  # tifffile raises nearly anything on damaged files and missing codecs
-        raise ImageError(f"{path} is a TIFF that cannot be read ({' '.join(str(error).split())})") from None
+        raise ImageError(f"{path} is a TIFF that cannot be read ({one_line(error)})") from None
     narrow = values.dtype.kind in "iu" and values.dtype.itemsize <= 2
     white = float(np.iinfo(values.dtype).max) if narrow else None
     levels = to_8_bit(values[..., :colours], white)

@@ -29,7 +29,7 @@ from ddpm.pictures.formats import (
     register_heif,
     suited,
 )
-from ddpm.util.errors import ImageError
+from ddpm.util.errors import ImageError, one_line
 from ddpm.util.files import atomic_path
 
 # Pillow's names of the formats in which several pictures are frames, and not pages, layers or previews.
@@ -317,7 +317,7 @@ def _open(path: str | Path) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise ImageError(f"{path} is damaged or truncated ({' '.join(str(error).split())})") from None
+        raise ImageError(f"{path} is damaged or truncated ({one_line(error)})") from None
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:

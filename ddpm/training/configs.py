@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from ddpm.util.checks import check_most, check_types
+from ddpm.util.checks import MOST_TIMES, check_most, check_types
 from ddpm.util.errors import ConfigError
 
 # Largest number of iterations and similar counts (all samples of a run together must fit an integer of C), and of
 # worker processes.
 MOST, MOST_WORKERS = 10**9, 256
-# Largest factor of an enlargement, and largest number of a predictor's channels.
-MOST_TIMES, MOST_CHANNELS = 64, 4096
+# Largest number of a predictor's channels.
+MOST_CHANNELS = 4096
 
 
 def check_least(config: Any, least: int, *names: str) -> None:

@@ -11,7 +11,7 @@ from ddpm.pictures.degradation import upsample
 from ddpm.training import trainer
 from ddpm.training.configs import PredictorConfig
 from ddpm.training.trainer import Trainee
-from ddpm.util.errors import CheckpointError
+from ddpm.util.errors import CheckpointError, one_line
 from ddpm.util.files import atomic_path
 from ddpm.util.packages import ensure_torchvision
 
@@ -37,7 +37,7 @@ def _span(config: PredictorConfig) -> nn.Module:
         try:
             net.load_state_dict(tensors)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error)[:160]
             raise CheckpointError(
                 f"training cannot begin with {config.init}: {reason}; take a SPAN of {config.channels} channels"
             ) from None

@@ -29,3 +29,8 @@ def out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's error, shortened, or the name of its class if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def one_line(message: object) -> str:
+    """Return a message without line breaks."""
+    return " ".join(str(message).split())
