@@ -65,10 +65,9 @@ class AgentConfig:
         check_one_of(OBSERVATIONS, observation=self.observation)
         check_one_of(KINDS, kind=self.kind)
         if self.price_range is not None:
-            lowest, highest = self.price_range[0], self.price_range[-1]
-            if len(self.price_range) != 2 or not 0 < lowest <= highest:
+            if len(self.price_range) != 2 or not 0 < self.price_range[0] <= self.price_range[1]:
                 raise ConfigError(f"price_range must be two rising numbers above 0, got {self.price_range}")
-            object.__setattr__(self, "price_range", (float(lowest), float(highest)))
+            object.__setattr__(self, "price_range", tuple(map(float, self.price_range)))
         if self.image_size < 1 or not self.latent_bound > 0:
             raise ConfigError(
                 f"image_size and latent_bound must be positive, got {self.image_size} and {self.latent_bound}"

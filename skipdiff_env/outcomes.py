@@ -135,6 +135,8 @@ class OutcomeTable:
             estimates = arrays.get("estimates")
             if estimates is not None and estimates.shape != (*shape[:2], len(states_of(schedules)), FEATURES):
                 raise ValueError("its estimates do not fit its schedules")
+            if not all(np.isfinite(seen).all() for seen in (arrays["features"], estimates) if seen is not None):
+                raise ValueError("its features are not finite")
             done = int(arrays["done"].sum())
         except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
             raise ConfigError(f"the table {folder} is damaged ({error}); make it anew") from None

@@ -487,6 +487,7 @@ def test_damaged_agents(tmp_path: Path) -> None:
         ({"image_size": "x"}, "image_size must be a whole number, got 'x'"),
         ({"observation": "smell"}, "observation must be one of latent, dict, features, got 'smell'"),
         ({"price_range": [1]}, "price_range must be two rising numbers"),
+        ({"price_range": []}, "price_range must be two rising numbers"),
         ({"training": {"env": 3}}, "env of training must be a mapping, got 3"),
         ({"training": {"env": {"checkpoint": {}}}}, "checkpoint in env of training must be a name or a folder, got {}"),
         (settings_with(net_arch="x"), "the policy of the agent cannot be built"),

@@ -131,9 +131,13 @@ def test_what_is_no_table(jumping: str, photos: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "t").exists(), "nothing is left of what was refused"
     tabulate(given, tmp_path / "t", ways)
     arrays, text = load_file(tmp_path / "t" / ARRAYS), (tmp_path / "t" / DESCRIPTION).read_text(encoding="utf-8")
-    save_file({**arrays, "features": arrays["features"][:2]}, tmp_path / "t" / ARRAYS)
-    with pytest.raises(ConfigError, match="is damaged"):
-        OutcomeTable.load(tmp_path / "t")
+    for features_, words in (
+        (arrays["features"][:2], "its arrays do not fit together"),
+        (arrays["features"] * np.float32(np.nan), "its features are not finite"),
+    ):
+        save_file({**arrays, "features": features_}, tmp_path / "t" / ARRAYS)
+        with pytest.raises(ConfigError, match=f"is damaged .{words}"):
+            OutcomeTable.load(tmp_path / "t")
     save_file(arrays, tmp_path / "t" / ARRAYS)
     known = json.loads(text)
     for changed, words in (

@@ -6,11 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -49,7 +44,6 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure under a temporary name and rename it."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, bbox_inches="tight", format=path.suffix.lstrip(".") or "png")
-    plt.close(figure)
 
 
 def metrics_against(series: Series, across: str, metrics: Iterable[str] = (*LABELS,)) -> Figure:
@@ -81,7 +75,8 @@ def metrics_against(series: Series, across: str, metrics: Iterable[str] = (*LABE
 
 def _panels(count: int, width: float) -> tuple[Figure, Sequence[Axes]]:
     """Return a figure and its panels, side by side."""
-    figure, axes = plt.subplots(1, count, figsize=(width * count, 3.8 if width < 6 else 5), squeeze=False)
+    figure = Figure(figsize=(width * count, 3.8 if width < 6 else 5))
+    axes = figure.subplots(1, count, squeeze=False)
     for axis in axes[0]:
         axis.grid(alpha=0.3)
     return figure, axes[0]
@@ -191,7 +186,8 @@ def contact_sheet(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Figure:
         columns: heading → pictures (H, W, 3).
     """
     rows = len(next(iter(columns.values())))
-    figure, axes = plt.subplots(rows, len(columns), figsize=(2 * len(columns), 2 * rows + 0.5), squeeze=False)
+    figure = Figure(figsize=(2 * len(columns), 2 * rows + 0.5))
+    axes = figure.subplots(rows, len(columns), squeeze=False)
     for axis, (heading, images) in zip(axes.T, columns.items(), strict=True):
         axis[0].set_title(heading, fontsize=8)
         for cell, image in zip(axis, images, strict=True):

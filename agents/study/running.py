@@ -22,7 +22,7 @@ from ddpm.util.errors import ConfigError
 from ddpm.util.files import read_json, write_json
 from ddpm.util.progress import progress
 from skipdiff_env.judges import JUDGES, judge_file
-from skipdiff_env.metrics import make_metric
+from skipdiff_env.metrics import Metric, make_metric
 from skipdiff_env.pictures import Pictures
 from skipdiff_env.refinement import Refinement
 
@@ -186,7 +186,7 @@ class Runner:
         if folder is not None:
             path = folder / PARTS / file_name(method.name) / f"{batch.seed}-{batch.first}.json"
             if path.exists():
-                return read_rows(path)
+                return self._read(path, method, batch)
         result = method.run(batch)
         rows = self.measure(method, batch, result)
         if keep is not None:
@@ -195,15 +195,28 @@ class Runner:
             write_json(path, [asdict(row) for row in rows])
         return rows
 
-    def measure(self, method: Method, batch: Batch, result: Result) -> list[Row]:
-        """Measure the result of a method for a batch.
+    def _read(self, path: Path, method: Method, batch: Batch) -> list[Row]:
+        """Return the rows of a method for a batch from a file.
 
-        The originals, which are the targets, are measured only by metrics without a reference.
+        Raises:
+            ConfigError: the file is damaged, or does not hold one row for each picture.
         """
-        fitting = [m for m in self.metrics.values() if method.family != ORIGINALS or not m.needs_reference]
-        if not fitting:
+        rows = read_rows(path)
+        pictures = [batch.first + i for i in range(len(batch.hr))] if self._fitting(method) else []
+        expected = [(method.name, image, batch.seed) for image in pictures]
+        if [(row.method, row.image, row.seed) for row in rows] != expected:
+            raise ConfigError(f"{path} does not hold the rows of its pictures; remove it, or give another --out")
+        return rows
+
+    def _fitting(self, method: Method) -> list[Metric]:
+        """Return the metrics of a method: for the originals, which are the targets, those without a reference."""
+        return [m for m in self.metrics.values() if method.family != ORIGINALS or not m.needs_reference]
+
+    def measure(self, method: Method, batch: Batch, result: Result) -> list[Row]:
+        """Measure the result of a method for a batch."""
+        values = {m.name: m(result.sr, batch.hr if m.needs_reference else None) for m in self._fitting(method)}
+        if not values:
             return []
-        values = {m.name: m(result.sr, batch.hr if m.needs_reference else None) for m in fitting}
         conditioned = method.family not in (ORIGINALS, BICUBIC, OTHER_NET)
         seconds = result.seconds + (batch.condition[1] if conditioned else 0.0)
         states: Sequence[Refinement | None] = result.states or [None] * len(batch.hr)

@@ -14,7 +14,7 @@ import time
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -354,12 +354,13 @@ def train_agent(config: AgentTrainingConfig, folder: Path, resume: bool = False)
         if isinstance(evaluator, Evaluator) and (outcomes := evaluator.outcomes) is not None:
             with atomic_path(folder / "outcomes.npz") as temporary:
                 np.savez(temporary, rewards=outcomes.rewards(), **outcomes.metrics)  # type: ignore[arg-type]
-        place = str(folder / "tensorboard")
-        model.set_logger(Logger(place, [_TensorBoard(place, model.num_timesteps + 1 if begun else None)]))
-        agent_config = _agent_config(config, model, env)
-        with progress(
+        agent_config, place = _agent_config(config, model, env), str(folder / "tensorboard")
+        writer = _TensorBoard(place, model.num_timesteps + 1 if begun else None)
+        bar = progress(
             total=env_steps, initial=model.num_timesteps, desc=f"train-agent {config.algorithm}", unit="step"
-        ) as bar:
+        )
+        with closing(Logger(place, [writer])) as logger, bar:
+            model.set_logger(logger)
             callback = TrainingCallback(config, folder, evaluator, agent_config, curve, bar, started)
             _learn(model, callback, env_steps - model.num_timesteps, begun)
     env.close()
