@@ -121,21 +121,28 @@ def card_of(shared: Shared, repo_id: str, license: str, evaluation: Path | None,
         pictures: names of the pictures in the repository that the card shows.
 
     Raises:
-        ConfigError: the folder does not hold an evaluation.
+        ConfigError: the folder does not hold an evaluation, or a file is not text.
     """
     own = shared.folder / CARD
-    text = own.read_text(encoding="utf-8") if own.is_file() else EMPTY_CARD
+    text = _read_text(own) if own.is_file() else EMPTY_CARD
     if EMPTY_CARD in text:
         text = _new_card(shared, repo_id, license)
     if evaluation is not None:
         table = evaluation / "table.md"
         if not table.is_file():
             raise ConfigError(f"{evaluation} holds no table.md; name a folder that `skipdiff evaluate --out` wrote")
-        text += f"\n## Evaluation\n\n`skipdiff evaluate` printed:\n\n{table.read_text(encoding='utf-8').strip()}\n"
+        text += f"\n## Evaluation\n\n`skipdiff evaluate` printed:\n\n{_read_text(table).strip()}\n"
     for name in pictures:
         if f"({name})" not in text:
             text += f"\n![{Path(name).stem}]({name})\n"
     return text
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is damaged, expected text in UTF-8 ({error}); replace it") from None
 
 
 def _new_card(shared: Shared, repo_id: str, license: str) -> str:

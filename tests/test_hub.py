@@ -244,6 +244,12 @@ def test_bad_uploads(shared: Path, monkeypatch: pytest.MonkeyPatch, changes: dic
         push_to_hub(shared / "agent-run", **{"repo_id": "me/agent", **changes})
 
 
+def test_a_damaged_card(shared: Path) -> None:
+    (shared / "agent-run" / "best" / "README.md").write_bytes(b"# An agent\xff")
+    with pytest.raises(ConfigError, match="is damaged, expected text in UTF-8"):
+        push_to_hub(shared / "agent-run", "me/agent")
+
+
 def test_the_hub_refuses(hub: Hub, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong token, and a Hub that cannot be reached, in one line each."""
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_wrong")
