@@ -126,6 +126,7 @@ class OutcomeTable:
         try:
             arrays = load_file(folder / ARRAYS)
             _check_names(description)
+            description["plan"] = Plan(**description["plan"]).settings()  # with the defaults of what is missing
             schedules = tuple(Schedule.parse(text) for text in description["schedules"])
             photographs = tuple(description["photographs"])
             metrics = {name: arrays[f"metrics.{name}"] for name in description["metrics"]}
@@ -332,7 +333,7 @@ def share_of_gain(own: Array, fixed: Array, best: Array, seed: int = 0) -> tuple
 
 
 def _check_names(description: Mapping[str, Any]) -> None:
-    """Check the network, the plan and the size of the crops, which agents of the table use, and the photographs.
+    """Check the network and the size of the crops, which agents of the table use, and the photographs.
 
     Raises:
         ConfigError: a value is of the wrong kind.
@@ -346,4 +347,3 @@ def _check_names(description: Mapping[str, Any]) -> None:
     if not isinstance(description["metrics"], dict):
         raise TypeError("metrics must say for each name whether a lower value is better")
     check_whole(1, size=description["size"])
-    Plan(**description["plan"])

@@ -150,6 +150,8 @@ def test_what_is_no_table(jumping: str, photos: Path, tmp_path: Path) -> None:
         (tmp_path / "t" / DESCRIPTION).write_text(json.dumps(changed), encoding="utf-8")
         with pytest.raises(ConfigError, match=words):
             OutcomeTable.load(tmp_path / "t")
+    (tmp_path / "t" / DESCRIPTION).write_text(json.dumps({**known, "plan": {}}), encoding="utf-8")
+    assert OutcomeTable.load(tmp_path / "t").description["plan"] == Plan().settings()
 
 
 def test_splits_are_by_photograph() -> None:
