@@ -1,9 +1,9 @@
 """Speed of the environments, batched and in Gymnasium's SyncVectorEnv, with cold and warm memory; and memory use.
 
-python -m benchmarks.env_throughput                                       the table of ratios of SkipDiff-v0
-python -m benchmarks.env_throughput --variants SkipDiffJump-v0 SkipDiffTable-v0 …   of other variants
-python -m benchmarks.env_throughput --disk --variants SkipDiffJump-v0     also a second process that finds cache_dir
-warm python -m benchmarks.env_throughput --memory                              the memory after many episodes
+python -m benchmarks.env_throughput                                     the table of SkipDiff-v0
+python -m benchmarks.env_throughput --variants SkipDiffJump-v0 …        the table of other variants
+python -m benchmarks.env_throughput --disk --variants SkipDiffJump-v0   the speed with a full cache_dir
+python -m benchmarks.env_throughput --memory                            the memory after many episodes
 """
 
 import argparse
