@@ -280,24 +280,19 @@ def image_multiple(denoiser: Denoiser) -> int:
     return math.lcm(denoiser.multiple * geometry(denoiser)[1], denoiser.scale)
 
 
-def networks_of(denoiser: Denoiser) -> dict[str, nn.Module]:
-    """Return the modules of a denoiser by name: itself, or those among its attributes."""
-    if isinstance(denoiser, nn.Module):
-        return {"": denoiser}
-    return {name: each for name, each in vars(denoiser).items() if isinstance(each, nn.Module)}
-
-
 def fingerprint(denoiser: Denoiser) -> str:
     """Return the hash of a denoiser's class, settings and weights, which differs from that of every other denoiser."""
     # the predictor and the substeps of our UNet, which are not among its layers
     beside = [*getattr(denoiser, "_predictor", []), *getattr(denoiser, "_jumps", [])]
     told: Any = denoiser.settings
-    if not isinstance(denoiser, nn.Module):
+    networks: list[nn.Module] = [denoiser] if isinstance(denoiser, nn.Module) else []
+    if not networks:
+        networks = [each for each in vars(denoiser).values() if isinstance(each, nn.Module)]
         plain = {k: v for k, v in vars(denoiser).items() if isinstance(v, str | int | float | bool | None)}
         told = [type(denoiser).__qualname__, {**told}, plain, np.asarray(denoiser.alphas_cumprod).tolist()]
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=16)
     tensors = {name: value for name, value in vars(denoiser).items() if isinstance(value, Tensor)}
-    for weights in (*(net.state_dict() for net in (*networks_of(denoiser).values(), *beside)), tensors):
+    for weights in (*(net.state_dict() for net in (*networks, *beside)), tensors):
         for name, tensor in weights.items():
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
