@@ -30,30 +30,28 @@ class Format:
         name: Pillow's name of the format.
         modes: Pillow's modes that it holds.
         max_side: its largest width and height.
-        exif: whether it has a place for EXIF and XMP.
-        icc: whether it has a place for a colour profile.
+        metadata: whether it has a place for EXIF, XMP and a colour profile.
         animated: whether it can hold several frames with durations.
     """
 
     name: str
     modes: tuple[str, ...] = ("L", "LA", "RGB", "RGBA")
     max_side: int = 2**31 - 1
-    exif: bool = False
-    icc: bool = False
+    metadata: bool = False
     animated: bool = False
 
 
-_PNG = Format("PNG", exif=True, icc=True, animated=True)
-_JPEG = Format("JPEG", ("L", "RGB"), 65_500, exif=True, icc=True)
-_TIFF = Format("TIFF", exif=True, icc=True)
+_PNG = Format("PNG", metadata=True, animated=True)
+_JPEG = Format("JPEG", ("L", "RGB"), 65_500, metadata=True)
+_TIFF = Format("TIFF", metadata=True)
 # larger sides can be written, but libavif, and so Pillow and browsers, do not read them by default
-_AVIF = Format("AVIF", ("RGB", "RGBA"), 32_768, exif=True, icc=True, animated=True)
+_AVIF = Format("AVIF", ("RGB", "RGBA"), 32_768, metadata=True, animated=True)
 _PPM = Format("PPM", ("L", "RGB"))
 OUTPUTS = {
     ".png": _PNG,
     ".apng": _PNG,
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), _JPEG),
-    ".webp": Format("WEBP", ("RGB", "RGBA"), 16_383, exif=True, icc=True, animated=True),
+    ".webp": Format("WEBP", ("RGB", "RGBA"), 16_383, metadata=True, animated=True),
     ".avif": _AVIF,
     ".tif": _TIFF,
     ".tiff": _TIFF,
@@ -238,21 +236,16 @@ def metadata(
     """Return arguments of Pillow's `save` for metadata, and the names of the metadata that the format cannot hold."""
     jpeg = wanted.name == "JPEG"
     sized = None
-    if exif and wanted.exif:
-        try:
+    if exif and wanted.metadata:
+        with suppress(OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
             sized = _sized_exif(exif, size, _JPEG_SEGMENT if jpeg else None)
-        except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
-            sized = None
-    has = {
-        "EXIF": (exif, sized),
-        "XMP": (xmp, xmp if xmp and wanted.exif and (not jpeg or len(xmp) <= _JPEG_XMP) else None),
-        "the colour profile": (icc, icc if icc and wanted.icc and (not jpeg or len(icc) <= _JPEG_ICC) else None),
-    }
+    kept_xmp = xmp if xmp and wanted.metadata and (not jpeg or len(xmp) <= _JPEG_XMP) else None
+    kept_icc = icc if icc and wanted.metadata and (not jpeg or len(icc) <= _JPEG_ICC) else None
+    has = {"EXIF": (exif, sized), "XMP": (xmp, kept_xmp), "the colour profile": (icc, kept_icc)}
     left_out = [name for name, (given, kept) in has.items() if given and not kept]
-    arguments: dict[str, Any] = {"icc_profile": has["the colour profile"][1]}
+    arguments: dict[str, Any] = {"icc_profile": kept_icc}
     if sized:
         arguments["exif"] = sized
-    kept_xmp = has["XMP"][1]
     if details.dpi and wanted.name in ("PNG", "JPEG"):
         arguments["dpi"] = tuple(max(1, round(each)) for each in details.dpi) if jpeg else details.dpi
     if jpeg and "Comment" in details.texts:
