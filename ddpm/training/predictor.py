@@ -57,16 +57,12 @@ def _expanded(fused: nn.Module, span: nn.Module) -> dict[str, Tensor]:
         conv = plain[name]
         assert isinstance(conv, nn.Conv2d)
         wide, kernel, narrow = module.conv
-        for part in (wide, kernel, narrow, module.sk):
-            assert isinstance(part, nn.Conv2d)
-            nn.init.zeros_(part.weight)
-            assert part.bias is not None
-            nn.init.zeros_(part.bias)
+        for parameter in module.parameters():
+            nn.init.zeros_(parameter)
+        nn.init.dirac_(wide.weight)
+        nn.init.dirac_(narrow.weight)
         with torch.no_grad():
-            inputs, outputs = conv.in_channels, conv.out_channels
-            wide.weight[range(inputs), range(inputs)] = 1
-            kernel.weight[:outputs, :inputs] = conv.weight
-            narrow.weight[range(outputs), range(outputs)] = 1
+            kernel.weight[: conv.out_channels, : conv.in_channels] = conv.weight
             narrow.bias.copy_(conv.bias)
             module.update_params()
     others = {name: tensor for name, tensor in fused.state_dict().items() if name in span.state_dict()}
