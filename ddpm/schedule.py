@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.util.checks import shown
+from ddpm.util.checks import is_whole, shown
 from ddpm.util.errors import ConfigError
 
 FloatArray = NDArray[np.float64]
@@ -56,18 +56,18 @@ def even_levels(start: int, forwards: int) -> tuple[int, ...]:
     return tuple(even_steps(start, forwards)[:0:-1].tolist())
 
 
-def check_levels(levels: Sequence[int], T: int) -> tuple[int, ...]:
+def check_levels(levels: Sequence[int], T: int | None = None) -> tuple[int, ...]:
     """Check a schedule that is given by the steps at which the network runs.
 
     Raises:
-        ConfigError: the levels are not falling whole numbers from T on, the last of them at least 1.
+        ConfigError: the levels are not falling whole numbers from T on (None: any number), the last of them at least 1.
     """
     levels = levels if isinstance(levels, tuple | list) else []
-    whole = all(isinstance(level, int | np.integer) and not isinstance(level, bool) for level in levels)
-    falling = whole and all(a > b for a, b in pairwise([*levels, 0]))
-    if not levels or not falling or levels[0] != T:
+    first = T if T is not None else levels[0] if levels else 1
+    falling = all(map(is_whole, levels)) and all(a > b for a, b in pairwise([*levels, 0]))
+    if not levels or not falling or levels[0] != first:
         raise ConfigError(
-            f"levels must be falling whole numbers that begin with {T}, the noisiest step, and end at 1 or above, "
+            f"levels must be falling whole numbers that begin with {first}, the noisiest step, and end at 1 or above, "
             f"got {','.join(map(str, levels)) or 'none'}"
         )
     return tuple(int(level) for level in levels)
@@ -94,10 +94,9 @@ class Schedule:
     substeps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        levels = check_levels(self.levels, self.levels[0] if self.levels else 1)
+        levels = check_levels(self.levels)
         substeps = self.substeps or (1,) * len(levels)
-        whole = all(isinstance(m, int | np.integer) and not isinstance(m, bool) for m in substeps)
-        if len(substeps) != len(levels) or not whole or not all(1 <= m <= MOST_SUBSTEPS for m in substeps):
+        if len(substeps) != len(levels) or not all(is_whole(m) and 1 <= m <= MOST_SUBSTEPS for m in substeps):
             raise ConfigError(
                 f"substeps must be a whole number in 1 … {MOST_SUBSTEPS} for each of {len(levels)} levels, "
                 f"got {','.join(map(str, substeps))}"
@@ -176,6 +175,4 @@ def as_schedule(levels: "Schedule | str | Sequence[int]") -> Schedule:
     """
     if isinstance(levels, Schedule):
         return levels
-    if isinstance(levels, str):
-        return Schedule.parse(levels)
-    return Schedule(check_levels(levels, levels[0] if isinstance(levels, tuple | list) and levels else 1))
+    return Schedule.parse(levels) if isinstance(levels, str) else Schedule(check_levels(levels))
