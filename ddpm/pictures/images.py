@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm.pictures.bit_depth import deep_tiff, grey_levels, keyed_alpha, stored_mode
@@ -219,24 +219,20 @@ def from_pil(image: Image.Image) -> Picture:
         rgb, alpha = rgba[..., :3], rgba[..., 3]
     else:
         rgb = np.array(image.convert("RGB"))
-    turned = _UPRIGHT.get(exif.get(0x0112, 1))
-    if turned is not None:
-        rgb = np.asarray(Image.fromarray(rgb).transpose(turned))
-        alpha = None if alpha is None else np.asarray(Image.fromarray(alpha).transpose(turned))
+    orientation = exif.get(0x0112, 1)
+    if orientation in range(2, 9):
+        rgb = _upright(rgb, orientation)
+        alpha = None if alpha is None else _upright(alpha, orientation)
     coloured = (rgb[..., 0] != rgb[..., 1]) | (rgb[..., 1] != rgb[..., 2])
     grey = not (coloured if alpha is None else coloured & (alpha > 0)).any()
     return Picture(rgb, alpha, grey, icc_profile, clean_exif(exif), xmp, details_of(image))
 
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Return pixels turned from their EXIF orientation, 2 … 8."""
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
 
 
 def visible_colours(picture: Picture) -> NDArray[np.uint8]:
