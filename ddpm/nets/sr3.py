@@ -94,8 +94,7 @@ def import_sr3(
         ConfigError: an argument is out of range or does not fit the architecture.
     """
     tensors = _unet_tensors(path, read_state_dict(path, trust_pickle))
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    architecture, attending = _architecture(path, shapes)
+    architecture, attending = _architecture(path, tensors)
     stride = 2 ** (len(architecture["multipliers"]) - 1)
     if image_size < 1 or image_size % stride:
         raise ConfigError(f"the image size must be a multiple of {stride}, the net's stride, got {image_size}")
@@ -113,8 +112,8 @@ def import_sr3(
         "coarse_steps": coarse_steps,
     }
     with torch.device("meta"):  # uses no memory, since the shapes may be nonsense
-        expected = {sr3_name(name): tensor.shape for name, tensor in UNet(**config).state_dict().items()}
-    if mismatch := tensor_mismatch(expected, shapes):
+        expected = {sr3_name(name): tensor for name, tensor in UNet(**config).state_dict().items()}
+    if mismatch := tensor_mismatch(expected, tensors):
         raise CheckpointError(f"{path} is not of SR3's architecture: {mismatch}")
     unet = UNet(**config)
     unet.load_state_dict({name: tensors[sr3_name(name)] for name in unet.state_dict()})
@@ -196,13 +195,13 @@ def _unet_tensors(path: str | Path, state_dict: Mapping[str, Tensor]) -> dict[st
     return tensors
 
 
-def _architecture(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], list[int]]:
+def _architecture(path: str | Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[int]]:
     """Return width, multipliers and blocks, as found on the way down, and the levels with attention."""
 
     def channels(name: str) -> int:
-        shape = shapes.get(name)
-        if shape is None:
+        if name not in tensors:
             raise CheckpointError(f"{path} is not of SR3's architecture: it lacks {name}")
+        shape = tuple(tensors[name].shape)
         if len(shape) != 4 or 0 in shape:
             raise CheckpointError(f"{path} is not of SR3's architecture: {name} has shape {shape}")
         return shape[0]
@@ -210,13 +209,13 @@ def _architecture(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> tu
     width = channels("downs.0.weight")
     levels: list[list[int]] = [[]]
     attending = []
-    last = max(int(match[1]) for name in shapes if (match := re.match(r"downs\.(\d+)\.", name)))
+    last = max(int(match[1]) for name in tensors if (match := re.match(r"downs\.(\d+)\.", name)))
     for i in range(1, last + 1):
-        if any(name.startswith(f"downs.{i}.conv.") for name in shapes):
+        if any(name.startswith(f"downs.{i}.conv.") for name in tensors):
             levels.append([])
             continue
         levels[-1].append(channels(f"downs.{i}.res_block.block2.block.3.weight"))
-        if any(name.startswith(f"downs.{i}.attn.") for name in shapes) and len(levels) - 1 not in attending:
+        if any(name.startswith(f"downs.{i}.attn.") for name in tensors) and len(levels) - 1 not in attending:
             attending.append(len(levels) - 1)
     if any(not level or len(level) != len(levels[0]) or len(set(level)) > 1 or level[0] % width for level in levels):
         raise CheckpointError(

@@ -30,8 +30,8 @@ HUB = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 MOST_BLOCKS, MOST_LEVELS = 64, 10
 
 
-def tensor_mismatch(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> str:
-    """Return the differences between a file's tensors and those of a net, name → shape; empty if there are none."""
+def tensor_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Return the differences in name and shape between a net's tensors and those of a file; empty if there are none."""
 
     def first(items: Sequence[str]) -> str:
         return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
@@ -39,9 +39,9 @@ def tensor_mismatch(expected: Mapping[str, Sequence[int]], found: Mapping[str, S
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
     shapes = [
-        f"{name} has shape {tuple(found[name])} instead of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name]) != tuple(shape)
+        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
     ]
     return "; ".join(
         text
@@ -295,8 +295,7 @@ class UNet(
             tensors = load_file(file)
         except SafetensorError as error:
             raise CheckpointError(f"{file} is damaged ({error}); copy or download it again") from None
-        mismatch = tensor_mismatch({k: v.shape for k, v in weights.items()}, {k: v.shape for k, v in tensors.items()})
-        if mismatch:
+        if mismatch := tensor_mismatch(weights, tensors):
             raise CheckpointError(f"{file} does not fit its config.json: {mismatch}")
         refuse_not_finite(tensors, str(file))
         unet = cls(**settings)
@@ -353,8 +352,7 @@ class UNet(
         else:
             jumps = self.jump_network()
             weights = {**self.state_dict(), **add_on}
-            expected, found = ({k: v.shape for k, v in each.items()} for each in (jumps.state_dict(), weights))
-            if mismatch := tensor_mismatch(expected, found):
+            if mismatch := tensor_mismatch(jumps.state_dict(), weights):
                 raise CheckpointError(f"the substeps do not fit the network: {mismatch}")
             jumps.load_state_dict(weights)
             jumps.eval().requires_grad_(False)

@@ -103,8 +103,7 @@ def initial_settings(checkpoint: str) -> dict[str, Any]:
 def _copy_weights(source: UNet, target: UNet, name: str) -> None:
     """Copy the weights; raise ConfigError if the two nets' tensors differ in name or shape."""
     weights = source.state_dict()
-    mismatch = tensor_mismatch(*({k: v.shape for k, v in net.state_dict().items()} for net in (target, source)))
-    if mismatch:
+    if mismatch := tensor_mismatch(target.state_dict(), weights):
         raise ConfigError(f"training cannot begin with the weights of {name}: {mismatch}; keep the settings of its net")
     target.load_state_dict(weights)
 
