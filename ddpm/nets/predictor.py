@@ -168,12 +168,10 @@ class _Padded(nn.Module):
 
 def fuse(net: nn.Module) -> None:
     """Replace each convolution that SPAN expands in training by the equal plain one."""
-    for name, child in net.named_children():
-        if hasattr(child, "eval_conv"):
-            child.update_params()  # type: ignore[operator]
-            setattr(net, name, child.eval_conv)
-        else:
-            fuse(child)
+    for name, module in list(net.named_modules()):
+        if hasattr(module, "eval_conv"):
+            module.update_params()
+            net.set_submodule(name, module.eval_conv)
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
