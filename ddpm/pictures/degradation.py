@@ -266,7 +266,7 @@ class Degradation:
         sizes = Sizes((hr.shape[-2], hr.shape[-1]), _lr_size(hr, scale))
         made = []
         for i, target in enumerate(hr):
-            rng = _generator(picture_key(target) if keys is None else keys[i])
+            rng = np.random.default_rng(picture_key(target) if keys is None else keys[i])
             picture = target[None].cpu()
             for operation in self._draw(rng).operations:
                 picture = operation(picture, sizes, rng)
@@ -275,7 +275,7 @@ class Degradation:
 
     def recipe(self, key: Sequence[int]) -> Recipe:
         """Return the draw for a key: strengths, kinds and order."""
-        return self._draw(_generator(key))
+        return self._draw(np.random.default_rng(key))
 
     def _draw(self, rng: np.random.Generator) -> Recipe:
         drawn = {name: 0.0 if rng.random() < LEFT_OUT else rng.random() for name in OPERATIONS}
@@ -294,10 +294,6 @@ PLAIN = Degradation()
 def picture_key(hr: Tensor) -> tuple[int]:
     """Return the key of a target (3, H, W) in [-1, 1]: a hash of its pixels at 8 bits."""
     return (int.from_bytes(hashlib.blake2b(to_uint8(hr).tobytes(), digest_size=8).digest(), "little"),)
-
-
-def _generator(key: Sequence[int]) -> np.random.Generator:
-    return np.random.default_rng(list(key))
 
 
 def _draw_round(rng: np.random.Generator, strengths: Mapping[str, float], place: float) -> list[Operation]:
