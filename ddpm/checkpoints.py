@@ -184,11 +184,10 @@ def load_unet(checkpoint: str | Path, device: str = "cpu") -> UNet:
         ConfigError: its configuration holds an unknown setting, or the device does not exist.
     """
     check_device(device)
-    source = resolve_checkpoint(checkpoint)
-    if is_diffusers(Path(source)):
+    source = Path(resolve_checkpoint(checkpoint))
+    if is_diffusers(source):
         raise CheckpointError(f"{checkpoint} is a model of diffusers; only our own networks can be used for this")
-    if Path(source).is_dir():
-        read_settings(Path(source) / "config.json")  # refuses a damaged file
+    read_settings(source / "config.json")  # refuses a damaged file
     try:
         unet = UNet.from_pretrained(source)
     except CheckpointError:
