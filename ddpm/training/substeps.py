@@ -9,6 +9,7 @@ from one m to the next, and the results become grainier and grainier.)
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ddpm.checkpoints import load_unet, save_checkpoint
-from ddpm.nets.denoiser import per_member, to_latent
+from ddpm.nets.denoiser import image_multiple, per_member, to_latent
 from ddpm.nets.unet import UNet
 from ddpm.noise import KeyedNoise, Stage
 from ddpm.pictures.degradation import Degradation
 from ddpm.pictures.images import find_images, read_picture, to_tensor
 from ddpm.sampling import p_sample, run_levels
-from ddpm.schedule import FloatArray, cosine_alphas_cumprod, even_levels
+from ddpm.schedule import FloatArray, cosine_alphas_cumprod
 from ddpm.training import trainer
 from ddpm.training.configs import SubstepsConfig
 from ddpm.training.trainer import Trainee
@@ -158,8 +159,7 @@ def substeps_loss(
 def even_jumps(unet: UNet, lr_up: Tensor, noise: KeyedNoise, forwards: int, substeps: int) -> Tensor:
     """Return the clean latents after even DDIM steps (η = 0) from pure noise, each with the same substeps."""
     alphas_cumprod, latents = cosine_alphas_cumprod(forwards), noise(Stage.INITIAL, forwards)
-    levels = even_levels(forwards, forwards)
-    return run_levels(unet, alphas_cumprod, latents, lr_up, noise, levels, 0.0, substeps=substeps)
+    return run_levels(unet, alphas_cumprod, latents, lr_up, noise, range(forwards, 0, -1), 0.0, substeps=substeps)
 
 
 @torch.inference_mode()
@@ -235,10 +235,8 @@ def train_substeps(
             save_checkpoint(shipped, checkpoint)
 
         def preview(averaged: nn.Module, hr: Tensor, lr_image: Tensor) -> list[Tensor]:
-            def sample(net: UNet, lr_up: Tensor, noise: KeyedNoise) -> Tensor:
-                return even_jumps(net, lr_up, noise, 1, config.most)
-
-            return samples(whole(averaged), hr, lr_image, sample)
+            one_jump = partial(even_jumps, forwards=1, substeps=config.most)
+            return samples(whole(averaged), hr, lr_image, one_jump)
 
         def validate(averaged: nn.Module) -> Mapping[str, float]:
             assert perceptual is not None
@@ -266,11 +264,9 @@ def _validation_pictures(config: SubstepsConfig, unet: UNet) -> list[tuple[Tenso
     """Return centre crops of the photographs of the validation table, and their low-resolution pictures."""
     if not config.eval_images:
         return []
-    if config.eval_size % math.lcm(unet.multiple, unet.scale):
-        raise ConfigError(
-            f"eval_size must be a multiple of {math.lcm(unet.multiple, unet.scale)} for this checkpoint, "
-            f"got {config.eval_size}"
-        )
+    multiple = image_multiple(unet)
+    if config.eval_size % multiple:
+        raise ConfigError(f"eval_size must be a multiple of {multiple} for this checkpoint, got {config.eval_size}")
     degradation = Degradation.parse(config.degradation)
     pictures = []
     for number, path in enumerate(find_images(config.eval_images)):
