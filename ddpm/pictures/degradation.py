@@ -46,7 +46,7 @@ def downsample(hr: Tensor, scale: int) -> Tensor:
     Raises:
         ImageError: H or W is not a multiple of `scale`.
     """
-    return _to_8_bits(_resize(hr, _lr_size(hr, scale), "bicubic"))
+    return _to_8_bits(F.interpolate(hr, size=_lr_size(hr, scale), mode="bicubic", antialias=True))
 
 
 def _lr_size(hr: Tensor, scale: int) -> tuple[int, int]:
@@ -57,12 +57,6 @@ def _lr_size(hr: Tensor, scale: int) -> tuple[int, int]:
             f"{height}"
         )
     return height // scale, width // scale
-
-
-def _resize(pictures: Tensor, size: tuple[int, int], kernel: str) -> Tensor:
-    if kernel == "area":
-        return F.interpolate(pictures, size=size, mode="area")
-    return F.interpolate(pictures, size=size, mode=kernel, antialias=True)
 
 
 def _to_8_bits(pictures: Tensor) -> Tensor:
@@ -125,7 +119,7 @@ class Shrink:
     def __call__(self, picture: Tensor, sizes: Sizes, rng: np.random.Generator) -> Tensor:
         """Shrink the picture."""
         height, width = (round(small * (large / small) ** self.place) for large, small in zip(*sizes, strict=True))
-        return _resize(picture, (height, width), self.kernel)
+        return F.interpolate(picture, size=(height, width), mode=self.kernel, antialias=self.kernel != "area")
 
 
 @dataclass(frozen=True)
