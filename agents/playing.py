@@ -9,7 +9,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from agents.agent import Agent, State
-from agents.networks.frames import frame_count, resize_latents
+from agents.networks.frames import resize_latents
 from skipdiff_env.episode import Episode
 from skipdiff_env.observations import Observation, Observer
 from skipdiff_env.pictures import Rgb
@@ -67,7 +67,7 @@ class AgentRun:
             config.observation, config.plan, config.price_range, whole=policy.decisions.whole, unet=process.unet,
             latent_bound=config.latent_bound,
         )  # fmt: skip
-        self._frames = frame_count(self._space) if config.observation == "latent" else 1
+        self._frames = self._space.shape[0] // 3 if config.observation == "latent" else 1
         # by identity; the state is kept as well, so that its id is not used again
         self._kept: dict[int, tuple[Refinement, list[NDArray[Any]], State]] = {}
         # the arguments of the last prediction

@@ -153,11 +153,7 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
                 nn.ReLU(inplace=True),
             ]
             channels_in = channels_out
-        with torch.no_grad():
-            shape = torch.zeros(1, 3, image_size, image_size)
-            for module in layers:
-                shape = module(shape) if isinstance(module, nn.Conv2d) else shape
-        flattened = shape.numel()
+        flattened = channels_in * LAST_MAP**2
         state_size = (hidden_size or flattened) if recurrent else flattened
         super().__init__(observation_space, state_size + tell_step * (channels // 3))
         self.convolutions = nn.Sequential(*layers, nn.Flatten())

@@ -1,8 +1,7 @@
 """Stacked latents, (B, 3 · n, H, W), and their frames.
 
 `VecFrameStack` stacks all latents of an episode so far, oldest first, with zeros in front at the beginning of an
-episode. The functions of this module undo that: they return the number of frames of a stack, the frames, and each
-distinct frame once.
+episode. The functions of this module undo that: they return the frames of a stack, and each distinct frame once.
 """
 
 from typing import Any
@@ -13,18 +12,10 @@ from torch import Tensor
 
 from ddpm.util.errors import ConfigError
 
-CHANNELS = 3
-
-
-def frame_count(space: spaces.Space[Any]) -> int:
-    """Return the number n of latents in an observation of a space (3 · n, H, W)."""
-    assert space.shape is not None
-    return space.shape[0] // CHANNELS
-
 
 def frames_of(stacks: Tensor) -> Tensor:
     """Return the latents of stacks (B, 3 · n, H, W), oldest first: (B, n, 3, H, W)."""
-    return stacks.unflatten(1, (-1, CHANNELS))
+    return stacks.unflatten(1, (-1, 3))
 
 
 def resize_latents(latents: Tensor, side: int) -> Tensor:
