@@ -6,27 +6,22 @@ The pages are plain Markdown, so that they read the same on GitHub and on the si
 """
 
 import inspect
-import re
 from pathlib import Path
 
 import click
 
 from agents.cli.command import Command
+from agents.cli.options import attribute_docs
 from ddpm.util.files import atomic_path
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.env import SkipDiffEnv
 
 FOLDER = Path(__file__).parents[1] / "docs" / "environments"
-# The attributes in a Google style docstring, and an entry of one.
-ATTRIBUTES = re.compile(r"^Attributes:\n((?:(?: {4}.*)?(?:\n|$))*)", re.MULTILINE)
-ENTRY = re.compile(r"^ {4}(\w+): ", re.MULTILINE)
 
 
 def arguments() -> str:
     """Return the page of the arguments of all environments with a network."""
-    section = ATTRIBUTES.search(inspect.getdoc(TaskConfig) or "")
-    assert section is not None
-    entries = ENTRY.sub(r"- **\1**: ", re.sub(r"\n {8}", " ", section[1].rstrip()))
+    entries = "\n".join(f"- **{name}**: {text}" for name, text in attribute_docs(TaskConfig).items())
     return f"# Arguments of the environments\n\nThe defaults are those of `SkipDiff-v0`.\n\n{entries}\n"
 
 
