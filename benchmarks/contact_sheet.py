@@ -76,24 +76,20 @@ def _noisy(picture: Rgb, sigma: int) -> Rgb:
 
 def draw(pictures: Sequence[tuple[str, Rgb]], upscalers: dict[str, Upscaler]) -> Image.Image:
     """Return the sheet, with the bicubic enlargement and the result of each upscaler side by side for each case."""
-    enlarged: list[list[Rgb]] = []
     inputs = [to_tensor(picture) for _, picture in pictures]
     results = [upscaler.upscale(inputs, range(len(inputs))) for upscaler in upscalers.values()]
-    for place, (_, picture) in enumerate(pictures):
-        ours = [to_uint8(each[place].sr) for each in results]
-        height, width = ours[0].shape[:2]
-        plain = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
-        enlarged.append([plain, *ours])
-    height, width = enlarged[0][0].shape[:2]
+    height, width = results[0][0].sr.shape[1:]
     block = width * (1 + len(upscalers)) + 8
     rows = -(-len(pictures) // COLUMNS)
     sheet = Image.new("RGB", (block * COLUMNS, (height + LABEL) * rows), "white")
     pen = ImageDraw.Draw(sheet)
-    for place, ((label, _), row) in enumerate(zip(pictures, enlarged, strict=True)):
+    for place, (label, picture) in enumerate(pictures):
         left, top = place % COLUMNS * block, place // COLUMNS * (height + LABEL)
         pen.text((left + 2, top + 2), f"{label}: bicubic, {', '.join(upscalers)}", fill="black")
-        for i, each in enumerate(row):
-            sheet.paste(Image.fromarray(each), (left + i * width, top + LABEL))
+        plain = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+        ours = [Image.fromarray(to_uint8(each[place].sr)) for each in results]
+        for i, each in enumerate([plain, *ours]):
+            sheet.paste(each, (left + i * width, top + LABEL))
     return sheet
 
 
