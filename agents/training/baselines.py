@@ -1,6 +1,6 @@
 """Baselines of the benchmark: regression of all outcomes, behaviour cloning, and random actions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -82,14 +82,10 @@ def fit(
         if kind == "cloning":
             labels = train.table.best_of_others(price)
             values = np.eye(len(train.actions))[labels].mean(axis=1)
-        best, found = -np.inf, None
-        for model in _candidates(inputs, values, kind, seed):
-            planner = Planner(validation, {**models, level: model})
-            reward = _validation_reward(planner, level, price)
-            if reward > best:
-                best, found = reward, model
-        assert found is not None
-        models[level] = found
+        models[level] = max(
+            _candidates(inputs, values, kind, seed),
+            key=lambda model: _validation_reward(Planner(validation, {**models, level: model}), level, price),
+        )
     return Planner(train, models)
 
 
@@ -131,7 +127,7 @@ def _outcomes(tree: Tree, level: float, later: Planner, price: float) -> tuple[N
     return inputs, values
 
 
-def _candidates(inputs: NDArray[np.float32], values: Array, kind: str, seed: int) -> Sequence[Model]:
+def _candidates(inputs: NDArray[np.float32], values: Array, kind: str, seed: int) -> Iterator[Model]:
     """Yield models with several strengths of the ridge, or after several epochs."""
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-3
 
@@ -140,12 +136,11 @@ def _candidates(inputs: NDArray[np.float32], values: Array, kind: str, seed: int
 
     if kind == "ridge":
         x, base = normal(inputs), values.mean(axis=0)
-        found: list[Model] = []
         for strength in RIDGES:
             weights = np.linalg.solve(x.T @ x + strength * np.eye(x.shape[1]), x.T @ (values - base))
-            found.append(lambda seen, weights=weights: normal(seen) @ weights + base)  # type: ignore[misc]
-        return found
-    return _networks(normal, inputs, values, kind == "cloning", seed)
+            yield lambda seen, weights=weights: normal(seen) @ weights + base  # type: ignore[misc]
+    else:
+        yield from _networks(normal, inputs, values, kind == "cloning", seed)
 
 
 def _networks(
@@ -154,7 +149,7 @@ def _networks(
     values: Array,
     cloning: bool,
     seed: int,
-) -> list[Model]:
+) -> Iterator[Model]:
     """Yield the network after each of several epochs."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(inputs.shape[1], HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, values.shape[1]))
@@ -162,7 +157,6 @@ def _networks(
     x = torch.tensor(normal(inputs), dtype=torch.float32)
     spread = 1.0 if cloning else float(values.std())
     y = torch.tensor(values / spread, dtype=torch.float32)
-    found: list[Model] = []
     for epoch in range(EPOCHS):
         for rows in torch.randperm(len(x)).split(256):
             predicted = net(x[rows])
@@ -180,5 +174,4 @@ def _networks(
             def model(seen: NDArray[np.floating], w: Sequence[Any] = tuple(weights)) -> Array:
                 return np.tanh(normal(seen) @ w[0].T + w[1]) @ w[2].T + w[3]
 
-            found.append(model)
-    return found
+            yield model
