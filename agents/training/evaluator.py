@@ -1,6 +1,6 @@
 """Evaluation of agents during a training, in comparison with fixed schedules."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,11 +42,6 @@ class Evaluator:
         self.outcomes = tabulate(task, seeds) if oracle else None
         self.compared = "start" if task.plan.skip_mode == "restart" else "number of steps"
 
-    def _skipped(self, episode: Episode) -> float:
-        """Return the share of the diffusion steps, from the first down to 2, that was not performed."""
-        plan = self.task.plan
-        return 1 - (episode.refinement.nfe - plan.coarse_forwards - 1) / plan.decisions
-
     def __call__(self, agent: Agent, env_steps: int, seconds: float) -> CurvePoint:
         """Evaluate an agent that has learnt from `env_steps` decisions in `seconds`."""
         told = agent.config.price_range is not None
@@ -61,6 +56,7 @@ class Evaluator:
                 oracle.append(float(rewards.max(axis=2).mean()))
         reward = float(np.mean([episode.reward for episode in episodes]))
         best = float(np.mean(oracle)) if oracle else np.nan
+        plan, forwards = self.task.plan, [episode.refinement.nfe for episode in episodes]
         return CurvePoint(
             env_steps=env_steps,
             episodes=env_steps // agent.config.make_decisions().longest,
@@ -68,8 +64,8 @@ class Evaluator:
             reward=reward,
             regret=best - reward,
             start=float(np.mean([episode.refinement.start for episode in episodes])),
-            skips=float(np.mean([self._skipped(episode) for episode in episodes])),
-            nfe=float(np.mean([episode.refinement.nfe for episode in episodes])),
+            skips=float(np.mean([1 - (nfe - plan.coarse_forwards - 1) / plan.decisions for nfe in forwards])),
+            nfe=float(np.mean(forwards)),
             best_fixed_reward=float(np.mean(fixed)) if fixed else np.nan,
             oracle_reward=best,
         )
@@ -117,16 +113,6 @@ class TableEvaluator:
         )
 
 
-def _groups(task: Task, seeds: int, title: str) -> Iterator[range]:
-    """Yield the pictures of a task in groups that make a batch with their noises, with a progress bar."""
-    size, count = max(1, task.config.batch_size // seeds), len(task.pictures)
-    with progress(total=count, desc=title, unit="picture", leave=False) as bar:
-        for first in range(0, count, size):
-            group = range(first, min(first + size, count))
-            yield group
-            bar.update(len(group))
-
-
 def tabulate(task: Task, seeds: Sequence[int]) -> OutcomeTable:
     """Return the outcomes of the fixed schedules with which an agent is compared, for each picture and noise seed.
 
@@ -134,7 +120,13 @@ def tabulate(task: Task, seeds: Sequence[int]) -> OutcomeTable:
     """
     restart = task.plan.skip_mode == "restart"
     ways = None if restart else task.process.decisions.references(task.unet.substeps)
-    parts = [task.schedule_outcomes(group, seeds, ways) for group in _groups(task, len(seeds), "reference")]
+    # the pictures in groups that make a batch with their noises
+    size, count, parts = max(1, task.config.batch_size // len(seeds)), len(task.pictures), []
+    with progress(total=count, desc="reference", unit="picture", leave=False) as bar:
+        for first in range(0, count, size):
+            group = range(first, min(first + size, count))
+            parts.append(task.schedule_outcomes(group, seeds, ways))
+            bar.update(len(group))
     return replace(
         parts[0],
         metrics={name: np.concatenate([part.metrics[name] for part in parts]) for name in task.metrics},
