@@ -122,12 +122,10 @@ def _of_env(env: Any, training: dict[str, Any]) -> dict[str, Any]:
 def plain_settings(config: TaskConfig) -> dict[str, Any]:
     """Return the arguments of an environment that define its episodes, as plain data."""
     found = {each.name: getattr(config, each.name) for each in fields(config) if each.name not in ELSEWHERE}
-    found["checkpoint"] = str(config.checkpoint)
     if config.schedules is not None:
         found["schedules"] = list(map(str, config.schedules))
-    for name in ("metric", "report_metrics"):  # of a function only the name is kept
-        found[name] = json.loads(json.dumps(found[name], default=lambda each: getattr(each, "__name__", str(each))))
-    return json.loads(json.dumps(found))
+    # of a function only the name is kept, and of an object its text
+    return json.loads(json.dumps(found, default=lambda each: getattr(each, "__name__", str(each))))
 
 
 def _check_spaces(model: Any, config: AgentConfig, env: Any) -> None:
