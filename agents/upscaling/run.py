@@ -1,8 +1,10 @@
 """The run of `skipdiff upscale`: it finds pictures, plans their results, and enlarges them."""
 
+import glob
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 from agents.upscaling.jobs import Job, Run, chunks
@@ -37,7 +39,8 @@ def _sources(options: UpscaleOptions, report: Report) -> list[tuple[Path, Path]]
             continue
         outright = Path(given).is_file()
         # the folder above all possible matches of a pattern
-        root = Path(given).resolve() if Path(given).is_dir() else _literal_root(given).resolve()
+        literal = takewhile(lambda part: not glob.has_magic(part), Path(given).parts)
+        root = (Path(given) if Path(given).is_dir() else Path(*literal)).resolve()
         inside = not options.to_file and out != root and out.is_relative_to(root)
         for path, named in pairs:
             place = resolve(path.parent)
@@ -62,12 +65,6 @@ def _sources(options: UpscaleOptions, report: Report) -> list[tuple[Path, Path]]
     if not kept and not report.failures:
         report.fail(options.out, f"nothing to enlarge: all pictures found are results in {options.out}")
     return kept
-
-
-def _literal_root(pattern: str) -> Path:
-    """Return the folder in which a pattern begins."""
-    parts = Path(pattern).parts
-    return Path(*[part for i, part in enumerate(parts) if not any(set("*?[") & set(p) for p in parts[: i + 1])])
 
 
 def _plan(options: UpscaleOptions, scale: int, report: Report) -> list[Job]:
