@@ -12,7 +12,7 @@ import pickle
 import random
 import time
 import zipfile
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
@@ -96,12 +96,10 @@ class TrainingCallback(BaseCallback):
         self.config, self.folder, self.evaluator, self.agent_config = config, folder, evaluator, agent_config
         self.curve = curve
         self.stepwise = agent_config is not None and agent_config.make_decisions().stepwise
-        self.window: dict[str, deque[float]] = {}
+        self.window: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
         self.began = time.perf_counter()
         self.earlier = curve[-1].seconds if curve else 0.0
         self.evaluating = 0.0
-        self.evaluated = curve[-1].env_steps if curve else -1
-        self.began_at = 0
         self.saved = -math.inf
 
     @property
@@ -117,11 +115,11 @@ class TrainingCallback(BaseCallback):
         return Agent(replace(self.agent_config, training=training), self.model.policy)
 
     def _on_rollout_start(self) -> None:
-        if self.evaluated < 0 or self.num_timesteps >= self.evaluated + self.interval:
+        if not self.curve or self.num_timesteps >= self.curve[-1].env_steps + self.interval:
             self.evaluate()
         spent = self.earlier + time.perf_counter() - self.started
         late = self.config.minutes is not None and spent >= 60 * self.config.minutes
-        if late and self.num_timesteps > self.began_at:
+        if late and self.n_calls > 0:
             raise _LateError
         if isinstance(self.model, OnPolicyAlgorithm):
             self._remember(True)
@@ -139,24 +137,18 @@ class TrainingCallback(BaseCallback):
         if isinstance(extractor := getattr(self.model.policy, "features_extractor", None), SkipProposalExtractor):
             extractor.remember(on)
 
-    def _on_training_start(self) -> None:
-        self.began_at = self.num_timesteps
-
     def _on_step(self) -> bool:
         self.bar.update(self.training_env.num_envs)
         if self.config.on_table:  # its short infos hold nothing to log
             return True
         if self.stepwise:
-            self._add("skips", float(np.mean(self.locals["actions"])))
+            self.window["skips"].append(float(np.mean(self.locals["actions"])))
         for done, info in zip(self.locals["dones"], self.locals["infos"], strict=True):
             if done:
-                self._add("reward", float(info["episode"]["r"]))
-                self._add("start", info["start"])
-                self._add("nfe", info["nfe"])
+                self.window["reward"].append(float(info["episode"]["r"]))
+                self.window["start"].append(info["start"])
+                self.window["nfe"].append(info["nfe"])
         return True
-
-    def _add(self, name: str, value: float) -> None:
-        self.window.setdefault(name, deque(maxlen=WINDOW)).append(value)
 
     def _on_rollout_end(self) -> None:
         means = {name: float(np.mean(values)) for name, values in self.window.items()}
@@ -177,7 +169,6 @@ class TrainingCallback(BaseCallback):
         known = {name: value for name, value in asdict(evaluation).items() if not math.isnan(value)}
         best = max((point.reward for point in self.curve), default=-np.inf)
         self.curve.append(evaluation)
-        self.evaluated = self.num_timesteps
         for name in known.keys() - {"env_steps", "episodes", "seconds"}:
             self.logger.record(f"eval/{name}", known[name])
         self.logger.dump(self.num_timesteps)
@@ -393,7 +384,7 @@ def _learn(model: Any, callback: TrainingCallback, left: int, begun: bool) -> No
             f"after {model.num_timesteps} decisions the policy returns numbers that are not finite; train with a lower "
             "-p learning_rate"
         ) from None
-    if callback.evaluated < model.num_timesteps:
+    if callback.curve[-1].env_steps < model.num_timesteps:
         callback.evaluate()
     callback.save_state()
 
