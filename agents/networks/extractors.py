@@ -23,6 +23,8 @@ NORMS = ("batch", "group")
 # Side of the last feature map, and the smallest picture a stride-2 net of at least two layers can be built for.
 LAST_MAP = 8
 MIN_SIZE = 32
+# Smallest weight of a new measurement of statistics; the first measurements weigh more (1/2, 1/3, …).
+MOMENTUM = 0.1
 
 
 class RolloutBatchNorm2d(nn.Module):
@@ -37,8 +39,6 @@ class RolloutBatchNorm2d(nn.Module):
 
     Args:
         channels: number of channels C of the input (B, C, H, W).
-        momentum: smallest weight of a new measurement; the first measurements weigh more (1/2, 1/3, …).
-        eps: number that is added to the variance.
     """
 
     # "running_" is the prefix by which DQN copies statistics to its target net
@@ -46,9 +46,8 @@ class RolloutBatchNorm2d(nn.Module):
     running_var: Tensor
     running_count: Tensor
 
-    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.momentum, self.eps = momentum, eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -70,7 +69,7 @@ class RolloutBatchNorm2d(nn.Module):
         mean = sum(mean * (count / total) for count, mean, _ in self._measured)
         square = sum(square * (count / total) for count, _, square in self._measured)
         self._measured.clear()
-        weight = max(self.momentum, 1 / (self.running_count.item() + 1))
+        weight = max(MOMENTUM, 1 / (self.running_count.item() + 1))
         assert isinstance(mean, Tensor)
         self.running_mean.lerp_(mean.float(), weight)
         self.running_var.lerp_((square - mean**2).clamp(min=0).float(), weight)
@@ -89,7 +88,7 @@ class RolloutBatchNorm2d(nn.Module):
             self._update()
         elif self.training:
             self._measure(x)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
 
 
 class SkipProposalExtractor(BaseFeaturesExtractor):
