@@ -17,8 +17,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -52,7 +52,7 @@ def enlarging(upscaler: Upscaler) -> Callable[[Rgb], Rgb]:
 
 def skipdiff(checkpoint: str, quality: float | None) -> Callable[[Rgb], Rgb]:
     """Return the function by which `skipdiff upscale` enlarges a decoded picture."""
-    return enlarging(make_upscaler(checkpoint=checkpoint, device="cpu", start=None, levels=None, quality=quality))
+    return enlarging(make_upscaler(checkpoint=checkpoint, device="cpu", quality=quality))
 
 
 def picture(side: int) -> Rgb:
@@ -93,9 +93,8 @@ def compare_pictures(images: Sequence[str], degradation: str, checkpoint: str, q
     """
     files = find_images(images)
     metrics = [make_metric(name) for name in ("psnr", "lpips", *(JUDGES if judge_file().is_file() else ()))]
-    common: dict[str, Any] = {"checkpoint": checkpoint, "device": "cpu", "start": None}
-    upscaler = make_upscaler(quality=quality, levels=None, **common)
-    plain = make_upscaler(levels=f"even:{PLAIN}", fine_sampler="ddim", **common)
+    make = partial(make_upscaler, checkpoint=checkpoint, device="cpu")
+    upscaler, plain = make(quality=quality), make(levels=f"even:{PLAIN}", fine_sampler="ddim")
     ways: dict[str, tuple[str, int, Callable[[Rgb], Rgb]]] = {
         "bicubic": (BICUBIC, 0, lambda rgb: to_uint8(upsample(to_tensor(rgb)[None], SCALE)[0])),
         NAME: (OTHER_NET, 0, realesrgan()),
@@ -104,8 +103,7 @@ def compare_pictures(images: Sequence[str], degradation: str, checkpoint: str, q
         f"ddim, {PLAIN} even steps": (SCHEDULE, PLAIN, enlarging(plain)),
     }
     for detail in DETAILS if upscaler.unet.substeps > 1 else ():
-        fixed = enlarging(make_upscaler(levels=None, detail=detail, **common))
-        ways[f"skipdiff upscale --detail {detail}"] = (SCHEDULE, 1, fixed)
+        ways[f"skipdiff upscale --detail {detail}"] = (SCHEDULE, 1, enlarging(make(detail=detail)))
     rows = []
     for i, file in enumerate(progress(files, desc="pictures", unit="picture")):
         picture = read_picture(file).rgb

@@ -85,9 +85,7 @@ class Workshop:
         if checkpoint not in self.checkpoints:
             raise ConfigError(f"unknown checkpoint {checkpoint!r}; known are {', '.join(self.checkpoints)}")
         if checkpoint not in self._upscalers:
-            self._upscalers[checkpoint] = make_upscaler(
-                checkpoint=checkpoint, device=self.device, start=None, levels=None
-            )
+            self._upscalers[checkpoint] = make_upscaler(checkpoint=checkpoint, device=self.device)
         return self._upscalers[checkpoint]
 
     def knob(self, checkpoint: str) -> Knob:
