@@ -16,7 +16,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.networks.frames import DistinctFrames, check_space, frames_of, resize_latents
+from agents.networks.frames import DistinctFrames, check_space, resize_latents
 from ddpm.util.errors import ConfigError
 
 NORMS = ("batch", "group")
@@ -189,7 +189,7 @@ class SkipProposalExtractor(BaseFeaturesExtractor):
             (B, features_dim): the GRU's state after the newest frame (zeros where there is none), and with `tell_step`
             the number of the decision; without GRU the convolutions of the newest frame.
         """
-        frames = frames_of(observations)
+        frames = observations.unflatten(1, (-1, 3))
         if self.gru is None:
             frames = frames[:, -1:]
         kept = None if torch.is_grad_enabled() else self._remembered.get(threading.get_ident())

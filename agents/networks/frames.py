@@ -1,7 +1,7 @@
-"""Stacked latents, (B, 3 · n, H, W), and their frames.
+"""Stacked latents, (B, 3 · n, H, W), and their distinct frames.
 
 `VecFrameStack` stacks all latents of an episode so far, oldest first, with zeros in front at the beginning of an
-episode. The functions of this module undo that: they return the frames of a stack, and each distinct frame once.
+episode. This module finds each distinct frame once, so that a network runs once for it.
 """
 
 from typing import Any
@@ -11,11 +11,6 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ddpm.util.errors import ConfigError
-
-
-def frames_of(stacks: Tensor) -> Tensor:
-    """Return the latents of stacks (B, 3 · n, H, W), oldest first: (B, n, 3, H, W)."""
-    return stacks.unflatten(1, (-1, 3))
 
 
 def resize_latents(latents: Tensor, side: int) -> Tensor:
