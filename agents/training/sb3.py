@@ -40,6 +40,7 @@ from agents.policies import NotFiniteError, acting_part, check_outputs
 from agents.tables import write_csv
 from agents.training.config import AgentTrainingConfig
 from agents.training.evaluator import Evaluator, TableEvaluator
+from agents.training.hyperparameters import OWN
 from agents.training.learning_curve import CURVE, CurvePoint, read_curve
 from agents.training.vec_env import TableVecEnv, check_memory, get_state, make_env, set_state
 from ddpm.checkpoints import check_device
@@ -223,17 +224,16 @@ def make_model(config: AgentTrainingConfig, env: VecEnv) -> Any:
     Raises:
         ConfigError: the algorithm does not take the hyperparameters, or the memory does not hold its buffer.
     """
-    values = {name: each for name, each in config.hyperparameters.items() if name not in ("n_timesteps", "n_envs")}
-    values.pop("vec_env_wrapper", None)
+    given = config.hyperparameters
+    values = {name: each for name, each in given.items() if name not in OWN}
     for name, value in values.items():
         if isinstance(value, str) and value.startswith("lin_"):
             values[name] = LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
         if isinstance(value, list):  # train_freq
             values[name] = tuple(value)
-    deviation = values.pop("noise_std", 0.0)
-    if values.pop("noise_type", None) is not None:
+    if given.get("noise_type") is not None:
         zeros = np.zeros(env.action_space.shape or ())
-        values["action_noise"] = NormalActionNoise(zeros, zeros + deviation)
+        values["action_noise"] = NormalActionNoise(zeros, zeros + given.get("noise_std", 0.0))
     algorithm: Any = algorithm_class(config.algorithm)
     with _refused(config.algorithm):
         values["policy_kwargs"] = resolved(values.get("policy_kwargs") or {})
