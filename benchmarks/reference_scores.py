@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from agents.algorithms import algorithm_class
@@ -29,9 +29,6 @@ from skipdiff_env.outcomes import OutcomeTable, Score
 from skipdiff_env.rules import PRICE
 from skipdiff_env.scoring import play, tree_of
 from skipdiff_env.tree import Tree
-
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
 
 BANDIT, STRIDE, NUMBERS = "SkipDiffBanditTable-v0", "SkipDiffStrideTable-v0", "SkipDiffContinuousTable-v0"
 STRIDE_TABLE = "natural-x4-stride"
