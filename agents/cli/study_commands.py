@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from agents.cli.options import (
     CHECKPOINT,
@@ -22,6 +21,7 @@ from agents.cli.options import (
     batch_size,
     degradation,
     environment,
+    given_options,
     image_size,
     limit,
     named_agents,
@@ -169,7 +169,7 @@ def _scoring(ctx: click.Context, env_id: str, options: Mapping[str, Any]) -> dic
     from skipdiff_env.decisions import make_decisions
     from skipdiff_env.plan import Plan
 
-    given = {name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    given = given_options(ctx, options)
     task = TaskConfig.of(environment(env_id))
     jumps = task.skip_mode == "jump"
     if not isinstance(task.nfe_penalty, int | float) or not isinstance(task.metric, str):

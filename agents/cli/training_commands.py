@@ -1,29 +1,28 @@
 """The commands that train diffusion networks, predictors and agents, and that import networks of SR3."""
 
-from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
-from agents.cli.options import absolute_paths, episode_settings, episodes, numbers, options_of
-from ddpm.training.configs import DDPMConfig, PredictorConfig, SubstepsConfig
+from agents.cli.options import (
+    absolute_paths,
+    episode_settings,
+    episodes,
+    given_options,
+    numbers,
+    options_of,
+    several,
+)
+from ddpm.training.configs import DDPMConfig, PredictorConfig, SubstepsConfig, TrainingConfig
 from ddpm.util.errors import ConfigError
 
-# Options of `train-agent` that are settings of the training, and those that training on a table has.
-TRAINING = (
-    "eval_images", "eval_noise_seeds", "eval_first_seed", "eval_every", "oracle", "minutes", "cache_mb", "cache_dir",
-    "seed", "device",
-)  # fmt: skip
+C = TypeVar("C", bound=TrainingConfig)
+# Options of `train-agent` that training on a table has.
 ON_TABLE = ("env_id", "algo", "table", "nfe_penalty", "env_steps", "eval_every", "minutes", "overrides", "seed")
 # Options that may name files.
 PATHS = ("images", "eval_images", "checkpoint", "init", "predictor")
-
-
-def _given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given on the command line."""
-    return {k: v for k, v in options.items() if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
 
 
 def _checked_training(options: dict[str, Any]) -> dict[str, Any]:
@@ -38,27 +37,35 @@ def _settled(options: dict[str, Any]) -> dict[str, Any]:
     return options | absolute_paths(options, *(name for name in PATHS if name in options))
 
 
-RUN = (
+def _config(kind: type[C], ctx: click.Context, out: Path, resume: bool, options: dict[str, Any]) -> C:
+    """Return the settings of a training that begins or is resumed."""
+    from ddpm.training.trainer import resumed_config
+
+    if resume:
+        return resumed_config(kind, out, _settled(given_options(ctx, options)))
+    return kind(**_checked_training(options))
+
+
+def _lpips(side: int) -> Any:
+    """Return LPIPS as a loss of pictures of this side.
+
+    Raises:
+        ConfigError: LPIPS does not take pictures of this size.
+    """
+    from skipdiff_env.metrics import make_lpips, make_metric
+
+    make_metric("lpips").check_size(side, side)
+    return make_lpips()
+
+
+RUN = several(
     click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."),
     click.option("--resume", is_flag=True, help="Continue the run in --out."),
 )
 
 
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a training with a run's folder to a command."""
-    for option in RUN:
-        command = option(command)
-    return command
-
-
-UNET_OPTIONS = (
-    "width", "multipliers", "blocks", "attention_resolutions", "image_size", "dropout", "norm_groups", "patch_size",
-    "noise_level_scale", "local_variance", "prediction", "target", "residual_scale", "scale", "coarse_steps",
-)  # fmt: skip
-
-
 @click.command("train-ddpm")
-@run_options
+@RUN
 @options_of(DDPMConfig, leave_out=["unet"])
 @click.option("--scale", type=int, default=4, help="Factor by which the network enlarges.")
 @click.option("--width", type=int, default=96, help="Channels of the first level (paper: 64).")
@@ -111,26 +118,21 @@ def train_ddpm(ctx: click.Context, out: Path, resume: bool, **options: Any) -> N
     from ddpm.training.trainer import resumed_config
     from ddpm.training.unet import initial_settings, train
 
-    given = _given(ctx, options)
+    given = given_options(ctx, options)
     if resume:
         config = resumed_config(DDPMConfig, out, _settled(given))
     else:
         options = _checked_training(options)
-        unet = {k: options.pop(k) for k in UNET_OPTIONS}
+        unet = {k: options.pop(k) for k in sorted(options.keys() - {each.name for each in fields(DDPMConfig)})}
         if options["init"] is not None:
             unet = initial_settings(options["init"]) | {k: v for k, v in unet.items() if k in given}
         config = DDPMConfig(unet=unet, **options)
-    perceptual = None
-    if config.perceptual_weight > 0:
-        from skipdiff_env.metrics import make_lpips, make_metric
-
-        make_metric("lpips").check_size(config.crop, config.crop)
-        perceptual = make_lpips()
+    perceptual = _lpips(config.crop) if config.perceptual_weight > 0 else None
     click.echo(f"checkpoint: {train(config, out, resume, perceptual)}")
 
 
 @click.command("train-predictor")
-@run_options
+@RUN
 @options_of(PredictorConfig)
 @click.pass_context
 def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any) -> None:
@@ -139,17 +141,12 @@ def train_predictor(ctx: click.Context, out: Path, resume: bool, **options: Any)
     The weights are written to OUT/checkpoint/predictor.safetensors.
     """
     from ddpm.training.predictor import train_predictor as train
-    from ddpm.training.trainer import resumed_config
 
-    if resume:
-        config = resumed_config(PredictorConfig, out, _settled(_given(ctx, options)))
-    else:
-        config = PredictorConfig(**_checked_training(options))
-    click.echo(f"predictor: {train(config, out, resume)}")
+    click.echo(f"predictor: {train(_config(PredictorConfig, ctx, out, resume, options), out, resume)}")
 
 
 @click.command("train-substeps")
-@run_options
+@RUN
 @click.option("--from", "init", default="natural-x4", help="Checkpoint whose network learns substeps.")
 @options_of(SubstepsConfig, leave_out=["init"])
 @click.pass_context
@@ -160,24 +157,14 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
     a table of LPIPS and PSNR for several numbers of forwards and substeps.
     """
     from ddpm.training.substeps import train_substeps as train
-    from ddpm.training.trainer import resumed_config
 
-    if resume:
-        config = resumed_config(SubstepsConfig, out, _settled(_given(ctx, options)))
-    else:
-        config = SubstepsConfig(**_checked_training(options))
-    perceptual = None
-    if config.eval_images:
-        from skipdiff_env.metrics import make_lpips, make_metric
-
-        make_metric("lpips").check_size(config.eval_size, config.eval_size)
-        perceptual = make_lpips()
+    config = _config(SubstepsConfig, ctx, out, resume, options)
+    perceptual = _lpips(config.eval_size) if config.eval_images else None
     click.echo(f"checkpoint: {train(config, out, resume, perceptual)}")
 
 
 @click.command("train-agent")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@RUN
 @click.option(
     "--env",
     "env_id",
@@ -256,9 +243,10 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> 
     from agents.training.hyperparameters import parse_overrides
     from agents.training.sb3 import MODEL
     from agents.training.sb3 import train_agent as train
+    from skipdiff_env.rules import PRICE
     from skipdiff_env.scoring import BENCHMARKS, score
 
-    given = _given(ctx, options)
+    given = given_options(ctx, options)
     if resume:
         config = resumed_config(out, given)
     else:
@@ -269,21 +257,20 @@ def train_agent(ctx: click.Context, out: Path, resume: bool, **options: Any) -> 
             _check_table_options(given)
             env: dict[str, Any] = {name: given[name] for name in ("table", "nfe_penalty") if name in given}
             env |= absolute_paths(env, *(env.keys() & {"table"}))
-            own: dict[str, Any] = {name: options[name] for name in ("eval_every", "minutes", "seed")}
         else:
             if options["table"] is not None:
                 raise ConfigError(f"--table is for the environments {', '.join(BENCHMARKS)}, got {env_id}")
             options = _settled(options)
             env = episode_settings(options) | {"noise_seeds": options["noise_seeds"] or None}
             env |= {name: options[name] for name in ("obs_dtype", "crop")}
-            own = {name: options[name] for name in TRAINING} | {"eval_images": list(options["eval_images"]) or None}
+        own = {each.name: options[each.name] for each in fields(AgentTrainingConfig) if each.name in options}
+        own["eval_images"] = list(options["eval_images"]) or None
         config = AgentTrainingConfig(options["algo"], env_id, env, overrides, **own)
     path = train(config, out, resume)
     text = f"agent: {path}"
     if config.on_table:
-        prices = {name: config.env_kwargs[name] for name in ("nfe_penalty",) if name in config.env_kwargs}
-        model = load_zip(out / MODEL, trust_pickle=True)
-        found = score(model, env_id=config.env, table=config.env_settings["table"], **prices)
+        model, price = load_zip(out / MODEL, trust_pickle=True), config.env_kwargs.get("nfe_penalty", PRICE)
+        found = score(model, env_id=config.env, table=config.env_settings["table"], nfe_penalty=price)
         text += (
             f" (score {found.value:.3f} [{found.low:.3f}, {found.high:.3f}] on the test photographs; 0 is the best "
             "fixed schedule, 1 the best one under the other noises)"
