@@ -14,7 +14,7 @@ from agents.cli.options import episode_settings
 from agents.playing import AgentPolicy
 from ddpm.util.checks import counted
 from ddpm.util.errors import ConfigError
-from ddpm.util.files import atomic_path, check_ending
+from ddpm.util.files import atomic_path
 from ddpm.util.progress import say
 from skipdiff_env.config import TaskConfig
 from skipdiff_env.episode import Episode
@@ -110,14 +110,10 @@ def enjoy(
         if skipping and probabilities is not None:
             skips.append(float(probabilities[0, Action.SKIP]))
         task.step([episode], [action])
-        decided.append(f"{place}{decisions.describe_last(state, action)}{_probability(probabilities, action)}")
+        shown = "" if probabilities is None else f", probability {probabilities[0, int(action)]:.3f}"
+        decided.append(f"{place}{decisions.describe_last(state, action)}{shown}")
     draw()
     return Played(episode, decided, frames)
-
-
-def _probability(probabilities: NDArray[np.float64] | None, action: Any) -> str:
-    """Return the text for the probability of the chosen action; empty where there are no probabilities."""
-    return "" if probabilities is None else f", probability {probabilities[0, int(action)]:.3f}"
 
 
 def _with_bars(frame: NDArray[np.uint8], skips: Sequence[float], decisions: int) -> NDArray[np.uint8]:
@@ -140,21 +136,15 @@ def _with_bars(frame: NDArray[np.uint8], skips: Sequence[float], decisions: int)
 
 
 def write_film(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
-    """Write frames as .gif or .webp, or the last one as .png.
+    """Write frames as .gif or .webp, or a single one as .png.
 
     Raises:
-        ConfigError: the ending is another one, or the file cannot be written.
+        ConfigError: the file cannot be written.
     """
-    check_ending(path, FORMATS)
-    images = [Image.fromarray(frame) for frame in frames]
-    still = path.suffix.lower() == ".png"
-    durations = [1000 // METADATA["render_fps"]] * (len(images) - 1) + [3000]
-    film: dict[str, Any] = {"save_all": True, "append_images": images[1:], "duration": durations, "loop": 0}
+    first, *others = map(Image.fromarray, frames)
+    durations = [1000 // METADATA["render_fps"]] * len(others) + [3000]
     try:
         with atomic_path(path) as temporary:
-            if still:
-                images[-1].save(temporary)
-            else:
-                images[0].save(temporary, quality=WEBP_QUALITY, **film)
+            first.save(temporary, quality=WEBP_QUALITY, save_all=True, append_images=others, duration=durations, loop=0)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
