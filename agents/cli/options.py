@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import click
 from click.core import ParameterSource
 
+from ddpm.samplers import coarse_eta
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import real_path
 from skipdiff_env.plan import PARTS
@@ -50,17 +51,13 @@ def options_of(kind: type, leave_out: Collection[str] = ()) -> Callable[[Command
         leave_out: fields without an option.
     """
     hints, docs = get_type_hints(kind), attribute_docs(kind)
-
-    def decorate(command: Command) -> Command:
-        for each in reversed(dataclasses.fields(kind)):
-            if each.name in leave_out:
-                continue
+    options = []
+    for each in dataclasses.fields(kind):
+        if each.name not in leave_out:
             default = () if each.default is dataclasses.MISSING else each.default
             flag = f"--{each.name.replace('_', '-')}"
-            command = click.option(flag, default=default, help=docs[each.name], **_kind_of(hints[each.name]))(command)
-        return command
-
-    return decorate
+            options.append(click.option(flag, default=default, help=docs[each.name], **_kind_of(hints[each.name])))
+    return several(*options)
 
 
 def several(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -107,8 +104,6 @@ def numbers(count: int | None = None) -> Callable[[click.Context, click.Paramete
 
 
 def _sampler(text: str) -> str:
-    from ddpm.samplers import coarse_eta
-
     coarse_eta(text, "the sampler")
     return text
 
@@ -298,19 +293,13 @@ EPISODES = several(
     ),
     DEVICE,
 )
-episodes = several(
-    EPISODES,
-    PLAN,
-    click.option(
-        "--skip-mode",
-        type=click.Choice(["restart", "jump"]),
-        help="Effect of SKIP.  [default: that of the agent or the environment]",
-    ),
-)
 
 
 def episode_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Remove the options of `episodes`, and return them as arguments of the environment; None leaves the default."""
+    """Remove `EPISODES` and the parts of a plan from options, and return them as arguments of the environment.
+
+    None leaves the default.
+    """
     names = ("checkpoint", "images", "split", "degradation", "image_size", "metric", "nfe_penalty", *PARTS)
     settings = {name: options.pop(name, None) for name in names}
     settings["images"] = list(settings["images"] or ()) or None

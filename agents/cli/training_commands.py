@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 import click
 
 from agents.cli.options import (
+    EPISODES,
+    PLAN,
     absolute_paths,
     episode_settings,
-    episodes,
     given_options,
     numbers,
     options_of,
@@ -184,7 +185,13 @@ def train_substeps(ctx: click.Context, out: Path, resume: bool, **options: Any) 
     help="Another table of the environment: a folder that `tabulate --levels` wrote, or the name of one that ships, "
     "such as photo-x4.",
 )
-@episodes
+@EPISODES
+@PLAN
+@click.option(
+    "--skip-mode",
+    type=click.Choice(["restart", "jump"]),
+    help="Effect of SKIP.  [default: that of the agent or the environment]",
+)
 @click.option(
     "--env-steps",
     type=click.IntRange(min=1),
