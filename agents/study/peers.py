@@ -53,12 +53,11 @@ def scheduler(T: int, name: str, forwards: int) -> Method:
     """Return a sampler of diffusers, see `ddpm.peers.peer_sample`."""
     from ddpm.peers import peer_sample
 
-    alphas_cumprod = cosine_alphas_cumprod(T)
     return sampled(
         f"{PEERS[name]}, {forwards}",
         PEER,
         forwards,
-        lambda batch: peer_sample(name, batch.unet, alphas_cumprod, batch.lr_up, batch.noise, forwards),
+        lambda b: peer_sample(name, b.unet, b.unet.schedule(T), b.lr_up, b.noise, forwards),
     )
 
 
@@ -69,12 +68,11 @@ def early(T: int, t: int, forwards: int, predicted: bool = False) -> Method:
     """
     from ddpm.peers import early_start
 
-    alphas_cumprod = cosine_alphas_cumprod(T)
     return sampled(
         f"predictor's picture from {t}, {forwards}" if predicted else f"CCDF from {t}, {forwards}",
         EARLY,
         forwards,
-        lambda b: (early_start(_network(b), alphas_cumprod, b.lr_up, b.noise, t, forwards), forwards),
+        lambda b: (early_start(_network(b), b.unet.schedule(T), b.lr_up, b.noise, t, forwards), forwards),
     )
 
 
@@ -82,12 +80,10 @@ def null_space(T: int, forwards: int) -> Method:
     """Return DDIM with estimates that agree with the low-resolution picture, see `ddpm.peers.NullSpaceDenoiser`."""
     from ddpm.peers import NullSpaceDenoiser
 
-    alphas_cumprod, levels = cosine_alphas_cumprod(T), even_levels(T, forwards)
-
     def latents(batch: Batch) -> tuple[torch.Tensor, int]:
         unet, noise = NullSpaceDenoiser(_network(batch), batch.lr_image, batch.unet.scale), batch.noise
-        start = noise(Stage.INITIAL, T)
-        return run_levels(unet, alphas_cumprod, start, batch.lr_up, noise, levels, 0.0), forwards
+        start, levels = noise(Stage.INITIAL, T), even_levels(T, forwards)
+        return run_levels(unet, unet.schedule(T), start, batch.lr_up, noise, levels, 0.0), forwards
 
     return sampled(f"DDNM, {forwards}", PEER, forwards, latents)
 
