@@ -61,10 +61,8 @@ def comparisons(rows: Sequence[Row], reference: str, photographs: Sequence[str])
             differences = np.array([ours[photograph] - theirs[photograph] for photograph in both])
             if len(differences):
                 low, high = interval(differences)
-                lower = metric in LOWER_BETTER
-                better = high < 0 if lower else low > 0
-                worse = low > 0 if lower else high < 0
-                entry[metric] = (float(differences.mean()), low, high, 1 if better else -1 if worse else 0)
+                better = high < 0 if metric in LOWER_BETTER else low > 0
+                entry[metric] = (float(differences.mean()), low, high, better)
         entries.append(entry)
     return entries
 
@@ -103,10 +101,10 @@ def comparisons_markdown(entries: Sequence[Mapping[str, Any]], reference: str, p
             continue
         cells = [entry["method"]]
         for name in metrics:
-            difference, low, high, verdict = entry.get(name, (math.nan, math.nan, math.nan, 0))
+            difference, low, high, better = entry.get(name, (math.nan, math.nan, math.nan, False))
             digits = COLUMNS.get(name, ("", 4))[1]
             text = f"{difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-            cells.append("–" if math.isnan(difference) else f"**{text}**" if verdict > 0 else text)
+            cells.append("–" if math.isnan(difference) else f"**{text}**" if better else text)
         lines.append(cells)
     return (
         f"Differences to {reference}, with 95 % bootstrap intervals over {counted(count, 'photograph')}; noises and "
