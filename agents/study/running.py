@@ -181,31 +181,25 @@ class Runner:
         return [row for own in rows.values() for row in own]
 
     def _rows(self, method: Method, batch: Batch, folder: Path | None, keep: Keep | None) -> list[Row]:
-        """Return the rows of a method for a batch: those in the folder, or new ones, which are written into it."""
-        path = None
-        if folder is not None:
-            path = folder / PARTS / file_name(method.name) / f"{batch.seed}-{batch.first}.json"
-            if path.exists():
-                return self._read(path, method, batch)
+        """Return the rows of a method for a batch: those in the folder, or new ones, which are written into it.
+
+        Raises:
+            ConfigError: the file in the folder is damaged, or does not hold one row for each picture.
+        """
+        path = None if folder is None else folder / PARTS / file_name(method.name) / f"{batch.seed}-{batch.first}.json"
+        if path is not None and path.exists():
+            rows = read_rows(path)
+            pictures = range(len(batch.hr)) if self._fitting(method) else ()
+            expected = [(method.name, batch.first + i, batch.seed) for i in pictures]
+            if [(row.method, row.image, row.seed) for row in rows] != expected:
+                raise ConfigError(f"{path} does not hold the rows of its pictures; remove it, or give another --out")
+            return rows
         result = method.run(batch)
         rows = self.measure(method, batch, result)
         if keep is not None:
             keep(batch, method, result)
         if path is not None:
             write_json(path, [asdict(row) for row in rows])
-        return rows
-
-    def _read(self, path: Path, method: Method, batch: Batch) -> list[Row]:
-        """Return the rows of a method for a batch from a file.
-
-        Raises:
-            ConfigError: the file is damaged, or does not hold one row for each picture.
-        """
-        rows = read_rows(path)
-        pictures = [batch.first + i for i in range(len(batch.hr))] if self._fitting(method) else []
-        expected = [(method.name, image, batch.seed) for image in pictures]
-        if [(row.method, row.image, row.seed) for row in rows] != expected:
-            raise ConfigError(f"{path} does not hold the rows of its pictures; remove it, or give another --out")
         return rows
 
     def _fitting(self, method: Method) -> list[Metric]:
