@@ -32,11 +32,8 @@ def benchmark(
     """
     from agents.benchmark import load_policy
     from agents.tables import markdown
-    from ddpm.util.checks import check_one_of
-    from skipdiff_env.outcomes import SPLITS
     from skipdiff_env.scoring import score, tree_of
 
-    check_one_of(SPLITS, split=split)
     tree = tree_of(env_id, table)
     tree.table.split(split).check_score(tree.table.split("train").best_fixed(nfe_penalty), nfe_penalty)
     policies = [load_policy(agent, tree, trust_pickle) for agent in agents]
