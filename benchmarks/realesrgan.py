@@ -27,7 +27,7 @@ import torch
 from agents.cli.command import Command
 from agents.cli.options import degradation as degradation_option
 from agents.cli.options import numbers
-from agents.study.intervals import comparisons, comparisons_markdown
+from agents.study.intervals import comparisons_markdown
 from agents.study.realesrgan import NAME, SCALE, Rgb, missing, realesrgan
 from agents.study.rows import BICUBIC, OTHER_NET, PREDICTOR, SCHEDULE, Row, to_markdown
 from agents.upscaling.jobs import make_upscaler
@@ -120,7 +120,7 @@ def compare_pictures(images: Sequence[str], degradation: str, checkpoint: str, q
             rows.append(Row(name, family, i, 0, forwards, seconds, values))
     click.echo(f"{to_markdown(rows)}\n")
     names = [str(file) for file in files]
-    click.echo(comparisons_markdown(comparisons(rows, NAME, names), NAME, names))
+    click.echo(comparisons_markdown(rows, NAME, names))
 
 
 @click.command(cls=Command, context_settings={"show_default": True})

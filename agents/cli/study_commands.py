@@ -116,7 +116,7 @@ def evaluate(
     from agents.agent import load_agent
     from agents.study.evaluation import default_reward
     from agents.study.evaluation import evaluate as run
-    from agents.study.intervals import comparisons, comparisons_markdown, shares_markdown
+    from agents.study.intervals import comparisons_markdown, shares_markdown
     from agents.study.rows import to_markdown, write_report
     from agents.study.running import Runner, default_metrics, load_crops, save_pictures
     from ddpm.checkpoints import load_denoiser
@@ -154,7 +154,7 @@ def evaluate(
     rows = run(runner, crops, loaded, asked, train_crops=train_crops, keep=keep, folder=out, **options)
     sections = [to_markdown(rows)]
     if reference is not None:
-        sections.append(comparisons_markdown(comparisons(rows, reference, photographs), reference, photographs))
+        sections.append(comparisons_markdown(rows, reference, photographs))
     if shares := shares_markdown(rows, photographs):
         sections.append(shares)
     click.echo("\n\n".join(sections))

@@ -1,8 +1,6 @@
 """Differences between methods with bootstrap intervals over photographs."""
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,45 +24,13 @@ def per_photograph(rows: Sequence[Row], metric: str, photographs: Sequence[str])
     return {name: float(np.nanmean(own)) for name, own in values.items() if not np.isnan(own).all()}
 
 
-def interval(differences: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+def interval(differences: NDArray[np.float64]) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of the mean of differences, one for each photograph."""
     if len(differences) < 2 or np.ptp(differences) == 0:
         return (float(differences.mean()),) * 2
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     found = bootstrap((differences,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=rng).confidence_interval
     return float(found.low), float(found.high)
-
-
-def comparisons(rows: Sequence[Row], reference: str, photographs: Sequence[str]) -> list[dict[str, Any]]:
-    """Return one entry for each method, with its paired differences to a reference by metric.
-
-    Args:
-        rows: rows of all methods.
-        reference: name of a method.
-        photographs: the photograph that each picture is cut from, which is the unit of the resampling.
-
-    Returns:
-        For each method "method" and, by metric, (difference, low, high, whether it is better).
-
-    Raises:
-        ConfigError: there is no such method.
-    """
-    methods = {name: own for name, own in by_method(rows).items() if own[0].family != ORIGINALS}
-    if reference not in methods:
-        raise ConfigError(f"reference must be one of the methods {'; '.join(methods)}, got {reference!r}")
-    entries = []
-    for name, own in methods.items():
-        entry: dict[str, Any] = {"method": name}
-        for metric in methods[reference][0].metrics:
-            theirs, ours = (per_photograph(each, metric, photographs) for each in (methods[reference], own))
-            both = sorted(theirs.keys() & ours.keys())
-            differences = np.array([ours[photograph] - theirs[photograph] for photograph in both])
-            if len(differences):
-                low, high = interval(differences)
-                better = high < 0 if metric in LOWER_BETTER else low > 0
-                entry[metric] = (float(differences.mean()), low, high, better)
-        entries.append(entry)
-    return entries
 
 
 def shares_markdown(rows: Sequence[Row], photographs: Sequence[str]) -> str:
@@ -89,25 +55,47 @@ def shares_markdown(rows: Sequence[Row], photographs: Sequence[str]) -> str:
     )
 
 
-def comparisons_markdown(entries: Sequence[Mapping[str, Any]], reference: str, photographs: Sequence[str]) -> str:
-    """Return the entries as a Markdown table with a sentence before it; better values than the reference's are bold."""
+def comparisons_markdown(rows: Sequence[Row], reference: str, photographs: Sequence[str]) -> str:
+    """Return a Markdown table of the paired differences of methods to a reference, with a sentence before it.
+
+    Better values than the reference's are bold.
+
+    Args:
+        rows: rows of all methods.
+        reference: name of a method.
+        photographs: the photograph that each picture is cut from, which is the unit of the resampling.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    methods = {name: own for name, own in by_method(rows).items() if own[0].family != ORIGINALS}
+    if reference not in methods:
+        raise ConfigError(f"reference must be one of the methods {'; '.join(methods)}, got {reference!r}")
+    base = methods.pop(reference)
+    theirs = {metric: per_photograph(base, metric, photographs) for metric in base[0].metrics}
+    measured = {metric for metric, values in theirs.items() if values}
+    metrics = [*(name for name in COLUMNS if name in measured), *sorted(measured - COLUMNS.keys())]
+    lines = [
+        [name, *(_difference(per_photograph(own, each, photographs), theirs[each], each) for each in metrics)]
+        for name, own in methods.items()
+    ]
     count = len(set(photographs))
     note = f" An interval over fewer than {FEW} photographs says little." if count < FEW else ""
-    metrics = [name for name in COLUMNS if any(name in entry for entry in entries)]
-    metrics += sorted({name for entry in entries for name in entry if name not in (*metrics, "method")})
-    lines = []
-    for entry in entries:
-        if entry["method"] == reference:
-            continue
-        cells = [entry["method"]]
-        for name in metrics:
-            difference, low, high, better = entry.get(name, (math.nan, math.nan, math.nan, False))
-            digits = COLUMNS.get(name, ("", 4))[1]
-            text = f"{difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-            cells.append("–" if math.isnan(difference) else f"**{text}**" if better else text)
-        lines.append(cells)
     return (
         f"Differences to {reference}, with 95 % bootstrap intervals over {counted(count, 'photograph')}; noises and "
         f"crops are averaged within a photograph. Bold: better, and the interval excludes 0.{note}\n\n"
         + markdown(["method", *(COLUMNS.get(name, (name, 4))[0] for name in metrics)], lines)
     )
+
+
+def _difference(ours: Mapping[str, float], theirs: Mapping[str, float], metric: str) -> str:
+    """Return the mean difference of a metric by photograph, with its interval; a dash if it is unknown."""
+    both = sorted(ours.keys() & theirs.keys())
+    differences = np.array([ours[photograph] - theirs[photograph] for photograph in both])
+    if not both or np.isnan(differences.mean()):
+        return "–"
+    low, high = interval(differences)
+    digits = COLUMNS.get(metric, ("", 4))[1]
+    text = f"{differences.mean():+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    better = high < 0 if metric in LOWER_BETTER else low > 0
+    return f"**{text}**" if better else text

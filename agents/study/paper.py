@@ -15,7 +15,7 @@ from agents.study import methods as ways
 from agents.study import reported
 from agents.study.evaluation import settings_of, training_of
 from agents.study.figures import plot_evaluation
-from agents.study.intervals import comparisons, comparisons_markdown
+from agents.study.intervals import comparisons_markdown
 from agents.study.methods import Method
 from agents.study.peers import peers
 from agents.study.rows import (
@@ -194,8 +194,7 @@ class Paper:
                 ' **Columns named "paper" hold the paper\'s own figures, on other networks and other pictures** '
                 f"({reported.DATA.get(self.unet.scale, 'none for this scale')})."
             )
-        compared = comparisons(rows, self.ours.name, photographs)
-        every = ["## All methods", to_markdown(rows), comparisons_markdown(compared, self.ours.name, photographs)]
+        every = ["## All methods", to_markdown(rows), comparisons_markdown(rows, self.ours.name, photographs)]
         write_report(out, rows, [header, *texts, *every])
         plot_evaluation(out, out)
         return out / "report.md"
