@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from agents.study.rows import AGENT, BICUBIC, CHOSEN, ORIGINALS, RANDOM, START
 from agents.study.running import picture_path
-from agents.training.learning_curve import CurvePoint, read_curve
+from agents.training.learning_curve import CURVE, CurvePoint, read_curve
 from ddpm.pictures.images import read_picture
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import atomic_path, read_json, real_path
@@ -121,7 +121,7 @@ def starts(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure:
     """Plot the quality of every start (Table 5), and the share of episodes in which agents chose it.
 
     Args:
-        rows: as `agents.study.rows.flat` returns them, or as rows.csv holds them.
+        rows: as rows.csv holds them.
         names: metrics, or "reward".
     """
     fixed = [row for row in rows if row["family"] == START]
@@ -282,7 +282,7 @@ def plot_runs(runs: Sequence[Path], out: Path) -> list[Path]:
     """
     names = [real_path(run).name for run in runs]
     titles = names if len(set(names)) == len(names) else [str(run) for run in runs]
-    curves = {title: read_curve(run / "evaluations.csv") for title, run in zip(titles, runs, strict=True)}
+    curves = {title: read_curve(run / CURVE) for title, run in zip(titles, runs, strict=True)}
     for run, curve in curves.items():
         if not curve:
             raise ConfigError(f"the run {run} has no evaluation yet")

@@ -242,28 +242,16 @@ def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
     }
 
 
-def domination_note(names: Iterable[str]) -> str:
-    """Return a sentence that defines "dominated" for a table with these metrics; empty without domination."""
-    headings = [COLUMNS[name][0] for name in judged(names)]
-    if not headings:
-        return ""
-    return (
-        "A method is dominated by another that takes at most as many forwards, is at least as good in "
-        f"{', '.join(headings[:-1])} and {headings[-1]}, and better in one of them."
-    )
-
-
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return the summary as a Markdown table; ± is the standard deviation over noise seeds, if there are several."""
-    note = domination_note(rows[0].metrics)
-    columns = ["method", *_figures(rows), "nfe", "seconds", *(["dominated_by"] if note else [])]
-    return markdown_table(summarise(rows), columns) + (f"\n\n{note}" if note else "")
-
-
-def flat(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Return rows with one column for each metric, and levels as text."""
-    plain = (vars(row) | {"levels": " ".join(map(str, row.levels))} for row in rows)
-    return [columns | columns.pop("metrics") for columns in plain]
+    columns = ["method", *_figures(rows), "nfe", "seconds"]
+    headings = [COLUMNS[name][0] for name in judged(rows[0].metrics)]
+    if not headings:
+        return markdown_table(summarise(rows), columns)
+    return markdown_table(summarise(rows), [*columns, "dominated_by"]) + (
+        "\n\nA method is dominated by another that takes at most as many forwards, is at least as good in "
+        f"{', '.join(headings[:-1])} and {headings[-1]}, and better in one of them."
+    )
 
 
 def write_report(folder: Path, rows: Sequence[Row], sections: Iterable[str]) -> None:
@@ -277,7 +265,8 @@ def write_report(folder: Path, rows: Sequence[Row], sections: Iterable[str]) -> 
     summary = summarise(rows)
     write_json(folder / "table.json", summary)
     write_csv(folder / "table.csv", summary)
-    write_csv(folder / "rows.csv", flat(rows))
+    plain = (vars(row) | {"levels": " ".join(map(str, row.levels))} for row in rows)
+    write_csv(folder / "rows.csv", [columns | columns.pop("metrics") for columns in plain])
     command = f"`{shlex.join(['skipdiff', *sys.argv[1:]])}` printed:"
     for name, text in (("table.md", to_markdown(rows)), ("report.md", "\n\n".join([command, *sections]))):
         with atomic_path(folder / name) as temporary:
