@@ -12,6 +12,7 @@ from agents.study.methods import Batch, Method, chain, has_predictor, sampled, s
 from agents.study.rows import EARLY, PEER
 from ddpm.nets.denoiser import Denoiser, NoiseLevelDenoiser
 from ddpm.noise import Stage
+from ddpm.peers import NullSpaceDenoiser, early_start, peer_sample
 from ddpm.sampling import run_levels
 from ddpm.schedule import cosine_alphas_cumprod, even_levels
 from ddpm.training.best_schedule import best_levels, jump_costs, trajectory_errors, x0_errors
@@ -51,8 +52,6 @@ def peers(unet: Denoiser, train: Sequence[Batch] = ()) -> list[Method]:
 
 def scheduler(T: int, name: str, forwards: int) -> Method:
     """Return a sampler of diffusers, see `ddpm.peers.peer_sample`."""
-    from ddpm.peers import peer_sample
-
     return sampled(
         f"{PEERS[name]}, {forwards}",
         PEER,
@@ -66,8 +65,6 @@ def early(T: int, t: int, forwards: int, predicted: bool = False) -> Method:
 
     The condition is bicubic enlargement (CCDF) or, with `predicted`, the predictor's picture (Lyu et al.).
     """
-    from ddpm.peers import early_start
-
     return sampled(
         f"predictor's picture from {t}, {forwards}" if predicted else f"CCDF from {t}, {forwards}",
         EARLY,
@@ -78,7 +75,6 @@ def early(T: int, t: int, forwards: int, predicted: bool = False) -> Method:
 
 def null_space(T: int, forwards: int) -> Method:
     """Return DDIM with estimates that agree with the low-resolution picture, see `ddpm.peers.NullSpaceDenoiser`."""
-    from ddpm.peers import NullSpaceDenoiser
 
     def latents(batch: Batch) -> tuple[torch.Tensor, int]:
         unet, noise = NullSpaceDenoiser(_network(batch), batch.lr_image, batch.unet.scale), batch.noise
