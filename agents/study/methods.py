@@ -310,11 +310,7 @@ def agent_curve(name: str, agent: Agent) -> list[Method]:
 def skipping_policy(fine_forwards: float, steps: int, rng: np.random.Generator) -> Policy:
     """Return a policy that skips at random, with `fine_forwards` forwards in a fine stage on average."""
     skip = 1 - (fine_forwards - 1) / (steps - 1)
-
-    def decide(states: Sequence[Refinement]) -> Sequence[int]:
-        return [SKIP if rng.random() < skip else DENOISE for _ in states]
-
-    return decide
+    return lambda states: [SKIP if rng.random() < skip else DENOISE for _ in states]
 
 
 def random_skipping(like: Method) -> Method:
