@@ -204,6 +204,16 @@ def make_metric(name: str, device: str = "cpu") -> Metric:
     return _make_metric(name, str(device), (judge_file(), *stamp(judge_file())) if name in JUDGES else None)
 
 
+def lower_better(name: str) -> bool:
+    """Return whether lower values of a metric of `make_metric` are better; no weights are loaded."""
+    if name in ("colour", "lpips", *JUDGES):
+        return True
+    ensure_torchvision()
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    return bool(DEFAULT_CONFIGS.get(name, {}).get("lower_better", False))
+
+
 @functools.cache
 def _make_metric(name: str, device: str, judge: tuple[Any, ...] | None) -> Metric:
     """Return a metric, see `make_metric`; `judge` identifies the file of the judges' weights."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from ddpm.pictures.images import to_tensor
 from ddpm.util.errors import ConfigError
 from skipdiff_env import judges
-from skipdiff_env.metrics import Metric, _make_metric, as_metric, make_metric
+from skipdiff_env.metrics import Metric, _make_metric, as_metric, lower_better, make_metric
 
 # the real weights, if this machine has them
 JUDGE = judges.judge_file()
@@ -452,3 +452,12 @@ def test_mistakes_of_a_function_are_told() -> None:
 def test_what_is_no_metric(given: Any) -> None:
     with pytest.raises(ConfigError, match="a metric is a name, a Metric or a function"):
         as_metric(given)
+
+
+def test_the_better_direction() -> None:
+    """It is that of the metrics themselves, for names of this project and of pyiqa."""
+    for name in ("psnr", "ssim", "niqe", "lpips", "piqe", "colour"):
+        assert lower_better(name) == make_metric(name).lower_better
+    assert lower_better("brisque")
+    assert not lower_better("musiq")
+    assert not lower_better("reward")

@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from agents.study.rows import AGENT, BEST_FIXED, LOWER_BETTER, ORIGINALS, PICTURE_BEST, Row, by_method, figure
+from agents.study.rows import AGENT, BEST_FIXED, ORIGINALS, PICTURE_BEST, Row, by_method, figure
 from agents.tables import COLUMNS, markdown
 from ddpm.util.checks import counted
 from ddpm.util.errors import ConfigError
+from skipdiff_env.metrics import lower_better
 from skipdiff_env.outcomes import RESAMPLES, share_of_gain
 
 # Fewer photographs than this make an interval unreliable.
@@ -97,5 +98,5 @@ def _difference(ours: Mapping[str, float], theirs: Mapping[str, float], metric: 
     low, high = interval(differences)
     digits = COLUMNS.get(metric, ("", 4))[1]
     text = f"{differences.mean():+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-    better = high < 0 if metric in LOWER_BETTER else low > 0
+    better = high < 0 if lower_better(metric) else low > 0
     return f"**{text}**" if better else text

@@ -35,7 +35,6 @@ CHOSEN = (ORACLE, PICTURE_BEST, BEST_FIXED)
 
 # Metrics in which a method must be at least as good to dominate another. The last counts only if it was measured.
 JUDGED = ("psnr", "lpips", "dists")
-LOWER_BETTER = frozenset({"niqe", "lpips", "dists", "lpips-vgg", "piqe", "colour"})
 
 
 @dataclass(frozen=True)
@@ -227,7 +226,7 @@ def dominators(summary: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
     methods = [entry for entry in summary if entry["family"] not in (ORIGINALS, OTHER_NET, *CHOSEN)]
 
     def losses(entry: Mapping[str, Any]) -> NDArray[np.float64]:
-        return np.array([entry[name] if name in LOWER_BETTER else -entry[name] for name in judged(entry)])
+        return np.array([-entry[name] if name == "psnr" else entry[name] for name in judged(entry)])
 
     def better(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         own, cheaper = losses(entry), [other for other in methods if other["nfe"] <= entry["nfe"]]
