@@ -14,7 +14,7 @@ from ddpm.pictures.degradation import Degradation
 from ddpm.util.checks import LARGEST, check_most, check_one_of, check_whole, is_number
 from ddpm.util.errors import ConfigError
 from skipdiff_env.metrics import MetricLike
-from skipdiff_env.plan import Plan
+from skipdiff_env.plan import PARTS, Plan
 from skipdiff_env.rules import REWARDS, price_range
 
 CROPS = ("center", "random")
@@ -183,11 +183,4 @@ class TaskConfig:
         Raises:
             ConfigError: the steps or a sampler do not fit.
         """
-        return Plan.resolve(
-            unet.settings,
-            steps=self.steps,
-            coarse_sampler=self.coarse_sampler,
-            fine_sampler=self.fine_sampler,
-            skip_mode=self.skip_mode,
-            first_step=self.first_step,
-        )
+        return Plan.resolve(unet.settings, **{part: getattr(self, part) for part in PARTS})

@@ -126,18 +126,17 @@ class Plan:
             raise ConfigError(f"unknown part of a plan: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
         asked = {name: value for name, value in given.items() if value is not None}
         if "steps" in asked:
-            asked["S"], asked["N"] = check_pair(asked.pop("steps"))
-        T = settings["diffusion_steps"]
-        if agent is not None:
-            base = agent
-            if (asked.get("S", agent.S), asked.get("N", agent.N)) != (agent.S, agent.N):
-                asked.setdefault("first_step", None)
-        else:
+            steps = asked.pop("steps")
+            if not isinstance(steps, tuple | list) or len(steps) != 2 or not all(map(is_whole, steps)):
+                raise ConfigError(f"steps must be two whole numbers (S, N), got {steps!r}")
+            asked["S"], asked["N"] = map(int, steps)
+        T, base = settings["diffusion_steps"], agent
+        if base is None:
             S = settings["coarse_steps"]
             own = settings["coarse_sampler"] if asked.get("skip_mode", "restart") == "restart" else "ddpm"
             base = cls(S, T // S, own)
-            if asked.keys() & {"S", "N"}:
-                asked.setdefault("first_step", None)
+        if (asked.get("S", base.S), asked.get("N", base.N)) != (base.S, base.N):
+            asked.setdefault("first_step", None)
         plan = replace(base, **asked)
         plan.check(T)
         return plan
@@ -164,16 +163,3 @@ class Plan:
             text += f", coarse sampler {self.coarse_sampler}"
         text += f", fine sampler {self.fine_sampler}, skip mode {self.skip_mode}"
         return text + (f", decisions from step {self.first} on" if self.first != self.N else "")
-
-
-def check_pair(steps: Any) -> tuple[int, int]:
-    """Return the two whole numbers (S, N) of a tuple or list.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    several = isinstance(steps, tuple | list) and len(steps) == 2
-    if not several or not all(map(is_whole, steps)):
-        raise ConfigError(f"steps must be two whole numbers (S, N), got {steps!r}")
-    S, N = steps
-    return int(S), int(N)
