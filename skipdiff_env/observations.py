@@ -1,7 +1,7 @@
 """Observations of episodes, and their space."""
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -123,35 +123,30 @@ class Observer:
 
     def _features(self, state: Refinement, price: float) -> NDArray[np.float32]:
         """Return the vector of features of a state."""
-        parts: list[Any] = [self._remembered(state, (), lambda: state.lr_up)]
+        parts: list[Any] = [self._remembered(state, None)]
         if not self.whole:
             parts.append([state.level / self.plan.length])
         if self.prices is not None:
             parts.append([price])
-        before = state.before
-        if not self.whole and before is None:
-            parts.append(np.zeros(FEATURES))
-        elif not self.whole and before is not None:
-            unet = self.unet
-            assert unet is not None, "estimates come from a network"
-            place = state.noise_seed, state.trace
-            parts.append(self._remembered(state, place, lambda: self._decoded(unet, before, state)))
+        if not self.whole:
+            parts.append(np.zeros(FEATURES) if state.before is None else self._remembered(state, state.before))
         return np.concatenate(parts).astype(np.float32)
 
-    @staticmethod
-    @torch.no_grad()
-    def _decoded(unet: Denoiser, latent: Tensor, state: Refinement) -> Tensor:
-        """Return the picture (3, H, W) of a clean latent of a state."""
-        return unet.decode(latent[None], state.lr_up[None])[0]
+    def _remembered(self, state: Refinement, estimate: Tensor | None) -> NDArray[np.float32]:
+        """Return the features of the last estimate of a state, or with None of its condition.
 
-    def _remembered(
-        self, state: Refinement, place: tuple[Hashable, ...], picture: Callable[[], Tensor]
-    ) -> NDArray[np.float32]:
-        """Return the features of a picture, which are remembered if the state has a key."""
+        They are remembered if the state has a key.
+        """
+        place = () if estimate is None else (state.noise_seed, state.trace)
         memo, key = self.memo, ("features", state.key, *place)
         known = None if state.key is None else memo.get(key)
         if known is None:
-            known = torch.from_numpy(features(picture().cpu().numpy()))
+            picture = state.lr_up
+            if estimate is not None:
+                assert self.unet is not None, "estimates come from a network"
+                with torch.no_grad():
+                    picture = self.unet.decode(estimate[None], picture[None])[0]
+            known = torch.from_numpy(features(picture.cpu().numpy()))
             if state.key is not None:
                 memo.put(key, known)
         return known.cpu().numpy()
