@@ -100,9 +100,15 @@ class BatchedEnv(VectorEnv[Any, Array, Array]):
         if options is not None and not isinstance(options, Mapping):
             raise ConfigError(f"the options of reset must be a dictionary, got {options!r}")
         options = dict(options or {})
-        chosen = self._mask(options.pop("reset_mask", None))
+        mask = options.pop("reset_mask", None)
+        mask = np.ones(self.num_envs, dtype=np.bool_) if mask is None else np.asarray(mask)
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+            raise ConfigError(
+                f"reset_mask must be a bool array ({self.num_envs},) with at least one True, "
+                f"got {mask.dtype} {mask.shape}"
+            )
         columns = {name: self._one_each(name, value) for name, value in options.items()}
-        envs = [i for i in range(self.num_envs) if chosen[i]]
+        envs = np.flatnonzero(mask).tolist()
         for i in envs:
             self._generator(i, seeds[i])
         return envs, columns
@@ -139,14 +145,3 @@ class BatchedEnv(VectorEnv[Any, Array, Array]):
         if several and len(value) != self.num_envs:
             raise ConfigError(f"{name} must be one value, or one for each of {self.num_envs} envs, got {len(value)}")
         return list(value) if several else [value] * self.num_envs
-
-    def _mask(self, mask: Any) -> NDArray[np.bool_]:
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        mask = np.asarray(mask)
-        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
-            raise ConfigError(
-                f"reset_mask must be a bool array ({self.num_envs},) with at least one True, "
-                f"got {mask.dtype} {mask.shape}"
-            )
-        return mask
