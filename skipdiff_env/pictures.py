@@ -80,7 +80,6 @@ class Pictures:
 
     Attributes:
         names: names of the pictures: photograph and corner, path, or index of the array.
-        splits: "train" or "test" for each photograph of scikit-image; empty for other pictures.
 
     Raises:
         ImageError: there is no picture, a file cannot be read, or one is smaller than `size`.
@@ -92,14 +91,12 @@ class Pictures:
         self._sides: list[tuple[int, int]] = []
         self._decoded: dict[int, Rgb] = {}
         self.names: list[str] = []
-        self.splits: list[str] = []
         self._sources: list[Path | Rgb] = []
         if images is None:
             for name, rgb in (_photographs if whole else _tiles)(size, split):
                 self._sources.append(rgb)
                 self._sides.append((rgb.shape[1], rgb.shape[0]))
                 self.names.append(name)
-                self.splits.append(PHOTOGRAPHS[name.split()[0]])
             return
         given = [images] if isinstance(images, str | Path | np.ndarray) else images
         several = isinstance(given, Sequence)
