@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ddpm.checkpoints import load_denoiser
@@ -382,14 +382,10 @@ class Upscaler:
         rgb = to_uint8(result.sr)
         if picture.grey:  # the net may have added colour
             rgb = np.repeat(np.asarray(Image.fromarray(rgb).convert("L"))[..., None], 3, axis=-1)
-        return replace(picture, rgb=rgb, alpha=self._alpha(picture))
-
-    def _alpha(self, picture: Picture) -> np.ndarray | None:
-        if picture.alpha is None:
-            return None
-        alpha = Image.fromarray(picture.alpha)
-        size = alpha.width * self.scale, alpha.height * self.scale
-        return np.asarray(alpha.resize(size, Image.Resampling.BICUBIC))
+        alpha = picture.alpha
+        if alpha is not None:
+            alpha = np.asarray(ImageOps.scale(Image.fromarray(alpha), self.scale, Image.Resampling.BICUBIC))
+        return replace(picture, rgb=rgb, alpha=alpha)
 
     def __call__(self, image: Image.Image, seed: int = 0) -> Image.Image:
         """Enlarge a Pillow image of any mode."""
