@@ -86,13 +86,6 @@ def price_range(price: float | Sequence[float]) -> tuple[float, float] | None:
     raise ConfigError(f"nfe_penalty must be a number of at least 0, or a pair of rising numbers above 0, got {price!r}")
 
 
-def draw_episode(
-    rng: np.random.Generator, pictures: int, noise_seeds: int, price: float | Sequence[float]
-) -> tuple[int, int, float]:
-    """Draw picture, noise seed and price of a new episode, always all of them and in this order."""
-    return int(rng.integers(pictures)), int(rng.integers(noise_seeds)), draw_price(rng, price)
-
-
 def draw_price(rng: np.random.Generator, price: float | Sequence[float]) -> float:
     """Draw the price of a forward from a range, uniformly in the logarithm; a fixed price is returned unchanged."""
     prices = price_range(price)

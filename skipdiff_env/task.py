@@ -34,7 +34,7 @@ from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.pictures import Crop, Pictures, Rgb, crop
 from skipdiff_env.refinement import Decider, Policy, Refinement, RefinementProcess
 from skipdiff_env.rendering import draw_frame
-from skipdiff_env.rules import NOISE_SEEDS, Action, check_price, draw_episode, episode_reward, quality
+from skipdiff_env.rules import NOISE_SEEDS, Action, check_price, draw_price, episode_reward, quality
 
 
 @functools.lru_cache(maxsize=4)
@@ -164,21 +164,23 @@ class Task:
         options = {} if options is None else options
         if not isinstance(options, Mapping):
             raise ConfigError(f"the options of reset must be a dictionary, got {options!r}")
-        names = ("image", "noise_seed", "nfe_penalty")
-        known = (*names, "crop") if self.pictures.whole else names
+        known = ["image", "noise_seed", "nfe_penalty", *(["crop"] if self.pictures.whole else [])]
         unknown = sorted(map(str, options.keys() - set(known)))
         if unknown:
             raise ConfigError(
                 f"unknown reset option {', '.join(unknown)}; known are {', '.join(known[:-1])} and {known[-1]}"
             )
         config = self.config
-        drawn = draw_episode(rng, len(self.pictures), config.noise_seeds or NOISE_SEEDS, config.nfe_penalty)
-        given: list[Any] = [options.get(name) for name in names]
-        chosen: list[Any] = [own if wanted is None else wanted for own, wanted in zip(drawn, given, strict=True)]
-        image = chosen[0]
+        chosen: dict[str, Any] = {
+            "image": int(rng.integers(len(self.pictures))),
+            "noise_seed": int(rng.integers(config.noise_seeds or NOISE_SEEDS)),
+            "nfe_penalty": draw_price(rng, config.nfe_penalty),
+        }
+        chosen |= {name: value for name, value in options.items() if value is not None}
+        image = chosen["image"]
         if self.pictures.whole and is_whole(image):
-            image = self._drawn_crop(self._index(image), rng, options.get("crop"))
-        return image, chosen[1], self._check_price(chosen[2])
+            image = self._drawn_crop(self._index(image), rng, chosen.get("crop"))
+        return image, chosen["noise_seed"], self._check_price(chosen["nfe_penalty"])
 
     def _drawn_crop(self, index: int, rng: np.random.Generator, asked: Any) -> Crop:
         """Return a random crop of a picture, or the crop with a given first row and column."""
