@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skipdiff_env.pictures import Rgb
 from skipdiff_env.refinement import Refinement
 
 
@@ -26,7 +25,6 @@ class Episode:
         hr: target, (3, H, W) in [-1, 1].
         refinement: state of the process.
         price: price of each fine forward in the reward.
-        rgb: the picture if it was passed to `reset`, uint8 (H, W, 3); else None.
         actions: decisions so far.
         sr: result, (3, H, W) in [-1, 1]; None until the end.
         metrics: name → value, NaN where a metric failed; empty until the end.
@@ -42,7 +40,6 @@ class Episode:
     hr: Tensor
     refinement: Refinement
     price: float = 0.0
-    rgb: Rgb | None = None
     actions: list[Any] = field(default_factory=list)
     sr: Tensor | None = None
     metrics: dict[str, float] = field(default_factory=dict)

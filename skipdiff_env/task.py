@@ -222,8 +222,7 @@ class Task:
         prices = [self.price] * len(images) if prices is None else prices
         return [
             Episode(
-                index, hr, state, price, np.array(image) if isinstance(image, np.ndarray) and image.ndim else None,
-                strengths=self._strengths(hr), noise_seed=int(seed), place=_place(image),
+                index, hr, state, price, strengths=self._strengths(hr), noise_seed=int(seed), place=_place(image),
             )
             for (index, _, hr, _), state, price, image, seed in zip(
                 pictures, states, prices, images, noise_seeds, strict=True
@@ -298,8 +297,8 @@ class Task:
     @staticmethod
     def _source(episode: Episode) -> int | Rgb | Crop:
         """Return the argument of `begin` for the picture of an episode."""
-        if episode.rgb is not None:
-            return episode.rgb.copy()
+        if episode.image_index < 0:
+            return to_uint8(episode.hr)
         return episode.image_index if episode.place is None else (episode.image_index, *episode.place)
 
     def restore(self, saved: Mapping[str, Any]) -> Episode:
@@ -329,8 +328,7 @@ class Task:
                 None if saved["before"] is None else tensor(saved["before"]),
             )  # fmt: skip
             return Episode(
-                index, hr, state, price, saved["image"].copy() if index < 0 else None,
-                [self.process.decisions.as_action(each) for each in saved["actions"]],
+                index, hr, state, price, [self.process.decisions.as_action(each) for each in saved["actions"]],
                 None if saved["sr"] is None else tensor(saved["sr"]), dict(saved["metrics"]), saved["reward"],
                 strengths=self._strengths(hr), noise_seed=saved["noise_seed"], place=_place(saved["image"]),
             )  # fmt: skip
@@ -462,11 +460,10 @@ class Task:
                 rgb = self.pictures[index]
         key = self._keys[index] if rgb is None else self._key(rgb)
         hr, condition = (self.memo.get((name, key)) for name in ("target", "condition"))
-        if (hr is None or condition is None) and rgb is None:
-            rgb = self.pictures[index]  # another picture if the file was replaced
-            key = self._key(rgb)
         if hr is None or condition is None:
-            assert rgb is not None
+            if rgb is None:
+                rgb = self.pictures[index]  # another picture if the file was replaced
+                key = self._key(rgb)
             hr = to_tensor(rgb).to(self.config.device)
             condition = self._condition(hr)
             self.memo.put(("target", key), hr)
