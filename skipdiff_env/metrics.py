@@ -273,13 +273,8 @@ def make_lpips(device: str = "cpu") -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips calls torchvision in the way of older versions
         model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    features = load_file(WEIGHTS / "alexnet_features.safetensors")
-    slices = {
-        name: module for part in range(1, 6) for name, module in getattr(model.net, f"slice{part}").named_children()
-    }
-    for name, module in slices.items():
-        if f"features.{name}.weight" in features:
-            module.weight.data.copy_(features.pop(f"features.{name}.weight"))
-            module.bias.data.copy_(features.pop(f"features.{name}.bias"))
-    assert not features, f"unused LPIPS weights: {sorted(features)}"
+    weights = load_file(WEIGHTS / "alexnet_features.safetensors")
+    # the package's slice2.3.weight is torchvision's features.3.weight
+    names = {name: f"features.{name.partition('.')[2]}" for name in model.net.state_dict()}
+    model.net.load_state_dict({name: weights[own] for name, own in names.items()})
     return model.eval().requires_grad_(False).to(device)
