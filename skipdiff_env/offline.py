@@ -1,6 +1,5 @@
 """Episodes for offline learning, as Minari datasets."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ddpm.util.errors import ConfigError
 from ddpm.util.packages import package
 from ddpm.util.progress import progress
 from skipdiff_env.outcomes import OutcomeTable
-from skipdiff_env.rules import PRICE, Action
+from skipdiff_env.rules import PRICE
 
 
 def check_minari(name: str) -> None:
@@ -77,26 +76,18 @@ def write_minari(
     env: Any = gymnasium.make(env_id, **arguments)
     inner, rng = env.unwrapped, np.random.default_rng(seed)
     whole = OutcomeTable.load(arguments.get("table", env.spec.kwargs["table"]))
-
-    def skipping() -> Callable[[], int]:
-        skip = rng.random()
-
-        def act() -> int:
-            action = Action(int(rng.random() < skip))
-            return int(action if inner.action_masks()[action] else 1 - action)
-
-        return act
-
-    def uniform() -> Callable[[], int]:
-        return lambda: int(rng.choice(np.flatnonzero(inner.action_masks())))
-
-    begin = skipping if inner.tree.kind == "skip" else uniform
     buffers = []
     for i in progress(range(episodes), desc="episodes", unit="episode"):
         observation, info = env.reset(seed=seed + i)
-        act, observations, actions, rewards, terminated = begin(), [observation], [], [], False
+        skip = rng.random() if inner.tree.kind == "skip" else None
+        observations, actions, rewards, terminated = [observation], [], [], False
         while not terminated:
-            action = act()
+            possible = inner.action_masks()
+            if skip is None:
+                action = int(rng.choice(np.flatnonzero(possible)))
+            else:
+                action = int(rng.random() < skip)
+                action = action if possible[action] else 1 - action
             observation, reward, terminated, _, _ = env.step(action)
             observations.append(observation)
             actions.append(action)
