@@ -105,8 +105,12 @@ def draw_map(picture: NDArray[np.uint8], tiles: Sequence["Tile"]) -> NDArray[np.
         uint8, (H + legend, at least W, 3); the picture is in the upper left corner. The colours range from the fewest
         steps of a tile to the most.
     """
+    import matplotlib
+
     numbers = [tile.steps for tile in tiles]
-    colours = _colours(min(numbers), max(numbers))
+    steps = range(min(numbers), max(numbers) + 1)
+    scale = matplotlib.colormaps["viridis"](np.linspace(0, 1, len(steps)), bytes=True)[:, :3]
+    colours = dict(zip(steps, map(tuple, scale.tolist()), strict=True))
     across = _apart((tile.box.left, tile.box.right) for tile in tiles)
     down = _apart((tile.box.top, tile.box.bottom) for tile in tiles)
     height, width = picture.shape[:2]
@@ -123,10 +127,10 @@ def draw_map(picture: NDArray[np.uint8], tiles: Sequence["Tile"]) -> NDArray[np.
             _number(draw, tile.steps, ((left + right) // 2, (top + bottom) // 2), size)
     draw.text((unit // 2, height + unit // 4), "Steps done in each tile", TEXT, font_size=0.8 * unit)
     edges = np.linspace(0, image.width, len(colours) + 1).round().astype(int).tolist()
-    for (steps, colour), (left, right) in zip(colours.items(), pairwise(edges), strict=True):
+    for (number, colour), (left, right) in zip(colours.items(), pairwise(edges), strict=True):
         draw.rectangle((left, height + 3 * unit // 2, right - 1, image.height - 1), colour)
         if right - left >= unit:
-            _number(draw, steps, ((left + right) // 2, height + 9 * unit // 4), 0.7 * unit)
+            _number(draw, number, ((left + right) // 2, height + 9 * unit // 4), 0.7 * unit)
     return np.asarray(image)
 
 
@@ -138,14 +142,6 @@ def map_size(width: int, height: int) -> tuple[int, int]:
 def _unit(width: int) -> int:
     """Return the height of the largest letters on the map of a result of this width, in pixels."""
     return max(18, width // 50)
-
-
-def _colours(fewest: int, most: int) -> dict[int, tuple[int, int, int]]:
-    """Return a colour for each number from the fewest to the most."""
-    import matplotlib
-
-    scale = matplotlib.colormaps["viridis"](np.linspace(0, 1, most - fewest + 1), bytes=True)
-    return {fewest + i: (int(red), int(green), int(blue)) for i, (red, green, blue, _) in enumerate(scale)}
 
 
 def _number(draw: ImageDraw.ImageDraw, number: int, place: tuple[int, int], size: float) -> None:
