@@ -31,6 +31,19 @@ def set_generators(generators: Sequence[np.random.Generator], states: Sequence[A
         raise ConfigError(f"this is not a state that get_state() returned ({error!r})") from None
 
 
+def one_info(infos: Mapping[str, Any], i: int) -> dict[str, Any]:
+    """Return the `info` of one environment from Gymnasium's arrays and their masks ("_name")."""
+    own: dict[str, Any] = {}
+    for name, column in infos.items():
+        if name.startswith("_") or not infos[f"_{name}"][i]:
+            continue
+        if isinstance(column, dict):
+            own[name] = one_info(column, i)
+        else:
+            own[name] = column[i].item() if isinstance(column[i], np.generic) else column[i]
+    return own
+
+
 class BatchedEnv(VectorEnv[Any, Array, Array]):
     """Environments that step together, each with its own generator, as in Gymnasium's `SyncVectorEnv`.
 

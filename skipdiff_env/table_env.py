@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ddpm.util.checks import check_one_of, is_whole
 from ddpm.util.errors import ConfigError
-from skipdiff_env.batches import Array, BatchedEnv, set_generators
+from skipdiff_env.batches import Array, BatchedEnv, one_info, set_generators
 from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.rendering import METADATA, check_render_mode, draw_outcomes
 from skipdiff_env.rules import (
@@ -348,7 +348,7 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
         super().reset(seed=seed)
         self._batch._generators = [(self.np_random, self.np_random_seed)]
         observations, infos = self._batch.reset(options=options)
-        return observations[0], _of_one(infos)
+        return observations[0], one_info(infos, 0)
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Make one decision.
@@ -366,7 +366,7 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
         if not begun or self._batch._state["node"][0] < 0:
             raise ResetNeededError(f"the episode has {'ended' if begun else 'not begun'}; call reset() before step()")
         observations, rewards, terminations, _, infos = self._batch.step(np.asarray(action)[None])
-        return observations[0], float(rewards[0]), bool(terminations[0]), False, _of_one(infos)
+        return observations[0], float(rewards[0]), bool(terminations[0]), False, one_info(infos, 0)
 
     def render(self) -> NDArray[np.uint8] | None:
         """Return a frame (height, width, 3), see `SkipDiffTableVectorEnv.render`."""
@@ -389,16 +389,3 @@ class SkipDiffTableEnv(gym.Env[NDArray[np.float32], Any]):
         """
         self._batch._generators = [(self.np_random, self.np_random_seed)]
         return self._batch.set_state(state)[0]
-
-
-def _of_one(infos: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `info` of the only environment of a batch."""
-    own: dict[str, Any] = {}
-    for name, column in infos.items():
-        if name.startswith("_") or not infos[f"_{name}"][0]:
-            continue
-        if isinstance(column, dict):
-            own[name] = _of_one(column)
-        else:
-            own[name] = column[0].item() if isinstance(column[0], np.generic) else column[0]
-    return own

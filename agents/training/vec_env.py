@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from agents.networks.frames import resize_latents
 from ddpm.util.errors import ConfigError
+from skipdiff_env.batches import one_info
 from skipdiff_env.table_env import SkipDiffTableVectorEnv
 from skipdiff_env.task import Task
 from skipdiff_env.vector_env import SkipDiffVectorEnv
@@ -74,7 +75,7 @@ class SkipDiffVecEnv(VecEnv):
         names = dict.fromkeys(name for options in self._options for name in options)
         options = {name: [options.get(name) for options in self._options] for name in names}
         observations, infos = self.env.reset(seed=self._seeds, options=options)
-        self.reset_infos = [_one_info(infos, i) for i in range(self.num_envs)]
+        self.reset_infos = [one_info(infos, i) for i in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
         return observations
@@ -93,7 +94,7 @@ class SkipDiffVecEnv(VecEnv):
 
     def _info(self, infos: Mapping[str, Any], i: int, ended: bool) -> dict[str, Any]:
         """Return the `info` of one environment in `step_wait`."""
-        info = _one_info(infos, i)
+        info = one_info(infos, i)
         if ended:
             last, final = info.pop("final_obs"), info.pop("final_info")
             self.reset_infos[i] = info
@@ -147,20 +148,6 @@ class SkipDiffVecEnv(VecEnv):
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
         """Return a frame for each environment, (height, width, 3)."""
         return list(self.env.render() or [None] * self.num_envs)
-
-
-def _one_info(infos: Mapping[str, Any], i: int) -> dict[str, Any]:
-    """Return the `info` of one environment from Gymnasium's arrays and their masks ("_key")."""
-    info = {}
-    for key, values in infos.items():
-        mask = infos.get(f"_{key}")
-        if key.startswith("_") or (mask is not None and not mask[i]):
-            continue
-        if isinstance(values, Mapping):
-            info[key] = _one_info(values, i)
-        else:
-            info[key] = values[i].item() if isinstance(values[i], np.generic) else values[i]
-    return info
 
 
 class VecPictureBaseline(VecEnvWrapper):
