@@ -35,7 +35,8 @@ def one_info(infos: Mapping[str, Any], i: int) -> dict[str, Any]:
     """Return the `info` of one environment from Gymnasium's arrays and their masks ("_name")."""
     own: dict[str, Any] = {}
     for name, column in infos.items():
-        if name.startswith("_") or not infos[f"_{name}"][i]:
+        mask = infos.get(f"_{name}")  # other wrappers may leave it out
+        if name.startswith("_") or (mask is not None and not mask[i]):
             continue
         if isinstance(column, dict):
             own[name] = one_info(column, i)

@@ -94,7 +94,8 @@ class SkipDiffTableVectorEnv(BatchedEnv):
         if self._relative and any(np.isnan(values).any() for values in self.table.metrics.values()):
             raise ConfigError("a metric failed for some crops of the table; make it from other photographs")
         self._set_spaces(self.tree.observation_space, self.tree.action_space)
-        self._coarse = int(self.table.description.get("plan", {"S": 1})["S"]) - 1
+        coarse = int(self.table.description.get("plan", {"S": 1})["S"]) - 1
+        self._coarse = coarse * self.table.forwards_per_call
         ways: dict[str, list[Any]] = {
             "levels": [schedule.levels for schedule in self.table.schedules],
             "substeps": [schedule.substeps for schedule in self.table.schedules],

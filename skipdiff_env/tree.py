@@ -167,13 +167,13 @@ class Tree:
 
     @cached_property
     def forwards(self) -> NDArray[np.int64]:
-        """The forwards of each action at each node, (nodes, actions)."""
+        """The forwards of each action at each node, (nodes, actions), including those of guidance."""
         if self.kind == "schedule":
             return self.table.forwards[None]
         if self.kind in FORWARDS:
             return np.full(self.moves.shape, self.table.forwards_per_call)
         taken = np.where(self.possible, np.arange(2), 1 - np.arange(2))
-        return (taken == Action.DENOISE).astype(np.int64) + (self.moves < 0)
+        return ((taken == Action.DENOISE).astype(np.int64) + (self.moves < 0)) * self.table.forwards_per_call
 
     @property
     def longest(self) -> int:

@@ -622,3 +622,22 @@ def test_wrong_commands(tmp_path: Path, photos: Path) -> None:
         assert run.exit_code == 2, run.output
         assert message in run.output
         assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["restart", "coarse"])
+def test_guidance_counts(name: str, tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    """With two forwards for each prediction, an episode has twice as many and pays for them."""
+    plain = OutcomeTable.load(tables[name][0])
+    guided = replace(plain, description={**plain.description, "forwards_per_call": 2})
+    ended = []
+    for table in (plain, guided):
+        env = skip_env(table=table, nfe_penalty=0.125)
+        _, info = env.reset(options={"image": 1, "noise_seed": 0})
+        nfe, terminated, reward = [info["nfe"]], False, 0.0
+        while not terminated:
+            _, reward, terminated, _, info = env.step(0)
+            nfe.append(info["nfe"])
+        ended.append((np.array(nfe), reward))
+    (once, reward), (twice, paid) = ended
+    np.testing.assert_array_equal(twice, 2 * once)
+    assert reward - paid == pytest.approx(0.125 * (once[-1] - once[0]))
