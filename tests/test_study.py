@@ -143,7 +143,7 @@ def test_parts_stay(unet: UNet, hr: torch.Tensor, tmp_path: Path) -> None:
     assert not sizes
     damaged = next(tmp_path.glob("parts/CSA*/0-0.json"))
     (row,) = json.loads(damaged.read_text(encoding="utf-8"))
-    for others in ([], [row, row], [{**row, "image": 1}], [{**row, "seed": 1}], [{**row, "method": "x"}]):
+    for others in ([], [row, row], [{**row, "image": 1}], [{**row, "seed": 1}], [{**row, "family": "x"}]):
         damaged.write_text(json.dumps(others), encoding="utf-8")
         with pytest.raises(ConfigError, match="does not hold the rows of its pictures; remove it"):
             runner.run([start], list(hr), [0, 1], tmp_path)

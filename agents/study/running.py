@@ -190,8 +190,8 @@ class Runner:
         if path is not None and path.exists():
             rows = read_rows(path)
             pictures = range(len(batch.hr)) if self._fitting(method) else ()
-            expected = [(method.name, batch.first + i, batch.seed) for i in pictures]
-            if [(row.method, row.image, row.seed) for row in rows] != expected:
+            expected = [(method.name, method.family, batch.first + i, batch.seed) for i in pictures]
+            if [(row.method, row.family, row.image, row.seed) for row in rows] != expected:
                 raise ConfigError(f"{path} does not hold the rows of its pictures; remove it, or give another --out")
             return rows
         result = method.run(batch)
