@@ -78,7 +78,8 @@ class AgentConfig:
         if not isinstance(trained, str | Path | None):
             raise ConfigError(f"checkpoint in env of training must be a name or a folder, got {shown(trained)}")
         if (self.schedules is not None) != ("schedules" in KINDS[self.kind].takes):
-            raise ConfigError(f'schedules belong to agents of the kind "schedule", got the kind {self.kind}')
+            verb = "need" if self.schedules is None else "do not take"
+            raise ConfigError(f'agents of the kind "{self.kind}" {verb} schedules, got {shown(self.schedules)}')
         if self.schedules is not None:
             object.__setattr__(self, "schedules", tuple(self.schedules))
         self.make_decisions()  # refuses what does not fit

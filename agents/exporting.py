@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 
 from agents.agent import Agent, AgentConfig
@@ -124,8 +125,12 @@ def plain_settings(config: TaskConfig) -> dict[str, Any]:
     found = {each.name: getattr(config, each.name) for each in fields(config) if each.name not in ELSEWHERE}
     if config.schedules is not None:
         found["schedules"] = list(map(str, config.schedules))
-    # of a function only the name is kept, and of an object its text
-    return json.loads(json.dumps(found, default=lambda each: getattr(each, "__name__", str(each))))
+    return json.loads(json.dumps(found, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers of NumPy as those of Python, the name of a function, and the text of any other object."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else getattr(value, "__name__", str(value))
 
 
 def _check_spaces(model: Any, config: AgentConfig, env: Any) -> None:

@@ -63,7 +63,7 @@ def find_shared(path: str | Path) -> Shared:
             `train-agent`.
 
     Raises:
-        CheckpointError: there is neither a checkpoint nor an agent, or it is damaged.
+        CheckpointError: there is neither a checkpoint nor an agent, or a file of it or of its run is damaged.
     """
     folder = shipped_checkpoints().get(str(path), Path(path))
     if not folder.is_dir():
@@ -90,8 +90,7 @@ def _checkpoint(folder: Path) -> Shared:
         files |= {f"{own.name}/{file.name}": file for file in own.iterdir() if file.name in (*OWN, CARD)}
     facts: dict[str, Mapping[str, Any]] = {"Settings": unet.settings}
     run = folder.parent / CONFIG
-    if folder.name == "checkpoint" and run.is_file():
-        training = read_settings(run)
+    if folder.name == "checkpoint" and run.is_file() and (training := read_settings(run)):
         facts["Training"] = {name: value for name, value in training.items() if name not in ("images", "unet")}
     return Shared("checkpoint", folder, files, facts)
 

@@ -362,4 +362,4 @@ def _chosen_substeps(most: int, substeps: Sequence[int] | None) -> list[int]:
     chosen = [2**i for i in range(most.bit_length())] if substeps is None else list(substeps)
     if not chosen or not all(is_whole(m) and 1 <= m <= most for m in chosen):
         raise ConfigError(f"substeps must be whole numbers in 1 … {most}, as the network has learnt, got {chosen}")
-    return chosen
+    return [int(m) for m in chosen]

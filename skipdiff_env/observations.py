@@ -41,7 +41,7 @@ class Observer:
         unet: the network, which decodes estimates into pictures; None: there are no estimates.
         memo: store for features; None: they are not remembered.
         latent_bound: largest possible absolute value of a latent; infinite if there is no bound.
-        clips: whether latents and conditions are clipped to their bounds, which some networks never exceed.
+        clips: whether latents are clipped to the bound; they need not be if the network never exceeds it.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Observer:
         if self.kind == "features":
             return np.stack([self._features(state, price) for state, price in zip(states, prices, strict=True)])
 
-        latents = self._pictures([state.latent for state in states], self.bound)
+        latents = self._pictures([state.latent for state in states], self.bound if self.clips else None)
         if self.kind == "latent":
             return latents
         length = self.plan.length
@@ -115,10 +115,10 @@ class Observer:
             parts["price"] = _column(prices)
         return parts
 
-    def _pictures(self, tensors: Sequence[Tensor], bound: float) -> NDArray[Any]:
-        """Return tensors (C, H, W) as an array (B, C, H, W), clipped to the bound if they may exceed it."""
+    def _pictures(self, tensors: Sequence[Tensor], bound: float | None) -> NDArray[Any]:
+        """Return tensors (C, H, W) as an array (B, C, H, W), clipped to a bound."""
         batch = torch.stack(list(tensors))
-        batch = batch.clamp_(-bound, bound) if self.clips else batch
+        batch = batch if bound is None else batch.clamp_(-bound, bound)
         return batch.to(DTYPES[self.dtype]).cpu().numpy()
 
     def _features(self, state: Refinement, price: float) -> NDArray[np.float32]:

@@ -301,7 +301,9 @@ def best_of_others(rewards: Array) -> NDArray[np.intp]:
 
 
 def gap_closed(reward: float, fixed: float, best: float) -> float:
-    """Return the gap that is closed between two rewards, 0 for `fixed` and 1 for `best`; NaN if there is no gap.
+    """Return the share of the gap between two rewards that a policy closes: 0 at `fixed`, 1 at `best`.
+
+    It is NaN if there is no gap.
 
     Args:
         reward: mean reward of a policy.
@@ -312,7 +314,7 @@ def gap_closed(reward: float, fixed: float, best: float) -> float:
 
 
 def share_of_gain(own: Array, fixed: Array, best: Array, seed: int = 0) -> tuple[float, float, float]:
-    """Return `gap_closed` by the mean over photographs, with its interval.
+    """Return the share of the gap that is closed on average over photographs, with its interval.
 
     Args:
         own: reward of the policy for each photograph, (photographs,).

@@ -332,7 +332,7 @@ def test_what_cannot_be_exported(detailed: str, pictures: Path, tmp_path: Path) 
         (("policy", "settings", "net_arch"), [9], "does not fit"),
         (("policy",), None, "policy must be a mapping"),
         (("kind",), "guess", "kind must be one of skip, stride, continuous, schedule"),
-        (("kind",), "stride", 'schedules belong to agents of the kind "schedule"'),
+        (("kind",), "stride", 'agents of the kind "stride" do not take schedules'),
         (("plan",), None, "a setting is missing or of the wrong type"),
         (("schedules",), ["6*x", "6"], "levels must be falling whole numbers"),
         (("schedules",), ["5", "4"], "levels must be falling whole numbers that begin with 6"),

@@ -371,7 +371,7 @@ def test_tables_and_trainings_by_the_command(jumping: str, photos: Path, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedules": None}, 'schedules belong to agents of the kind "schedule", got the kind schedule'),
+        ({"schedules": None}, 'agents of the kind "schedule" need schedules, got None'),
         ({"schedules": ["6*x"]}, "levels must be falling whole numbers"),
         ({"plan": None}, "a setting is missing or of the wrong type"),
         ({"plan": {**PLAN.settings(), "skip_mode": "restart"}}, 'decisions "schedule" need skip_mode jump'),

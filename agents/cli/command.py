@@ -1,6 +1,7 @@
 """Click commands that report errors in one line, for `skipdiff` and the benchmarks."""
 
 import errno
+import logging
 from typing import Any
 
 import click
@@ -16,6 +17,8 @@ class Command(click.Command):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
+        # what Pillow logs about odd TIFFs is in the error already
+        logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
         try:
             with orderly_end():
                 return super().invoke(ctx)

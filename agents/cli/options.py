@@ -12,10 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import click
 from click.core import ParameterSource
 
-from ddpm.samplers import coarse_eta
 from ddpm.util.errors import ConfigError
 from ddpm.util.files import real_path
-from skipdiff_env.plan import PARTS
 
 Command = Callable[..., Any]
 
@@ -104,6 +102,8 @@ def numbers(count: int | None = None) -> Callable[[click.Context, click.Paramete
 
 
 def _sampler(text: str) -> str:
+    from ddpm.samplers import coarse_eta
+
     coarse_eta(text, "the sampler")
     return text
 
@@ -300,6 +300,8 @@ def episode_settings(options: dict[str, Any]) -> dict[str, Any]:
 
     None leaves the default.
     """
+    from skipdiff_env.plan import PARTS
+
     names = ("checkpoint", "images", "split", "degradation", "image_size", "metric", "nfe_penalty", *PARTS)
     settings = {name: options.pop(name, None) for name in names}
     settings["images"] = list(settings["images"] or ()) or None

@@ -28,7 +28,6 @@ from agents.cli.options import (
     numbers,
     sampler,
 )
-from skipdiff_env.plan import PARTS
 
 
 def _hint_at_judge(names: Iterable[str]) -> None:
@@ -123,6 +122,7 @@ def evaluate(
     from ddpm.util.progress import say
     from skipdiff_env.judges import refuse_judge
     from skipdiff_env.pictures import photographs_of
+    from skipdiff_env.plan import PARTS
 
     options |= {} if env_id is None else _scoring(ctx, env_id, options)
     refuse_judge(options["reward"])
@@ -167,7 +167,7 @@ def _scoring(ctx: click.Context, env_id: str, options: Mapping[str, Any]) -> dic
     from ddpm.util.errors import ConfigError
     from skipdiff_env.config import TaskConfig
     from skipdiff_env.decisions import make_decisions
-    from skipdiff_env.plan import Plan
+    from skipdiff_env.plan import PARTS, Plan
 
     given = given_options(ctx, options)
     task = TaskConfig.of(environment(env_id))

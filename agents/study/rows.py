@@ -120,11 +120,11 @@ def with_rewards(
     more. On average, the part of the oracle's gain that is due to the picture is at least the gain of this row.
 
     Args:
-        rows: rows with every start of the fine chain, or without any start; those of the originals, which have no
-            reward, are moved to the end.
+        rows: rows with every start of the fine chain, or without any start, and one for each method, picture and noise;
+            those of the originals, which have no reward, are moved to the end.
         metric: metric of the reward; must be among the rows' metrics.
-        train: rows of the starts or schedules on other pictures, on which the best fixed one is chosen; empty: the best
-            on these pictures.
+        train: rows of the same starts or schedules on other pictures, on which the best fixed one is chosen; empty: the
+            best on these pictures.
         kind: kind of the reward, one of `skipdiff_env.rules.REWARDS`.
         price: price of a fine forward.
         coarse: method → forwards of its coarse stage, which cost nothing.

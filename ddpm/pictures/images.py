@@ -1,7 +1,6 @@
 """Finding, reading and writing pictures."""
 
 import glob
-import logging
 import os
 import tempfile
 import warnings
@@ -33,8 +32,6 @@ from ddpm.pictures.formats import (
 from ddpm.util.errors import ImageError, one_line
 from ddpm.util.files import atomic_path
 
-# what Pillow logs about odd TIFFs is in the error already
-logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 # Pillow's names of the formats in which several pictures are frames, and not pages, layers or previews.
 ANIMATED = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 

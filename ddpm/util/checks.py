@@ -50,8 +50,10 @@ def check_one_of(known: Iterable[Any], **values: Any) -> None:
             raise ConfigError(f"{name} must be one of {', '.join(map(str, known))}, got {shown(value)}")
 
 
-# The largest whole number that programs in C take, and the largest factor of an enlargement.
-LARGEST, MOST_TIMES = 2**63 - 1, 64
+# The largest whole number that programs in C take.
+LARGEST = 2**63 - 1
+# The largest factor of an enlargement.
+MOST_TIMES = 64
 
 
 def check_types(config: Any) -> None:

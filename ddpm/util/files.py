@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.util.checks import shown
-from ddpm.util.errors import CheckpointError, ConfigError, first_line
+from ddpm.util.errors import CheckpointError, ConfigError
 
 # Prefix of temporary names.
 TEMPORARY = ".skipdiff-"
@@ -117,7 +117,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         found = read_json(path)
     except ConfigError as error:
-        raise CheckpointError(f"{path} is {'damaged' if path.exists() else 'missing'} ({first_line(error)})") from None
+        damaged = f"{path} is damaged ({str(error).removeprefix(f'{path} is ')})"
+        raise CheckpointError(damaged if path.exists() else str(error)) from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is damaged (expected settings by name, got {shown(found)})")
     return found
