@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from agents.agent import Agent, State
 from agents.networks.frames import resize_latents
 from skipdiff_env.episode import Episode
-from skipdiff_env.observations import Observation, Observer
+from skipdiff_env.observations import Observation, Observer, observes_estimates
 from skipdiff_env.pictures import Rgb
 from skipdiff_env.refinement import Decider, Policy, Refinement, RefinementProcess
 from skipdiff_env.task import Task
@@ -36,7 +36,7 @@ class AgentPolicy:
         self.agent = agent
         self.price = agent.config.price(quality, price)
         self.decisions = agent.config.make_decisions()
-        self.keep_estimates = agent.config.observation == "features" and not self.decisions.whole
+        self.keep_estimates = observes_estimates(agent.config.observation, self.decisions.whole)
 
     @property
     def tile(self) -> int:

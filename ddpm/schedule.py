@@ -59,8 +59,12 @@ def even_levels(start: int, forwards: int) -> tuple[int, ...]:
 def check_levels(levels: Sequence[int], T: int | None = None) -> tuple[int, ...]:
     """Check a schedule that is given by the steps at which the network runs.
 
+    Args:
+        levels: the steps.
+        T: the step with which they must begin; None: they may begin with any step.
+
     Raises:
-        ConfigError: the levels are not falling whole numbers from T on (None: any number), the last of them at least 1.
+        ConfigError: the levels are not falling whole numbers, or begin with another step, or end below 1.
     """
     levels = levels if isinstance(levels, tuple | list) else []
     first = T if T is not None else levels[0] if levels else 1

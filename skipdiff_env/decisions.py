@@ -322,7 +322,7 @@ class Choice(Decisions):
         return f"the place of a schedule, 0 … {len(self.schedules) - 1}"
 
 
-# The kinds by name. Another program may add kinds of its own.
+# The kinds by name. Other programs may add further kinds.
 KINDS: dict[str, type[Decisions]] = {kind.kind: kind for kind in (Skip, Stride, Continuous, Choice)}
 
 

@@ -29,6 +29,16 @@ def one_observation(batch: Observation, i: int) -> Observation:
     return {name: part[i] for name, part in batch.items()} if isinstance(batch, dict) else batch[i]
 
 
+def observes_estimates(kind: str, whole: bool) -> bool:
+    """Return whether the last estimate of x_0 is part of an observation.
+
+    Args:
+        kind: one of `skipdiff_env.config.OBSERVATIONS`.
+        whole: whether one decision is about a whole schedule.
+    """
+    return kind == "features" and not whole
+
+
 class Observer:
     """The observations of the states of a process, for the environments and the agents' policies.
 

@@ -258,12 +258,15 @@ class RefinementProcess:
             for condition, seed, key, latent in zip(lr_up, noise_seeds, keys, coarse, strict=True)
         ]
 
-    def step(self, states: Sequence[Refinement], actions: Sequence[Any]) -> None:
+    def step(self, states: Sequence[Refinement], actions: Sequence[Any]) -> list[Any]:
         """Perform one decision for each picture; the states are changed in place.
 
         `decisions` turns actions into jumps. In the paper's decisions, at the steps t ≥ 2, DENOISE runs the network at
         the state's level and goes to t - 1; SKIP goes back to the coarse latent ("restart", Eq. 14), or does not change
         latent and level ("jump").
+
+        Returns:
+            The actions as episodes record them, see `Decisions.as_action`.
         """
         assert all(not self.decided(state) for state in states), "nothing is left to decide; finish() does the rest"
         if len(actions) != len(states):
@@ -277,17 +280,18 @@ class RefinementProcess:
         if not self.decisions.stepwise:
             for state in states:
                 state.t = state.level
-            return
+            return actions
         for state, action in zip(states, actions, strict=True):
             state.t -= 1
             if self.plan.skip_mode == "restart":
                 if action == SKIP:  # Eq. 14
                     state.latent, state.path, state.substeps = state.coarse_latent, (), ()
                 state.level = state.t
+        return actions
 
     def decided(self, state: Refinement) -> bool:
         """Return whether a picture does not need further decisions, so that `finish` can end it."""
-        return state.t <= self.decisions.stepwise
+        return state.t <= (1 if self.decisions.stepwise else 0)
 
     @torch.no_grad()
     def finish(self, states: Sequence[Refinement]) -> list[Tensor]:
@@ -476,7 +480,11 @@ class RefinementProcess:
 
     @torch.inference_mode()
     def _run(self, missing: Sequence[tuple[Refinement, Refinement]]) -> None:
-        """Run one forward for each state; beside it are the path and the substeps after the forward."""
+        """Run one forward for each state, in batches.
+
+        Args:
+            missing: for each forward the state, and a copy of it that has the path and the substeps after the forward.
+        """
 
         @lru_cache(maxsize=1)  # the tiles of a picture are consecutive, and use parts of one noise
         def noise_of(seed: int, t: int, shape: tuple[int, ...]) -> Tensor:

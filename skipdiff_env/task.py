@@ -29,7 +29,7 @@ from skipdiff_env.features import FEATURES, features
 from skipdiff_env.judges import JUDGES, judge_file, refuse_judge
 from skipdiff_env.memo import Memo, Store
 from skipdiff_env.metrics import as_metric
-from skipdiff_env.observations import Observation, Observer
+from skipdiff_env.observations import Observation, Observer, observes_estimates
 from skipdiff_env.outcomes import OutcomeTable
 from skipdiff_env.pictures import Crop, Pictures, Rgb, crop
 from skipdiff_env.refinement import Decider, Policy, Refinement, RefinementProcess
@@ -100,7 +100,7 @@ class Task:
         )  # fmt: skip
         self.process = RefinementProcess(
             self.unet, self.plan, self.memo, config.batch_size, config.device, decisions,
-            keep_estimates=config.observation == "features" and not decisions.whole,
+            keep_estimates=observes_estimates(config.observation, decisions.whole),
         )  # fmt: skip
         self.observer = Observer(
             config.observation, self.plan, config.price_range, config.obs_dtype, decisions.whole,
@@ -238,9 +238,9 @@ class Task:
 
     def step(self, episodes: Sequence[Episode], actions: Sequence[Any]) -> None:
         """Perform one decision for each episode; after the last decision, run it to the end and set its reward."""
-        self.process.step([episode.refinement for episode in episodes], actions)
-        for episode, action in zip(episodes, actions, strict=True):
-            episode.actions.append(self.process.decisions.as_action(action))
+        taken = self.process.step([episode.refinement for episode in episodes], actions)
+        for episode, action in zip(episodes, taken, strict=True):
+            episode.actions.append(action)
         if last := [episode for episode in episodes if self.process.decided(episode.refinement)]:
             self._end(last)
 

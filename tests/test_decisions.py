@@ -174,7 +174,7 @@ def test_plain_algorithms_train_on_every_kind(jumping: str, photos: Path) -> Non
 
 
 def test_the_largest_number_of_substeps(jumping: str, photos: Path) -> None:
-    """Of continuous decisions it may be smaller than the network's."""
+    """Continuous decisions may be limited to fewer substeps than the network has learnt."""
     for substeps, most in ((None, 8), ([1, 4], 4)):
         env = SkipDiffEnv(**settings(jumping, photos, "continuous", substeps=substeps))
         _, _, info = played(env, [[1, 1]])

@@ -626,7 +626,7 @@ def test_wrong_commands(tmp_path: Path, photos: Path) -> None:
 
 @pytest.mark.parametrize("name", ["restart", "coarse"])
 def test_guidance_counts(name: str, tables: dict[str, tuple[Path, dict[str, Any]]]) -> None:
-    """With two forwards for each prediction, an episode has twice as many and pays for them."""
+    """With guidance, an episode counts and pays for two forwards per prediction."""
     plain = OutcomeTable.load(tables[name][0])
     guided = replace(plain, description={**plain.description, "forwards_per_call": 2})
     ended = []
